@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,6 @@ Role = Literal["out", "in", "scale"]
 Scope = Literal["layer", "global", "erk"]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class SecateurError(Exception):
@@ -191,10 +189,10 @@ class Network:
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
-    aliases: Mapping[str, str] = EMPTY
+    aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: tuple[Size, ...] = ()
     example_inputs: tuple[Any, ...] = ()
-    example_kwargs: Mapping[str, Any] = EMPTY
+    example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     graph: Any = None
 
     def group(self, name: str) -> Group:
@@ -281,9 +279,9 @@ class Evidence:
     """
 
     weights: Mapping[str, Tensor]
-    moments: Mapping[str, Moments] = EMPTY
-    gradients: Mapping[str, Tensor] = EMPTY
-    taylor: Mapping[str, Tensor] = EMPTY
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    taylor: Mapping[str, Tensor] = field(default_factory=dict)
     flow: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     chain: Any = None
     images: tuple[Tensor, Tensor] | None = None
@@ -326,12 +324,12 @@ class Plan:
 
     network: Network
     method: str
-    keep: Mapping[str, IntArray] = EMPTY
-    masks: Mapping[str, BoolArray] = EMPTY
-    merges: Mapping[str, Merge] = EMPTY
+    keep: Mapping[str, IntArray] = field(default_factory=dict)
+    masks: Mapping[str, BoolArray] = field(default_factory=dict)
+    merges: Mapping[str, Merge] = field(default_factory=dict)
     budget: str = ""
     seed: int = 0
-    notes: Mapping[str, Any] = EMPTY
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of the units of a group that go."""
@@ -471,4 +469,9 @@ class Tolerance:
 
 
 Budget = Units | Weights | Params | Macs | Tolerance
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "field")]
+__all__ = [
+    "BoolArray", "Budget", "CaptureError", "Evidence", "ExactnessError", "Frozen", "Group", "InputError",
+    "IntArray", "Layer", "Macs", "Merge", "Moments", "Network", "NothingToPrune", "Params", "Plan",
+    "PlanError", "Role", "Scope", "SecateurError", "Size", "Slot", "StoreError", "Tolerance", "Units",
+    "Weights", "unknown",
+]
