@@ -1,0 +1,142 @@
+"""What a shrunk network should compute, found without looking at any plan.
+
+The parameters of a perturbed network are distinct random numbers.  So the values of a shrunk network
+say which entries of the original they are: `unshrunk` puts each back where it came from, zeros
+everywhere else, and the original class, at its original size, then says what the output should be.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from bank import Entry
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.core import Network, Plan
+
+TOLERANCE = 1e-10
+
+
+class NotAPart(Exception):
+    """A network's parameters are not entries of the original's."""
+
+
+def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Move every parameter and running statistic off its initial value, in place.
+
+    Biases that are 0, gains that are 1 and statistics of 0 and 1 hide mistakes; and afterwards all
+    entries are distinct, which `unshrunk` needs.
+    """
+    generator = Generator().manual_seed(seed)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 1
+            parameter += noise(parameter) * (fan**-0.5 if parameter.ndim > 1 else 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.2 * noise(buffer)
+            if name.endswith("running_var"):
+                buffer *= 0.5 + noise(buffer).abs()
+    return model
+
+
+def entries(model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Return all parameter entries sorted, and for each its place in the concatenation of parameters."""
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+    order = np.argsort(flat, kind="stable")
+    if (np.diff(flat[order]) == 0).any():
+        raise ValueError("the original has equal entries; perturb it first")
+    return flat[order], order
+
+
+def places(original: nn.Module, small: nn.Module) -> dict[str, np.ndarray]:
+    """Return, for each parameter of `small`, the places of its entries among those of `original`.
+
+    A place is an index into the concatenation of the original's parameters.  A parameter whose
+    entries come from several, or which are no entries at all, raises `NotAPart`.
+    """
+    values, order = entries(original)
+    ends = np.cumsum([p.numel() for p in original.parameters()])
+    found = {}
+    for name, parameter in small.named_parameters():
+        flat = parameter.detach().to(torch.float64).numpy().reshape(-1)
+        at = np.minimum(np.searchsorted(values, flat), len(values) - 1)
+        if (values[at] != flat).any():
+            raise NotAPart(f"{name} holds values that the original does not have")
+        found[name] = order[at]
+        if len(np.unique(np.searchsorted(ends, order[at], side="right"))) > 1:
+            raise NotAPart(f"{name} mixes several of the original's parameters")
+    return found
+
+
+def unshrunk(original: nn.Module, small: nn.Module) -> nn.Module:
+    """Return a copy of `original` in which every parameter entry that `small` lacks is zero."""
+    full = copy.deepcopy(original)
+    kept = torch.zeros(sum(p.numel() for p in original.parameters()), dtype=torch.bool)
+    for place in places(original, small).values():
+        kept[torch.from_numpy(place)] = True
+    start = 0
+    with torch.no_grad():
+        for parameter in full.parameters():
+            alive = kept[start : start + parameter.numel()].view(parameter.shape)
+            parameter.copy_(torch.where(alive, parameter, 0))
+            start += parameter.numel()
+    return full
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """Return the floating tensors of a model's outputs, in order."""
+    leaves = tree_leaves(dict(outputs) if isinstance(outputs, dict) else outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def run(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
+    """Run a model without gradients and return its floating outputs."""
+    with torch.no_grad():
+        return tensors(model(*example[0], **example[1]))
+
+
+def distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest value, inf where shapes differ."""
+    if [x.shape for x in ours] != [x.shape for x in theirs]:
+        return float("inf")
+    scale = max(float(y.abs().max()) for y in theirs)
+    worst = max(float((x - y).abs().max()) for x, y in zip(ours, theirs, strict=True))
+    return worst / scale if np.isfinite(worst) else float("inf")
+
+
+def other_examples(entry: Entry) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Make inputs that tracing has not seen: the same batch size, and another."""
+    yield entry.example(seed=1)
+    yield entry.example(batch=entry.batch + 2, seed=2)
+
+
+def deviation(entry: Entry, original: nn.Module, small: nn.Module) -> float:
+    """Return how far `small` is from the original with the entries that `small` lacks set to zero."""
+    full = unshrunk(original, small)
+    return max(distance(run(small, example), run(full, example)) for example in other_examples(entry))
+
+
+def size(model: nn.Module) -> int:
+    """Count the parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def half_plan(network: Network, seed: int = 0, only: str | None = None) -> Plan:
+    """Keep a random half of the units of every exact group, or of the group named alone."""
+    generator = np.random.default_rng(seed)
+    keep = {}
+    for group in network.groups:
+        order = generator.permutation(group.size)
+        if group.exact and group.size > 1 and only in (None, group.name):
+            keep[group.name] = np.sort(order[: -(group.size // 2)]).astype(np.int64)
+    return Plan(network, "random half", keep, seed=seed)
