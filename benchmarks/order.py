@@ -1,9 +1,9 @@
 """Time the order engine on digraphs with 4096 vertices against closure by float matrix products.
 
-Run `python benchmarks/order.py` (about two minutes on one core; `--vertices 1024` for a quick look).  Prints one
-JSON line a case: the time from the boolean adjacency matrix to the meet-irreducibles (best of `--repeat`), the
-time of the same closure by repeated squaring in float32, and their ratio, both as CPU time of one process.
-The closures are compared entry by entry.
+Run `python benchmarks/order.py` (a minute on one core; `--vertices 1024` for a quick look).  Prints one JSON
+line a case: the time from the boolean adjacency matrix to the meet-irreducibles (best of `--repeat`), the time
+of the same closure by repeated squaring in float32, and their ratio, both as CPU time of one process.  The
+closures are compared entry by entry.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compare(n: int, edges: float, repeat: int) -> dict[str, Any]:
 
 def parts(n: int, count: int, repeat: int) -> dict[str, Any]:
     """Time a digraph of `count` independent parts as a whole and in parts (wall time, 2 threads)."""
-    blocks = [random_dag(n // count, 4 * n // count, np.random.default_rng(k)) for k in range(count)]
+    blocks = [random_dag(n // count, 0.1 * (n // count) ** 2, np.random.default_rng(k)) for k in range(count)]
     whole = np.zeros((n, n), bool)
     for k, block in enumerate(blocks):
         place = slice(k * len(block), (k + 1) * len(block))

@@ -6,11 +6,11 @@ before any closure is taken, so that k equal parts cost a k-th of the work and m
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -76,7 +76,7 @@ def decompose(adjacency: Any, jobs: int = 1) -> Parts:
 
     Args:
         adjacency: [n, n], dense or scipy sparse; entry (i, j) not zero: an edge i -> j.
-        jobs: Number of threads (the compiled loops release the interpreter's lock); -1 for all cores.
+        jobs: Number of threads (the compiled loops release the interpreter's lock).
 
     Raises:
         ValueError: If it is not square, is empty, or holds NaN.
@@ -98,4 +98,5 @@ def decompose(adjacency: Any, jobs: int = 1) -> Parts:
 
 
 def _in_threads(jobs: int, task: Any, items: Any) -> list[Any]:
-    return Parallel(n_jobs=jobs, prefer="threads")(delayed(task)(item) for item in items)
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        return list(pool.map(task, items))
