@@ -1,0 +1,206 @@
+"""How good a network is, and how far it went from another: metrics and agreement.
+
+A metric is any callable (model, batches) -> float where more is better; batches are pairs
+(inputs, targets), with inputs a tensor, a sequence of positional or a mapping of keyword arguments.
+Everything runs on the device and in the dtype of the model; sums are kept in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.analysis.cost import Cost, call, cost, evaluating, macs
+from secateur.analysis.latency import Latency, latency
+from secateur.core import InputError, unknown
+
+Metric = Callable[[nn.Module, Iterable[Any]], float]
+IGNORED = -100
+
+
+def logits(output: Any) -> Tensor:
+    """Return the tensor of scores in a model's output: itself, `.logits`, or its first tensor."""
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(values, Iterable):
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    raise InputError(f"the model returned {type(output).__name__}, which holds no tensor of scores; "
+                     "pass a metric of your own, a callable (model, batches) -> float")
+
+
+def class_axis(scores: Tensor, targets: Tensor) -> int:
+    """Return the axis of the scores that runs over classes, as the targets' shape tells it.
+
+    Axis 1 (torch's convention) goes before the last axis (language models).
+    """
+    shape, wanted = tuple(scores.shape), tuple(targets.shape)
+    if len(shape) > 1 and shape[:1] + shape[2:] == wanted:
+        return 1
+    if len(shape) > 1 and shape[:-1] == wanted:
+        return len(shape) - 1
+    raise InputError(f"scores of shape {shape} and targets of shape {wanted} do not belong together: targets "
+                     "must be class numbers and have the scores' shape without its class axis")
+
+
+def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Return the share of targets whose class has the highest score; targets of -100 do not count.
+
+    Example:
+        >>> model = nn.Identity()
+        >>> accuracy(model, [(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))])
+        0.5
+    """
+    right = total = 0
+    for scores, targets in _scored(model, batches):
+        counted = targets != IGNORED
+        hits = scores.argmax(class_axis(scores, targets)) == targets
+        right += int((hits & counted).sum())
+        total += int(counted.sum())
+    return right / _some(total)
+
+
+def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Return the mean natural-log likelihood of the targets; targets of -100 do not count.
+
+    For a language model, ``targets[b, t]`` is the token that ``scores[b, t]`` shall predict.
+
+    Example:
+        >>> batch = (torch.zeros(3, 5, 7), torch.ones(3, 5, dtype=torch.long))
+        >>> round(log_likelihood(nn.Identity(), [batch]) + math.log(7), 6)
+        0.0
+    """
+    summed, total = 0.0, 0
+    for scores, targets in _scored(model, batches):
+        moved = scores.movedim(class_axis(scores, targets), -1)
+        wide = moved.reshape(-1, moved.shape[-1]).to(torch.promote_types(moved.dtype, torch.float32))
+        losses = functional.cross_entropy(wide, targets.reshape(-1), ignore_index=IGNORED, reduction="none")
+        summed -= float(losses.double().sum())
+        total += int((targets != IGNORED).sum())
+    return summed / _some(total)
+
+
+def perplexity(model: nn.Module, batches: Iterable[Any]) -> float:
+    """Return exp(-`log_likelihood`): less is better, so as a metric to hold use `log_likelihood`."""
+    return math.exp(-log_likelihood(model, batches))
+
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy, "log_likelihood": log_likelihood}
+
+
+def metric_named(metric: str | Metric) -> tuple[str, Metric]:
+    """Return the name and the function of a metric that is given by name or as a callable."""
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__), metric
+    if metric not in METRICS:
+        raise InputError(unknown("metric", str(metric), list(METRICS)))
+    return metric, METRICS[metric]
+
+
+def evaluate(model: nn.Module, batches: Iterable[Any], metric: str | Metric = "accuracy") -> float:
+    """Return a metric of a model as a finite number, or raise `InputError`."""
+    name, function = metric_named(metric)
+    value = float(function(model, batches))
+    if not math.isfinite(value):
+        raise InputError(f"the metric {name!r} is {value}; it must be a finite number")
+    return value
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a network's outputs are from the original's, on the same inputs.
+
+    Attributes:
+        top1: Share of positions where both give the same class the highest score; None where the
+            scores have fewer than two classes.
+        largest: Largest absolute difference over all outputs.
+        relative: `largest` over the largest absolute output of the original.
+        examples: Positions compared.
+    """
+
+    top1: float | None
+    largest: float
+    relative: float
+    examples: int
+
+
+def agreement(original: nn.Module, model: nn.Module, batches: Iterable[Any], axis: int = -1) -> Agreement:
+    """Compare the scores of two models on the inputs of batches; targets, where there are any, are not used.
+
+    Args:
+        original: The model to compare with.
+        model: The other model.
+        batches: Pairs (inputs, targets), or bare inputs where these are a tensor or a mapping.
+        axis: Axis of the scores that runs over classes.
+
+    Example:
+        >>> a, b = nn.Linear(3, 4), nn.Linear(3, 4)
+        >>> agreement(a, a, [torch.ones(2, 3)])
+        Agreement(top1=1.0, largest=0.0, relative=0.0, examples=2)
+    """
+    same = examples = classes = 0
+    largest = scale = 0.0
+    with evaluating(original), evaluating(model):
+        for batch in batches:
+            inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
+            a, b = (logits(call(m, inputs)).to("cpu", torch.float64) for m in (original, model))
+            if a.shape != b.shape:
+                raise InputError(f"outputs of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
+            for scores in (a, b):
+                _no_nan(scores)
+            same += int((a.argmax(axis) == b.argmax(axis)).sum())
+            classes = a.shape[axis]
+            examples += a.numel() // classes
+            largest, scale = max(largest, float((a - b).abs().max())), max(scale, float(a.abs().max()))
+    _some(examples)
+    top1 = same / examples if classes > 1 else None
+    return Agreement(top1, largest, largest / scale if scale else largest, examples)
+
+
+def _scored(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    with evaluating(model):
+        for batch in batches:
+            inputs, targets = _pair(batch)
+            scores = logits(call(model, inputs))
+            _no_nan(scores)
+            yield scores, targets.to(scores.device)
+
+
+def _no_nan(scores: Tensor) -> None:
+    if scores.isnan().any():
+        raise InputError("the model's outputs hold NaN; look for NaN in its weights or in the batches")
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        raise InputError("a batch must be a pair (inputs, targets), with a tensor of targets; "
+                         f"got {type(batch).__name__}")
+    inputs, targets = batch
+    if targets.is_floating_point() or targets.is_complex():
+        raise InputError(f"this metric needs class numbers (integers) as targets; got {targets.dtype}. "
+                         "Pass a metric of your own, a callable (model, batches) -> float")
+    return inputs, targets.long()
+
+
+def _some(total: int) -> int:
+    if not total:
+        raise InputError("there is nothing to measure on: the batches are empty, or an iterator that was "
+                         "used up (pass a list)")
+    return total
+
+
+__all__ = [
+    "METRICS", "Agreement", "Cost", "Latency", "Metric", "accuracy", "agreement", "class_axis", "cost",
+    "evaluate", "latency", "log_likelihood", "logits", "macs", "metric_named", "perplexity",
+]
