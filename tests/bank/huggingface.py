@@ -110,6 +110,7 @@ def row(
     *,
     prefix: str = "",
     slow: bool = True,
+    tolerance: float = 1e-10,
 ) -> Entry:
     """List a model by its family's prefix and the name of its head."""
     config, model = f"{prefix or kind}Config", f"{kind}{head}"
