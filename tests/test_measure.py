@@ -192,7 +192,8 @@ def test_class_axis_of_images_and_of_language() -> None:
 
 
 def test_perplexity_of_uniform_scores_is_the_vocabulary() -> None:
-    assert math.isclose(perplexity(nn.Identity(), [(torch.zeros(2, 5, 11), torch.ones(2, 5).long())]), 11, rel_tol=1e-6)
+    batches = [(torch.zeros(2, 5, 11), torch.ones(2, 5, dtype=torch.long))]
+    assert math.isclose(perplexity(nn.Identity(), batches), 11, rel_tol=1e-6)
 
 
 class _Structured(nn.Module):
