@@ -1,0 +1,37 @@
+"""Matroids of the rows of a matrix and of activations: exact, numerical, by intervals.
+
+`LinearMatroid` knows ranks, bases, circuits of any sets of rows; `IntervalMatroid` and `window_ranks` the
+ranks of neighbouring rows; `activation_basis` which units of a layer span the others; `parallel_rows` which
+rows are multiples of one another; `parametrize_linear` makes layers of structured matroids.
+"""
+
+from secateur.structures.matroid.activations import (
+    ActivationBasis,
+    Expression,
+    activation_basis,
+    centered,
+    express,
+    output_error,
+    swapped,
+)
+from secateur.structures.matroid.base import Circuit, Matroid
+from secateur.structures.matroid.interval import Decorated, IntervalMatroid
+from secateur.structures.matroid.linear import LinearMatroid, RankVerdict
+from secateur.structures.matroid.parallel import ParallelRows, parallel_rows
+from secateur.structures.matroid.parametrize import (
+    KernelWeight,
+    cauchy,
+    draw_raw,
+    increasing,
+    negated_bidiagonal,
+    parametrize_linear,
+    tp_exponential,
+)
+from secateur.structures.matroid.sliding import WindowRanks, window_ranks
+
+__all__ = [
+    "ActivationBasis", "Circuit", "Decorated", "Expression", "IntervalMatroid", "KernelWeight",
+    "LinearMatroid", "Matroid", "ParallelRows", "RankVerdict", "WindowRanks", "activation_basis", "cauchy",
+    "centered", "draw_raw", "express", "increasing", "negated_bidiagonal", "output_error", "parallel_rows",
+    "parametrize_linear", "swapped", "tp_exponential", "window_ranks",
+]

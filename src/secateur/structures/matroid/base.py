@@ -1,0 +1,222 @@
+"""Matroids by their rank function: everything that follows from it, and minors and duals.
+
+J. Oxley, "Matroid Theory", 2nd ed., 2011.  The names are those of common usage.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import combinations
+
+Coefficient = float | Fraction
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A minimal dependent set.
+
+    Attributes:
+        elements: The sorted elements.
+        coefficients: Where vectors are known, by element: they sum the vectors to zero, and the element
+            that the circuit was asked for has -1, so that the others express it.
+    """
+
+    elements: tuple[int, ...]
+    coefficients: Mapping[int, Coefficient] = field(default_factory=dict)
+
+
+class Matroid(ABC):
+    """A matroid on integer elements; subclasses give the rank of a set.
+
+    Attributes:
+        elements: The ground set, sorted.
+    """
+
+    elements: tuple[int, ...]
+
+    @abstractmethod
+    def _rank(self, subset: tuple[int, ...]) -> int:
+        """Return the rank of sorted, distinct elements of the ground set."""
+
+    def rank(self, subset: Iterable[int] | None = None) -> int:
+        """Return the rank of `subset`, or of the whole.
+
+        Raises:
+            ValueError: An element that is not in the ground set (as for every other method).
+        """
+        return self._rank(self.elements if subset is None else self._sorted(subset))
+
+    def is_independent(self, subset: Iterable[int]) -> bool:
+        """Return whether the rank of `subset` is its size."""
+        chosen = self._sorted(subset)
+        return self._rank(chosen) == len(chosen)
+
+    def closure(self, subset: Iterable[int]) -> frozenset[int]:
+        """Return all elements that do not raise the rank of `subset`."""
+        chosen = self._sorted(subset)
+        rank, inside = self._rank(chosen), frozenset(chosen)
+        return frozenset(e for e in self.elements if e in inside or self._rank(_with(chosen, e)) == rank)
+
+    def basis(self, weights: Sequence[float] | None = None) -> tuple[int, ...]:
+        """Return the basis of largest weight, by the greedy algorithm.
+
+        Args:
+            weights: A weight for each of `elements`; ties, and None, prefer the lower element.
+
+        Returns:
+            The sorted elements of the basis.
+
+        Raises:
+            ValueError: A number of weights that does not fit, or NaN among them.
+        """
+        chosen: tuple[int, ...] = ()
+        for e in self._by_weight(weights):
+            grown = _with(chosen, e)
+            if self._rank(grown) == len(grown):
+                chosen = grown
+        return chosen
+
+    def circuit(self, subset: Iterable[int]) -> Circuit:
+        """Return a circuit inside a dependent set: the one that closes first, in order of elements.
+
+        Raises:
+            ValueError: `subset` is independent.
+        """
+        chosen: tuple[int, ...] = ()
+        for e in self._sorted(subset):
+            grown = _with(chosen, e)
+            if self._rank(grown) < len(grown):
+                return self.fundamental_circuit(chosen, e)
+            chosen = grown
+        raise ValueError(f"{chosen} is independent and contains no circuit")
+
+    def fundamental_circuit(self, basis: Iterable[int], element: int) -> Circuit:
+        """Return the only circuit in `basis` (any independent set) and an element of its span.
+
+        Raises:
+            ValueError: `basis` is dependent or holds `element`, or does not span it.
+        """
+        chosen = self._spanning(basis, element)
+        grown = _with(chosen, element)
+        inside = (e for e in chosen if self._rank(_without(grown, e)) == len(chosen))
+        return Circuit(tuple(sorted((*inside, element))))
+
+    def loops(self) -> frozenset[int]:
+        """Return the elements of rank 0."""
+        return frozenset(e for e in self.elements if self._rank((e,)) == 0)
+
+    def coloops(self) -> frozenset[int]:
+        """Return the elements that are in every basis."""
+        rank = self.rank()
+        return frozenset(e for e in self.elements if self._rank(_without(self.elements, e)) < rank)
+
+    def parallel_classes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the classes of elements, loops apart, that are pairwise of rank 1."""
+        classes: list[list[int]] = []
+        loops = self.loops()
+        for e in self.elements:
+            if e not in loops:
+                home = next((c for c in classes if self._rank(_with((c[0],), e)) == 1), None)
+                classes.append([e]) if home is None else home.append(e)
+        return tuple(tuple(c) for c in classes)
+
+    def bases(self) -> Iterator[frozenset[int]]:
+        """Generate all bases in lexicographic order; there may be binomially many."""
+        rank = self.rank()
+        yield from (frozenset(c) for c in combinations(self.elements, rank) if self._rank(c) == rank)
+
+    def circuits(self) -> Iterator[frozenset[int]]:
+        """Generate all circuits, small ones first; there may be exponentially many."""
+        found: list[frozenset[int]] = []
+        for size in range(1, self.rank() + 2):
+            for candidate in combinations(self.elements, size):
+                chosen = frozenset(candidate)
+                if self._rank(candidate) < size and not any(c <= chosen for c in found):
+                    found.append(chosen)
+                    yield chosen
+
+    def components(self) -> tuple[frozenset[int], ...]:
+        """Return the connected components, by their smallest elements.
+
+        They are those of the fundamental graph: e joined to the elements of C(B, e), for one basis B.
+        """
+        basis = self.basis()
+        home = {e: {e} for e in self.elements}
+        for e in sorted(set(self.elements) - set(basis)):
+            merged = set().union(*(home[x] for x in self.fundamental_circuit(basis, e).elements))
+            home.update(dict.fromkeys(merged, merged))
+        return tuple(sorted({frozenset(group) for group in home.values()}, key=min))
+
+    def dual(self) -> Matroid:
+        """Return the dual: r*(X) = |X| - r(E) + r(E - X)."""
+        return _Dual(self)
+
+    def delete(self, subset: Iterable[int]) -> Matroid:
+        """Return the matroid without `subset`; elements keep their numbers."""
+        return _Minor(self, deleted=frozenset(self._sorted(subset)))
+
+    def contract(self, subset: Iterable[int]) -> Matroid:
+        """Return the contraction by `subset`: r(X + S) - r(S); elements keep their numbers."""
+        return _Minor(self, contracted=frozenset(self._sorted(subset)))
+
+    def _sorted(self, subset: Iterable[int]) -> tuple[int, ...]:
+        chosen = tuple(sorted({int(e) for e in subset}))
+        strange = set(chosen) - set(self.elements)
+        if strange:
+            raise ValueError(f"{sorted(strange)} are none of this matroid's {len(self.elements)} elements")
+        return chosen
+
+    def _spanning(self, basis: Iterable[int], element: int) -> tuple[int, ...]:
+        chosen = self._sorted(basis)
+        if element in chosen or self._rank(chosen) < len(chosen):
+            raise ValueError(f"needed is an independent set that does not hold {element}; got {chosen}")
+        if self._rank(_with(chosen, *self._sorted([element]))) > len(chosen):
+            raise ValueError(f"element {element} is not in the span of {chosen}")
+        return chosen
+
+    def _by_weight(self, weights: Sequence[float] | None) -> list[int]:
+        if weights is None:
+            return list(self.elements)
+        given = [float(w) for w in weights]
+        if len(given) != len(self.elements) or any(w != w for w in given):
+            raise ValueError(f"basis needs a weight, not NaN, for each of {len(self.elements)} elements")
+        order = sorted(range(len(given)), key=lambda i: -given[i])
+        return [self.elements[i] for i in order]
+
+
+class _Dual(Matroid):
+    def __init__(self, primal: Matroid) -> None:
+        self.primal, self.elements = primal, primal.elements
+
+    def _rank(self, subset: tuple[int, ...]) -> int:
+        return len(subset) - self.primal.rank() + self.primal._rank(_without(self.elements, *subset))
+
+    def dual(self) -> Matroid:
+        return self.primal
+
+
+class _Minor(Matroid):
+    def __init__(
+        self, whole: Matroid, deleted: frozenset[int] = frozenset(), contracted: frozenset[int] = frozenset()
+    ) -> None:
+        self.whole, self.contracted = whole, tuple(sorted(contracted))
+        self.elements = _without(whole.elements, *deleted, *contracted)
+        self._base = whole._rank(self.contracted)
+
+    def _rank(self, subset: tuple[int, ...]) -> int:
+        return self.whole._rank(_with(subset, *self.contracted)) - self._base
+
+
+def _with(subset: tuple[int, ...], *more: int) -> tuple[int, ...]:
+    return tuple(sorted({*subset, *more}))
+
+
+def _without(subset: tuple[int, ...], *fewer: int) -> tuple[int, ...]:
+    gone = set(fewer)
+    return tuple(e for e in subset if e not in gone)
+
+
+__all__ = ["Circuit", "Coefficient", "Matroid"]
