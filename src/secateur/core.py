@@ -155,7 +155,7 @@ class Size:
         attribute: Attribute that holds the integer.
         value: Its value in the original model.
         groups: Names of the groups on the axis.
-        index: For each group, integers [units, per_unit]: positions of the axis that each owns.
+        index: For each group, integers [2, m]: unit `index[0, i]` owns position `index[1, i]`.
         source: ``file:line`` where it is used.
     """
 

@@ -1,0 +1,180 @@
+"""Capture: a model and example inputs in, an exported ATen graph with names and places out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from secateur.core import CaptureError, InputError
+
+__all__ = ["Capture", "capture", "owner", "slow_paths", "source", "twin"]
+
+
+@dataclass(eq=False)
+class Capture:
+    """An exported program beside the model that it came from.
+
+    Attributes:
+        model: The user's model (a reference, never changed).
+        module: The graph module to be walked.
+        parameters: Graph input -> parameter or buffer name (the first of tied names).
+        constants: Graph inputs that hold constant tensors.
+        states: Filled by tracing: node name -> `Axes` (or a list of them), labels normalised.
+    """
+
+    model: nn.Module
+    module: GraphModule
+    parameters: Mapping[str, str]
+    constants: frozenset[str]
+    states: dict[str, Any] = field(default_factory=dict)
+
+
+def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy the module tree in evaluation mode, sharing tensors (or taking others in their place).
+
+    Args:
+        model: Left as it is.
+        tensors: id of a parameter or buffer -> the tensor that stands in for it in the copy.
+    """
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo.update(tensors or {})
+    copied = copy.deepcopy(model, memo).eval()
+    for module in copied.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # a cache in the outputs would freeze every head
+    return copied
+
+
+@contextlib.contextmanager
+def slow_paths() -> Iterator[None]:
+    """Switch the fused fast path of nn.MultiheadAttention off, and torch's export warnings."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+    """Export the model for these inputs.
+
+    Raises:
+        CaptureError: With torch's reason and a hint.
+    """
+    _check_devices(model, args, kwargs)
+    with slow_paths(), torch.enable_grad():
+        try:
+            program = torch.export.export(twin(model), args, dict(kwargs), strict=False)
+            if _writes_through_views(program.graph_module):
+                program = program.run_decompositions({})
+        except Exception as error:
+            raise CaptureError(_explain(model, error)) from error
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    first = first_names(model)
+    constants = frozenset(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
+    program.graph_module.graph.eliminate_dead_code()
+    return Capture(model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants)
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Map every parameter and buffer name to the first name of the same tensor."""
+    first: dict[int, str] = {}
+    result = {}
+    both = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name, tensor in (pair for named in both for pair in named):
+        result[name] = first.setdefault(id(tensor), name)
+    return result
+
+
+def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    given = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    if not given:
+        raise InputError("example_inputs hold no tensor; give what the model is called with, as a tuple")
+    for t in given:
+        if t.numel() == 0:
+            raise InputError(f"example_inputs hold an empty tensor of shape {tuple(t.shape)}")
+    homes = {p.device.type for p in model.parameters()}
+    for t in given:
+        if len(homes) == 1 and t.device.type not in homes:
+            raise InputError(
+                f"example_inputs are on {t.device} and the model is on {homes.pop()}: move one to the other"
+            )
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    text = str(error).strip()
+    lines = text.splitlines() or [type(error).__name__]
+    hint = "check that model(*example_inputs) runs; "
+    if any(word in text for word in ("data-dependent", "GuardOnDataDependent", "Could not guard", ".item()")):
+        hint = "its path depends on the values of the data, which no graph can hold; prune a part of it; "
+    reason = " ".join(lines[:3])
+    return (
+        f"{type(model).__name__} cannot be captured by torch.export: {type(error).__name__}: {reason}. "
+        f"Hint: {hint}torch.export.export(model, example_inputs, strict=False) shows the whole message"
+    )
+
+
+def _writes_through_views(module: GraphModule) -> bool:
+    """Whether an in-place operation changes a tensor that another node sees a part of."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or not is_inplace(node) or not isinstance(node.args[0], Node):
+            continue
+        target = node.args[0]
+        if _is_view(target) or any(_is_view(user) for user in target.users if user is not node):
+            return True
+    return False
+
+
+def is_inplace(node: Node) -> bool:
+    """Whether a node changes its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.arguments:
+        return False
+    info = schema.arguments[0].alias_info
+    return bool(info and info.is_write)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or is_inplace(node):
+        return False
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+def owner(node: Node) -> tuple[str, str]:
+    """Return the qualified name and the class of the module that a node was called in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "", ""
+    path, cls = list(stack.values())[-1][:2]
+    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+    return re.sub(r"@\d+", "", path.removeprefix("L['self'].").removeprefix("L__self__.")), name
+
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source(node: Node) -> str:
+    """Return ``file:line`` of the innermost frame outside torch, or of the innermost frame."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    inside = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame[0].startswith(inside)]
+    file, line = (own or frames)[-1]
+    return f"{file}:{line}"

@@ -1,0 +1,12 @@
+"""One rule an operation: how the labels of its operands pass to its results.
+
+A rule is called as the operation is, with `Axes` where the operation takes tensors, after the `Flow`
+and the shapes of the results; it returns the `Axes` of the results.  Operations are named as in ATen,
+without overload and without the underscore of in-place forms.  An operation that has no rule freezes
+what it touches.
+"""
+
+from secateur.network.rules import contraction, elementwise, norms, recurrent, shapes  # noqa: F401
+from secateur.network.rules.base import RULES, Rule
+
+__all__ = ["RULES", "Rule"]
