@@ -28,15 +28,24 @@ class Capture:
         model: The user's model (a reference, never changed).
         module: The graph module to be walked.
         parameters: Graph input -> parameter or buffer name (the first of tied names).
-        constants: Graph inputs that hold constant tensors.
+        values: Graph input -> the constant tensor that it holds.
         states: Filled by tracing: node name -> `Axes` (or a list of them), labels normalised.
+        roots: Filled by tracing: group name -> atoms of its units.
+        atoms: Filled by tracing: how many atoms there are.
     """
 
     model: nn.Module
     module: GraphModule
     parameters: Mapping[str, str]
-    constants: frozenset[str]
+    values: Mapping[str, Any]
     states: dict[str, Any] = field(default_factory=dict)
+    roots: dict[str, Any] = field(default_factory=dict)
+    atoms: int = 0
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """Graph inputs that are neither parameters, buffers, nor the user's inputs."""
+        return frozenset(self.values)
 
 
 def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
@@ -86,7 +95,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     first = first_names(model)
-    constants = frozenset(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
+    constants = {k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()}
     program.graph_module.graph.eliminate_dead_code()
     return Capture(model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants)
 

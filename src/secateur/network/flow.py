@@ -26,6 +26,7 @@ class Axes:
         data: Whether it depends on the inputs (and not on parameters alone).
         parameter: Name of the parameter that this is, possibly with its axes permuted.
         order: Where `parameter` is set: axis of the parameter for each axis of this tensor.
+        part: Whether it is only a slice of that parameter.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Axes:
     data: bool = True
     parameter: str | None = None
     order: tuple[int, ...] = ()
+    part: bool = False
 
     @property
     def ndim(self) -> int:
@@ -50,11 +52,17 @@ class Axes:
             self.data,
             self.parameter,
             tuple(self.order[i] for i in order) if self.parameter else (),
+            self.part,
         )
+
+    def piece(self, axis: int, size: int, label: Label) -> Axes:
+        """Return a slice along one axis: still the parameter, in part."""
+        axis %= self.ndim
+        return replace(self, shape=_set(self.shape, axis, size), labels=_set(self.labels, axis, label), part=True)
 
     def derived(self, **changes: Any) -> Axes:
         """Return a copy that is no longer the parameter itself."""
-        return replace(self, parameter=None, order=(), **changes)
+        return replace(self, parameter=None, order=(), part=False, **changes)
 
     def with_axis(self, axis: int, size: int, label: Label, zero: bool) -> Axes:
         """Return a copy with one axis replaced."""
@@ -206,7 +214,7 @@ class Flow:
                 self.role(weight, axis, role)  # type: ignore[arg-type]
         if bias is not None:
             self.role(bias, 0, "out")
-        if weight.parameter is None:
+        if weight.parameter is None or weight.part:
             return
         place = [None if a is None else weight.order[a % weight.ndim] for a in (out_axis, in_axis)]
         self.layers.append(

@@ -66,6 +66,7 @@ def trace(
     _ignore(model, flow, tensors, ignored_layers)
     settle(taken, flow, args, kwargs)
     families = find_groups(flow, tensors)
+    taken.atoms, taken.roots = flow.atoms.size, {f.group.name: f.roots for f in families}
     taken.states = {name: _normal(flow, state) for name, state in taken.states.items()}
     return Network(
         groups=tuple(f.group for f in families),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -148,12 +147,14 @@ def slice_(flow: Flow, out: Shapes, x: Axes, dim: int = 0, start: int | None = N
     taken = slice(start, None if end is None or end >= n else end, step)
     label = x.labels[dim]
     if label is None or len(range(n)[taken]) == n:
-        return x.with_axis(dim, out[0][dim], label, x.zero[dim])
+        return x if out[0] == x.shape else x.piece(dim, out[0][dim], label)
     first, last, _ = taken.indices(n)
     for position, bound in enumerate((first, last)):
         if bound not in (0, n):
             flow.literal(position, bound, label[:bound])
-    return x.with_axis(dim, out[0][dim], label[taken] if step == 1 else flow.freeze(x, [dim], "a strided slice").labels[dim], x.zero[dim])
+    if step != 1:
+        flow.freeze(x, [dim], "a strided slice")
+    return x.piece(dim, out[0][dim], label[taken] if step == 1 else None)
 
 
 @rule("narrow")
@@ -181,7 +182,7 @@ def split(flow: Flow, out: Shapes, x: Axes, sizes: Any, dim: int = 0) -> list[Ax
     elif isinstance(sizes, (list, tuple)):
         for i, (size, part) in enumerate(zip(sizes, parts, strict=False)):
             flow.literal(i, int(size), part)
-    return [x.with_axis(dim, n, part, x.zero[dim]) for n, part in zip(lengths, parts, strict=True)]
+    return [x.piece(dim, n, part) for n, part in zip(lengths, parts, strict=True)]
 
 
 @rule("unbind")
@@ -339,7 +340,3 @@ def pool(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Any:
     results = [x.derived(shape=shape) for shape in out]
     return results[0] if len(results) == 1 else results
 
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Return the number of entries of a shape."""
-    return math.prod(shape)

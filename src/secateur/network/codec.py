@@ -1,0 +1,191 @@
+"""Plans as JSON, exactly: what comes back equals what went in, arrays and tuples included.
+
+A value is written with tags where JSON has no form of its own: ``{"$type": "Group", ...}`` for a value
+of `secateur.core`, ``{"$tuple": [...]}``, ``{"$float": "inf"}``, ``{"$items": [[key, value], ...]}`` for
+a mapping whose keys JSON cannot have, ``{"$ints": ...}`` for an array of integers as runs [start,
+count, step], and ``{"$array": name}`` for any other array, which is kept beside the document.
+What a plan's network holds for the traced model alone (example inputs, the captured graph) is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.core import Frozen, Group, Layer, Merge, Network, Plan, PlanError, Size, Slot
+
+Arrays = dict[str, NDArray[Any]]
+TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, Network, Plan, Size, Slot)}
+OMITTED = {"Network": ("example_inputs", "example_kwargs", "graph")}
+
+
+def encode(value: Any) -> tuple[Any, Arrays]:
+    """Return a value as strict JSON can hold it, and the arrays that are kept beside it by name.
+
+    Raises:
+        PlanError: The value holds something that is neither data nor of `secateur.core`.
+
+    Example:
+        >>> encode({"keep": np.arange(2, 9), "note": (1, float("inf"))})[0]["keep"]
+        {'$ints': [[2, 7, 1]], 'shape': [7]}
+    """
+    arrays: Arrays = {}
+    return _encode(value, "", arrays), arrays
+
+
+def decode(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the value that `encode` wrote.
+
+    Raises:
+        PlanError: The document is not of that form.
+    """
+    try:
+        return _decode(document, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
+
+
+def plan_to_json(plan: Plan) -> str:
+    """Return a plan as one JSON document, arrays inside it in base64.
+
+    Example:
+        >>> plan = Plan(Network((), (), (), {}, ()), "random", keep={"fc": np.array([0, 1, 2, 5])})
+        >>> plan_from_json(plan_to_json(plan)).keep
+        {'fc': array([0, 1, 2, 5])}
+    """
+    document, arrays = encode(plan)
+    inline = {
+        name: {"dtype": x.dtype.str, "shape": list(x.shape), "base64": base64.b64encode(x.tobytes()).decode()}
+        for name, x in arrays.items()
+    }
+    return json.dumps({"plan": document, "arrays": inline}, allow_nan=False)
+
+
+def plan_from_json(text: str) -> Plan:
+    """Return the plan that `plan_to_json` wrote.
+
+    Raises:
+        PlanError: The text is not such a document.
+    """
+    try:
+        document = json.loads(text)
+        arrays = {
+            name: np.frombuffer(base64.b64decode(x["base64"], validate=True), _dtype(x["dtype"])).reshape(x["shape"])
+            for name, x in document["arrays"].items()
+        }
+        plan = decode(document["plan"], arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
+    if not isinstance(plan, Plan):
+        raise PlanError(f"this is no plan: it holds a {type(plan).__name__}")
+    return plan
+
+
+def runs(values: NDArray[np.int64]) -> list[list[int]]:
+    """Return a vector as runs [start, count, step], greedily the longest.
+
+    Example:
+        >>> runs(np.array([0, 1, 2, 3, 10, 12, 14, 7]))
+        [[0, 4, 1], [10, 3, 2], [7, 1, 1]]
+    """
+    steps = np.diff(values)
+    breaks = np.append(np.flatnonzero(steps[1:] != steps[:-1]) + 1, len(steps))
+    found, i = [], 0
+    while i < len(values):
+        last = int(breaks[np.searchsorted(breaks, i, "right")]) if i < len(steps) else i
+        step = int(steps[i]) if last > i else 1
+        found.append([int(values[i]), last - i + 1, step])
+        i = last + 1
+    return found
+
+
+def _encode(value: Any, path: str, arrays: Arrays) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if isinstance(value, Tensor):
+        return _encode(value.detach().cpu().tolist(), path, arrays)
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, path, arrays)
+    if isinstance(value, list):
+        return [_encode(x, f"{path}/{i}", arrays) for i, x in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(x, f"{path}/{i}", arrays) for i, x in enumerate(value)]}
+    if isinstance(value, Mapping):
+        return _encode_mapping(value, path, arrays)
+    if type(value) in TYPES.values():
+        kind = type(value).__name__
+        kept = [f.name for f in fields(value) if f.name not in OMITTED.get(kind, ())]
+        return {"$type": kind, **{n: _encode(getattr(value, n), f"{path}/{n}", arrays) for n in kept}}
+    raise PlanError(f"a plan must hold data only; {path or 'it'} is a {type(value).__name__}")
+
+
+def _encode_mapping(value: Mapping[Any, Any], path: str, arrays: Arrays) -> Any:
+    if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return {key: _encode(x, f"{path}/{key}", arrays) for key, x in value.items()}
+    items = enumerate(value.items())
+    return {"$items": [[_encode(k, f"{path}/{i}", arrays), _encode(x, f"{path}/{k}", arrays)] for i, (k, x) in items]}
+
+
+def _encode_array(value: NDArray[Any], path: str, arrays: Arrays) -> Any:
+    if value.dtype == np.int64:
+        by_row, by_column = runs(value.ravel()), runs(value.ravel(order="F"))
+        short = min(by_row, by_column, key=len)
+        if 2 * len(short) <= value.size + 8:
+            order = {} if short is by_row else {"order": "F"}
+            return {"$ints": short, "shape": list(value.shape), **order}
+    if value.dtype.hasobject:
+        raise PlanError(f"a plan must hold data only; {path or 'it'} is an array of objects")
+    arrays[path] = np.ascontiguousarray(value)
+    return {"$array": path}
+
+
+def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    if isinstance(value, list):
+        return [_decode(x, arrays) for x in value]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value), "")
+    if not tag.startswith("$"):
+        return {key: _decode(x, arrays) for key, x in value.items()}
+    if tag == "$type":
+        return TYPES[value["$type"]](**{k: _decode(x, arrays) for k, x in value.items() if k != "$type"})
+    if tag == "$ints":
+        return _decode_ints(value)
+    content = value[tag]
+    if tag == "$items":
+        return {_decode(k, arrays): _decode(x, arrays) for k, x in content}
+    if tag == "$array":
+        return np.array(arrays[content])
+    if tag in ("$tuple", "$float"):
+        return tuple(_decode(content, arrays)) if tag == "$tuple" else float(content)
+    raise ValueError(f"unknown tag {tag!r}")
+
+
+def _decode_ints(value: Mapping[str, Any]) -> NDArray[np.int64]:
+    if sum(count for _, count, _ in value["$ints"]) != math.prod(value["shape"]):
+        raise ValueError("runs that do not fill their shape")
+    parts = [start + step * np.arange(count, dtype=np.int64) for start, count, step in value["$ints"]]
+    flat = np.concatenate([np.empty(0, np.int64), *parts])
+    return np.ascontiguousarray(flat.reshape(value["shape"], order=value.get("order", "C")))
+
+
+def _dtype(text: str) -> np.dtype[Any]:
+    found = np.dtype(text)
+    if found.hasobject:
+        raise ValueError(f"arrays of {text!r} are not read")
+    return found
+
+
+__all__ = ["Arrays", "decode", "encode", "plan_from_json", "plan_to_json", "runs"]
