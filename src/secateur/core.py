@@ -272,7 +272,8 @@ class Evidence:
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
         taylor: By group: sum over examples of (d loss / d gate of the unit)^2 (needs "taylor").
         flow: Called with masks by weight name (may be empty), returns |theta * dR/dtheta| of
-            SynFlow's objective R for the masked network (needs "flow").
+            SynFlow's objective R for the masked network; with `neutral_bn=True` BatchNorm counts as at
+            initialisation (needs "flow").
         chain: The network as an affine-ReLU chain (needs "chain").
         images: Calibration inputs and targets kept whole (needs "images").
         seed: Seed from which a method derives every random choice.
@@ -282,7 +283,7 @@ class Evidence:
     moments: Mapping[str, Moments] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     taylor: Mapping[str, Tensor] = field(default_factory=dict)
-    flow: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    flow: Callable[..., Mapping[str, Tensor]] | None = None
     chain: Any = None
     images: tuple[Tensor, Tensor] | None = None
     seed: int = 0

@@ -1,0 +1,20 @@
+"""Pruning methods: evidence in, plan out.  `METHODS` names them."""
+
+from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
+from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
+from secateur.methods.synflow import SynFlow
+
+METHODS: dict[str, type[SetMethod]] = {
+    "random": Random,
+    "magnitude": Magnitude,
+    "activation": Activation,
+    "sensitivity": Sensitivity,
+    "taylor": Taylor,
+    "snip": SNIP,
+    "synflow": SynFlow,
+}
+
+__all__ = [
+    "METHODS", "SNIP", "Activation", "Choice", "Magnitude", "Method", "Random", "ScoreMethod", "Sensitivity",
+    "SetMethod", "SynFlow", "Taylor",
+]

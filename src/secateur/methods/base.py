@@ -1,10 +1,37 @@
-"""What a pruning method is: evidence in, plan out."""
+"""What a pruning method is: evidence in, plan out.
+
+Two bases spare methods the arithmetic of budgets.  A `ScoreMethod` gives each unit (or weight) a score
+and the best stay.  A `SetMethod` is told how many units each group keeps and says which; the units of
+a set are judged together.  Both leave the counts to `secateur.allocation`.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from secateur.core import Budget, Evidence, Network, Plan
+import numpy as np
+from torch import Tensor
+
+from secateur.allocation import Allocation, allocate, cost, prunable, ranked, top
+from secateur.core import (
+    Budget,
+    Evidence,
+    InputError,
+    IntArray,
+    Merge,
+    Network,
+    NothingToPrune,
+    Plan,
+    PlanError,
+    Weights,
+)
+
+__all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalized", "required"]
+
+Scores = Mapping[str, Tensor]
 
 
 @runtime_checkable
@@ -17,9 +44,221 @@ class Method(Protocol):
         ...
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Say what `Evidence` must hold: of "moments", "gram", "gradients", "taylor", "flow", "chain", "images"."""
+        """Say what `Evidence` must hold.
+
+        Any of "moments", "gram", "gradients", "taylor", "flow", "chain", "images".
+        """
         ...
 
     def plan(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
         """Decide what goes.  `budget` is never a `Tolerance`: `prune` turns that into steps of `Units`."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Which units stay, and what a method wants to say about it.
+
+    Attributes:
+        keep: Group name -> numbers of the units that stay.
+        merges: Group name -> exact merges for the readers.
+        notes: JSON-able notes, by group name or about the whole.
+    """
+
+    keep: Mapping[str, IntArray]
+    merges: Mapping[str, Merge] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SetMethod(ABC):
+    """A method that says which units stay once it is told how many.
+
+    Subclasses are frozen dataclasses with a `name`, `needs` and `choose`.  Where `unit_scores` is given
+    too, budgets of global scope can rank groups against each other; where `weight_scores` is, `Weights`
+    budgets keep the best scored weights.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Say what `Evidence` must hold for this budget."""
+
+    @abstractmethod
+    def choose(
+        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+    ) -> Mapping[str, IntArray] | Choice:
+        """Return, for each group in `counts`, that many distinct units that stay."""
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return scores [size] per group, higher stays, comparable across groups."""
+        raise InputError(
+            f"{self.name!r} judges units as sets within their group and gives no scores to rank groups by; "
+            f"use scope='layer' or 'erk'"
+        )
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return scores of each prunable weight, of its shape, higher stays."""
+        raise InputError(
+            f"{self.name!r} removes whole units and is not defined for single weights; "
+            f"use Units, Params or Macs"
+        )
+
+    def plan(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Decide how many, then which."""
+        if isinstance(budget, Weights):
+            return self.plan_weights(network, evidence, budget)
+        return self.plan_units(network, evidence, budget)
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Decide which units stay."""
+        prunable(network)
+        scores = self.unit_scores(network, evidence) if budget.scope == "global" else None
+        allocation = allocate(network, budget, scores)
+        choice = self.choose(network, evidence, allocation.counts)
+        if not isinstance(choice, Choice):
+            choice = Choice(choice)
+        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+
+    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+        """Decide which single weights stay."""
+        scores = self.weight_scores(network, evidence)
+        allocation = allocate(network, budget, scores)
+        return weight_plan(self.name, network, budget, allocation, scores, evidence.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMethod(SetMethod):
+    """A method that ranks: subclasses give `unit_scores`, and `weight_scores` where it is defined.
+
+    Args:
+        normalize: Under a global scope, divide the unit scores of each group by their mean, so that
+            groups of different width and depth can be compared; single weights are compared as they are.
+    """
+
+    normalize: bool = False
+
+    @abstractmethod
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return scores [size] per prunable group, higher stays."""
+
+    def choose(
+        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+    ) -> Mapping[str, IntArray] | Choice:
+        """Keep the best scored units, the first of equals."""
+        return best(self.unit_scores(network, evidence), counts)
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Score once, decide how many, keep the best."""
+        scores = self.comparable(self.unit_scores(network, evidence), budget)
+        allocation = allocate(network, budget, scores)
+        choice = best(scores, allocation.counts)
+        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+
+    def comparable(self, scores: Scores, budget: Budget) -> Scores:
+        """Return scores that a global scope may rank together."""
+        return normalized(scores) if self.normalize and budget.scope == "global" else scores
+
+
+def best(scores: Scores, counts: Mapping[str, int]) -> Choice:
+    """Keep the best scored units of each group, the first of equals, and note where the cut falls."""
+    keep, notes = {}, {}
+    for name, count in counts.items():
+        order = ranked(scores[name])
+        keep[name] = np.sort(order[:count])
+        falling = scores[name].detach().double().cpu().numpy()[order]
+        if count < len(falling):
+            notes[name] = _cut(falling[:count], falling[count:])
+    return Choice(keep, notes=notes)
+
+
+def _cut(kept: np.ndarray, removed: np.ndarray) -> dict[str, Any]:
+    return {"threshold": float(kept.min()), "kept scores": _range(kept), "removed scores": _range(removed)}
+
+
+def _range(scores: np.ndarray) -> list[float]:
+    finite = scores[np.isfinite(scores)]
+    return [float(finite.min()), float(finite.max())] if len(finite) else []
+
+
+def normalized(scores: Scores) -> Scores:
+    """Divide the scores of each group by the mean of their sizes.
+
+    Example:
+        >>> normalized({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(2)})
+        {'a': tensor([0.5000, 1.5000], dtype=torch.float64), 'b': tensor([0., 0.], dtype=torch.float64)}
+    """
+
+    def scaled(s: Tensor) -> Tensor:
+        s = s.double()
+        sizes = s[s.isfinite()].abs()
+        return s / sizes.mean() if sizes.any() else s
+
+    return {name: scaled(s) for name, s in scores.items()}
+
+
+def required(found: Mapping[str, Any], name: str, what: str, method: str) -> Any:
+    """Return one piece of evidence, or raise `InputError` that says which is missing."""
+    if name not in found:
+        raise InputError(
+            f"{method!r} needs {what!r} for {name!r}, which the evidence does not hold: collect it with "
+            f"needs={{{what!r}}}, on data that reaches this layer"
+        )
+    return found[name]
+
+
+def unit_plan(
+    method: str, network: Network, budget: Budget, allocation: Allocation, choice: Choice, seed: int
+) -> Plan:
+    """Check a choice against the counts and put it into a plan, with what it costs and keeps.
+
+    Raises:
+        PlanError: The choice is not what the counts ask for.
+        NothingToPrune: Less than all was to stay, but rounding and floors leave nothing to remove.
+    """
+    keep = {}
+    for name, count in allocation.counts.items():
+        kept = np.unique(np.asarray(choice.keep.get(name, ()), dtype=np.int64))
+        size = network.group(name).size
+        if len(kept) != count or (count and not 0 <= kept[0] <= kept[-1] < size):
+            chosen = f"it chose {kept.tolist()}"
+            raise PlanError(f"{method!r} was to keep {count} of {size} units of {name!r}; {chosen}")
+        if count < size:
+            keep[name] = kept
+    _check_removes(bool(keep), allocation, budget)
+    before, after = cost(network), cost(network, keep)
+    reached = {
+        "units": sum(allocation.counts.values()) / sum(network.group(n).size for n in allocation.counts),
+        "params": after.params / before.params,
+        "macs": after.macs / before.macs if before.macs else 1.0,
+    }
+    notes = {**choice.notes, "reached": reached}
+    return Plan(network, method, keep, {}, choice.merges, repr(budget), seed, notes)
+
+
+def weight_plan(
+    method: str, network: Network, budget: Weights, allocation: Allocation, scores: Scores, seed: int
+) -> Plan:
+    """Keep the best scored weights of each layer, the first of equals.
+
+    Raises:
+        NothingToPrune: Less than all was to stay, but rounding and floors leave nothing to remove.
+    """
+    masks: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
+    for name, count in allocation.counts.items():
+        if count < scores[name].numel():
+            mask = top(scores[name], count)
+            masks[name] = mask.reshape(network.shapes[name]).cpu().numpy()
+            notes[name] = {"threshold": float(scores[name][mask].min())}
+    _check_removes(bool(masks), allocation, budget)
+    notes["reached"] = {"weights": allocation.reached}
+    return Plan(network, method, {}, masks, {}, repr(budget), seed, notes)
+
+
+def _check_removes(something: bool, allocation: Allocation, budget: Budget) -> None:
+    if not something and allocation.target < 1:
+        raise NothingToPrune(
+            f"{budget} removes nothing: the counts round to the whole of every group, "
+            f"{dict(allocation.counts)}; ask for less"
+        )

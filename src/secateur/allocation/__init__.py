@@ -1,0 +1,20 @@
+"""How many units or weights of each group stay, and what a network then costs.
+
+Three scopes: ``"layer"`` keeps the same share of every group; ``"global"`` ranks all units (or
+weights) together by scores that a criterion supplies; ``"erk"`` spreads the budget by the
+Erdos-Renyi-kernel rule.  Which units stay is the criterion's affair.
+
+Counts are exact and deterministic: everything is ranked by a stable order with ties broken by group and
+index, never by a threshold.  With `round_to`, a group keeps a multiple of it, or stays whole; then the
+counts are the closest that do not exceed the target.
+"""
+
+from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes
+from secateur.allocation.cost import Cost, CostModel, cost
+from secateur.allocation.erk import erk_densities
+from secateur.allocation.ranking import ranked, top
+
+__all__ = [
+    "Allocation", "Cost", "CostModel", "allocate", "cost", "erk_densities", "prunable", "ranked", "top",
+    "weight_sizes",
+]

@@ -1,0 +1,212 @@
+"""How many units or weights of each group stay, apart from which ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.allocation.cost import CostModel
+from secateur.allocation.erk import erk_densities, fill, unit_factors
+from secateur.allocation.ranking import comparable, ranked, top
+from secateur.allocation.steps import Steps, apportion, ranked_counts, round_half_up, search, shared_counts
+from secateur.core import (
+    Budget,
+    Frozen,
+    Group,
+    InputError,
+    Macs,
+    Network,
+    NothingToPrune,
+    Params,
+    Tolerance,
+    Units,
+    Weights,
+)
+
+__all__ = ["Allocation", "allocate", "prunable", "weight_sizes"]
+
+Scores = Mapping[str, Tensor]
+UnitBudget = Units | Params | Macs
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many stay.
+
+    Attributes:
+        counts: Group name -> number of units, or weight name -> number of weights, that stay.
+        what: What the budget counts: ``"units"``, ``"weights"``, ``"params"`` or ``"macs"``.
+        target: The share that was asked for.
+        reached: The share that these counts give.
+    """
+
+    counts: Mapping[str, int]
+    what: str
+    target: float
+    reached: float
+
+
+def prunable(network: Network) -> tuple[Group, ...]:
+    """Return the groups from which units may go: those whose removal is exact.
+
+    Raises:
+        NothingToPrune: There are none; the message lists what is frozen and locked, and why.
+    """
+    groups = tuple(g for g in network.groups if g.exact)
+    if not groups:
+        locked = [f"group {g.name}: {g.note or 'removal is not exact'}" for g in network.groups]
+        raise NothingToPrune("no group of units can be removed\n" + _reasons(network.frozen, locked))
+    return groups
+
+
+def weight_sizes(network: Network) -> dict[str, int]:
+    """Return the number of entries of each weight that a mask may zero, tied weights once.
+
+    Raises:
+        NothingToPrune: There are none.
+    """
+    names = dict.fromkeys(layer.weight for layer in network.prunable_weights())
+    if not names:
+        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(network.frozen, []))
+    return {name: int(np.prod(network.shapes[name])) for name in names}
+
+
+def _reasons(frozen: Sequence[Frozen], locked: list[str], most: int = 20) -> str:
+    lines = [f"  {f.tensor}[{f.axis}]: {f.reason}" + (f" ({f.source})" if f.source else "") for f in frozen]
+    lines = [f"  {x}" for x in locked] + lines
+    return "\n".join([*lines[:most], *([f"  and {len(lines) - most} more"] if len(lines) > most else [])])
+
+
+def allocate(network: Network, budget: Budget, scores: Scores | None = None) -> Allocation:
+    """Decide how many units of each group, or weights of each layer, stay.
+
+    Args:
+        network: A traced network.
+        budget: `Units`, `Params`, `Macs`: groups whose removal is exact lose units.  `Weights`: the
+            weights of `Network.prunable_weights` lose entries.
+        scores: Group or weight name -> scores, higher stays; needed, and comparable across groups, where
+            the scope is ``"global"``.  Units scored -inf stay only where the floor demands it.
+
+    Returns:
+        Exact counts.  ``Units`` and ``Weights`` are met to the rounding; ``Params`` and ``Macs`` as
+        closely as possible from below.
+
+    Raises:
+        InputError: The request cannot be met; the message says what can.
+        NothingToPrune: Nothing in the network may go.
+    """
+    if isinstance(budget, Tolerance):
+        raise InputError("a Tolerance is a stopping rule, not a count: prune() turns it into steps of Units")
+    if budget.scope == "global" and scores is None:
+        raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
+    if isinstance(budget, Weights):
+        return _allocate_weights(network, budget, scores)
+    return _allocate_units(network, budget, scores)
+
+
+def _allocate_weights(network: Network, budget: Weights, scores: Scores | None) -> Allocation:
+    sizes = weight_sizes(network)
+    steps = [Steps(n, budget.floor) for n in sizes.values()]
+    total, least = sum(sizes.values()), len(sizes) * budget.floor
+    _check_floor(budget.floor, sizes, "weights")
+    wanted = round_half_up(budget.density * total)
+    if wanted == 0 or (budget.scope != "layer" and wanted < least):
+        raise InputError(
+            f"density {budget.density:g} keeps {wanted} of {total} weights, and a floor of {budget.floor} in "
+            f"{len(sizes)} layers keeps {least}: a density of {least / total:.3g} or more is possible"
+        )
+    if budget.scope == "layer":
+        counts = [s.nearest(budget.density * s.size) for s in steps]
+    elif budget.scope == "erk":
+        shares = erk_densities({k: network.shapes[k] for k in sizes}, budget.density, floor=budget.floor)
+        counts = apportion(steps, [shares[k] * n for k, n in sizes.items()], wanted)
+    else:
+        counts = _ranked_weights(sizes, _checked(scores or {}, sizes), wanted, budget.floor)
+    return Allocation(dict(zip(sizes, counts, strict=True)), "weights", budget.density, sum(counts) / total)
+
+
+def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor: int) -> list[int]:
+    forced = {name: top(scores[name], floor) for name in sizes}
+    others = [comparable(scores[name])[~forced[name]] for name in sizes]
+    marks = top(torch.cat([x.to(others[0].device) for x in others]), wanted - floor * len(sizes))
+    return [floor + int(mark.sum()) for mark in marks.split([x.numel() for x in others])]
+
+
+def _allocate_units(network: Network, budget: UnitBudget, scores: Scores | None) -> Allocation:
+    groups = prunable(network)
+    sizes = {g.name: g.size for g in groups}
+    _check_floor(budget.floor, sizes, "units")
+    steps = [Steps(n, budget.floor, budget.round_to) for n in sizes.values()]
+    vectors = None if scores is None else list(_checked(scores, sizes).values())
+    amount = _amount(network, budget, list(sizes), vectors)
+    total = amount(list(sizes.values()))
+    if isinstance(budget, Units) and budget.scope == "layer":
+        counts = [s.nearest(budget.keep * s.size) for s in steps]
+    else:
+        target = budget.keep * total
+        target = float(round_half_up(target)) if isinstance(budget, Units) else target
+        _check_reachable(amount([s.first for s in steps]), target, total, budget)
+        counts = _counts_within(network, budget, steps, vectors, amount, target)
+    what = type(budget).__name__.lower()
+    return Allocation(dict(zip(sizes, counts, strict=True)), what, budget.keep, amount(counts) / total)
+
+
+def _counts_within(
+    network: Network, budget: UnitBudget, steps: list[Steps], scores: list[Tensor] | None,
+    amount: Callable[[list[int]], float], target: float,
+) -> list[int]:
+    if budget.scope == "global":
+        return search(ranked_counts(steps, scores or []), amount, target)
+    if budget.scope == "layer":
+        return search(shared_counts(steps, np.ones(len(steps))), amount, target)
+    factors = unit_factors(network, prunable(network))
+    if not isinstance(budget, Units):
+        return search(shared_counts(steps, factors), amount, target)
+    first, size = (np.array(x, dtype=float) for x in zip(*((s.first, s.size) for s in steps), strict=True))
+    return apportion(steps, fill(factors * size, first, size, target).tolist(), int(target))
+
+
+def _amount(
+    network: Network, budget: UnitBudget, names: list[str], scores: list[Tensor] | None
+) -> Callable[[list[int]], float]:
+    """Return what the budget counts, as a function of the counts; the best scored stay."""
+    if isinstance(budget, Units):
+        return lambda counts: float(sum(counts))
+    model, field = CostModel(network), "params" if isinstance(budget, Params) else "macs"
+    orders = [np.arange(model.groups[n].size) for n in names] if scores is None else list(map(ranked, scores))
+
+    def amount(counts: list[int]) -> float:
+        kept = {n: order[:c] for n, order, c in zip(names, orders, counts, strict=True)}
+        return float(getattr(model(kept), field))
+
+    return amount
+
+
+def _checked(scores: Scores, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    for name, size in sizes.items():
+        if name not in scores:
+            raise InputError(f"no scores for {name!r}; given: {', '.join(map(repr, scores)) or 'none'}")
+        if scores[name].numel() != size:
+            raise InputError(f"{name!r} has {size} entries to rank, but {scores[name].numel()} scores")
+        if torch.isnan(scores[name]).any():
+            raise InputError(f"the scores of {name!r} hold NaN: check its weights, and the data")
+    return {name: scores[name] for name in sizes}
+
+
+def _check_floor(floor: int, sizes: Mapping[str, int], what: str) -> None:
+    name = min(sizes, key=lambda k: sizes[k])
+    if floor > sizes[name]:
+        raise InputError(f"floor {floor} is more than the {sizes[name]} {what} of {name!r}: at most that")
+
+
+def _check_reachable(least: float, target: float, total: float, budget: UnitBudget) -> None:
+    if least > target:
+        raise InputError(
+            f"{budget} cannot be reached: with floor {budget.floor} and multiples of {budget.round_to} in "
+            f"each group at least {least:.6g} of {total:.6g} {type(budget).__name__.lower()} stay, a share "
+            f"of {np.ceil(1e4 * least / total) / 1e4:g}"
+        )

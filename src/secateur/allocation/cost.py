@@ -1,0 +1,143 @@
+"""What is left of a network once units have gone: parameters and multiply-accumulates, by arithmetic.
+
+A parameter's size after the removal is the product, over its axes, of the indices that still live; an
+index that several units own lives while all of them do.  A layer's multiply-accumulates are
+`Layer.positions` times the size of its weight; norms, scales, look-ups and the products inside
+attention, which hold no weight, count nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from secateur.core import Group, InputError, IntArray, Network, PlanError, Slot
+
+__all__ = ["Cost", "CostModel", "cost", "is_matrix"]
+
+
+class Cost(NamedTuple):
+    """Parameters, and multiply-accumulates for one example."""
+
+    params: int
+    macs: float
+
+
+def is_matrix(in_axis: int | None, out_axis: int | None) -> bool:
+    """Say whether a layer multiplies by its weight as by a matrix, rather than looks up or scales."""
+    return in_axis is not None and out_axis is not None
+
+
+class CostModel:
+    """The cost of a network as a function of the units that stay; built once, called often.
+
+    Axes whose indices have at most one owner are a linear function of the numbers of units that go.
+    The others (heads and positions inside a head) are counted index by index.
+
+    Args:
+        network: A traced network.
+
+    Example:
+        >>> import numpy as np
+        >>> from secateur.core import Group, Layer, Network, Slot
+        >>> rows = np.arange(4)[:, None]
+        >>> hidden = Group("0", 4, (Slot("0.weight", 0, rows, "out"), Slot("2.weight", 1, rows, "in")))
+        >>> shapes = {"0.weight": (4, 3), "2.weight": (2, 4)}
+        >>> layers = (Layer("0", "linear", "0.weight"), Layer("2", "linear", "2.weight"))
+        >>> model = CostModel(Network((hidden,), (), layers, shapes, tuple(shapes)))
+        >>> model({"0": np.array([1, 3])})
+        Cost(params=10, macs=10.0)
+    """
+
+    def __init__(self, network: Network) -> None:
+        """Tabulate who owns which index of which axis."""
+        self.groups: dict[str, Group] = {g.name: g for g in network.groups}
+        self._order = {name: i for i, name in enumerate(self.groups)}
+        self._parameters = [name for name in network.parameters if network.shapes[name]]
+        self._scalars = len(network.parameters) - len(self._parameters)
+        weights = {x.weight for x in network.layers if is_matrix(x.in_axis, x.out_axis)}
+        tensors = list(dict.fromkeys([*self._parameters, *(w for w in network.shapes if w in weights)]))
+        axes = [(name, axis) for name in tensors for axis in range(len(network.shapes[name]))]
+        self._full = np.array([network.shapes[name][axis] for name, axis in axes], dtype=np.int64)
+        self._starts = np.cumsum([0, *(len(network.shapes[name]) for name in tensors)])[:-1]
+        self._positions = self._uses(network, tensors)
+        self._tabulate(network, {key: i for i, key in enumerate(axes)})
+
+    def _uses(self, network: Network, tensors: list[str]) -> np.ndarray:
+        uses: dict[str, float] = defaultdict(float)
+        for layer in network.layers:
+            if is_matrix(layer.in_axis, layer.out_axis):
+                uses[layer.weight] += layer.positions
+        return np.array([uses[name] for name in tensors])
+
+    def _tabulate(self, network: Network, rows: Mapping[tuple[str, int], int]) -> None:
+        owners: dict[int, list[tuple[str, Slot]]] = defaultdict(list)
+        for group in network.groups:
+            for slot in group.slots:
+                if (row := rows.get((slot.tensor, slot.axis))) is not None:
+                    owners[row].append((group.name, slot))
+        self._linear = np.zeros((len(rows), len(self.groups)), dtype=np.int64)
+        shared: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        self._shared: list[tuple[list[int], int, list[tuple[str, IntArray]]]] = []
+        for row, slots in owners.items():
+            if _disjoint(int(self._full[row]), [slot.index for _, slot in slots]):
+                for name, slot in slots:
+                    self._linear[row, self._order[name]] += slot.index.shape[1]
+            else:
+                # Axes with the same owners (a query matrix and its bias) are counted once.
+                key = (int(self._full[row]), *((name, slot.index.tobytes()) for name, slot in slots))
+                if not shared[key]:
+                    indexed = [(name, slot.index) for name, slot in slots]
+                    self._shared.append((shared[key], int(self._full[row]), indexed))
+                shared[key].append(row)
+
+    def __call__(self, keep: Mapping[str, IntArray]) -> Cost:
+        """Return the cost when only these units stay; groups that are not named stay whole."""
+        gone = np.zeros(len(self.groups), dtype=np.int64)
+        for name, kept in keep.items():
+            gone[self._order[name]] = self.groups[name].size - len(kept)
+        alive = self._full - self._linear @ gone
+        for rows, size, owners in self._shared:
+            alive[rows] = _alive(size, owners, keep)
+        sizes = np.multiply.reduceat(alive, self._starts) if len(self._starts) else alive
+        params = int(sizes[: len(self._parameters)].sum()) + self._scalars
+        return Cost(params, float(sizes @ self._positions))
+
+
+def _disjoint(size: int, indices: list[IntArray]) -> bool:
+    return int(np.bincount(np.concatenate([i.ravel() for i in indices]), minlength=size).max()) <= 1
+
+
+def _alive(size: int, owners: list[tuple[str, IntArray]], keep: Mapping[str, IntArray]) -> int:
+    alive = np.ones(size, dtype=bool)
+    for name, index in owners:
+        if (kept := keep.get(name)) is not None:
+            gone = np.ones(len(index), dtype=bool)
+            gone[kept] = False
+            alive[index[gone]] = False
+    return int(alive.sum())
+
+
+def cost(network: Network, keep: Mapping[str, IntArray] | None = None) -> Cost:
+    """Return parameters and multiply-accumulates of a network of which only these units stay.
+
+    Args:
+        network: A traced network.
+        keep: Group name -> distinct numbers of the units that stay; other groups stay whole.
+
+    Raises:
+        PlanError: A unit that does not exist.
+        InputError: An unknown group.
+    """
+    keep = keep or {}
+    for name, kept in keep.items():
+        size = network.group(name).size
+        units = np.asarray(kept)
+        if len(np.unique(units)) != len(units) or (len(units) and not 0 <= units.min() <= units.max() < size):
+            raise PlanError(f"group {name!r} has units 0 to {size - 1}, each once; got {units.tolist()}")
+    if not network.shapes:
+        raise InputError("the network has no parameters")
+    return CostModel(network)(keep)

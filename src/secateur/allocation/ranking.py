@@ -1,0 +1,55 @@
+"""Stable ranking: equal scores by rising index, exact counts, never a threshold alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.core import InputError, IntArray
+
+__all__ = ["comparable", "ranked", "top"]
+
+
+def ranked(scores: Tensor) -> IntArray:
+    """Return the indices of a vector by falling score, equal scores by rising index.
+
+    Example:
+        >>> ranked(torch.tensor([1.0, 3.0, 1.0])).tolist()
+        [1, 0, 2]
+    """
+    return torch.argsort(scores.detach(), descending=True, stable=True).cpu().numpy()
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly `count` entries of largest score, equal scores by rising index: a stable top-k.
+
+    One selection instead of a sort: entries above the count-th largest value, and as many of those
+    equal to it as are missing, in the order of their index.
+
+    Args:
+        scores: Any shape, no NaN.
+        count: From 0 to the number of entries.
+
+    Returns:
+        Boolean tensor of the same shape and device.
+
+    Example:
+        >>> top(torch.tensor([[1.0, 3.0], [1.0, 1.0]]), 3)
+        tensor([[ True,  True],
+                [ True, False]])
+    """
+    flat = comparable(scores).reshape(-1)
+    if not 0 <= count <= flat.numel():
+        raise InputError(f"cannot take {count} of {flat.numel()} scores")
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+    above, equal = flat > threshold, flat == threshold
+    missing = count - above.sum()
+    return (above | (equal & (equal.cumsum(0) <= missing))).reshape(scores.shape)
+
+
+def comparable(scores: Tensor) -> Tensor:
+    """Return scores in a type that every device can select in, without loss."""
+    scores = scores.detach()
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

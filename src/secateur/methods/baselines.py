@@ -1,0 +1,219 @@
+"""The criteria that every comparison needs, as their papers define them.
+
+Random; magnitude (L1, L2); mean activation; sensitivity |W2| * ||W1||; Taylor (Molchanov, Mallya, Tyree,
+Frosio and Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771); SNIP (Lee,
+Ajanthan and Torr, ICLR 2019, arXiv:1810.02340).  SynFlow has a module of its own.
+Biases and normalisation are never pruned as single weights, nor do they enter a magnitude.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.allocation import prunable, weight_sizes
+from secateur.core import Budget, Evidence, Group, InputError, Network, Weights
+from secateur.methods.base import ScoreMethod, Scores, required
+from secateur.methods.slots import makers, moments_of, power_sums, readers, reading_features, unit_sums
+
+__all__ = ["SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(ScoreMethod):
+    """Uniform scores, drawn for each group or weight from the evidence's seed and its name.
+
+    Example:
+        >>> Random().needs(Weights(0.5))
+        frozenset()
+    """
+
+    name: ClassVar[str] = "random"
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for nothing."""
+        return frozenset()
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Draw a number for each unit."""
+        return {g.name: self._draw(evidence.seed, g.name, (g.size,)) for g in prunable(network)}
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Draw a number for each weight."""
+        return {k: self._draw(evidence.seed, k, network.shapes[k]) for k in weight_sizes(network)}
+
+    def _draw(self, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+        own = zlib.crc32(f"{seed}/{name}".encode())
+        return torch.rand(shape, generator=torch.Generator().manual_seed(own), dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(ScoreMethod):
+    """The Lp norm of a unit's weights; the absolute value of a single weight.
+
+    Args:
+        p: 1 or 2.
+        over: Which weights: those that make the unit (rows), those that read it (columns), or both.
+        normalize: See `ScoreMethod`; on, because a norm grows with the fan-in.
+    """
+
+    name: ClassVar[str] = "magnitude"
+    p: int = 1
+    over: Literal["makers", "readers", "both"] = "makers"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.p not in (1, 2):
+            raise InputError(f"Magnitude.p is 1 or 2; got {self.p!r}")
+        if self.over not in ("makers", "readers", "both"):
+            raise InputError(f"Magnitude.over is 'makers', 'readers' or 'both'; got {self.over!r}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for nothing but the weights."""
+        return frozenset()
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the norm of what each unit owns."""
+
+        def score(group: Group) -> Tensor:
+            made = makers(network, group) if self.over != "readers" else ()
+            read = readers(network, group) if self.over != "makers" else ()
+            return power_sums(evidence.weights, made + read, group.size, self.p).pow(1 / self.p)
+
+        return {g.name: score(g) for g in prunable(network)}
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return |w|."""
+        return {k: evidence.weights[k].detach().abs() for k in weight_sizes(network)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation(ScoreMethod):
+    """The mean activation of a unit where its readers read it, averaged over its readers.
+
+    After a ReLU the mean and the mean absolute value are the same; elsewhere a mean may cancel.
+
+    Args:
+        statistic: ``"absolute"``: mean |x|; ``"mean"``: the plain mean; ``"second"``: mean square.
+        normalize: See `ScoreMethod`; on, because layers differ in scale.
+    """
+
+    name: ClassVar[str] = "activation"
+    statistic: Literal["absolute", "mean", "second"] = "absolute"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the option."""
+        if self.statistic not in ("absolute", "mean", "second"):
+            raise InputError(f"statistic is 'absolute', 'mean' or 'second'; got {self.statistic!r}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for the means of what reaches each weight."""
+        return frozenset({"moments"})
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Average the statistic over the features that each unit is to its readers."""
+        return {g.name: self._score(network, evidence, g) for g in prunable(network)}
+
+    def _score(self, network: Network, evidence: Evidence, group: Group) -> Tensor:
+        parts = []
+        for layer, slot in network.readers(group):
+            if (moments := moments_of(network, evidence, layer)) is not None:
+                values: Tensor = getattr(moments, self.statistic).double()
+                parts.append(values[reading_features(network, layer, slot).to(values.device)].mean(1))
+        if not parts:
+            weights = [slot.tensor for slot in group.readers()]
+            raise InputError(
+                f"no activations were seen for group {group.name!r}, which {weights or 'no weight'} reads: "
+                f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
+            )
+        return torch.stack([p.to(parts[0].device) for p in parts]).mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(ScoreMethod):
+    """|W2[0, i]| * ||W1[i, :]||: the weight that reads a unit times the norm of those that make it.
+
+    With many outputs or readers the absolute value becomes the L2 norm over everything that reads the unit,
+    and with many makers the norm is over all their rows.  Biases do not enter.
+    """
+
+    name: ClassVar[str] = "sensitivity"
+    normalize: bool = True
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for nothing but the weights."""
+        return frozenset()
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the product of both norms; a unit that no weight reads is scored by its makers."""
+
+        def score(group: Group) -> Tensor:
+            made = power_sums(evidence.weights, makers(network, group), group.size, 2).sqrt()
+            read = readers(network, group)
+            return made * power_sums(evidence.weights, read, group.size, 2).sqrt() if read else made
+
+        return {g.name: score(g) for g in prunable(network)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(ScoreMethod):
+    """The first-order change of the loss when a gate on the unit closes, squared, summed over examples.
+
+    For single weights, the square of gradient times weight: the same order as SNIP.
+    """
+
+    name: ClassVar[str] = "taylor"
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for gates per example, or for gradients where single weights go."""
+        return frozenset({"gradients" if isinstance(budget, Weights) else "taylor"})
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the sum over examples of (d loss / d gate)^2."""
+        return {
+            g.name: required(evidence.taylor, g.name, "taylor", self.name).double() for g in prunable(network)
+        }
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return (gradient * weight)^2."""
+        return {k: _saliency(evidence, k, self.name).square() for k in weight_sizes(network)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SNIP(ScoreMethod):
+    """Connection sensitivity |dL/dmask| = |gradient * weight|, the gradient summed over the batches.
+
+    A unit's score is the sum over the weights that make it.  Dropout is off and BatchNorm uses its
+    running statistics, as everywhere in the collection of evidence.
+    """
+
+    name: ClassVar[str] = "snip"
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for gradients."""
+        return frozenset({"gradients"})
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Sum the sensitivities of the weights that make each unit."""
+
+        def score(group: Group) -> Tensor:
+            slots = makers(network, group)
+            values = {s.tensor: _saliency(evidence, s.tensor, self.name) for s in slots}
+            return unit_sums(values, slots, group.size)
+
+        return {g.name: score(g) for g in prunable(network)}
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return |gradient * weight|."""
+        return {k: _saliency(evidence, k, self.name) for k in weight_sizes(network)}
+
+
+def _saliency(evidence: Evidence, name: str, method: str) -> Tensor:
+    gradient: Tensor = required(evidence.gradients, name, "gradients", method)
+    return (gradient.double() * evidence.weights[name].detach().double()).abs()

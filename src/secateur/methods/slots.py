@@ -1,0 +1,76 @@
+"""Sums over what the units of a group own: from tensors and slots to one number a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from secateur.core import Evidence, Group, InputError, Layer, Moments, Network, Slot
+
+__all__ = ["makers", "moments_of", "power_sums", "readers", "reading_features", "unit_sums"]
+
+
+def makers(network: Network, group: Group) -> tuple[Slot, ...]:
+    """Return the slots of the weights that make a group's units, without biases.
+
+    Where no weighted layer makes them (bare parameters), every slot that does; where none does, all.
+    """
+    return tuple(slot for _, slot in network.makers(group)) or group.makers() or group.slots
+
+
+def readers(network: Network, group: Group) -> tuple[Slot, ...]:
+    """Return the slots of the weights that read a group's units."""
+    return tuple(slot for _, slot in network.readers(group)) or group.readers()
+
+
+def unit_sums(values: Mapping[str, Tensor], slots: Iterable[Slot], size: int) -> Tensor:
+    """Sum tensors over everything that each unit owns.
+
+    Args:
+        values: A tensor for each tensor named in the slots.
+        slots: Where the units sit.
+        size: Number of units.
+
+    Returns:
+        float64 [size].
+    """
+    total: Tensor | None = None
+    for slot in slots:
+        tensor = values[slot.tensor]
+        others = [d for d in range(tensor.ndim) if d != slot.axis % tensor.ndim]
+        line = tensor.sum(others, dtype=torch.float64) if others else tensor.double()
+        part = line[torch.as_tensor(slot.index, device=line.device)].sum(1)
+        total = part if total is None else total + part.to(total.device)
+    return torch.zeros(size, dtype=torch.float64) if total is None else total
+
+
+def power_sums(weights: Mapping[str, Tensor], slots: tuple[Slot, ...], size: int, p: int) -> Tensor:
+    """Sum |w|^p over everything that each unit owns, float64 [size]."""
+    # torch.float64 before the power: half precision would lose, and overflow.
+    values = {slot.tensor: weights[slot.tensor].detach().double().abs().pow(p) for slot in slots}
+    return unit_sums(values, slots, size)
+
+
+def moments_of(network: Network, evidence: Evidence, layer: Layer) -> Moments | None:
+    """Return the statistics of what reaches a layer, or None if they were not gathered.
+
+    They are kept by weight, for the first layer that reads with it: a weight used once as it is and
+    once transposed has statistics for the first use only.
+    """
+    first = next(x for x in network.layers if x.weight == layer.weight and x.in_axis is not None)
+    return evidence.moments.get(layer.weight) if first.in_axis == layer.in_axis else None
+
+
+def reading_features(network: Network, layer: Layer, slot: Slot) -> Tensor:
+    """Return which input features of a layer each unit is: integers [units, per_unit * layer.groups].
+
+    A grouped convolution's weight has one input axis for all its groups: index j is feature
+    g * width + j of group g.
+    """
+    if layer.in_axis is None or layer.in_axis != slot.axis:
+        raise InputError(f"layer {layer.name!r} does not read along axis {slot.axis} of {slot.tensor!r}")
+    width = network.shapes[layer.weight][layer.in_axis]
+    index = torch.as_tensor(slot.index)
+    return torch.cat([index + g * width for g in range(layer.groups)], dim=1)

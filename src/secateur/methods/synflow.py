@@ -1,0 +1,129 @@
+"""SynFlow: iterative pruning by conserved synaptic flow, without data.
+
+Tanaka, Kunin, Yamins and Ganguli, "Pruning neural networks without any data by iteratively conserving
+synaptic flow" (NeurIPS 2020, arXiv:2006.05467).  With R the summed output of the network whose parameters
+are |theta|, for an input of ones, a parameter's score is |theta * dR/dtheta|.  In round t of T the best
+rho^(t/T) stay, and the scores are taken anew on what is left: in one shot, layers empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.allocation import allocate, prunable, top, weight_sizes
+from secateur.core import Budget, Evidence, Group, InputError, IntArray, Network, Plan, Tolerance, Weights
+from secateur.methods.base import ScoreMethod, Scores, best, unit_plan, weight_plan
+from secateur.methods.slots import unit_sums
+
+__all__ = ["SynFlow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynFlow(ScoreMethod):
+    """Iterative synaptic flow, for single weights (as published) and for units.
+
+    A unit's score is the flow into it: the sum over the weights and biases that make it.
+
+    Args:
+        rounds: T.
+        neutral_bn: Take BatchNorm as at initialisation (scale 1, shift 0, mean 0, variance 1) when
+            scoring: trained statistics break the conservation law.
+    """
+
+    name: ClassVar[str] = "synflow"
+    rounds: int = 100
+    neutral_bn: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the number of rounds."""
+        if self.rounds < 1:
+            raise InputError(f"SynFlow.rounds must be at least 1; got {self.rounds}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for the flow; no data."""
+        return frozenset({"flow"})
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the flow into each unit of the whole network."""
+        return self._unit_flow(network, evidence, {})
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the flow through each weight of the whole network."""
+        flow = self._flow(evidence, {})
+        return {k: flow[k] for k in weight_sizes(network)}
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Remove units in rounds; a unit that went stays away."""
+        keep: Mapping[str, IntArray] = {}
+        for part in _rounds(budget, self.rounds):
+            scores = _buried(self._unit_flow(network, evidence, keep), keep)
+            allocation = allocate(network, part, self.comparable(scores, budget))
+            choice = best(scores, allocation.counts)
+            keep = choice.keep
+        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+
+    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+        """Zero weights in rounds; a weight that went stays away."""
+        names = weight_sizes(network)
+        masks: dict[str, Tensor] = {}
+        for part in _rounds(budget, self.rounds):
+            flow = self._flow(evidence, masks)
+            scores = {k: flow[k] for k in names}
+            scores = {k: s.masked_fill(~masks[k], -torch.inf) if k in masks else s for k, s in scores.items()}
+            allocation = allocate(network, part, scores)
+            masks = {k: top(scores[k], count) for k, count in allocation.counts.items()}
+        return weight_plan(self.name, network, budget, allocation, scores, evidence.seed)
+
+    def _unit_flow(self, network: Network, evidence: Evidence, keep: Mapping[str, IntArray]) -> Scores:
+        flow = self._flow(evidence, _masks(network, evidence, keep))
+        return {g.name: unit_sums(flow, _parameters(network, g), g.size) for g in prunable(network)}
+
+    def _flow(self, evidence: Evidence, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if evidence.flow is None:
+            raise InputError(f"{self.name!r} needs 'flow': collect it with needs={{'flow'}}; no data is read")
+        return evidence.flow(masks, neutral_bn=self.neutral_bn)
+
+
+def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
+    if isinstance(budget, Tolerance):
+        raise InputError("a Tolerance is a stopping rule, not a count: prune() turns it into steps of Units")
+    share = "density" if isinstance(budget, Weights) else "keep"
+    final = getattr(budget, share)
+    for t in range(1, rounds + 1):
+        yield budget if t == rounds else replace(budget, **{share: final ** (t / rounds)})
+
+
+def _parameters(network: Network, group: Group) -> tuple:
+    return tuple(s for s in group.makers() if s.tensor in network.parameters) or group.slots
+
+
+def _buried(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:
+    def bury(name: str, s: Tensor) -> Tensor:
+        if name not in keep:
+            return s
+        buried = torch.full_like(s, -torch.inf)
+        alive = torch.as_tensor(keep[name], device=s.device)
+        buried[alive] = s[alive]
+        return buried
+
+    return {name: bury(name, s) for name, s in scores.items()}
+
+
+def _masks(network: Network, evidence: Evidence, keep: Mapping[str, IntArray]) -> dict[str, Tensor]:
+    masks: dict[str, Tensor] = {}
+    for name, kept in keep.items():
+        group = network.group(name)
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[torch.as_tensor(kept)] = False
+        for slot in group.slots if gone.any() else ():
+            if slot.tensor in network.parameters:
+                like = evidence.weights[slot.tensor]
+                mask = masks.setdefault(slot.tensor, torch.ones_like(like, dtype=torch.bool))
+                dead = torch.as_tensor(slot.index)[gone].reshape(-1).to(mask.device)
+                mask.index_fill_(slot.axis, dead, False)
+    return masks
