@@ -3,7 +3,8 @@
 A value is written with tags where JSON has no form of its own: ``{"$type": "Group", ...}`` for a value
 of `secateur.core`, ``{"$tuple": [...]}``, ``{"$float": "inf"}``, ``{"$items": [[key, value], ...]}`` for
 a mapping whose keys JSON cannot have, ``{"$ints": ...}`` for an array of integers as runs [start,
-count, step], and ``{"$array": name}`` for any other array, which is kept beside the document.
+count, step], and ``{"$bits": name}`` or ``{"$array": name}`` for a mask or any other array of numbers,
+which is kept beside the document.
 What a plan's network holds for the traced model alone (example inputs, the captured graph) is left out.
 """
 
@@ -77,10 +78,7 @@ def plan_from_json(text: str) -> Plan:
     """
     try:
         document = json.loads(text)
-        arrays = {
-            name: np.frombuffer(base64.b64decode(x["base64"], validate=True), _dtype(x["dtype"])).reshape(x["shape"])
-            for name, x in document["arrays"].items()
-        }
+        arrays = {name: _inline(x) for name, x in document["arrays"].items()}
         plan = decode(document["plan"], arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
@@ -134,8 +132,8 @@ def _encode(value: Any, path: str, arrays: Arrays) -> Any:
 def _encode_mapping(value: Mapping[Any, Any], path: str, arrays: Arrays) -> Any:
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: _encode(x, f"{path}/{key}", arrays) for key, x in value.items()}
-    items = enumerate(value.items())
-    return {"$items": [[_encode(k, f"{path}/{i}", arrays), _encode(x, f"{path}/{k}", arrays)] for i, (k, x) in items]}
+    pairs = [[_encode(key, path, arrays), _encode(x, f"{path}/{key}", arrays)] for key, x in value.items()]
+    return {"$items": pairs}
 
 
 def _encode_array(value: NDArray[Any], path: str, arrays: Arrays) -> Any:
@@ -145,10 +143,13 @@ def _encode_array(value: NDArray[Any], path: str, arrays: Arrays) -> Any:
         if 2 * len(short) <= value.size + 8:
             order = {} if short is by_row else {"order": "F"}
             return {"$ints": short, "shape": list(value.shape), **order}
-    if value.dtype.hasobject:
-        raise PlanError(f"a plan must hold data only; {path or 'it'} is an array of objects")
-    arrays[path] = np.ascontiguousarray(value)
-    return {"$array": path}
+    if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+        raise PlanError(f"a plan must hold numbers; {path or 'it'} is an array of {value.dtype}")
+    while path in arrays:
+        path += "'"
+    bits = value.dtype == np.bool_
+    arrays[path] = np.packbits(value) if bits else np.ascontiguousarray(value)
+    return {"$bits": path, "shape": list(value.shape)} if bits else {"$array": path}
 
 
 def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
@@ -164,6 +165,9 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if tag == "$ints":
         return _decode_ints(value)
     content = value[tag]
+    if tag == "$bits":
+        flat = np.unpackbits(arrays[content], count=math.prod(value["shape"]))
+        return flat.astype(np.bool_).reshape(value["shape"])
     if tag == "$items":
         return {_decode(k, arrays): _decode(x, arrays) for k, x in content}
     if tag == "$array":
@@ -181,11 +185,11 @@ def _decode_ints(value: Mapping[str, Any]) -> NDArray[np.int64]:
     return np.ascontiguousarray(flat.reshape(value["shape"], order=value.get("order", "C")))
 
 
-def _dtype(text: str) -> np.dtype[Any]:
-    found = np.dtype(text)
-    if found.hasobject:
-        raise ValueError(f"arrays of {text!r} are not read")
-    return found
+def _inline(x: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(x["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"arrays of {dtype} are not read")
+    return np.frombuffer(base64.b64decode(x["base64"], validate=True), dtype).reshape(x["shape"])
 
 
 __all__ = ["Arrays", "decode", "encode", "plan_from_json", "plan_to_json", "runs"]

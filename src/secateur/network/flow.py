@@ -141,6 +141,11 @@ class Flow:
         self.atoms.why = f"tied by {self.place} to an axis that carries no units"
 
     @property
+    def name(self) -> str:
+        """The operation without namespace and overload."""
+        return self.operation.split(".")[1] if self.operation.count(".") else self.operation
+
+    @property
     def place(self) -> str:
         """The operation and where the user wrote it."""
         return f"{self.operation} ({self.source})" if self.source else self.operation
@@ -176,7 +181,7 @@ class Flow:
 
     def literal(self, position: int, size: int, label: Label) -> None:
         """Record that the code wrote this size for this axis."""
-        if label is not None and size != -1:
+        if size != -1:
             self.literals.append(Literal(self.node, position, size, label))
 
     def size(self, attribute: str, value: int, label: Label) -> None:

@@ -4,52 +4,54 @@ A view or a split states sizes.  A size read from a tensor follows the tensor wh
 read from an attribute of a module follows when the attribute is changed; a number written in the
 code follows nothing, so its axis stays.  Which is which is found by running the model once with
 every integer attribute, and every size read from a tensor, replaced by an integer that remembers
-where it came from (`Tagged`), under a mode that sees the arguments of each call as Python wrote them.
+how it was computed (`Tagged`), under a mode that sees the arguments of each call as Python wrote
+them.  A size that is computed must come out right whichever units go; where it would not, its axis,
+and if need be what it is computed from, stays.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur.network.atoms import Label
 from secateur.network.capture import FRAME, Capture, owner, slow_paths, twin
-from secateur.network.flow import Flow, Literal
+from secateur.network.flow import Axes, Flow, Literal
 
 __all__ = ["Tagged", "settle"]
 
-SHAPE = "shape"
+TRIALS = 8  # random removals under which every computed size must come out right
+
+Expression = tuple[Any, ...]
+"""("attr", module, name, n), ("shape", made, axis, n), ("number", n), or (operation, left, right)."""
 
 
 class Tagged(int):
-    """An integer that remembers where it came from, through arithmetic.
-
-    Attributes:
-        origins: (module, attribute) pairs, or ``("shape", "")`` for a size read from a tensor.
-        exact: Whether it is still the very value of its one origin.
+    """An integer that remembers how it was computed.
 
     Example:
-        >>> heads = Tagged(4, {("attn", "num_heads")})
-        >>> width = Tagged(12, {("shape", "")})
-        >>> (width // heads).origins == {("attn", "num_heads"), ("shape", "")}, (width // heads).exact
-        (True, False)
+        >>> heads = Tagged(4, ("attr", "attn", "num_heads", 4))
+        >>> (12 // heads).expression
+        ('floordiv', ('number', 12), ('attr', 'attn', 'num_heads', 4))
     """
 
-    origins: frozenset[tuple[str, str]]
-    exact: bool
+    expression: Expression
 
-    def __new__(cls, value: int, origins: Any, exact: bool = True) -> Tagged:
-        """Return the integer with its origins."""
+    def __new__(cls, value: int, expression: Expression) -> Tagged:
+        """Return the integer with its history."""
         self = super().__new__(cls, value)
-        self.origins = frozenset(origins)
-        self.exact = exact
+        self.expression = expression
         return self
 
     def __deepcopy__(self, memo: Any) -> Tagged:
@@ -61,21 +63,60 @@ class Tagged(int):
         return int, (int(self),)
 
 
-def _operation(name: str) -> Callable[..., Any]:
-    plain = getattr(int, name)
+OPERATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
+              "mod": operator.mod}  # fmt: skip
 
-    def method(self: Tagged, *others: Any) -> Any:
-        value = plain(self, *others)
-        if type(value) is not int:
-            return value
-        origins = self.origins.union(*(o.origins for o in others if isinstance(o, Tagged)))
-        return Tagged(value, origins, exact=False)
+
+def _method(name: str, reflected: bool) -> Callable[[Tagged, Any], Any]:
+    def method(self: Tagged, other: Any) -> Any:
+        if type(other) not in (int, Tagged):
+            return NotImplemented
+        pair = (other, self) if reflected else (self, other)
+        value = OPERATIONS[name](*(int(n) for n in pair))
+        return Tagged(value, (name, *(expression_of(n) for n in pair)))
 
     return method
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod", "neg", "pow", "rpow"):
-    setattr(Tagged, f"__{_name}__", _operation(f"__{_name}__"))
+for _name in OPERATIONS:
+    setattr(Tagged, f"__{_name}__", _method(_name, False))
+    setattr(Tagged, f"__r{_name}__", _method(_name, True))
+
+
+def expression_of(n: int) -> Expression:
+    """Return how an integer was computed."""
+    return n.expression if isinstance(n, Tagged) else ("number", int(n))
+
+
+def leaves(expression: Expression) -> Iterator[Expression]:
+    """Yield the attributes and shapes that enter an expression."""
+    if expression[0] in OPERATIONS:
+        yield from leaves(expression[1])
+        yield from leaves(expression[2])
+    elif expression[0] != "number":
+        yield expression
+
+
+def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
+    """Evaluate an expression with given values of its leaves; 0 where it divides by 0."""
+    if expression[0] == "number":
+        return int(expression[1])
+    if expression[0] not in OPERATIONS:
+        return value(expression)
+    left, right = evaluate(expression[1], value), evaluate(expression[2], value)
+    return 0 if right == 0 and expression[0] in ("floordiv", "mod") else OPERATIONS[expression[0]](left, right)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where a tensor was made: the lines of the call from the inside out, and its shape.
+
+    A parameter was made at no line; `name` says which it is.
+    """
+
+    frames: tuple[str, ...]
+    shape: tuple[int, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,46 +124,54 @@ class Written:
     """One call that took sizes, as Python wrote them.
 
     Attributes:
-        frames: ``file:line`` of the frames it was called from.
-        sizes: The integers, with their origins where they have any.
+        sizes: The integers in the order of the arguments.
         shapes: Shapes of the results.
     """
 
-    frames: frozenset[str]
     sizes: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
 
 
 class _Listener(TorchFunctionMode):
-    """Records the integers in calls, and tags sizes that are read from tensors."""
+    """Records the integers in calls by the lines they were called from, and tags sizes read from tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.calls: list[Written] = []
+        self.calls: dict[str, list[Written]] = defaultdict(list)
+        self.made = WeakIdKeyDictionary()
+        for named in (model.named_parameters(), model.named_buffers()):
+            for name, t in named:
+                self.made[t] = Made((), tuple(t.shape), name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name == "__get__" and isinstance(result, torch.Size):
-            return torch.Size([Tagged(n, {(SHAPE, "")}) for n in result])
-        if name in ("size", "dim", "__len__"):
-            return _tag_size(result) if name != "dim" else result
-        sizes = tuple(_integers((args, kwargs)))
+        if name in ("__get__", "size") and isinstance(args[0], Tensor):
+            return self._tag(args[0], result, args[1:])
+        tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        if not tensors:
+            return result
+        frames = _frames()
+        for t in tensors:
+            self.made[t] = Made(frames, tuple(map(int, t.shape)))
+        sizes = tuple(_integers((args, kwargs or {})))
         if sizes:
-            shapes = tuple(tuple(map(int, t.shape)) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor))
-            self.calls.append(Written(_frames(), sizes, shapes))
+            written = Written(sizes, tuple(tuple(map(int, t.shape)) for t in tensors))
+            for frame in frames:
+                self.calls[frame].append(written)
+        return result
+
+    def _tag(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
+        made = self.made.get(tensor)
+        if isinstance(result, torch.Size):
+            return torch.Size([Tagged(n, ("shape", made, i, n)) for i, n in enumerate(result)])
+        if type(result) is int and rest:
+            return Tagged(result, ("shape", made, int(rest[0]) % tensor.ndim, result))
         return result
 
 
-def _tag_size(result: Any) -> Any:
-    if isinstance(result, torch.Size):
-        return torch.Size([Tagged(n, {(SHAPE, "")}) for n in result])
-    return Tagged(result, {(SHAPE, "")}) if type(result) is int else result
-
-
 def _integers(tree: Any) -> Iterator[int]:
-    if isinstance(tree, bool) or isinstance(tree, Tensor):
+    if isinstance(tree, (bool, Tensor)):
         return
     if isinstance(tree, int):
         yield tree
@@ -135,13 +184,13 @@ def _integers(tree: Any) -> Iterator[int]:
         yield from _integers(list(tree.values()))
 
 
-def _frames() -> frozenset[str]:
-    frames = set()
+def _frames() -> tuple[str, ...]:
+    frames = []
     frame: Any = sys._getframe(2)
     while frame is not None:
-        frames.add(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        frames.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
         frame = frame.f_back
-    return frozenset(frames)
+    return tuple(frames)
 
 
 def tag_attributes(model: nn.Module) -> None:
@@ -154,7 +203,7 @@ def tag_attributes(model: nn.Module) -> None:
             seen.add(id(holder))
             for key, value in list(holder.__dict__.items()):
                 if type(value) is int and value > 1:
-                    holder.__dict__[key] = Tagged(value, {(name, prefix + key)})
+                    holder.__dict__[key] = Tagged(value, ("attr", name, prefix + key, value))
 
 
 def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
@@ -164,73 +213,156 @@ def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
             yield value, f"{key}."
 
 
-def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Written]:
-    """Run the model once with tagged integers; return the calls that took sizes."""
+def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[Written]]:
+    """Run the model once with tagged integers; return by ``file:line`` the calls that took sizes."""
     copy = twin(model)
     tag_attributes(copy)
-    with _Listener() as listener, torch.no_grad(), slow_paths():
+    with _Listener(copy) as listener, torch.no_grad(), slow_paths():
         copy(*args, **kwargs)
     return listener.calls
 
 
 def settle(taken: Capture, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Tie every written size to the attribute that it comes from, or freeze its axis."""
-    live = [x for x in flow.literals if flow.atoms.normal(x.label) is not None]
-    if not live:
-        return
-    by_line: dict[str, list[Written]] = defaultdict(list)
-    for call in listen(taken.model, args, kwargs):
-        for frame in call.frames:
-            by_line[frame].append(call)
-    nodes = {node.name: node for node in _all_nodes(taken.module)}
-    attributes: dict[tuple[str, str], list[tuple[Literal, str]]] = defaultdict(list)
-    for literal in live:
-        _settle_one(flow, literal, nodes[literal.node], by_line, attributes)
-    for (module, attribute), uses in attributes.items():
-        _tie(flow, module, attribute, uses)
+    """Tie every written size to what it comes from, or freeze its axis."""
+    if any(flow.atoms.normal(x.label) is not None for x in flow.literals):
+        _Settler(taken, flow, listen(taken.model, args, kwargs)).run()
+
+
+class _Settler:
+    """Matches sizes in the graph with sizes as written, and makes them agree under removal."""
+
+    def __init__(self, taken: Capture, flow: Flow, calls: Mapping[str, list[Written]]) -> None:
+        self.flow, self.atoms, self.calls, self.states = flow, flow.atoms, calls, taken.states
+        self.nodes = {node.name: node for node in _all_nodes(taken.module)}
+        holders = {n.name: n for n in taken.module.graph.nodes if n.op == "placeholder"}
+        self.placeholders = {name: holders[node] for node, name in taken.parameters.items() if node in holders}
+        self.by_line: dict[str, list[Any]] = defaultdict(list)
+        for node in self.nodes.values():
+            self.by_line[line_of(node)].append(node)
+        self.sized: dict[Expression, list[tuple[Literal, str]]] = defaultdict(list)
+        self.computed: list[tuple[Literal, Expression, str]] = []
+
+    def run(self) -> None:
+        """Read every literal, tie what one attribute sizes, then test what is computed."""
+        for literal in self.flow.literals:
+            self._read(literal)
+        for (_, module, attribute, _), uses in self.sized.items():
+            self._tie(module, attribute, uses)
+        changed = True
+        while changed:
+            changed = any([self._freeze_if_wrong(*item) for item in self.computed])
+
+    def _read(self, literal: Literal) -> None:
+        node = self.nodes[literal.node]
+        if owner(node)[1].endswith("activation.MultiheadAttention"):
+            return  # replaced as a whole when it loses anything
+        place = line_of(node)
+        shapes = {tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)}
+        written = {
+            expression_of(n)
+            for call in self.calls.get(place, [])
+            if shapes & set(call.shapes)
+            for n in _candidates(call.sizes, literal)
+        }
+        if not written:
+            self._freeze(literal.label, f"its size {literal.size} cannot be followed", place)
+        for expression in written:
+            if expression[0] == "number":
+                self._freeze(literal.label, f"its size {literal.size} is written in the code", place)
+            elif expression[0] == "attr":
+                self.sized[expression].append((literal, place))
+            else:
+                self.computed.append((literal, expression, place))
+
+    def _freeze(self, label: Label, why: str, place: str) -> bool:
+        label = self.atoms.normal(label)
+        self.atoms.freeze(label, f"{why} ({place})")
+        return label is not None
+
+    def _tie(self, module: str, attribute: str, uses: list[tuple[Literal, str]]) -> None:
+        """One attribute holds one number: every axis that it sizes loses equally many, at equal places."""
+        (first, place), *others = uses
+        for other, there in others:
+            if _length(first) == _length(other):
+                self.atoms.why = f"tied by the attribute {module}.{attribute} ({there})"
+                self.atoms.equate(first.label, other.label)
+            else:
+                for literal in (first, other):
+                    self._freeze(literal.label, f"{module}.{attribute} sizes two axes", there)
+        self.flow.sizes.append((module, attribute, first.size, first.label, place))
+
+    def _freeze_if_wrong(self, literal: Literal, expression: Expression, place: str) -> bool:
+        """Freeze the axis, then what its size is computed from, where the computation would not follow."""
+        if self._follows(literal, expression):
+            return False
+        changed = self._freeze(literal.label, f"its size {literal.size} is computed in a way that does not follow", place)
+        if not self._follows(literal, expression):
+            for leaf in leaves(expression):
+                for label in self._labels(leaf):
+                    changed |= self._freeze(label, "a size is computed from it in a way that does not follow", place)
+        return changed
+
+    def _follows(self, literal: Literal, expression: Expression) -> bool:
+        """Whether the size comes out right when random units are dead."""
+        label = self.atoms.normal(literal.label)
+        axes = {leaf: self._labels(leaf) for leaf in leaves(expression)}
+        for trial in range(TRIALS):
+            dead = np.random.default_rng(trial).random(self.atoms.size) < 0.5
+            dead[0] = False
+            expected = _alive(label, dead, literal.size)
+            for choice in itertools.product(*axes.values()):
+                values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
+                if evaluate(expression, values.__getitem__) != expected:
+                    return False
+        return True
+
+    def _labels(self, leaf: Expression) -> list[Label]:
+        """Return the labels that the axis behind an attribute or a shape may have."""
+        if leaf[0] == "attr":
+            return [self.atoms.normal(self.sized[leaf][0][0].label)] if leaf in self.sized else [None]
+        made, axis = leaf[1], leaf[2]
+        if made is None:
+            return [None]
+        nodes = [self.placeholders[made.name]] if made.name in self.placeholders else self._makers(made)
+        found = [s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == made.shape]
+        return [self.atoms.normal(x) for x in found] or [None]
+
+    def _makers(self, made: Made) -> list[Any]:
+        """Return the nodes made at the innermost line that has any of the right shape."""
+        for frame in made.frames:
+            nodes = [n for n in self.by_line.get(frame, []) if any(s.shape == made.shape for s in _states(self.states.get(n.name)))]
+            if nodes:
+                return nodes
+        return []
+
+
+def _states(state: Any) -> list[Axes]:
+    return [s for s in (state if isinstance(state, (list, tuple)) else [state]) if isinstance(s, Axes)]
+
+
+def _alive(label: Label, dead: Any, size: int) -> int:
+    return size if label is None else int((~dead[label].any(1)).sum())
+
+
+def _length(literal: Literal) -> int:
+    return literal.size if literal.label is None else len(literal.label)
+
+
+def _candidates(sizes: tuple[int, ...], literal: Literal) -> list[int]:
+    """Return the written size at the literal's position, or wherever its value stands."""
+    if literal.position < len(sizes) and sizes[literal.position] == literal.size:
+        return [sizes[literal.position]]
+    return [n for n in sizes if n == literal.size]
+
+
+def line_of(node: Any) -> str:
+    """Return ``file:line`` of a node's innermost frame."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
 
 
 def _all_nodes(module: torch.fx.GraphModule) -> Iterator[Any]:
-    for node in module.graph.nodes:
-        yield node
+    yield from module.graph.nodes
     for child in module.children():
         if isinstance(child, torch.fx.GraphModule):
             yield from _all_nodes(child)
-
-
-def _settle_one(flow: Flow, literal: Literal, node: Any, by_line: Any, attributes: Any) -> None:
-    if owner(node)[1].endswith("activation.MultiheadAttention"):
-        return  # replaced as a whole when it loses heads
-    frames = FRAME.findall(node.meta.get("stack_trace") or "")
-    place = f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
-    shown = f"{Path(place.rpartition(':')[0]).name}:{place.rpartition(':')[2]}" if place else "an unknown line"
-    shapes = {tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)}
-    calls = [c for c in by_line.get(place, []) if shapes & set(c.shapes)]
-    written = [s for c in calls for s in c.sizes if s == literal.size]
-    origins = {o for s in written if isinstance(s, Tagged) and s.exact for o in s.origins}
-    mixed = [s for s in written if isinstance(s, Tagged) and not s.exact]
-    plain = [s for s in written if not isinstance(s, Tagged)]
-    own = sorted(o for o in origins if o[0] != SHAPE)
-    if plain and not origins and not mixed:
-        flow.atoms.freeze(literal.label, f"its size {literal.size} is written in the code ({place})")
-    elif own:
-        attributes[own[0]].append((literal, place))
-        for other in own[1:]:
-            attributes[other].append((literal, place))
-    elif not calls or (mixed and not any((SHAPE, "") in s.origins for s in mixed) and (SHAPE, "") not in origins):
-        flow.atoms.freeze(literal.label, f"its size {literal.size} cannot be followed at {shown} ({place})")
-
-
-def _tie(flow: Flow, module: str, attribute: str, uses: list[tuple[Literal, str]]) -> None:
-    """One attribute holds one number: every axis that it sizes loses equally many, at equal places."""
-    first, place = uses[0]
-    for other, _ in uses[1:]:
-        if len(other.label) == len(first.label):  # type: ignore[arg-type]
-            flow.atoms.why = f"tied by the attribute {module}.{attribute} ({place})"
-            flow.atoms.equate(first.label, other.label)
-        else:
-            flow.atoms.freeze(other.label, f"sized by {module}.{attribute} in two ways ({place})")
-            flow.atoms.freeze(first.label, f"sized by {module}.{attribute} in two ways ({place})")
-    flow.sizes.append((module, attribute, int(first.size), first.label, place))
-
-

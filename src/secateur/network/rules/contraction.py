@@ -195,14 +195,10 @@ def attention(
     flow: Flow, out: Shapes, q: Axes, k: Axes, v: Axes, attn_mask: Axes | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Axes:
-    """Attend: heads tie, the inner axis of q and k ties and is free only if its length enters no scale."""
-    if scale is None:
-        q = flow.freeze(q, [-1], "its length is the scale of the attention")
-        k = flow.freeze(k, [-1], "its length is the scale of the attention")
-    else:
-        flow.equate(q.labels[-1], k.labels[-1])
-        if not (q.zero[-1] or k.zero[-1]):
-            q = flow.freeze(q, [-1], "dead values are not 0 where they are summed")
+    """Attend: heads tie; the inner axis of q and k stays, because scales are computed from its length."""
+    flow.equate(q.labels[-1], k.labels[-1])
+    q = flow.freeze(q, [-1], "its length may be the scale of the attention")
+    k = flow.freeze(k, [-1], "its length may be the scale of the attention")
     flow.equate(k.labels[-2], v.labels[-2])
     heads = q.labels[-3] if q.ndim > 3 else None
     if enable_gqa and q.ndim > 3:

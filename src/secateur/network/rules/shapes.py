@@ -177,7 +177,7 @@ def split(flow: Flow, out: Shapes, x: Axes, sizes: Any, dim: int = 0) -> list[Ax
         else:
             for part in parts[1:]:
                 flow.equate(parts[0], part)
-            if flow.operation.endswith("split"):
+            if flow.name != "chunk":
                 flow.literal(0, int(sizes), parts[0])
     elif isinstance(sizes, (list, tuple)):
         for i, (size, part) in enumerate(zip(sizes, parts, strict=False)):

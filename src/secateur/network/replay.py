@@ -1,0 +1,78 @@
+"""What the weights inside a recurrent kernel read.
+
+`torch.lstm`, `torch.gru` and `torch.rnn_*` run all layers and directions in one call.  Run layer by layer, each
+layer's output is its hidden states h_1 ... h_T, so that W_hh read h_0 ... h_{T-1} (h_T ... h_1 and the
+initial state, in the other direction), and the next W_ih read the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+__all__ = ["recurrent_reads"]
+
+
+def recurrent_reads(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Replay a recurrent kernel; yield each matrix with what it reads, features last.
+
+    Args:
+        kernel: `torch.lstm`, `torch.gru`, `torch.rnn_tanh` or `torch.rnn_relu`.
+        *args: Its arguments: (input, states, parameters, biases, layers, dropout, training,
+            bidirectional, batch_first), or for packed sequences (data, batch_sizes, states, parameters,
+            biases, layers, dropout, training, bidirectional).
+
+    Yields:
+        (weight, x): every W_ih and W_hh with rows [..., features].  The matrix of a projection
+        (`proj_size`) reads cells that no kernel returns, and is left out.
+    """
+    sizes: Tensor | None = None
+    if isinstance(args[3], (list, tuple)):
+        x, sizes, states, parameters, biases, layers, _, _, bidirectional = args
+        batch_first = False
+    else:
+        x, states, parameters, biases, layers, _, _, bidirectional, batch_first = args
+    directions = 2 if bidirectional else 1
+    per = len(parameters) // (layers * directions)
+    for layer in range(layers):
+        first = layer * directions
+        own = list(parameters[first * per : (first + directions) * per])
+        start = _part(states, first, directions)
+        tail = (biases, 1, 0.0, False, bidirectional)
+        where = (x, start) if sizes is None else (x, sizes, start)
+        y = kernel(*where, own, *tail, *(() if sizes is not None else (batch_first,)))[0]
+        h0 = start if isinstance(start, Tensor) else start[0]
+        for d, h in enumerate(y.chunk(directions, -1)):
+            yield own[d * per], x
+            yield own[d * per + 1], _previous(h, h0[d], sizes, batch_first, reverse=d == 1)
+        x = y
+
+
+def _part(states: Tensor | Sequence[Tensor], first: int, count: int) -> Any:
+    if isinstance(states, Tensor):
+        return states[first : first + count].contiguous()
+    return tuple(s[first : first + count].contiguous() for s in states)
+
+
+def _previous(h: Tensor, h0: Tensor, sizes: Tensor | None, batch_first: bool, reverse: bool) -> Tensor:
+    """Return the states that each step starts from, given those it ends with."""
+    if sizes is not None:
+        return _previous_packed(h, h0, sizes, reverse)
+    time = 1 if batch_first else 0
+    h0 = h0.unsqueeze(time)
+    steps = h.shape[time]
+    rest = h.narrow(time, 1 if reverse else 0, steps - 1)
+    return torch.cat([rest, h0] if reverse else [h0, rest], time)
+
+
+def _previous_packed(h: Tensor, h0: Tensor, sizes: Tensor, reverse: bool) -> Tensor:
+    padded, lengths = pad_packed_sequence(PackedSequence(h, sizes))
+    steps = torch.arange(len(padded), device=h.device)[:, None]
+    lengths = lengths.to(h.device)
+    starts = steps == (lengths - 1 if reverse else torch.zeros_like(lengths))
+    previous = torch.where(starts[..., None], h0, padded.roll(-1 if reverse else 1, 0))
+    return previous[steps < lengths]

@@ -1,0 +1,109 @@
+"""Run a model without leaving a trace: its modes, buffers and the generators come back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from secateur.core import InputError
+
+__all__ = ["call", "device_of", "finite_tensors", "split_batch", "tensors_of", "to_model", "untouched"]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer, detached, by its first name."""
+    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first tensor."""
+    return next((t.device for t in tensors_of(model).values()), torch.device("cpu"))
+
+
+@contextmanager
+def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Run a model in evaluation mode, seeded, and restore it and the generators at the end.
+
+    Restored are training flags, `requires_grad`, buffers, PyTorch's generators and the switch of the fused
+    attention path, which is off inside because it hides the weights.  cuDNN is off too: its recurrent
+    kernels refuse gradients in evaluation mode.
+    """
+    training = {module: module.training for module in model.modules()}
+    required = {p: p.requires_grad for p in model.parameters()}
+    buffers = [(m, k, b, b.detach().clone()) for m in model.modules() for k, b in m.named_buffers(recurse=False)]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    device = device_of(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        try:
+            torch.manual_seed(seed)
+            torch.backends.mha.set_fastpath_enabled(False)
+            model.eval()
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for module, flag in training.items():
+                module.training = flag
+            for parameter, flag in required.items():
+                parameter.requires_grad_(flag)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                buffer.detach().copy_(value)
+
+
+def to_model(value: Any, model: nn.Module) -> Any:
+    """Bring tensors to a model's device, floating ones also to its dtype."""
+    device = device_of(model)
+    dtype = next((t.dtype for t in tensors_of(model).values() if t.is_floating_point()), None)
+
+    def move(x: Any) -> Any:
+        return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
+
+    return tree_map(move, value)
+
+
+def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Split a batch into positional inputs, keyword inputs and targets (None where there are none).
+
+    Args:
+        batch: (inputs, targets); or inputs alone, as a tensor, a mapping of keywords, or a sequence of one.
+            Inputs are a tensor, a sequence of positional or a mapping of keyword arguments.
+
+    Example:
+        >>> split_batch(({"input_ids": 1}, 2))
+        ((), {'input_ids': 1}, 2)
+    """
+    inputs, targets = batch, None
+    if isinstance(batch, (tuple, list)):
+        if len(batch) not in (1, 2):
+            raise InputError(f"a batch is (inputs, targets); got {len(batch)} things. Several inputs go in a tuple")
+        inputs, targets = batch[0], batch[1] if len(batch) == 2 else None
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs), targets
+    if not isinstance(inputs, (Tensor, tuple, list)):
+        raise InputError(f"inputs are a tensor, a sequence or a mapping; got {type(inputs).__name__}")
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, targets
+
+
+def finite_tensors(value: Any, where: str) -> None:
+    """Raise `InputError` if a tensor holds NaN or infinities; additive masks of 0 and -inf may pass."""
+    for x in tree_leaves(value):
+        if isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all():
+            if ((x == 0) | (x == -torch.inf)).all() and (x == 0).any():
+                continue
+            raise InputError(f"{where} hold NaN or infinite values; clean them first")
+
+
+def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> Any:
+    """Call a model; what it cannot take is an `InputError` that shows the shapes."""
+    try:
+        return model(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = [tuple(x.shape) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+        raise InputError(f"the model cannot take {where}, of shapes {shapes}: {error}") from error

@@ -1,0 +1,170 @@
+"""A model's tensors by name, with what is needed to put them back exactly: ties, modes, missing biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.core import PlanError, StoreError
+
+
+def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer under every name that it has."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """Return the further names of tensors that have several -> the first.
+
+    Example:
+        >>> a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        >>> b.weight = a.weight
+        >>> ties(nn.Sequential(a, b))
+        {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    return {name: first[id(t)] for name, t in named(model) if first.setdefault(id(t), name) != name}
+
+
+def collect(model: nn.Module) -> dict[str, Tensor]:
+    """Return every tensor once, on the CPU, each in storage of its own.
+
+    Raises:
+        StoreError: A tensor that a file of plain tensors cannot hold.
+    """
+    again, found = ties(model), {}
+    for name, tensor in named(model):
+        if name in again:
+            continue
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            raise StoreError(f"{name!r} is a {_kind(tensor)} tensor, which safetensors cannot hold")
+        held = tensor.detach().cpu().contiguous()
+        found[name] = held if held.untyped_storage().nbytes() == held.nbytes else held.clone()
+    return found
+
+
+def _kind(tensor: Tensor) -> str:
+    return "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Return what a file of tensors does not say of a model, as JSON can hold it."""
+    return {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "modules": {name: type(module).__qualname__ for name, module in model.named_modules()},
+        "training": [name for name, module in model.named_modules() if module.training],
+        "fixed": [name for name, p in model.named_parameters() if not p.requires_grad],
+        "ties": ties(model),
+    }
+
+
+def check(model: nn.Module, wanted: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
+    """Compare the shapes of a model's tensors with the wanted ones.
+
+    Raises:
+        PlanError: A tensor is missing or of another shape.
+    """
+    have = {name: tuple(tensor.shape) for name, tensor in named(model)}
+    wrong = [
+        f"{name} is {have.get(name, 'missing')}, not {tuple(shape)}"
+        for name, shape in wanted.items()
+        if have.get(name) != tuple(shape)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise PlanError(f"{what} does not fit the plan: {'; '.join(wrong[:3])}{more}. {remedy}")
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str, Any], remedy: str) -> None:
+    """Put saved tensors into a model, in place, to the bit; parameters that it lacks are added.
+
+    Raises:
+        PlanError: The model is not the one that was described.
+    """
+    modules = {name: type(module).__qualname__ for name, module in model.named_modules()}
+    unlike = [k for k in {**modules, **described["modules"]} if modules.get(k) != described["modules"].get(k)]
+    if unlike:
+        said = ", ".join(f"{k!r} is {modules.get(k)}, not {described['modules'].get(k)}" for k in unlike[:3])
+        raise PlanError(f"the factory's model has other modules: {said}. {remedy}")
+    for name in tensors.keys() - dict(named(model)).keys():
+        _add(model, name, tensors[name], remedy)
+    if ties(model) != described["ties"]:
+        raise PlanError(f"the factory's model ties {ties(model)}, not {described['ties']}. {remedy}")
+    check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
+    for name, tensor in named(model):
+        if name in tensors:
+            tensor.data = tensors[name].to(tensor.device)
+    _restore(model, described)
+
+
+def _add(model: nn.Module, name: str, tensor: Tensor, remedy: str) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if attribute not in module._parameters:
+        raise PlanError(f"the factory's model has no {name!r}. {remedy}")
+    device = next((t.device for _, t in named(module)), tensor.device)
+    module.register_parameter(attribute, nn.Parameter(torch.empty_like(tensor, device=device)))
+
+
+def _restore(model: nn.Module, described: Mapping[str, Any]) -> None:
+    training, fixed = set(described["training"]), set(described["fixed"])
+    for name, module in model.named_modules():
+        module.training = name in training
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in fixed)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> None:
+    """Fill a model, in place, with the weights in a file of the user's; all of them or none.
+
+    Args:
+        model: The model; the file must hold its state dict, tied tensors under one name or all.
+        path: A safetensors file; or, only with `allow_pickle`, a file that `torch.save` wrote.
+        allow_pickle: Whether a file that is no safetensors may be unpickled (tensors only).
+
+    Raises:
+        StoreError: The file is missing, damaged or pickled, or does not fit the model.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise StoreError(f"{file} does not exist")
+    state = _read_state(file, allow_pickle)
+    state.update({b: state[a] for a, b in ties(model).items() if a in state and b not in state})
+    state.update({a: state[b] for a, b in ties(model).items() if b in state and a not in state})
+    have = {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
+    want = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    wrong = sorted(name for name in {**have, **want} if have.get(name) != want.get(name))
+    if wrong:
+        first = wrong[0]
+        raise StoreError(f"{file} does not fit {type(model).__name__} in {len(wrong)} tensors: {first!r} is "
+                         f"{have.get(first, 'missing')} there and {want.get(first, 'missing')} in the model")
+    model.load_state_dict(state)
+
+
+def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        if not allow_pickle:
+            raise StoreError(f"{file} is no safetensors file ({error}). If torch.save wrote it and you trust "
+                             "it, say allow_pickle=True; better, convert it to safetensors") from error
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise StoreError(f"{file} cannot be read as tensors: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise StoreError(f"{file} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+__all__ = ["check", "collect", "describe", "fill", "load_weights", "named", "ties"]
