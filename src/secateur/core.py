@@ -252,6 +252,8 @@ class Moments:
             or None if only the means were asked for.
         taps: Kernel positions that a Gram row spans: its features are (input feature, tap), tap
             fastest.  1 where every tap shares the statistics of its input feature.
+        gram_mean: Mean of the rows behind `gram`, float64, one entry a row and column of it: where
+            taps > 1, padding and stride make it differ from `mean`.
     """
 
     count: int
@@ -260,6 +262,7 @@ class Moments:
     second: Tensor
     gram: Tensor | None = None
     taps: int = 1
+    gram_mean: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,6 +185,7 @@ def normalized(scores: Scores) -> Scores:
     """Divide the scores of each group by the mean of their sizes.
 
     Example:
+        >>> import torch
         >>> normalized({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(2)})
         {'a': tensor([0.5000, 1.5000], dtype=torch.float64), 'b': tensor([0., 0.], dtype=torch.float64)}
     """

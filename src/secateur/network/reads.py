@@ -195,7 +195,7 @@ def _einsum(reads: Reads, func: Any, equation: Any, *operands: Any) -> None:
 
 
 def _place(term: str, letter: str) -> int:
-    before, dots, after = term.partition("...")
+    before, _, after = term.partition("...")
     return before.index(letter) if letter in before else after.index(letter) - len(after)
 
 
@@ -214,7 +214,9 @@ def _convolution(
     reads.note(weight, 1, x, 1, Window(kernel, stride, pads, dilation))
 
 
-def _transposed_convolution(reads: Reads, func: Any, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+def _transposed_convolution(
+    reads: Reads, func: Any, input: Tensor, weight: Tensor, *_: Any, **__: Any
+) -> None:
     reads.note(weight, 0, input, 1 if input.ndim == weight.ndim else 0)
 
 

@@ -1,8 +1,8 @@
 """What the weights inside a recurrent kernel read.
 
-`torch.lstm`, `torch.gru` and `torch.rnn_*` run all layers and directions in one call.  Run layer by layer, each
-layer's output is its hidden states h_1 ... h_T, so that W_hh read h_0 ... h_{T-1} (h_T ... h_1 and the
-initial state, in the other direction), and the next W_ih read the output.
+`torch.lstm`, `torch.gru` and `torch.rnn_*` run all layers and directions in one call.  Run layer by layer,
+each layer's output is its hidden states h_1 ... h_T, so that W_hh reads h_0 ... h_{T-1}, or in the other
+direction h_2 ... h_T and the initial state, and the next W_ih reads the output.
 """
 
 from __future__ import annotations

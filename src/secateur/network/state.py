@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import InputError
 
-__all__ = ["call", "device_of", "finite_tensors", "split_batch", "tensors_of", "to_model", "untouched"]
+__all__ = ["device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_model", "untouched"]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -30,24 +30,27 @@ def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Run a model in evaluation mode, seeded, and restore it and the generators at the end.
 
     Restored are training flags, `requires_grad`, buffers, PyTorch's generators and the switch of the fused
-    attention path, which is off inside because it hides the weights.  cuDNN is off too: its recurrent
-    kernels refuse gradients in evaluation mode.
+    attention path, which is off inside because it hides the weights.  For recurrent models cuDNN is off too:
+    its kernels refuse gradients in evaluation mode.
     """
     training = {module: module.training for module in model.modules()}
     required = {p: p.requires_grad for p in model.parameters()}
-    buffers = [(m, k, b, b.detach().clone()) for m in model.modules() for k, b in m.named_buffers(recurse=False)]
-    fast = torch.backends.mha.get_fastpath_enabled()
+    own = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
+    buffers = [(m, k, b, b.detach().clone()) for m, k, b in own]
+    recurrent = any(isinstance(m, nn.RNNBase) for m in training)
+    fast, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     device = device_of(model)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         try:
             torch.manual_seed(seed)
             torch.backends.mha.set_fastpath_enabled(False)
+            torch.backends.cudnn.enabled = cudnn and not recurrent
             model.eval()
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+            torch.backends.cudnn.enabled = cudnn
             for module, flag in training.items():
                 module.training = flag
             for parameter, flag in required.items():
@@ -82,7 +85,7 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     inputs, targets = batch, None
     if isinstance(batch, (tuple, list)):
         if len(batch) not in (1, 2):
-            raise InputError(f"a batch is (inputs, targets); got {len(batch)} things. Several inputs go in a tuple")
+            raise InputError(f"a batch is (inputs, targets), more inputs in a tuple; got {len(batch)} parts")
         inputs, targets = batch[0], batch[1] if len(batch) == 2 else None
     if isinstance(inputs, Mapping):
         return (), dict(inputs), targets
@@ -100,10 +103,14 @@ def finite_tensors(value: Any, where: str) -> None:
             raise InputError(f"{where} hold NaN or infinite values; clean them first")
 
 
-def call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str) -> Any:
-    """Call a model; what it cannot take is an `InputError` that shows the shapes."""
+@contextmanager
+def explained(where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what the model or the loss cannot take into an `InputError` that shows the shapes."""
     try:
-        return model(*args, **kwargs)
+        yield
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = [tuple(x.shape) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
-        raise InputError(f"the model cannot take {where}, of shapes {shapes}: {error}") from error
+        message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {error}"
+        raise InputError(message) from error
