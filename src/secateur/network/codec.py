@@ -148,7 +148,7 @@ def _encode_array(value: NDArray[Any], path: str, arrays: Arrays) -> Any:
     while path in arrays:
         path += "'"
     bits = value.dtype == np.bool_
-    arrays[path] = np.packbits(value) if bits else np.ascontiguousarray(value)
+    arrays[path] = np.packbits(value) if bits else value.copy(order="C")
     return {"$bits": path, "shape": list(value.shape)} if bits else {"$array": path}
 
 
@@ -182,7 +182,7 @@ def _decode_ints(value: Mapping[str, Any]) -> NDArray[np.int64]:
         raise ValueError("runs that do not fill their shape")
     parts = [start + step * np.arange(count, dtype=np.int64) for start, count, step in value["$ints"]]
     flat = np.concatenate([np.empty(0, np.int64), *parts])
-    return np.ascontiguousarray(flat.reshape(value["shape"], order=value.get("order", "C")))
+    return flat.reshape(value["shape"], order=value.get("order", "C")).copy(order="C")
 
 
 def _inline(x: Mapping[str, Any]) -> NDArray[Any]:
