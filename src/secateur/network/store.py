@@ -176,23 +176,31 @@ def _commit(draft: Path, place: Path) -> None:
         draft.replace(place)
         _flush(place.parent)
         return
-    before, current = _files_of(place / DOCUMENT), {file.name for file in draft.iterdir()}
+    stale, current = _stale(place), {file.name for file in draft.iterdir()}
     for name in sorted(current - {DOCUMENT}):
         (draft / name).replace(place / name)
     _flush(place)
     (draft / DOCUMENT).replace(place / DOCUMENT)
     _flush(place)
-    for name in before - current:
+    for name in stale - current:
         (place / name).unlink(missing_ok=True)
 
 
-def _files_of(path: Path) -> set[str]:
-    """Return the files that an earlier plan.json names; none where it cannot be read any more."""
+def _stale(place: Path) -> set[str]:
+    """Return the files of earlier saves: those that plan.json names, and older ones that it does not.
+
+    Younger ones may belong to a save that is under way.
+    """
+    path = place / DOCUMENT
+    if not path.exists():
+        return set()
     try:
         named = {file["name"] for file in json.loads(path.read_text("utf-8"))["body"]["files"].values()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return set()
-    return {name for name in named if OURS.fullmatch(name)}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        named = set()
+    limit = path.stat().st_mtime_ns
+    ours = [file for file in place.iterdir() if OURS.fullmatch(file.name)]
+    return {file.name for file in ours if file.name in named or file.stat().st_mtime_ns <= limit}
 
 
 def _flush(path: Path) -> None:

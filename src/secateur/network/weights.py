@@ -54,15 +54,32 @@ def _kind(tensor: Tensor) -> str:
     return "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
 
 
+def _kinds(model: nn.Module) -> dict[str, str]:
+    return {name: type(m).__qualname__ for name, m in model.named_modules(remove_duplicate=False)}
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """Return what a file of tensors does not say of a model, as JSON can hold it."""
     return {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "modules": {name: type(module).__qualname__ for name, module in model.named_modules()},
+        "modules": _kinds(model),
         "training": [name for name, module in model.named_modules() if module.training],
         "fixed": [name for name, p in model.named_parameters() if not p.requires_grad],
         "ties": ties(model),
+        "strides": {name: list(t.stride()) for name, t in named(model) if _reordered(t)},
     }
+
+
+def _reordered(tensor: Tensor) -> bool:
+    """Say whether a tensor fills its memory in another order of axes than the usual (channels last)."""
+    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
+        return False
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != filled:
+            return False
+        filled *= size
+    return True
 
 
 def check(model: nn.Module, wanted: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
@@ -89,7 +106,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
     Raises:
         PlanError: The model is not the one that was described.
     """
-    modules = {name: type(module).__qualname__ for name, module in model.named_modules()}
+    modules = _kinds(model)
     unlike = [k for k in {**modules, **described["modules"]} if modules.get(k) != described["modules"].get(k)]
     if unlike:
         said = ", ".join(f"{k!r} is {modules.get(k)}, not {described['modules'].get(k)}" for k in unlike[:3])
@@ -101,7 +118,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
     check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
     for name, tensor in named(model):
         if name in tensors:
-            tensor.data = tensors[name].to(tensor.device)
+            # In memory of its own: kernels give other bits where tensors are aligned otherwise.
+            saved, strides = tensors[name], described["strides"].get(name, tensors[name].stride())
+            held = torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=tensor.device)
+            tensor.data = held.copy_(saved)
     _restore(model, described)
 
 
