@@ -83,8 +83,13 @@ class Atoms:
         """Return the distinct reasons for which atoms of this label are frozen."""
         if label is None:
             return []
-        numbers = np.unique(self._reason[self.find(label.ravel())])
-        return [self.reasons[n] for n in numbers if n > ALWAYS]
+        roots = self.find(label.ravel())
+        numbers: set[int] = set()
+        for _ in range(DEPTH):
+            numbers.update(self._reason[roots].tolist())
+            parts = roots[(self._reason[roots] == 0) & (self._left[roots] > 0)]
+            roots = self.find(np.unique(np.concatenate([self._left[parts], self._right[parts]])))
+        return [self.reasons[n] for n in sorted(numbers) if n > ALWAYS]
 
     def freeze(self, label: Label, why: str) -> None:
         """Make every atom of the label TRUE, and with a conjunction both its parts."""

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
 
-__all__ = ["Capture", "capture", "owner", "slow_paths", "source", "twin"]
+__all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin"]
 
 
 @dataclass(eq=False)
@@ -76,6 +76,19 @@ def slow_paths() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Let code that asks `torch.compiler.is_exporting()` take the path that it takes in an export."""
+    before = getattr(torch.compiler, "_is_exporting_flag", None)
+    if before is not None:
+        torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.compiler._is_exporting_flag = before
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:

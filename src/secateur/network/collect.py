@@ -14,6 +14,7 @@ from secateur.network.gates import Gates
 from secateur.network.gradients import Loss, SynapticFlow, cross_entropy, gradients
 from secateur.network.moments import Stream
 from secateur.network.reads import Read, Reads
+from secateur.network.rows import Rows
 from secateur.network.state import (
     device_of,
     explained,
@@ -26,10 +27,10 @@ from secateur.network.state import (
 
 __all__ = ["NEEDS", "collect"]
 
-NEEDS = ("chain", "flow", "gradients", "gram", "images", "moments", "taylor")
+NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
-_WITH_DATA = {"gradients", "gram", "images", "moments", "taylor"}
+_WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
 _WITH_TARGETS = {"gradients", "images", "taylor"}
 
 
@@ -47,7 +48,8 @@ def collect(
     """Look at a model, and run it on data, for what a method wants to know.
 
     The model runs in evaluation mode on its own device and comes back as it was: modes, buffers,
-    `requires_grad`, `.grad` and the random generators.  Activations are never kept.
+    `requires_grad`, `.grad` and the random generators.  Activations are never kept, but for
+    the sample of them that "activations" asks for.
 
     Args:
         model: The model that was traced.
@@ -94,6 +96,7 @@ def collect(
         flow=SynapticFlow(model, network) if "flow" in wanted else None,
         chain=affine_relu_chain(model, network.example_inputs[0]) if "chain" in wanted else None,
         images=_joined(run.images) if "images" in wanted else None,
+        activations=run.rows.activations() if run.rows is not None else {},
         seed=seed,
     )
 
@@ -105,6 +108,7 @@ class _Pass:
         self.gradients: dict[str, Tensor] = {}
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
+        self.rows = Rows(network) if "activations" in wanted else None
         self._model, self._network, self._wanted, self._loss = model, network, wanted, loss
         self._gates = Gates(model, network, loss) if "taylor" in wanted else None
 
@@ -113,8 +117,8 @@ class _Pass:
     ) -> None:
         """Take one batch."""
         with explained(where, args, kwargs):
-            if streams:
-                with torch.no_grad(), _reads(self._model, self._network, lambda r: streams[r.weight].add(r)):
+            if streams or self.rows is not None:
+                with torch.no_grad(), _reads(self._model, self._network, self._recorder(streams)):
                     self._model(*args, **kwargs)
             if "gradients" in self._wanted:
                 found = gradients(self._model, args, kwargs, targets, self._loss)
@@ -123,6 +127,15 @@ class _Pass:
                 self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
         if "images" in self._wanted:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
+
+    def _recorder(self, streams: Mapping[str, Stream]) -> Callable[[Read], None]:
+        def record(read: Read) -> None:
+            if streams:
+                streams[read.key].add(read)
+            if self.rows is not None:
+                self.rows.add(read)
+
+        return record
 
     def _add(
         self, total: dict[str, Tensor], found: Mapping[str, Tensor], where: str, args: Args, kwargs: Kwargs
@@ -159,18 +172,14 @@ def _batches(
 
 
 def _reading(network: Network) -> dict[str, Layer]:
-    """Return the first layer that reads with each weight."""
-    found: dict[str, Layer] = {}
-    for layer in network.layers:
-        if layer.in_axis is not None:
-            found.setdefault(layer.weight, layer)
-    return found
+    """Return the layers that read, by the key of their input."""
+    return {network.input_key(layer): layer for layer in network.layers if layer.in_axis is not None}
 
 
 def _reads(model: nn.Module, network: Network, record: Callable[[Read], None]) -> Reads:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    axes = {k: layer.in_axis for k, layer in _reading(network).items()}
-    return Reads({k: (tensors[k], a) for k, a in axes.items() if a is not None}, record)
+    axes = {key: (layer.weight, layer.in_axis) for key, layer in _reading(network).items()}
+    return Reads({k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record)
 
 
 def _streams(
@@ -180,7 +189,7 @@ def _streams(
         return {}
     names = _reading(network)
     if grams is None:
-        full = {layer.weight for group in network.groups for layer, _ in network.readers(group)}
+        full = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
     else:
         full = set(grams)
         for name in full - set(names):
@@ -206,15 +215,16 @@ def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> 
 
     def look(read: Read) -> None:
         if not torch.isfinite(read.x).all():
-            reached.append(read.weight)
+            reached.append(read.key)
 
     with torch.no_grad(), _reads(model, network, look):
         model(*args, **kwargs)
     return f": NaN or infinite activations reach {_layer_name(network, reached[0])}" if reached else ""
 
 
-def _layer_name(network: Network, weight: str) -> str:
-    return f"layer {network.layer(weight).name!r} (weight {weight!r})"
+def _layer_name(network: Network, key: str) -> str:
+    layer = _reading(network)[key]
+    return f"layer {layer.name!r} (weight {layer.weight!r})"
 
 
 def _joined(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:

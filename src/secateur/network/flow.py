@@ -23,7 +23,7 @@ class Axes:
         shape: Its sizes.
         labels: One label per axis.
         zero: Per axis: whether the values at dead indices are 0 in the masked model.
-        data: Whether it depends on the inputs (and not on parameters alone).
+        data: Whether it is an activation: depends on the inputs, or came out of a layer.
         parameter: Name of the parameter that this is, possibly with its axes permuted.
         order: Where `parameter` is set: axis of the parameter for each axis of this tensor.
         part: Whether it is only a slice of that parameter.

@@ -177,7 +177,7 @@ def find_frozen(flow: Flow, tensors: Tensors) -> tuple[Frozen, ...]:
 
 def _reason(flow: Flow, label: Label) -> str:
     reasons = flow.atoms.reason(label)
-    return reasons[0] if reasons else "no units on this axis"
+    return "; ".join(reasons) if reasons else "no units on this axis"
 
 
 def find_sizes(flow: Flow, families: list[Family]) -> tuple[Size, ...]:

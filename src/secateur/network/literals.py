@@ -26,13 +26,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.network.atoms import Label
-from secateur.network.capture import FRAME, Capture, owner, slow_paths, twin
+from secateur.network.capture import FRAME, Capture, as_if_exporting, owner, slow_paths, twin
 from secateur.network.flow import Axes, Flow, Literal
 
 __all__ = ["Tagged", "settle"]
 
-TRIALS = 8  # random removals under which every computed size must come out right
+TRIALS = 16  # random removals under which every computed size must come out right
 
+Place = tuple[str, str]  # a module's name and ``file:line``
 Expression = tuple[Any, ...]
 """("attr", module, name, n), ("shape", made, axis, n), ("number", n), or (operation, left, right)."""
 
@@ -98,23 +99,27 @@ def leaves(expression: Expression) -> Iterator[Expression]:
 
 
 def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
-    """Evaluate an expression with given values of its leaves; 0 where it divides by 0."""
+    """Evaluate an expression with given values of its leaves.
+
+    Raises:
+        ZeroDivisionError: As the code itself would.
+    """
     if expression[0] == "number":
         return int(expression[1])
     if expression[0] not in OPERATIONS:
         return value(expression)
-    left, right = evaluate(expression[1], value), evaluate(expression[2], value)
-    return 0 if right == 0 and expression[0] in ("floordiv", "mod") else OPERATIONS[expression[0]](left, right)
+    return OPERATIONS[expression[0]](evaluate(expression[1], value), evaluate(expression[2], value))
 
 
 @dataclass(frozen=True)
 class Made:
-    """Where a tensor was made: the lines of the call from the inside out, and its shape.
+    """Where a tensor was made: the lines of the call from the inside out, the module, and its shape.
 
     A parameter was made at no line; `name` says which it is.
     """
 
     frames: tuple[str, ...]
+    module: str
     shape: tuple[int, ...]
     name: str = ""
 
@@ -137,11 +142,15 @@ class _Listener(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.calls: dict[str, list[Written]] = defaultdict(list)
+        self.calls: dict[Place, list[Written]] = defaultdict(list)
         self.made = WeakIdKeyDictionary()
+        self.stack = [""]
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
+            module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
         for named in (model.named_parameters(), model.named_buffers()):
             for name, t in named:
-                self.made[t] = Made((), tuple(t.shape), name)
+                self.made[t] = Made((), "", tuple(t.shape), name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -151,14 +160,14 @@ class _Listener(TorchFunctionMode):
         tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
         if not tensors:
             return result
-        frames = _frames()
+        frames, module = _frames(), self.stack[-1]
         for t in tensors:
-            self.made[t] = Made(frames, tuple(map(int, t.shape)))
+            self.made[t] = Made(frames, module, tuple(map(int, t.shape)))
         sizes = tuple(_integers((args, kwargs or {})))
         if sizes:
             written = Written(sizes, tuple(tuple(map(int, t.shape)) for t in tensors))
             for frame in frames:
-                self.calls[frame].append(written)
+                self.calls[module, frame].append(written)
         return result
 
     def _tag(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
@@ -213,11 +222,11 @@ def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
             yield value, f"{key}."
 
 
-def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[Written]]:
-    """Run the model once with tagged integers; return by ``file:line`` the calls that took sizes."""
+def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Place, list[Written]]:
+    """Run the model once with tagged integers; return by module and line the calls that took sizes."""
     copy = twin(model)
     tag_attributes(copy)
-    with _Listener(copy) as listener, torch.no_grad(), slow_paths():
+    with _Listener(copy) as listener, torch.no_grad(), slow_paths(), as_if_exporting():
         copy(*args, **kwargs)
     return listener.calls
 
@@ -231,14 +240,14 @@ def settle(taken: Capture, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[st
 class _Settler:
     """Matches sizes in the graph with sizes as written, and makes them agree under removal."""
 
-    def __init__(self, taken: Capture, flow: Flow, calls: Mapping[str, list[Written]]) -> None:
+    def __init__(self, taken: Capture, flow: Flow, calls: Mapping[Place, list[Written]]) -> None:
         self.flow, self.atoms, self.calls, self.states = flow, flow.atoms, calls, taken.states
         self.nodes = {node.name: node for node in _all_nodes(taken.module)}
         holders = {n.name: n for n in taken.module.graph.nodes if n.op == "placeholder"}
         self.placeholders = {name: holders[node] for node, name in taken.parameters.items() if node in holders}
-        self.by_line: dict[str, list[Any]] = defaultdict(list)
+        self.by_line: dict[Place, list[Any]] = defaultdict(list)
         for node in self.nodes.values():
-            self.by_line[line_of(node)].append(node)
+            self.by_line[owner(node)[0], line_of(node)].append(node)
         self.sized: dict[Expression, list[tuple[Literal, str]]] = defaultdict(list)
         self.computed: list[tuple[Literal, Expression, str]] = []
 
@@ -260,7 +269,7 @@ class _Settler:
         shapes = {tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)}
         written = {
             expression_of(n)
-            for call in self.calls.get(place, [])
+            for call in self.calls.get((owner(node)[0], place), [])
             if shapes & set(call.shapes)
             for n in _candidates(call.sizes, literal)
         }
@@ -307,11 +316,13 @@ class _Settler:
         label = self.atoms.normal(literal.label)
         axes = {leaf: self._labels(leaf) for leaf in leaves(expression)}
         for trial in range(TRIALS):
-            dead = np.random.default_rng(trial).random(self.atoms.size) < 0.5
+            dead = np.random.default_rng(trial).random(self.atoms.size) < 0.4
             dead[0] = False
             expected = _alive(label, dead, literal.size)
             for choice in itertools.product(*axes.values()):
                 values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
+                if not (expected and all(values.values())):
+                    continue  # nothing left of an axis: no plan does that
                 if evaluate(expression, values.__getitem__) != expected:
                     return False
         return True
@@ -330,7 +341,8 @@ class _Settler:
     def _makers(self, made: Made) -> list[Any]:
         """Return the nodes made at the innermost line that has any of the right shape."""
         for frame in made.frames:
-            nodes = [n for n in self.by_line.get(frame, []) if any(s.shape == made.shape for s in _states(self.states.get(n.name)))]
+            here = self.by_line.get((made.module, frame), [])
+            nodes = [n for n in here if any(s.shape == made.shape for s in _states(self.states.get(n.name)))]
             if nodes:
                 return nodes
         return []

@@ -9,6 +9,7 @@ their inner weights read; `replay` and an identity in place of the output projec
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -35,20 +36,21 @@ class Read(NamedTuple):
     """One use of a reading weight.
 
     Attributes:
-        weight: Its name.
+        key: What it was given as.
         x: What it is multiplied with.
         axis: The axis of `x` that holds the features; the others are samples and positions.
         window: For a convolution, how it slides over the axes behind `axis`.
     """
 
-    weight: str
+    key: str
     x: Tensor
     axis: int
     window: Window | None = None
 
 
 class _Origin(NamedTuple):
-    name: str
+    # Axis along which the weight reads -> key.
+    keys: Mapping[int, str]
     # For each axis of the tensor at hand, the axis of the weight that it is, or None.
     axes: tuple[int | None, ...]
 
@@ -57,12 +59,12 @@ class Reads(TorchFunctionMode):
     """Report every use of the given weights to a callback.
 
     Args:
-        weights: Name -> the weight and the axis along which it reads.
+        weights: Key -> a weight and an axis along which it reads; a weight may come more than once.
         record: Called with each `Read`, without gradients, before the operation runs.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
-        >>> with Reads({"weight": (layer.weight, 1)}, lambda read: print(read.weight, tuple(read.x.shape))):
+        >>> with Reads({"weight": (layer.weight, 1)}, lambda read: print(read.key, tuple(read.x.shape))):
         ...     y = layer(torch.ones(5, 3))
         weight (5, 3)
     """
@@ -71,8 +73,10 @@ class Reads(TorchFunctionMode):
         """Remember the weights by identity."""
         super().__init__()
         self._record = record
-        self._axis = {name: axis for name, (_, axis) in weights.items()}
-        self._own = {id(w): (w, _Origin(name, tuple(range(w.ndim)))) for name, (w, _) in weights.items()}
+        keys: dict[int, dict[int, str]] = defaultdict(dict)
+        for key, (weight, axis) in weights.items():
+            keys[id(weight)][axis] = key
+        self._own = {id(w): (w, _Origin(keys[id(w)], tuple(range(w.ndim)))) for w, _ in weights.values()}
         self._known = dict(self._own)
 
     def __enter__(self) -> Self:
@@ -107,7 +111,7 @@ class Reads(TorchFunctionMode):
         # In a view an axis keeps its stride and its length.
         found = {(base.stride(i), base.shape[i]): axis for i, axis in enumerate(known[1].axes)}
         axes = (found.get((tensor.stride(i), n)) for i, n in enumerate(tensor.shape))
-        return _Origin(known[1].name, tuple(axes))
+        return _Origin(known[1].keys, tuple(axes))
 
     def _follow(self, result: Tensor, args: tuple[Any, ...]) -> None:
         for arg in args:
@@ -118,9 +122,10 @@ class Reads(TorchFunctionMode):
     def note(self, weight: Any, contracted: int, x: Tensor, axis: int, window: Window | None = None) -> None:
         """Record that `x` met a tensor, if this is a weight contracted along the axis that it reads."""
         origin = self.origin(weight)
-        if origin is not None and origin.axes[contracted] == self._axis[origin.name]:
+        axis_read = None if origin is None else origin.axes[contracted]
+        if origin is not None and axis_read in origin.keys:
             with torch.no_grad():
-                self._record(Read(origin.name, x.detach(), axis % x.ndim, window))
+                self._record(Read(origin.keys[axis_read], x.detach(), axis % x.ndim, window))
 
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
         call = _ATTENTION.bind(*args, **kwargs)

@@ -196,7 +196,7 @@ def _settled(state: Axes, shape: tuple[int, ...], operands: Sequence[Axes]) -> A
     """Fix what rules leave open: the dependence on data, and the shape they must have found."""
     if tuple(state.shape) != tuple(shape):
         raise AssertionError(f"a rule predicted {state.shape} where the graph has {shape}")
-    data = any(s.data for s in operands)
+    data = state.data or any(s.data for s in operands)
     return state if state.data == data else replace(state, data=data)
 
 

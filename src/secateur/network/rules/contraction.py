@@ -22,7 +22,7 @@ def linear(flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = N
         label = flow.equate(label, bias.labels[0])
     flow.layer("linear", weight, 0, 1, math.prod(out[0][:-1]), bias)
     zero = weight.zero[0] and (bias is None or bias.zero[0])
-    return Axes(out[0], (*x.labels[:-1], label), (*x.zero[:-1], zero), x.data or weight.data)
+    return Axes(out[0], (*x.labels[:-1], label), (*x.zero[:-1], zero))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
