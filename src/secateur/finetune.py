@@ -16,13 +16,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.nn import functional
 
 from secateur.analysis.cost import call
-from secateur.analysis.measure import class_axis, logits
 from secateur.core import InputError, PlanError, unknown
+from secateur.network.gradients import Loss, cross_entropy, logits
 
-Loss = Callable[[Any, Any], Tensor]
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
 
@@ -41,25 +39,6 @@ class History:
     lr: float
     seed: int
     seconds: float
-
-
-def default_loss(output: Any, targets: Tensor) -> Tensor:
-    """Return the cross entropy for class numbers, the mean squared error for floating targets.
-
-    Cross entropy takes the class axis that the targets' shape tells; targets of -100 do not count.
-
-    Example:
-        >>> default_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item() == torch.tensor(4.0).log().item()
-        True
-    """
-    scores = logits(output)
-    if targets.is_floating_point():
-        if targets.shape != scores.shape:
-            raise InputError(f"outputs of shape {tuple(scores.shape)} and floating targets of shape "
-                             f"{tuple(targets.shape)} do not belong together; pass a loss of your own")
-        return functional.mse_loss(scores, targets.to(scores.dtype))
-    moved = scores.movedim(class_axis(scores, targets), -1)
-    return functional.cross_entropy(moved.reshape(-1, moved.shape[-1]), targets.reshape(-1).long())
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -94,7 +73,7 @@ def finetune(
         steps: Optimiser steps, instead of `epochs`.
         lr: Learning rate.
         masks: Weight name -> boolean array of its shape, True where the weight stays.
-        loss: Callable (output, targets) -> scalar tensor; `default_loss` if None.
+        loss: Callable (output, targets) -> scalar tensor; the cross-entropy of the logits if None.
         optimizer: Callable (parameters, lr) -> optimiser.
         seed: Seed of torch's generators during the training; they are restored afterwards.
         progress: Whether to show a progress bar on a terminal's standard error.
@@ -128,7 +107,7 @@ def finetune(
     losses: list[float] = []
     with _training(tuned), _seeded(tuned, seed), _bar(progress, _total(data, epochs, steps)) as advance:
         for batch in _stream(data, epochs, steps):
-            losses.append(_step(tuned, batch, loss or default_loss, rule, hold))
+            losses.append(_step(tuned, batch, loss or cross_entropy, rule, hold))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"the loss is {losses[-1]} at step {len(losses)}; a smaller lr may help, or "
                                  "look for NaN in weights and batches")
@@ -230,4 +209,4 @@ def _bar(shown: bool, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["History", "adam", "default_loss", "finetune"]
+__all__ = ["History", "adam", "finetune"]
