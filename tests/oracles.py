@@ -8,7 +8,8 @@ everywhere else, and the original class, at its original size, then says what th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.core import Network, Plan
 
 TOLERANCE = 1e-10
+PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class NotAPart(Exception):
@@ -93,6 +95,37 @@ def unshrunk(original: nn.Module, small: nn.Module) -> nn.Module:
     return full
 
 
+def narrow(norm: nn.Module, kept: Tensor, axis: int) -> Callable[..., Tensor]:
+    """Return a forward hook that replaces a module by `norm` on the kept features, zeros elsewhere."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        y = norm(args[0].index_select(axis, kept))
+        return torch.zeros_like(output).index_copy(axis, kept, y)
+
+    return hook
+
+
+def renormalised(original: nn.Module, small: nn.Module) -> nn.Module | None:
+    """Return `unshrunk` with every layer or group normalisation that `small` narrowed narrowed too.
+
+    None if no such layer was narrowed.  Where `small` agrees with this network but not with
+    `unshrunk`, its indices are right, but it is not the masked network: other statistics are taken.
+    """
+    full, where, found = unshrunk(original, small), places(original, small), False
+    starts = np.cumsum([0] + [p.numel() for p in original.parameters()])
+    first = {name: start for (name, _), start in zip(original.named_parameters(), starts, strict=False)}
+    for name, norm in small.named_modules():
+        weight = f"{name}.weight"
+        if "Norm" not in type(norm).__name__ or weight not in where or isinstance(norm, PER_CHANNEL):
+            continue
+        if len(where[weight]) < original.get_parameter(weight).numel():
+            kept = torch.from_numpy(where[weight] - first[weight])
+            axis = 1 if isinstance(norm, nn.GroupNorm) else -1
+            full.get_submodule(name).register_forward_hook(narrow(norm, kept, axis))
+            found = True
+    return full if found else None
+
+
 def tensors(outputs: Any) -> list[Tensor]:
     """Return the floating tensors of a model's outputs, in order."""
     leaves = tree_leaves(dict(outputs) if isinstance(outputs, dict) else outputs)
@@ -122,7 +155,11 @@ def other_examples(entry: Entry) -> Iterator[tuple[tuple[Any, ...], dict[str, An
 
 def deviation(entry: Entry, original: nn.Module, small: nn.Module) -> float:
     """Return how far `small` is from the original with the entries that `small` lacks set to zero."""
-    full = unshrunk(original, small)
+    return gap(entry, small, unshrunk(original, small))
+
+
+def gap(entry: Entry, small: nn.Module, full: nn.Module) -> float:
+    """Return the largest relative difference of two networks on inputs that tracing has not seen."""
     return max(distance(run(small, example), run(full, example)) for example in other_examples(entry))
 
 
@@ -131,12 +168,17 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def half_plan(network: Network, seed: int = 0, only: str | None = None) -> Plan:
-    """Keep a random half of the units of every exact group, or of the group named alone."""
+def random_plan(network: Network, seed: int = 0, keep: float = 0.5, only: str | None = None) -> Plan:
+    """Keep a random share, rounded up, of the units of every exact group, or of the group named alone."""
     generator = np.random.default_rng(seed)
-    keep = {}
+    kept = {}
     for group in network.groups:
         order = generator.permutation(group.size)
         if group.exact and group.size > 1 and only in (None, group.name):
-            keep[group.name] = np.sort(order[: -(group.size // 2)]).astype(np.int64)
-    return Plan(network, "random half", keep, seed=seed)
+            kept[group.name] = np.sort(order[: math.ceil(keep * group.size)]).astype(np.int64)
+    return Plan(network, "random units", kept, seed=seed)
+
+
+def half_plan(network: Network, seed: int = 0, only: str | None = None) -> Plan:
+    """Keep a random half of the units of every exact group, or of the group named alone."""
+    return random_plan(network, seed, 0.5, only)

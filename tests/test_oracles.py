@@ -65,6 +65,21 @@ def test_another_shape_is_infinitely_far() -> None:
     assert oracles.distance([torch.zeros(2, 3)], [torch.ones(3, 2)]) == float("inf")
 
 
+def test_narrowed_normalisation_is_told_apart() -> None:
+    entry = BANK["MLP, LayerNorm after each layer"]
+    original = oracles.perturb(entry.build())
+    small, kept = copy.deepcopy(original), [0, 3, 5, 6, 17]
+    for name in ("3.weight", "3.bias", "4.weight", "4.bias"):
+        layer = small[int(name[0])]
+        setattr(layer, name[2:], nn.Parameter(original.get_parameter(name)[kept].detach()))
+    small[4].normalized_shape = (len(kept),)
+    small[6].weight = nn.Parameter(original[6].weight[:, kept].detach())
+    assert oracles.deviation(entry, original, small) > 1e-3
+    full = oracles.renormalised(original, small)
+    assert full is not None
+    assert oracles.gap(entry, small, full) < oracles.TOLERANCE
+
+
 @pytest.mark.parametrize("name", [name for name, entry in BANK.items() if not entry.needs])
 def test_bank_entry_is_alive(name: str) -> None:
     """Outputs follow the inputs, are finite, and repeat when the model is built again."""

@@ -216,7 +216,11 @@ ENTRIES = (
     Entry("MLP", mlp, TABLE, outputs=("4",), units=44),
     Entry("MLP, BatchNorm1d", lambda: mlp(norm=nn.BatchNorm1d), TABLE, outputs=("6",), units=44),
     Entry(
-        "MLP, LayerNorm after each layer", lambda: mlp(nn.GELU, nn.LayerNorm), TABLE, outputs=("6",), units=0
+        "MLP, LayerNorm after each layer",
+        lambda: mlp(nn.GELU, nn.LayerNorm),
+        TABLE,
+        outputs=("6",),
+        refused="normalisation takes a statistic",
     ),
     Entry("MLP, sigmoid", lambda: mlp(nn.Sigmoid), TABLE, outputs=("4",), units=44),
     Entry("MLP, batch as wide as the layers", lambda: mlp(nn.ELU), TABLE, outputs=("4",), units=44, batch=20),

@@ -111,6 +111,7 @@ def row(
     prefix: str = "",
     slow: bool = True,
     tolerance: float = 1e-10,
+    refused: str = "",
 ) -> Entry:
     """List a model by its family's prefix and the name of its head."""
     config, model = f"{prefix or kind}Config", f"{kind}{head}"
@@ -125,6 +126,7 @@ def row(
         needs="transformers",
         slow=slow,
         tolerance=tolerance,
+        refused=refused,
     )
 
 
@@ -177,10 +179,10 @@ ENTRIES = (
         "conv_kernel": 4, "use_cache": False}, IDS, "lm_head", 0, tolerance=1e-5),
     row("Mixtral, batched experts", "Mixtral", LM, {**GROUPED, "num_local_experts": 4,
         "experts_implementation": "batched_mm"},
-        IDS, "lm_head", 0),
+        IDS, "lm_head", 0, refused="removes nothing"),
     row("Mixtral, experts in a loop", "Mixtral", LM, {**GROUPED, "num_local_experts": 4,
         "experts_implementation": "eager"},
-        IDS, "lm_head", 0),
+        IDS, "lm_head", 0, refused="data"),
     row("RoBERTa", "Roberta", CLASSIFY, ENCODER, MASKED, "classifier.out_proj", 76),
     row("DistilBERT", "DistilBert", CLASSIFY, {"dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 34,
         "vocab_size": 61, "max_position_embeddings": 40}, MASKED, "classifier", 76),
