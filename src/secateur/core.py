@@ -221,6 +221,15 @@ class Network:
         found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.makers())
         return tuple((layer, slot) for layer, slot in found if layer is not None)
 
+    def input_key(self, layer: Layer) -> str:
+        """Return the key of a layer's input among `Evidence.moments`: the name of its weight.
+
+        A weight that is read along several axes (as it is and transposed) has, for every axis but the first
+        in the order of execution, the key ``"name[axis]"``.
+        """
+        first = next(x for x in self.layers if x.weight == layer.weight and x.in_axis is not None)
+        return layer.weight if first.in_axis == layer.in_axis else f"{layer.weight}[{layer.in_axis}]"
+
     def prunable_weights(self) -> tuple[Layer, ...]:
         """Return the layers whose single weights a mask may zero: no norms, no embeddings."""
         return tuple(x for x in self.layers if x.in_axis is not None and x.out_axis is not None)
@@ -271,7 +280,7 @@ class Evidence:
 
     Attributes:
         weights: Every parameter and buffer, detached, by its first name.
-        moments: By reading weight: statistics of its input (needs "moments" or "gram").
+        moments: By reading weight (`Network.input_key`): statistics of its input (needs "moments" or "gram").
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
         taylor: By group: sum over examples of (d loss / d gate of the unit)^2 (needs "taylor").
         flow: Called with masks by weight name (may be empty), returns |theta * dR/dtheta| of
@@ -279,6 +288,7 @@ class Evidence:
             initialisation (needs "flow").
         chain: The network as an affine-ReLU chain (needs "chain").
         images: Calibration inputs and targets kept whole (needs "images").
+        activations: By group: a sample of its units' activations [rows, units] (needs "activations").
         seed: Seed from which a method derives every random choice.
     """
 
@@ -289,6 +299,7 @@ class Evidence:
     flow: Callable[..., Mapping[str, Tensor]] | None = None
     chain: Any = None
     images: tuple[Tensor, Tensor] | None = None
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
 
 

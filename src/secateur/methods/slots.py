@@ -54,23 +54,19 @@ def power_sums(weights: Mapping[str, Tensor], slots: tuple[Slot, ...], size: int
 
 
 def moments_of(network: Network, evidence: Evidence, layer: Layer) -> Moments | None:
-    """Return the statistics of what reaches a layer, or None if they were not gathered.
-
-    They are kept by weight, for the first layer that reads with it: a weight used once as it is and
-    once transposed has statistics for the first use only.
-    """
-    first = next(x for x in network.layers if x.weight == layer.weight and x.in_axis is not None)
-    return evidence.moments.get(layer.weight) if first.in_axis == layer.in_axis else None
+    """Return the statistics of what reaches a layer, or None if they were not gathered."""
+    return evidence.moments.get(network.input_key(layer))
 
 
 def reading_features(network: Network, layer: Layer, slot: Slot) -> Tensor:
-    """Return which input features of a layer each unit is: integers [units, per_unit * layer.groups].
+    """Return which input features of a layer each unit is: integers [units, features a unit].
 
     A grouped convolution's weight has one input axis for all its groups: index j is feature
-    g * width + j of group g.
+    g * width + j of group g.  That of a transposed convolution has the channels of all groups.
     """
     if layer.in_axis is None or layer.in_axis != slot.axis:
         raise InputError(f"layer {layer.name!r} does not read along axis {slot.axis} of {slot.tensor!r}")
     width = network.shapes[layer.weight][layer.in_axis]
     index = torch.as_tensor(slot.index)
-    return torch.cat([index + g * width for g in range(layer.groups)], dim=1)
+    groups = layer.groups if layer.kind == "conv" else 1
+    return torch.cat([index + g * width for g in range(groups)], dim=1)

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from secateur.allocation import allocate, prunable, top, weight_sizes
-from secateur.core import Budget, Evidence, Group, InputError, IntArray, Network, Plan, Tolerance, Weights
+from secateur.core import (
+    Budget,
+    Evidence,
+    Group,
+    InputError,
+    IntArray,
+    Network,
+    Plan,
+    Slot,
+    Tolerance,
+    Weights,
+)
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan, weight_plan
 from secateur.methods.slots import unit_sums
 
@@ -62,6 +73,8 @@ class SynFlow(ScoreMethod):
         keep: Mapping[str, IntArray] = {}
         for part in _rounds(budget, self.rounds):
             scores = _buried(self._unit_flow(network, evidence, keep), keep)
+            if not keep:
+                allocate(network, budget, scores)  # raises at once where the last round would
             allocation = allocate(network, part, self.comparable(scores, budget))
             choice = best(scores, allocation.counts)
             keep = choice.keep
@@ -74,6 +87,8 @@ class SynFlow(ScoreMethod):
         for part in _rounds(budget, self.rounds):
             flow = self._flow(evidence, masks)
             scores = {k: flow[k] for k in names}
+            if not masks:
+                allocate(network, budget, scores)
             scores = {k: s.masked_fill(~masks[k], -torch.inf) if k in masks else s for k, s in scores.items()}
             allocation = allocate(network, part, scores)
             masks = {k: top(scores[k], count) for k, count in allocation.counts.items()}
@@ -98,8 +113,9 @@ def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
         yield budget if t == rounds else replace(budget, **{share: final ** (t / rounds)})
 
 
-def _parameters(network: Network, group: Group) -> tuple:
-    return tuple(s for s in group.makers() if s.tensor in network.parameters) or group.slots
+def _parameters(network: Network, group: Group) -> tuple[Slot, ...]:
+    own = [s for s in group.slots if s.tensor in network.parameters]
+    return tuple(s for s in own if s.role == "out") or tuple(own)
 
 
 def _buried(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:

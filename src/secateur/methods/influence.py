@@ -1,0 +1,87 @@
+"""How strongly units influence one another, read off a network's own weights.
+
+The strength of unit j on unit i is the Euclidean norm of all weights that lead from j to i: over the gates of
+a recurrent layer, the taps of a convolution, the features that a unit consists of.  The weights of grouped
+convolutions are left out: their input axis does not tell the channels of different groups apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.core import Evidence, Group, IntArray, Layer, Network
+
+__all__ = ["across", "entering", "onto_readers", "within"]
+
+FloatArray = NDArray[np.float64]
+
+
+def within(network: Network, evidence: Evidence, group: Group) -> FloatArray | None:
+    """Return the strengths among the units of one group [from, to], or None if no weight joins them."""
+    return _between(network, evidence, group, group)
+
+
+def across(network: Network, evidence: Evidence, groups: Sequence[Group]) -> FloatArray:
+    """Return the strengths among the units of all groups, one group after the other [from, to]."""
+
+    def block(source: Group, target: Group) -> FloatArray:
+        found = _between(network, evidence, source, target)
+        return np.zeros((source.size, target.size)) if found is None else found
+
+    return np.block([[block(source, target) for target in groups] for source in groups])
+
+
+def entering(network: Network, evidence: Evidence, group: Group) -> FloatArray:
+    """Return for each unit the sum over everything that it reads of the strength of the connection [units]."""
+    total = np.zeros(group.size)
+    for layer, slot in network.makers(group):
+        if (squares := _squares(evidence, layer)) is not None:
+            total += _sum_owned(squares, 0, slot.index).sqrt().sum(1).cpu().numpy()
+    return total
+
+
+def onto_readers(network: Network, evidence: Evidence, group: Group) -> FloatArray:
+    """Return the strengths of the units on everything that reads them [units, readers].
+
+    The gates of a recurrent layer are one reader: what reads is its hidden unit.
+    """
+    parts = []
+    for layer, slot in network.readers(group):
+        if (squares := _squares(evidence, layer)) is not None:
+            onto = _sum_owned(squares, 1, slot.index)
+            parts.append(onto.reshape(layer.gates, -1, group.size).sum(0).sqrt().T.cpu().numpy())
+    return np.concatenate(parts, 1) if parts else np.zeros((group.size, 0))
+
+
+def _between(network: Network, evidence: Evidence, source: Group, target: Group) -> FloatArray | None:
+    made = [(id(layer), slot) for layer, slot in network.makers(target)]
+    total: Tensor | None = None
+    for layer, read in network.readers(source):
+        for _, slot in (pair for pair in made if pair[0] == id(layer)):
+            if (squares := _squares(evidence, layer)) is not None:
+                block = _sum_owned(_sum_owned(squares, 0, slot.index), 1, read.index)
+                total = block if total is None else total + block.to(total.device)
+    return None if total is None else total.sqrt().T.cpu().numpy()
+
+
+def _squares(evidence: Evidence, layer: Layer) -> Tensor | None:
+    """Return the summed squares of a weight as [out, in], or None for a grouped convolution."""
+    if layer.groups != 1 or layer.out_axis is None or layer.in_axis is None:
+        return None
+    weight = evidence.weights[layer.weight].detach().double().square()
+    rest = [d for d in range(weight.ndim) if d not in (layer.out_axis, layer.in_axis)]
+    flat = weight.sum(rest) if rest else weight
+    return flat if layer.out_axis < layer.in_axis else flat.T
+
+
+def _sum_owned(squares: Tensor, axis: int, index: IntArray) -> Tensor:
+    """Add up what each unit owns along one axis of [out, in]; that axis becomes the units."""
+    own = torch.as_tensor(index, device=squares.device)
+    picked = squares.index_select(axis, own.reshape(-1))
+    shape = (*picked.shape[:axis], *own.shape, *picked.shape[axis + 1 :])
+    return picked.reshape(shape).sum(axis + 1)

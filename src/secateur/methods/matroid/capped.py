@@ -1,0 +1,54 @@
+"""Plans of methods that remove only what they can vouch for: the budget is a bound, not a count to be met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from secateur.allocation import Allocation, allocate
+from secateur.core import Budget, Evidence, IntArray, Merge, Network, NothingToPrune, Plan
+from secateur.methods.base import Choice, unit_plan
+
+__all__ = ["Offer", "capped_plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What can go from one group.
+
+    Attributes:
+        order: Units that may go, the first first.
+        note: For the plan.
+        merge: Given the units that go, how they follow from units that stay; None: they are just left out.
+    """
+
+    order: IntArray
+    note: Mapping[str, Any] = field(default_factory=dict)
+    merge: Callable[[IntArray], Merge] | None = None
+
+
+def capped_plan(
+    method: str, network: Network, evidence: Evidence, budget: Budget, offers: Mapping[str, Offer], hint: str
+) -> Plan:
+    """Remove what is on offer, up to what the budget asks of each group.
+
+    Raises:
+        NothingToPrune: Nothing is on offer; the message ends with `hint`.
+    """
+    if not any(len(offer.order) for offer in offers.values()):
+        raise NothingToPrune(f"{method!r} removes nothing: {hint}")
+    asked = allocate(network, budget)
+    sizes = {name: network.group(name).size for name in asked.counts}
+    gone = {n: offers[n].order[: sizes[n] - c] for n, c in asked.counts.items() if n in offers}
+    notes = {n: {**offers[n].note, "asked": sizes[n] - asked.counts[n], "removed": len(gone[n])} for n in gone}
+    keep = {n: np.setdiff1d(np.arange(size), gone.get(n, ())) for n, size in sizes.items()}
+    merges = {n: build(removed) for n, removed in gone.items() if len(removed) and (build := offers[n].merge)}
+    counts = {n: len(kept) for n, kept in keep.items()}
+    reached = Allocation(counts, asked.what, asked.target, sum(counts.values()) / sum(sizes.values()))
+    return replace(
+        unit_plan(method, network, budget, reached, Choice(keep, merges, notes), evidence.seed),
+        budget=f"at most {budget!r}",
+    )

@@ -1,0 +1,132 @@
+"""Pruning along matroids: three grounds, one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.allocation import prunable
+from secateur.core import Budget, Evidence, InputError, IntArray, Network, Plan
+from secateur.methods.base import Choice, Scores, SetMethod
+from secateur.methods.matroid import rows, windows
+from secateur.methods.matroid.activations import Objective, basis_order, choose_basis
+from secateur.methods.matroid.capped import capped_plan
+from secateur.structures.matroid.tail import Order
+
+__all__ = ["Matroid"]
+
+Ground = Literal["activations", "rows", "windows"]
+_CHOICES = {
+    "ground": ("activations", "rows", "windows"),
+    "objective": ("output", "volume"),
+    "order": ("outermost", "most-windows", "index"),
+    "domain": ("everywhere", "box", "data"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matroid(SetMethod):
+    """Units that depend on others, in one of three senses.
+
+    ``ground="activations"`` keeps a basis of the activations on the data: units are taken greedily by what they
+    explain of the readers' outputs (or of the activations), then exchanged while that helps.  Meant to be
+    followed by the least-squares fold.  Any group that a weighted layer reads.
+
+    ``ground="rows"`` removes what can go without changing the function: dead units, positive multiples
+    (`Plan.merges` carries how they follow), and on a domain always active units that depend on others.  The
+    network must be an affine-ReLU chain.  The budget is an upper bound.
+
+    ``ground="windows"`` is the published partition: units in rank-deficient windows of neighbouring rows of
+    [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to go on beyond 75 % while
+    accuracy holds, raise `share` and prune under a `Tolerance`.  The order of the units decides:
+    see `permutation_audit`.
+
+    Args:
+        ground: Which matroid.
+        objective: For activations: ``"output"`` (error of what reads the units) or ``"volume"`` (pivoted QR).
+        swaps: For activations: most exchanges a group.
+        order: For windows: in which order the tail goes.
+        share: For windows: the share of the tail that may go.
+        exact: For windows: ranks over the rationals.
+        rtol: For windows: numerical tolerance, None for numpy's.
+        tolerance: For rows: by how much directions of parallel rows may differ; 0 is exact.
+        domain: For rows: where the function must not change.
+        box: For rows: smallest and largest input value, for `domain="box"`.
+
+    Example:
+        >>> from secateur.core import Units
+        >>> Matroid().needs(Units(0.5)), Matroid(ground="rows", domain="data").needs(Units(0.5)) >= {"images"}
+        (frozenset({'gram'}), True)
+    """
+
+    name: ClassVar[str] = "matroid"
+    ground: Ground = "activations"
+    objective: Objective = "output"
+    swaps: int = 10
+    order: Order = "outermost"
+    share: float = 0.75
+    exact: bool = False
+    rtol: float | None = None
+    tolerance: float = 0.0
+    domain: rows.Domain = "everywhere"
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for field, known in _CHOICES.items():
+            if getattr(self, field) not in known:
+                raise InputError(f"Matroid.{field} is one of {', '.join(known)}; got {getattr(self, field)!r}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"Matroid.share must be in (0, 1], a share of the tail; got {self.share!r}")
+        if self.rtol is not None and (self.exact or not 0 <= self.rtol < 1):
+            raise InputError(f"Matroid.rtol must be in [0, 1), and None where exact=True; got {self.rtol!r}")
+        if self.swaps < 0 or not self.tolerance >= 0:
+            raise InputError(f"swaps and tolerance must be 0 or more; got {self.swaps!r}, {self.tolerance!r}")
+        if not self.box[0] <= self.box[1]:
+            raise InputError(f"Matroid.box is (smallest, largest) input value; got {self.box!r}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for Gram matrices, for the chain, or for the weights alone."""
+        if self.ground == "rows":
+            return frozenset({"chain", "images"} if self.domain == "data" else {"chain"})
+        return frozenset({"gram"} if self.ground == "activations" else ())
+
+    def choose(
+        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+    ) -> Mapping[str, IntArray] | Choice:
+        """Keep a basis of the activations of each group."""
+        keep, notes = {}, {}
+        for name, count in counts.items():
+            group = network.group(name)
+            keep[name], notes[name] = choose_basis(
+                network, evidence, group, count, self.objective, self.swaps
+            )
+        return Choice(keep, notes=notes)
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Score each unit by the share of the readers' output that is unexplained when it is taken."""
+        if self.ground != "activations":
+            raise InputError(f"ground={self.ground!r} ranks no units across groups; use scope='layer' or 'erk'")
+        scores = {}
+        for group in prunable(network):
+            _, basis = basis_order(network, evidence, group, self.objective)
+            left = torch.cummin(basis.residuals[:-1], 0).values
+            # A tiny slope keeps the greedy order where residuals are equal.
+            slope = torch.linspace(1e-12, 0, group.size, dtype=torch.float64)
+            share = left / left[0] if float(left[0]) > 0 else torch.zeros_like(left)
+            scores[group.name] = torch.empty_like(left).scatter_(0, basis.order.cpu(), share + slope)
+        return scores
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Keep a basis, or remove what the ground vouches for, up to the budget."""
+        if self.ground == "activations":
+            return super().plan_units(network, evidence, budget)
+        if self.ground == "rows":
+            offers = rows.row_offers(network, evidence, self.domain, self.box, self.tolerance)
+            return capped_plan(self.name, network, evidence, budget, offers, rows.HINT)
+        tails = windows.partitions(network, evidence, self.exact, self.rtol)
+        offers = windows.window_offers(tails, self.order, self.share, self.exact)
+        return capped_plan(self.name, network, evidence, budget, offers, windows.HINT)
