@@ -2,9 +2,11 @@
 
 from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
 from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
+from secateur.methods.matroid import Matroid
 from secateur.methods.synflow import SynFlow
 
 METHODS: dict[str, type[SetMethod]] = {
+    "matroid": Matroid,
     "random": Random,
     "magnitude": Magnitude,
     "activation": Activation,
@@ -15,6 +17,6 @@ METHODS: dict[str, type[SetMethod]] = {
 }
 
 __all__ = [
-    "METHODS", "SNIP", "Activation", "Choice", "Magnitude", "Method", "Random", "ScoreMethod", "Sensitivity",
-    "SetMethod", "SynFlow", "Taylor",
+    "METHODS", "SNIP", "Activation", "Choice", "Magnitude", "Matroid", "Method", "Random", "ScoreMethod",
+    "Sensitivity", "SetMethod", "SynFlow", "Taylor",
 ]

@@ -99,10 +99,9 @@ def _reader(weight: Tensor, layer: Layer) -> Tensor:
 
     The weight of a grouped convolution becomes block-diagonal: its groups read different features.
     """
-    w = weight.detach().double().movedim(layer.in_axis or 0, 0)
-    out = (layer.out_axis or 0) if (layer.out_axis or 0) > (layer.in_axis or 0) else (layer.out_axis or 0) + 1
-    w = w.movedim(out, 0).flatten(2) if w.ndim > 1 else w[None, :]
-    w = w.flatten(1)
+    if layer.out_axis is None or layer.in_axis is None:
+        raise InputError(f"layer {layer.name!r} ({layer.kind}) mixes no features and cannot weigh them")
+    w = weight.detach().double().movedim((layer.out_axis, layer.in_axis), (0, 1)).flatten(1)
     return w if layer.groups == 1 else torch.block_diag(*w.chunk(layer.groups))
 
 

@@ -51,11 +51,12 @@ class PermutationAudit:
     def summary(self) -> str:
         """Say it in a line."""
         shares = np.array(self.overlap)
-        text = f"{len(shares)} orders: {shares.mean():.0%} of the removed units agree ({shares.min():.0%} at least)"
+        text = f"{len(shares)} orders: {shares.mean():.0%} of the removed units agree"
+        text += f", at least {shares.min():.0%}"
         known = [v for v in self.values if v == v]
         if known:
-            text += f"; {self.value:.4g} as the units stand, {np.mean(known):.4g} ({min(known):.4g} to "
-            text += f"{max(known):.4g}) permuted"
+            spread = f"{np.mean(known):.4g} ({min(known):.4g} to {max(known):.4g})"
+            text += f"; {self.value:.4g} as the units stand, {spread} permuted"
         return text
 
 
@@ -72,8 +73,8 @@ def permutation_audit(
     """Repeat a plan under random permutations of the units of every group.
 
     Permuting hidden units leaves the function unchanged, so that what depends on their order is an artefact.
-    Weights and statistics are permuted; the plans come back in the original numbers and can be measured on the
-    original model.
+    Weights and statistics are permuted; the plans come back in the original numbers and can be measured on
+    the original model.
 
     Args:
         method: What decides.
@@ -90,7 +91,7 @@ def permutation_audit(
     if draws < 1:
         raise InputError(f"an audit needs at least one permutation; got draws={draws}")
     if evidence.chain is not None or evidence.flow is not None or evidence.gradients:
-        raise InputError(f"{method.name!r} looks at a chain, a flow or gradients, which the audit cannot permute")
+        raise InputError(f"{method.name!r} sees a chain, a flow or gradients, which cannot be permuted")
     plan = method.plan(network, evidence, budget)
     generator = np.random.default_rng(seed)
     permuted = []

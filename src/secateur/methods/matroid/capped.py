@@ -43,7 +43,8 @@ def capped_plan(
     asked = allocate(network, budget)
     sizes = {name: network.group(name).size for name in asked.counts}
     gone = {n: offers[n].order[: sizes[n] - c] for n, c in asked.counts.items() if n in offers}
-    notes = {n: {**offers[n].note, "asked": sizes[n] - asked.counts[n], "removed": len(gone[n])} for n in gone}
+    wanted = {n: sizes[n] - asked.counts[n] for n in gone}
+    notes = {n: {**offers[n].note, "asked": wanted[n], "removed": len(gone[n])} for n in gone}
     keep = {n: np.setdiff1d(np.arange(size), gone.get(n, ())) for n, size in sizes.items()}
     merges = {n: build(removed) for n, removed in gone.items() if len(removed) and (build := offers[n].merge)}
     counts = {n: len(kept) for n, kept in keep.items()}

@@ -31,17 +31,17 @@ _CHOICES = {
 class Matroid(SetMethod):
     """Units that depend on others, in one of three senses.
 
-    ``ground="activations"`` keeps a basis of the activations on the data: units are taken greedily by what they
-    explain of the readers' outputs (or of the activations), then exchanged while that helps.  Meant to be
-    followed by the least-squares fold.  Any group that a weighted layer reads.
+    ``ground="activations"`` keeps a basis of the activations on the data: units are taken greedily by
+    what they explain of the readers' outputs (or of the activations), then exchanged while that helps.  Meant
+    to be followed by the least-squares fold.  Any group that a weighted layer reads.
 
     ``ground="rows"`` removes what can go without changing the function: dead units, positive multiples
     (`Plan.merges` carries how they follow), and on a domain always active units that depend on others.  The
     network must be an affine-ReLU chain.  The budget is an upper bound.
 
     ``ground="windows"`` is the published partition: units in rank-deficient windows of neighbouring rows of
-    [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to go on beyond 75 % while
-    accuracy holds, raise `share` and prune under a `Tolerance`.  The order of the units decides:
+    [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to go on beyond 75 %
+    while accuracy holds, raise `share` and prune under a `Tolerance`.  The order of the units decides:
     see `permutation_audit`.
 
     Args:
@@ -52,7 +52,8 @@ class Matroid(SetMethod):
         share: For windows: the share of the tail that may go.
         exact: For windows: ranks over the rationals.
         rtol: For windows: numerical tolerance, None for numpy's.
-        tolerance: For rows: by how much directions of parallel rows may differ; 0 is exact.
+        tolerance: For rows: by how much directions of parallel rows may differ; 0 asks for exact parallels
+            over the rationals, None allows for the rounding of the weights' dtype (4 eps).
         domain: For rows: where the function must not change.
         box: For rows: smallest and largest input value, for `domain="box"`.
 
@@ -70,7 +71,7 @@ class Matroid(SetMethod):
     share: float = 0.75
     exact: bool = False
     rtol: float | None = None
-    tolerance: float = 0.0
+    tolerance: float | None = None
     domain: rows.Domain = "everywhere"
     box: tuple[float, float] = (0.0, 1.0)
 
@@ -78,12 +79,13 @@ class Matroid(SetMethod):
         """Check the options."""
         for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
-                raise InputError(f"Matroid.{field} is one of {', '.join(known)}; got {getattr(self, field)!r}")
+                given = getattr(self, field)
+                raise InputError(f"Matroid.{field} is one of {', '.join(known)}; got {given!r}")
         if not 0 < self.share <= 1:
             raise InputError(f"Matroid.share must be in (0, 1], a share of the tail; got {self.share!r}")
         if self.rtol is not None and (self.exact or not 0 <= self.rtol < 1):
             raise InputError(f"Matroid.rtol must be in [0, 1), and None where exact=True; got {self.rtol!r}")
-        if self.swaps < 0 or not self.tolerance >= 0:
+        if self.swaps < 0 or not (self.tolerance is None or self.tolerance >= 0):
             raise InputError(f"swaps and tolerance must be 0 or more; got {self.swaps!r}, {self.tolerance!r}")
         if not self.box[0] <= self.box[1]:
             raise InputError(f"Matroid.box is (smallest, largest) input value; got {self.box!r}")
@@ -109,7 +111,7 @@ class Matroid(SetMethod):
     def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
         """Score each unit by the share of the readers' output that is unexplained when it is taken."""
         if self.ground != "activations":
-            raise InputError(f"ground={self.ground!r} ranks no units across groups; use scope='layer' or 'erk'")
+            raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
         scores = {}
         for group in prunable(network):
             _, basis = basis_order(network, evidence, group, self.objective)

@@ -1,10 +1,10 @@
 """Removals that do not change the function: dead, parallel and always active ReLU units.
 
-relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  A row of zeros
-is a unit that is always 0.  Units that stay on one side of their kink over a whole domain are 0 or affine
-there; affine units whose rows of W depend on others' follow from them and a constant, on that domain only.
-What relu and rank can vouch for beyond this is nothing: dependence of three or more rows says nothing about
-ReLU units that switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
+relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  A row of
+zeros is a unit that is always 0.  Units that stay on one side of their kink over a whole domain are 0 or
+affine there; affine units whose rows of W depend on others' follow from them and a constant, on that domain
+only.  What relu and rank can vouch for beyond this is nothing: dependence of three or more rows says nothing
+about ReLU units that switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import qr
 
@@ -56,7 +57,7 @@ class _Stage:
 
 
 def row_offers(
-    network: Network, evidence: Evidence, domain: Domain, box: tuple[float, float], tolerance: float
+    network: Network, evidence: Evidence, domain: Domain, box: tuple[float, float], tolerance: float | None
 ) -> dict[str, Offer]:
     """Return what can go exactly from each group.
 
@@ -68,7 +69,9 @@ def row_offers(
     offers = {}
     for weight, stage in stages.items():
         if weight in names and len(stage.rows) == network.group(names[weight]).size:
-            offers[names[weight]] = _offer(stage, _constants_fit(network, names[weight]), domain, tolerance)
+            rounding = 4 * torch.finfo(evidence.weights[weight].dtype).eps
+            slack = rounding if tolerance is None else tolerance
+            offers[names[weight]] = _offer(stage, _constants_fit(network, names[weight]), domain, slack)
     return offers
 
 
@@ -82,7 +85,7 @@ def _stages(evidence: Evidence, domain: Domain, box: tuple[float, float]) -> dic
     if not isinstance(evidence.chain, Chain):
         raise InputError(
             "ground='rows' needs the network as an affine-ReLU chain: collect it with needs={'chain'}. Exact "
-            "merging rests on relu(c z) = c relu(z), so other activations than ReLU are refused there, by name"
+            "merging rests on relu(c z) = c relu(z), so activations other than ReLU are refused there by name"
         )
     chain = evidence.chain
     known = None if domain == "everywhere" else _start(evidence, chain, domain, box)

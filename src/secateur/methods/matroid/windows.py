@@ -14,8 +14,8 @@ from secateur.structures.matroid.tail import Order
 __all__ = ["HINT", "partitions", "window_offers"]
 
 HINT = (
-    "no window of k neighbouring rows of [W | b] (k its rank) is deficient. A tail can exist only where a layer "
-    "has more than d + 1 units for d inputs, and shows where weights are structured (totally positive "
+    "no window of k neighbouring rows of [W | b] (k its rank) is deficient. A tail can exist only where a "
+    "layer has more than d + 1 units for d inputs, and shows where weights are structured (totally positive "
     "parametrizations, biases left at exactly 0, duplicated neighbours); layers trained without constraint "
     "have none. ground='activations' works on those"
 )
