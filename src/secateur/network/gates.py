@@ -56,14 +56,14 @@ class Gates:
         if per_example is None:
             self._batched = False
             per_example = self._looped(inputs, targets, axes, count)
-        return {k: g.double().square().sum(0) for k, g in per_example.items()}
+        return {k: g.detach().double().square().sum(0) for k, g in per_example.items()}
 
     def _gates(self) -> dict[str, Tensor]:
         like = next(iter(self._parameters.values()))
         return {k: torch.ones(n, dtype=like.dtype, device=like.device) for k, n in self._sizes.items()}
 
     def _one(self, gates: Mapping[str, Tensor], inputs: Any, targets: Any) -> Tensor:
-        gated = {}
+        gated = dict(self._parameters)
         for tensor, maps in self._maps.items():
             value = self._parameters[tensor]
             for group, axis, owner in maps:
