@@ -1,8 +1,7 @@
 """How strongly units influence one another, read off a network's own weights.
 
 The strength of unit j on unit i is the Euclidean norm of all weights that lead from j to i: over the gates of
-a recurrent layer, the taps of a convolution, the features that a unit consists of.  The weights of grouped
-convolutions are left out: their input axis does not tell the channels of different groups apart.
+a recurrent layer, the taps of a convolution, the features that a unit consists of.
 """
 
 from __future__ import annotations
@@ -37,24 +36,22 @@ def across(network: Network, evidence: Evidence, groups: Sequence[Group]) -> Flo
 
 
 def entering(network: Network, evidence: Evidence, group: Group) -> FloatArray:
-    """Return for each unit the sum over everything that it reads of the strength of the connection [units]."""
+    """Return for each unit the summed strengths of the connections that enter it [units]."""
     total = np.zeros(group.size)
     for layer, slot in network.makers(group):
-        if (squares := _squares(evidence, layer)) is not None:
-            total += _sum_owned(squares, 0, slot.index).sqrt().sum(1).cpu().numpy()
+        total += _sum_owned(_squares(evidence, layer), 0, slot.index).sqrt().sum(1).cpu().numpy()
     return total
 
 
 def onto_readers(network: Network, evidence: Evidence, group: Group) -> FloatArray:
-    """Return the strengths of the units on everything that reads them [units, readers].
+    """Return the strengths of the units on all that reads them [units, readers].
 
     The gates of a recurrent layer are one reader: what reads is its hidden unit.
     """
     parts = []
     for layer, slot in network.readers(group):
-        if (squares := _squares(evidence, layer)) is not None:
-            onto = _sum_owned(squares, 1, slot.index)
-            parts.append(onto.reshape(layer.gates, -1, group.size).sum(0).sqrt().T.cpu().numpy())
+        onto = _sum_owned(_squares(evidence, layer), 1, slot.index)
+        parts.append(onto.reshape(layer.gates, -1, group.size).sum(0).sqrt().T.cpu().numpy())
     return np.concatenate(parts, 1) if parts else np.zeros((group.size, 0))
 
 
@@ -63,20 +60,20 @@ def _between(network: Network, evidence: Evidence, source: Group, target: Group)
     total: Tensor | None = None
     for layer, read in network.readers(source):
         for _, slot in (pair for pair in made if pair[0] == id(layer)):
-            if (squares := _squares(evidence, layer)) is not None:
-                block = _sum_owned(_sum_owned(squares, 0, slot.index), 1, read.index)
-                total = block if total is None else total + block.to(total.device)
+            block = _sum_owned(_sum_owned(_squares(evidence, layer), 0, slot.index), 1, read.index)
+            total = block if total is None else total + block.to(total.device)
     return None if total is None else total.sqrt().T.cpu().numpy()
 
 
-def _squares(evidence: Evidence, layer: Layer) -> Tensor | None:
-    """Return the summed squares of a weight as [out, in], or None for a grouped convolution."""
-    if layer.groups != 1 or layer.out_axis is None or layer.in_axis is None:
-        return None
+def _squares(evidence: Evidence, layer: Layer) -> Tensor:
+    """Return the summed squares of a weight as [out, in]; a table that reads nothing has its rows as inputs."""
     weight = evidence.weights[layer.weight].detach().double().square()
-    rest = [d for d in range(weight.ndim) if d not in (layer.out_axis, layer.in_axis)]
+    if layer.in_axis is None:
+        return weight.movedim(layer.out_axis or 0, 0).reshape(weight.shape[layer.out_axis or 0], -1)
+    both = (layer.out_axis or 0, layer.in_axis)
+    rest = [d for d in range(weight.ndim) if d not in both]
     flat = weight.sum(rest) if rest else weight
-    return flat if layer.out_axis < layer.in_axis else flat.T
+    return flat if both[0] < both[1] else flat.T
 
 
 def _sum_owned(squares: Tensor, axis: int, index: IntArray) -> Tensor:

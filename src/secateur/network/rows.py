@@ -32,7 +32,8 @@ class Rows:
             if found is not None:
                 layer, index = found
                 width = network.shapes[layer.weight][layer.in_axis or 0]
-                self._groups.setdefault(network.input_key(layer), []).append((group.name, index, layer.groups, width))
+                known = self._groups.setdefault(network.input_key(layer), [])
+                known.append((group.name, index, layer.groups, width))
 
     def add(self, read: Read) -> None:
         """Keep some rows of one read."""

@@ -4,6 +4,7 @@ from secateur.structures.order.completion import Completion, CompletionTooLarge,
 from secateur.structures.order.context import (
     Elimination,
     attribute_gaps,
+    attribute_order,
     eliminate_attributes,
     irreducible_attributes,
 )
@@ -28,7 +29,7 @@ from secateur.structures.order.poset import Poset
 
 __all__ = [
     "Completion", "CompletionTooLarge", "Elimination", "OperatorViolation", "OrderProfile", "Parts", "Poset",
-    "Violation", "attribute_gaps", "cuts", "decompose", "density_profile", "distributive_violation",
-    "eliminate_attributes", "irreducible_attributes", "is_lattice", "modular_violation", "mu_centrality",
-    "operator_violation", "stack_layers", "strongest_edges", "unroll",
+    "Violation", "attribute_gaps", "attribute_order", "cuts", "decompose", "density_profile",
+    "distributive_violation", "eliminate_attributes", "irreducible_attributes", "is_lattice",
+    "modular_violation", "mu_centrality", "operator_violation", "stack_layers", "strongest_edges", "unroll",
 ]

@@ -15,8 +15,11 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from secateur.structures.order import bitset
+from secateur.structures.order.poset import Poset
 
-__all__ = ["Elimination", "attribute_gaps", "eliminate_attributes", "irreducible_attributes"]
+__all__ = [
+    "Elimination", "attribute_gaps", "attribute_order", "eliminate_attributes", "irreducible_attributes",
+]
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -33,6 +36,23 @@ class Elimination:
 
     sequence: IntArray
     gaps: NDArray[np.float64]
+
+
+def attribute_order(incidence: ArrayLike) -> Poset:
+    """Return the order of the attributes by inclusion of their extents; equal ones are one element.
+
+    Args:
+        incidence: Boolean table [objects, attributes].
+
+    Raises:
+        ValueError: If the table is not boolean or is empty.
+
+    Example:
+        >>> attribute_order([[1, 1, 1], [1, 0, 0], [0, 1, 0]]).upper_covers(2).tolist()
+        [0, 1]
+    """
+    extents, _ = _extents(incidence, 0.0)
+    return Poset.from_digraph(_contained(bitset.pack(extents), 0))
 
 
 def attribute_gaps(incidence: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64]:
