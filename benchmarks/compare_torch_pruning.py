@@ -39,7 +39,7 @@ from torch_pruning_runs import secateur_half, torch_pruning_half  # noqa: E402
 from secateur.core import SecateurError  # noqa: E402
 
 VERDICTS = {
-    "exact": "the network that masking the original gives, to the entry's tolerance (1e-10)",
+    "exact": "the network that masking the original gives, to 1e-10 of the largest output",
     "refused": "an error that says what stands in the way; nothing is changed",
     "narrowed": "smaller, but a LayerNorm, RMSNorm or GroupNorm takes its statistics over fewer features: "
     "not the masked network",
@@ -69,10 +69,10 @@ def judge(entry: Entry, original: nn.Module, small: nn.Module) -> tuple[str, flo
     for example in oracles.other_examples(entry):
         oracles.run(small, example)
     deviation = oracles.deviation(entry, original, small)
-    if deviation < entry.tolerance:
+    if deviation < oracles.TOLERANCE:
         return ("exact" if left < 1 else "no-op"), left, deviation
     full = oracles.renormalised(original, small)
-    if full is not None and oracles.gap(entry, small, full) < entry.tolerance:
+    if full is not None and oracles.gap(entry, small, full) < oracles.TOLERANCE:
         return "narrowed", left, deviation
     return "wrong", left, deviation
 

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.core import Network, Plan
+from secateur.network.exactness import in_float64
 
 TOLERANCE = 1e-10
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -133,8 +134,8 @@ def tensors(outputs: Any) -> list[Tensor]:
 
 
 def run(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
-    """Run a model without gradients and return its floating outputs."""
-    with torch.no_grad():
+    """Run a model without gradients, its casts to float32 undone, and return its floating outputs."""
+    with in_float64():
         return tensors(model(*example[0], **example[1]))
 
 

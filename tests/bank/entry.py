@@ -56,7 +56,6 @@ class Entry:
         refused: Why tracing or shrinking must fail, as a pattern that the message matches.
         batch: Batch size of the example inputs.
         needs: Package that the model comes from, beyond torch.
-        tolerance: Relative difference allowed; larger where the model itself computes in float32.
         slow: Whether the entry takes seconds.
     """
 
@@ -70,7 +69,6 @@ class Entry:
     refused: str = ""
     batch: int = 3
     needs: str = ""
-    tolerance: float = 1e-10
     slow: bool = False
 
     def build(self) -> nn.Module:
