@@ -101,17 +101,15 @@ def test_every_kind_of_model_comes_back(tmp_path: Path, name: str) -> None:
         assert all(map(torch.equal, run(again, x), run(small.eval(), x)))
 
 
-def test_modes_flags_and_what_a_repair_added_come_back(tmp_path: Path) -> None:
+def test_modes_and_flags_come_back(tmp_path: Path) -> None:
     model, plan = pruned()
     model.eval()
     model[1].train()
     model[0].weight.requires_grad_(False)
-    model[6].bias = nn.Parameter(torch.randn(model[6].weight.shape[0]))
     save(tmp_path / "run", model, plan)
     again = load(tmp_path / "run", make)
     assert [m.training for m in again.modules()] == [m.training for m in model.modules()]
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
-    assert torch.equal(again[8].bias, model[6].bias)
     assert torch.equal(outputs(again), outputs(model))
 
 
@@ -147,7 +145,7 @@ def test_no_file_in_the_folder_is_a_pickle(folder: Path) -> None:
     assert len(names) == 2
     assert names[1] == "plan.json"
     document = json.loads((folder / "plan.json").read_text())
-    assert document["body"]["about"][0].startswith("random half")
+    assert document["body"]["about"][0].startswith("random units")
     header = int.from_bytes((folder / names[0]).read_bytes()[:8], "little")
     json.loads((folder / names[0]).read_bytes()[8 : 8 + header])
 
@@ -293,7 +291,7 @@ def test_missing_files_and_folders(folder: Path) -> None:
     with pytest.raises(StoreError, match=r"model-.*copy the folder anew"):
         load(folder, make)
     assert load_report(folder) == {"seen": [1.5, None]}
-    assert load_plan(folder).method == "random half"
+    assert load_plan(folder).method == "random units"
     (folder / "plan.json").unlink()
     with pytest.raises(StoreError, match="no saved result"):
         load_plan(folder)
@@ -340,7 +338,7 @@ def test_wrong_factories(folder: Path) -> None:
         load(folder, wider)
     with pytest.raises(PlanError, match=r"'2' is GELU, not ReLU"):
         load(folder, other)
-    with pytest.raises(PlanError, match="ties"):
+    with pytest.raises(PlanError, match=r"8.weight is \(8, 8\), not wanted"):
         load(folder, untied)
     with pytest.raises(PlanError, match=r"0.weight is missing.*and \d+ more"):
         load(folder, lambda: nn.ReLU())

@@ -77,15 +77,29 @@ def to_model(value: Any, model: nn.Module) -> Any:
     return move(value)
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
 
     Tensors are brought to the model's device, floating ones also to its dtype.
+
+    Raises:
+        InputError: The model cannot take them.
     """
-    inputs = to_model(inputs, model)
+    inputs, named = to_model((inputs, dict(kwargs or {})), model)
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        inputs, named = (), {**inputs, **named}
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    try:
+        return model(*arguments, **named)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = ", ".join([*map(_shape, arguments), *(f"{k}={_shape(x)}" for k, x in named.items())])
+        raise InputError(f"{type(model).__name__} cannot take inputs of shapes {given}: {error}") from error
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
@@ -93,20 +107,18 @@ def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None)
 
     Args:
         model: Any module.
-        inputs: A tensor, or a sequence of positional arguments.
+        inputs: A tensor, a sequence of positional or a mapping of keyword arguments.
         kwargs: Keyword arguments.
 
     Example:
         >>> macs(nn.Linear(20, 30), torch.zeros(4, 20))
         2400
     """
-    positional = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-    arguments, keywords = to_model((tuple(positional), dict(kwargs or {})), model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with evaluating(model), sdpa_kernel(SDPBackend.MATH), _counter() as counter:
-            model(*arguments, **keywords)
+            call(model, inputs, kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() // 2

@@ -135,13 +135,20 @@ class Agreement:
     examples: int
 
 
-def agreement(original: nn.Module, model: nn.Module, batches: Iterable[Any], axis: int = -1) -> Agreement:
+def agreement(
+    original: nn.Module,
+    model: nn.Module,
+    batches: Iterable[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    axis: int = -1,
+) -> Agreement:
     """Compare the scores of two models on the inputs of batches; targets, where there are any, are not used.
 
     Args:
         original: The model to compare with.
         model: The other model.
         batches: Pairs (inputs, targets), or bare inputs where these are a tensor or a mapping.
+        kwargs: Keyword arguments for every call.
         axis: Axis of the scores that runs over classes.
 
     Example:
@@ -153,12 +160,9 @@ def agreement(original: nn.Module, model: nn.Module, batches: Iterable[Any], axi
     largest = scale = 0.0
     with evaluating(original), evaluating(model):
         for batch in batches:
-            inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
-            a, b = (logits(call(m, inputs)).to("cpu", torch.float64) for m in (original, model))
+            a, b = (_scores(m, batch, kwargs) for m in (original, model))
             if a.shape != b.shape:
                 raise InputError(f"outputs of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
-            for scores in (a, b):
-                _no_nan(scores)
             same += int((a.argmax(axis) == b.argmax(axis)).sum())
             classes = a.shape[axis]
             examples += a.numel() // classes
@@ -166,6 +170,36 @@ def agreement(original: nn.Module, model: nn.Module, batches: Iterable[Any], axi
     _some(examples)
     top1 = same / examples if classes > 1 else None
     return Agreement(top1, largest, largest / scale if scale else largest, examples)
+
+
+def distance_from(original: nn.Module, batches: Iterable[Any]) -> Callable[[nn.Module], float]:
+    """Return a function that says how far a model's scores are from the original's on these batches.
+
+    It is the squared difference over the squared scores of the original, summed over all batches.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> distance_from(model, [torch.ones(3, 2)])(model)
+        0.0
+    """
+    kept = list(batches)
+    with evaluating(original):
+        wanted = [_scores(original, batch) for batch in kept]
+    scale = sum(float(scores.square().sum()) for scores in wanted)
+
+    def distance(model: nn.Module) -> float:
+        with evaluating(model):
+            pairs = zip(wanted, kept, strict=True)
+            return sum(float((a - _scores(model, x)).square().sum()) for a, x in pairs) / (scale or 1.0)
+
+    return distance
+
+
+def _scores(model: nn.Module, batch: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
+    inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
+    scores = logits(call(model, inputs, kwargs)).to("cpu", torch.float64)
+    _no_nan(scores)
+    return scores
 
 
 def _scored(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -202,5 +236,5 @@ def _some(total: int) -> int:
 
 __all__ = [
     "METRICS", "Agreement", "Cost", "Latency", "Metric", "accuracy", "agreement", "class_axis", "cost",
-    "evaluate", "latency", "log_likelihood", "logits", "macs", "metric_named", "perplexity",
+    "distance_from", "evaluate", "latency", "log_likelihood", "logits", "macs", "metric_named", "perplexity",
 ]

@@ -1,4 +1,4 @@
-"""A model's tensors by name, with what is needed to put them back exactly: ties, modes, missing biases."""
+"""A model's tensors by name, with what is needed to put them back exactly: ties, modes, memory order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.core import PlanError, StoreError
+from secateur.core import IntArray, Network, PlanError, StoreError
+from secateur.network.compose import alive
 
 
 def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -83,16 +84,17 @@ def _reordered(tensor: Tensor) -> bool:
 
 
 def check(model: nn.Module, wanted: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Compare the shapes of a model's tensors with the wanted ones.
+    """Compare a model's tensors, each by its first name, and their shapes with the wanted ones.
 
     Raises:
-        PlanError: A tensor is missing or of another shape.
+        PlanError: A tensor is missing, of another shape, or not wanted.
     """
-    have = {name: tuple(tensor.shape) for name, tensor in named(model)}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    have = {name: tuple(tensor.shape) for name, tensor in tensors}
     wrong = [
-        f"{name} is {have.get(name, 'missing')}, not {tuple(shape)}"
-        for name, shape in wanted.items()
-        if have.get(name) != tuple(shape)
+        f"{name} is {have.get(name, 'missing')}, not {wanted.get(name, 'wanted')}"
+        for name in {**wanted, **have}
+        if have.get(name) != wanted.get(name)
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -101,7 +103,7 @@ def check(model: nn.Module, wanted: Mapping[str, tuple[int, ...]], what: str, re
 
 @torch.no_grad()
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str, Any], remedy: str) -> None:
-    """Put saved tensors into a model, in place, to the bit; parameters that it lacks are added.
+    """Put saved tensors into a model, in place, to the bit.
 
     Raises:
         PlanError: The model is not the one that was described.
@@ -111,8 +113,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
     if unlike:
         said = ", ".join(f"{k!r} is {modules.get(k)}, not {described['modules'].get(k)}" for k in unlike[:3])
         raise PlanError(f"the factory's model has other modules: {said}. {remedy}")
-    for name in tensors.keys() - dict(named(model)).keys():
-        _add(model, name, tensors[name], remedy)
     if ties(model) != described["ties"]:
         raise PlanError(f"the factory's model ties {ties(model)}, not {described['ties']}. {remedy}")
     check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
@@ -125,13 +125,25 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
     _restore(model, described)
 
 
-def _add(model: nn.Module, name: str, tensor: Tensor, remedy: str) -> None:
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if attribute not in module._parameters:
-        raise PlanError(f"the factory's model has no {name!r}. {remedy}")
-    device = next((t.device for _, t in named(module)), tensor.device)
-    module.register_parameter(attribute, nn.Parameter(torch.empty_like(tensor, device=device)))
+@torch.no_grad()
+def carry(source: nn.Module, target: nn.Module, network: Network, keep: Mapping[str, IntArray]) -> None:
+    """Put into `target`, in place, the tensors of `source` without the units that go.
+
+    Args:
+        source: A model of the network.
+        target: The same model after the removal, with whatever values.
+        network: What `keep` speaks of.
+        keep: Group name -> units that stay.
+    """
+    left = alive(network, keep)
+    found = dict(named(source))
+    for name, tensor in named(target):
+        held = found[name].detach()
+        for axis in range(held.ndim):
+            if (name, axis) in left:
+                index = torch.from_numpy(left[name, axis].nonzero()[0])
+                held = held.index_select(axis, index.to(held.device))
+        tensor.data = held.clone()
 
 
 def _restore(model: nn.Module, described: Mapping[str, Any]) -> None:
@@ -187,4 +199,4 @@ def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
     return state
 
 
-__all__ = ["check", "collect", "describe", "fill", "load_weights", "named", "ties"]
+__all__ = ["carry", "check", "collect", "describe", "fill", "load_weights", "named", "ties"]

@@ -1,0 +1,379 @@
+"""Pruning one step after the other: decide, take out, repair, hand over, and again.
+
+In steps, each plan speaks of the network that the steps before left, and all of them are composed into
+one plan on the original model.  By tolerance, each trial decides anew on the original model, from the same
+evidence, and removes more, until the metric falls too far.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.allocation import allocate, cost, prunable, weight_sizes
+from secateur.analysis.measure import distance_from, evaluate, metric_named
+from secateur.core import (
+    Budget,
+    Evidence,
+    InputError,
+    Macs,
+    Network,
+    NothingToPrune,
+    Params,
+    Plan,
+    Tolerance,
+    Units,
+    Weights,
+)
+from secateur.finetune import finetune
+from secateur.methods import Method
+from secateur.network import weights
+from secateur.network.collect import collect
+from secateur.network.compose import compose, narrow_masks, restrict, shapes
+from secateur.network.fold import fold
+from secateur.network.gradients import Loss
+from secateur.network.surgery import shrink
+
+Keep = Units | Params | Macs | Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a callback sees between the steps.
+
+    Attributes:
+        number: Number of the step, from 1.
+        of: How many there will be; None where a tolerance decides.
+        model: The model as it is now; what the callback does to it counts.
+        plan: All that went so far, as one plan on the original model: ``shrink(initial, step.plan)`` rewinds
+            to an initial or early state of the original class.
+    """
+
+    number: int
+    of: int | None
+    model: nn.Module
+    plan: Plan
+
+
+Callback = Callable[[Step], nn.Module | None]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a pruning stands.
+
+    Attributes:
+        model: The model as it is now.
+        network: What it still has.
+        plan: All that went, on the original model; None at the start.
+        folds: What the last fold reported.
+        tuning: What the last fine-tuning reported.
+        steps: A note for each step.
+    """
+
+    model: nn.Module
+    network: Network
+    plan: Plan | None = None
+    folds: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+class Clock:
+    """Adds up the seconds that stages take.
+
+    Example:
+        >>> clock = Clock()
+        >>> with clock("plan"): pass
+        >>> list(clock.seconds)
+        ['plan']
+    """
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What stays the same through all steps.
+
+    Attributes:
+        model: The original model.
+        network: Its trace.
+        method: The method that decides.
+        fitting: Batches that evidence is gathered on.
+        guard: Batches that a fold is judged on; none of `fitting`.
+        tuning: Batches to fine-tune on.
+        holdout: Batches that a tolerance is judged on.
+        repair: Of "fold" and "finetune".
+        seed: Seed of everything.
+        loss: Loss for gradients and fine-tuning.
+        callback: Called between the steps.
+        epochs: Epochs of each fine-tuning.
+        lr: Its learning rate.
+        progress: Whether to show progress bars.
+        check: Whether to check every shrink.
+        check_device: Where.
+        clock: Of the stages.
+    """
+
+    model: nn.Module
+    network: Network
+    method: Method
+    fitting: Sequence[Any] | None
+    guard: Sequence[Any] | None
+    tuning: Sequence[Any] | None
+    holdout: Sequence[Any] | None
+    repair: frozenset[str]
+    seed: int
+    loss: Loss | None
+    callback: Callback | None
+    epochs: int
+    lr: float
+    progress: bool
+    check: bool
+    check_device: Any
+    clock: Clock
+
+    def gather(self, state: State, budget: Budget) -> Evidence:
+        """Collect what the method and the fold want to know."""
+        needs = self.method.needs(budget) | ({"gram"} if "fold" in self.repair else set())
+        check_data(self.method.name, needs, self.fitting)
+        with self.clock("collect"):
+            return collect(state.model, state.network, self.fitting, needs, self.seed, loss=self.loss)
+
+    def decide(self, state: State, evidence: Evidence, budget: Budget) -> Plan | NothingToPrune:
+        """Let the method decide; that nothing can go is an answer, which the caller may raise."""
+        try:
+            with self.clock("plan"):
+                plan = self.method.plan(state.network, evidence, budget)
+        except NothingToPrune as nothing:
+            return nothing
+        if plan.keep or plan.masks:
+            return plan
+        return NothingToPrune(f"{budget} removes nothing.\n{state.network.summary()}")
+
+    def apply(self, state: State, plan: Plan, evidence: Evidence) -> State:
+        """Take out what a plan of the state's network says, and fold."""
+        whole = plan if state.plan is None else compose(state.plan, plan)
+        with self.clock("shrink"):
+            # Always from the original, which knows its class and its sizes; then the weights as they are now.
+            small = shrink(self.model, whole, check=self.check, check_device=self.check_device)
+            if state.plan is not None:
+                weights.carry(state.model, small, state.network, plan.keep)
+                _zero(small, whole)
+        folds: Mapping[str, Any] = {}
+        if "fold" in self.repair:
+            with self.clock("fold"):
+                small, folds = self._fold(state, small, plan, evidence)
+                _zero(small, whole)
+        left = restrict(self.network, whole.keep)
+        return replace(state, model=small, network=left, plan=whole, folds=folds)
+
+    def _fold(
+        self, state: State, small: nn.Module, plan: Plan, evidence: Evidence
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        if not self.guard:
+            return fold(state.model, small, plan, evidence)
+        held_out = collect(state.model, state.network, self.guard, {"gram"}, self.seed)
+        return fold(state.model, small, plan, evidence, held_out, distance_from(state.model, self.guard))
+
+    def tune(self, state: State) -> State:
+        """Fine-tune, where that was asked for."""
+        if "finetune" not in self.repair or state.plan is None:
+            return state
+        options = {"epochs": self.epochs, "lr": self.lr, "seed": self.seed, "progress": self.progress}
+        masks = narrow_masks(state.plan)
+        with self.clock("finetune"):
+            model, history = finetune(state.model, self.tuning or (), masks=masks, loss=self.loss, **options)
+        ends = {"first loss": history.losses[0], "last loss": history.losses[-1]}
+        tuned = {"epochs": self.epochs, "lr": self.lr, "steps": len(history.losses), **ends}
+        return replace(state, model=model, tuning=tuned)
+
+    def hand_over(self, state: State, number: int, of: int | None) -> State:
+        """Let the callback see the model, and take what it gives back."""
+        if self.callback is None or state.plan is None:
+            return state
+        with self.clock("callback"):
+            given = self.callback(Step(number, of, state.model, state.plan))
+        model = state.model if given is None else given
+        if not isinstance(model, nn.Module):
+            raise InputError(f"a callback returns a torch.nn.Module or None; got {type(model).__name__}")
+        remedy = "Return the step's model, or shrink(initial, step.plan)"
+        weights.check(model, shapes(self.network, state.plan.keep), "the callback's model", remedy)
+        return replace(state, model=hold(model, state.plan))
+
+
+def in_steps(work: Work, budget: Keep, count: int) -> State:
+    """Prune to a budget in `count` steps that each keep the same share of what there is.
+
+    After each step come the repairs, then the callback.
+    """
+    state, refusal = State(work.model, work.network), None
+    for number in range(1, count + 1):
+        now = _relative(work.network, state.network, budget, _share(budget) ** (number / count))
+        evidence = work.gather(state, now)
+        plan = work.decide(state, evidence, now)
+        if isinstance(plan, NothingToPrune):
+            refusal = plan
+        else:
+            state = work.hand_over(work.tune(work.apply(state, plan, evidence)), number, count)
+        note = {"step": number, "budget": repr(now), **_left(work.network, state.plan)}
+        state = replace(state, steps=(*state.steps, note))
+    if state.plan is None and refusal is not None:
+        raise refusal
+    return state
+
+
+def by_tolerance(work: Work, budget: Tolerance) -> State:
+    """Prune more and more while the metric on held-out batches falls by no more than the tolerance.
+
+    Each trial decides on the original model, is folded and handed to the callback, and is then judged; the
+    last that was accepted is fine-tuned, where that was asked for.
+    """
+    if work.holdout is None:
+        raise InputError("a Tolerance is judged on batches that nothing else looks at: pass holdout=")
+    before = evaluate(work.model, work.holdout, budget.metric)
+    first = Units(0.5, budget.scope, budget.floor, budget.round_to)
+    accepted = start = State(work.model, work.network)
+    evidence = work.gather(start, first)
+    notes: list[Mapping[str, Any]] = [{"step": 0, "metric": before, **_left(work.network, None)}]
+    for number, keep in enumerate(_shares(budget.step), 1):
+        plan = work.decide(start, evidence, replace(first, keep=keep))
+        if isinstance(plan, NothingToPrune) or _same(work.network, plan, accepted.plan):
+            continue
+        trial = work.hand_over(work.apply(start, plan, evidence), number, None)
+        value = evaluate(trial.model, work.holdout, budget.metric)
+        good = before - value <= budget.drop
+        said = {"step": number, "keep": keep, "metric": value, "accepted": good}
+        notes.append({**said, **_left(work.network, plan)})
+        if not good:
+            break
+        accepted = trial
+    if accepted.plan is None:
+        raise NothingToPrune(_refusal(budget, notes, work.network))
+    return work.tune(replace(accepted, steps=tuple(notes)))
+
+
+def _shares(step: float) -> Iterator[float]:
+    count = 1
+    while (keep := round(1 - count * step, 12)) > 0:
+        yield keep
+        count += 1
+
+
+def _refusal(budget: Tolerance, notes: Sequence[Mapping[str, Any]], network: Network) -> str:
+    name, before = metric_named(budget.metric)[0], notes[0]["metric"]
+    tried = "no unit can go"
+    if len(notes) > 1:
+        tried = f"keeping {notes[1]['keep']:.0%} of the units takes it to {notes[1]['metric']:.4g}"
+    return (
+        f"no step stays within the tolerance: {name} is {before:.4g} and may fall by {budget.drop:g}; "
+        f"{tried}. Allow more, or take smaller steps.\n{network.summary()}"
+    )
+
+
+def _same(network: Network, a: Plan | None, b: Plan | None) -> bool:
+    return _left(network, a) == _left(network, b)
+
+
+def _left(network: Network, plan: Plan | None) -> dict[str, int]:
+    """Count the units that a plan on the original leaves, and the single weights that it masks."""
+    keep, masks = (plan.keep, plan.masks) if plan else ({}, {})
+    units = sum(len(keep.get(group.name, range(group.size))) for group in network.groups)
+    return {"units": units, "masked": sum(int((~mask).sum()) for mask in masks.values())}
+
+
+def reached(plan: Plan) -> dict[str, float]:
+    """Return the shares of units, parameters, multiply-accumulates or single weights that a plan leaves."""
+    network = plan.network
+    if plan.masks:
+        sizes = weight_sizes(network)
+        return {"weights": 1 - sum(int((~m).sum()) for m in plan.masks.values()) / sum(sizes.values())}
+    before, after = cost(network), cost(network, plan.keep)
+    had = {group.name: group.size for group in prunable(network)}
+    units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
+    macs = after.macs / before.macs if before.macs else 1.0
+    return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
+
+
+def _share(budget: Keep) -> float:
+    return budget.density if isinstance(budget, Weights) else budget.keep
+
+
+def _relative(original: Network, left: Network, budget: Keep, target: float) -> Keep:
+    """Return the budget on what is left that leaves the share `target` of the original."""
+    if isinstance(budget, Weights):
+        return replace(budget, density=target)
+    if isinstance(budget, Units):
+        return _relative_units(original, left, replace(budget, keep=target))
+    which = "params" if isinstance(budget, Params) else "macs"
+    now = getattr(cost(left), which)
+    return replace(budget, keep=min(1.0, target * getattr(cost(original), which) / now) if now else target)
+
+
+def _relative_units(original: Network, left: Network, budget: Units) -> Units:
+    """Choose the share by which most groups come to exactly the counts of one single step."""
+    sizes = {group.name: group.size for group in prunable(left)}
+    total = sum(group.size for group in prunable(original))
+    plain = min(1.0, budget.keep * total / sum(sizes.values()))
+    if budget.scope != "layer":
+        return replace(budget, keep=plain)
+    wanted = allocate(original, budget).counts
+    shares = {plain, *(min(1.0, wanted[name] / size) for name, size in sizes.items() if wanted[name])}
+
+    def missed(share: float) -> tuple[int, float]:
+        counts = allocate(left, replace(budget, keep=share)).counts
+        return sum(abs(counts[name] - wanted[name]) for name in sizes), abs(share - plain)
+
+    return replace(budget, keep=min(shares, key=missed))
+
+
+def check_data(method: str, needs: frozenset[str] | set[str], data: Any) -> None:
+    """Raise `InputError` if evidence needs data and there is none."""
+    looked = sorted(set(needs) - {"flow", "chain"})
+    if looked and data is None:
+        raise InputError(f"{method!r}, or the repair, needs {' and '.join(looked)}: pass data=, batches of "
+                         "(inputs, targets)")
+
+
+def hold(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with the plan's masked weights at zero: itself where they are, or a copy."""
+    if not any(bool(weight[gone].any()) for weight, gone in _masked(model, plan)):
+        return model
+    held = copy.deepcopy(model)
+    _zero(held, plan)
+    return held
+
+
+@torch.no_grad()
+def _zero(model: nn.Module, plan: Plan) -> None:
+    for weight, gone in _masked(model, plan):
+        weight.masked_fill_(gone, 0)
+
+
+def _masked(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    have = dict(model.named_parameters(remove_duplicate=False))
+    masks = narrow_masks(plan).items()
+    return [(have[name], torch.from_numpy(~mask).to(have[name].device)) for name, mask in masks]
+
+
+__all__ = ["Callback", "Clock", "State", "Step", "Work", "by_tolerance", "check_data", "hold", "in_steps", "reached"]
