@@ -21,7 +21,8 @@ from secateur.network import store
 from secateur.network.collect import collect
 from secateur.network.gradients import Loss
 from secateur.network.trace import trace
-from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps, reached
+from secateur.schedule import reached
+from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 
 Repair = Literal["fold", "finetune", "fold+finetune"]
 REPAIRS: dict[str | None, frozenset[str]] = {

@@ -18,20 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.allocation import allocate, cost, prunable, weight_sizes
 from secateur.analysis.measure import distance_from, evaluate, metric_named
 from secateur.core import (
     Budget,
     Evidence,
     InputError,
-    Macs,
     Network,
     NothingToPrune,
-    Params,
     Plan,
     Tolerance,
     Units,
-    Weights,
 )
 from secateur.finetune import finetune
 from secateur.methods import Method
@@ -41,8 +37,7 @@ from secateur.network.compose import compose, narrow_masks, restrict, shapes
 from secateur.network.fold import fold
 from secateur.network.gradients import Loss
 from secateur.network.surgery import shrink
-
-Keep = Units | Params | Macs | Weights
+from secateur.schedule import Keep, relative, share, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +224,7 @@ def in_steps(work: Work, budget: Keep, count: int) -> State:
     """
     state, refusal = State(work.model, work.network), None
     for number in range(1, count + 1):
-        now = _relative(work.network, state.network, budget, _share(budget) ** (number / count))
+        now = relative(work.network, state.network, budget, share(budget) ** (number / count))
         evidence = work.gather(state, now)
         plan = work.decide(state, evidence, now)
         if isinstance(plan, NothingToPrune):
@@ -256,7 +251,7 @@ def by_tolerance(work: Work, budget: Tolerance) -> State:
     accepted = start = State(work.model, work.network)
     evidence = work.gather(start, first)
     notes: list[Mapping[str, Any]] = [{"step": 0, "metric": before, **_left(work.network, None)}]
-    for number, keep in enumerate(_shares(budget.step), 1):
+    for number, keep in enumerate(shares(budget.step), 1):
         plan = work.decide(start, evidence, replace(first, keep=keep))
         if isinstance(plan, NothingToPrune) or _same(work.network, plan, accepted.plan):
             continue
@@ -271,13 +266,6 @@ def by_tolerance(work: Work, budget: Tolerance) -> State:
     if accepted.plan is None:
         raise NothingToPrune(_refusal(budget, notes, work.network))
     return work.tune(replace(accepted, steps=tuple(notes)))
-
-
-def _shares(step: float) -> Iterator[float]:
-    count = 1
-    while (keep := round(1 - count * step, 12)) > 0:
-        yield keep
-        count += 1
 
 
 def _refusal(budget: Tolerance, notes: Sequence[Mapping[str, Any]], network: Network) -> str:
@@ -300,51 +288,6 @@ def _left(network: Network, plan: Plan | None) -> dict[str, int]:
     keep, masks = (plan.keep, plan.masks) if plan else ({}, {})
     units = sum(len(keep.get(group.name, range(group.size))) for group in network.groups)
     return {"units": units, "masked": sum(int((~mask).sum()) for mask in masks.values())}
-
-
-def reached(plan: Plan) -> dict[str, float]:
-    """Return the shares of units, parameters, multiply-accumulates or single weights that a plan leaves."""
-    network = plan.network
-    if plan.masks:
-        sizes = weight_sizes(network)
-        return {"weights": 1 - sum(int((~m).sum()) for m in plan.masks.values()) / sum(sizes.values())}
-    before, after = cost(network), cost(network, plan.keep)
-    had = {group.name: group.size for group in prunable(network)}
-    units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
-    macs = after.macs / before.macs if before.macs else 1.0
-    return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
-
-
-def _share(budget: Keep) -> float:
-    return budget.density if isinstance(budget, Weights) else budget.keep
-
-
-def _relative(original: Network, left: Network, budget: Keep, target: float) -> Keep:
-    """Return the budget on what is left that leaves the share `target` of the original."""
-    if isinstance(budget, Weights):
-        return replace(budget, density=target)
-    if isinstance(budget, Units):
-        return _relative_units(original, left, replace(budget, keep=target))
-    which = "params" if isinstance(budget, Params) else "macs"
-    now = getattr(cost(left), which)
-    return replace(budget, keep=min(1.0, target * getattr(cost(original), which) / now) if now else target)
-
-
-def _relative_units(original: Network, left: Network, budget: Units) -> Units:
-    """Choose the share by which most groups come to exactly the counts of one single step."""
-    sizes = {group.name: group.size for group in prunable(left)}
-    total = sum(group.size for group in prunable(original))
-    plain = min(1.0, budget.keep * total / sum(sizes.values()))
-    if budget.scope != "layer":
-        return replace(budget, keep=plain)
-    wanted = allocate(original, budget).counts
-    shares = {plain, *(min(1.0, wanted[name] / size) for name, size in sizes.items() if wanted[name])}
-
-    def missed(share: float) -> tuple[int, float]:
-        counts = allocate(left, replace(budget, keep=share)).counts
-        return sum(abs(counts[name] - wanted[name]) for name in sizes), abs(share - plain)
-
-    return replace(budget, keep=min(shares, key=missed))
 
 
 def check_data(method: str, needs: frozenset[str] | set[str], data: Any) -> None:
@@ -376,4 +319,4 @@ def _masked(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, torch.Tens
     return [(have[name], torch.from_numpy(~mask).to(have[name].device)) for name, mask in masks]
 
 
-__all__ = ["Callback", "Clock", "State", "Step", "Work", "by_tolerance", "check_data", "hold", "in_steps", "reached"]
+__all__ = ["Callback", "Clock", "State", "Step", "Work", "by_tolerance", "check_data", "hold", "in_steps"]

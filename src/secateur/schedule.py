@@ -1,0 +1,89 @@
+"""The budgets of single steps: what to ask of what is left, so that the whole comes to what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from secateur.allocation import allocate, cost, prunable, weight_sizes
+from secateur.core import Macs, Network, Params, Plan, Units, Weights
+
+Keep = Units | Params | Macs | Weights
+
+
+def shares(step: float) -> Iterator[float]:
+    """Yield the falling shares 1 - step, 1 - 2 step, … above 0 that a tolerance tries.
+
+    Example:
+        >>> list(shares(0.3))
+        [0.7, 0.4, 0.1]
+    """
+    count = 1
+    while (keep := round(1 - count * step, 12)) > 0:
+        yield keep
+        count += 1
+
+
+def reached(plan: Plan) -> dict[str, float]:
+    """Return the shares of units, parameters, multiply-accumulates or single weights that a plan leaves."""
+    network = plan.network
+    if plan.masks:
+        sizes = weight_sizes(network)
+        return {"weights": 1 - sum(int((~m).sum()) for m in plan.masks.values()) / sum(sizes.values())}
+    before, after = cost(network), cost(network, plan.keep)
+    had = {group.name: group.size for group in prunable(network)}
+    units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
+    macs = after.macs / before.macs if before.macs else 1.0
+    return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
+
+
+def share(budget: Keep) -> float:
+    """Return the share that a budget keeps of what it counts."""
+    return budget.density if isinstance(budget, Weights) else budget.keep
+
+
+def relative(original: Network, left: Network, budget: Keep, target: float) -> Keep:
+    """Return the budget on what is left that leaves the share `target` of the original.
+
+    Args:
+        original: The network that was traced.
+        left: What steps before have left of it.
+        budget: What counts, and how.
+        target: Share of the original that shall stay after this step.
+
+    Example:
+        >>> import numpy as np
+        >>> from secateur.core import Group, Slot
+        >>> def hidden(n):
+        ...     return Group("0", n, (Slot("w", 0, np.arange(n)[:, None], "out"),))
+        >>> whole, half = (Network((hidden(n),), (), (), {"w": (n, 1)}, ("w",)) for n in (10, 5))
+        >>> relative(whole, half, Units(0.3), 0.3)
+        Units(keep=0.6, scope='layer', floor=1, round_to=1)
+    """
+    if isinstance(budget, Weights):
+        return replace(budget, density=target)
+    if isinstance(budget, Units):
+        return _relative_units(original, left, replace(budget, keep=target))
+    which = "params" if isinstance(budget, Params) else "macs"
+    now = getattr(cost(left), which)
+    return replace(budget, keep=min(1.0, target * getattr(cost(original), which) / now) if now else target)
+
+
+def _relative_units(original: Network, left: Network, budget: Units) -> Units:
+    """Choose the share by which most groups come to exactly the counts of one single step."""
+    sizes = {group.name: group.size for group in prunable(left)}
+    total = sum(group.size for group in prunable(original))
+    plain = min(1.0, budget.keep * total / sum(sizes.values()))
+    if budget.scope != "layer":
+        return replace(budget, keep=plain)
+    wanted = allocate(original, budget).counts
+    shares = {plain, *(min(1.0, wanted[name] / size) for name, size in sizes.items() if wanted[name])}
+
+    def missed(share: float) -> tuple[int, float]:
+        counts = allocate(left, replace(budget, keep=share)).counts
+        return sum(abs(counts[name] - wanted[name]) for name in sizes), abs(share - plain)
+
+    return replace(budget, keep=min(shares, key=missed))
+
+
+__all__ = ["Keep", "reached", "relative", "share", "shares"]
