@@ -20,7 +20,15 @@ from torch.fx import Node
 
 from secateur.core import InputError
 from secateur.network.capture import Capture, capture, first_names, owner, source
-from secateur.structures.relu_mip import Affine, Chain, MaxPool, ReLU, average_matrix, conv_matrix, pool_windows
+from secateur.structures.relu_mip import (
+    Affine,
+    Chain,
+    MaxPool,
+    ReLU,
+    average_matrix,
+    conv_matrix,
+    pool_windows,
+)
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -33,7 +41,8 @@ _IDENTITY = {
 }  # fmt: skip
 _RESHAPE = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten"}
 _RELU = {"relu", "relu_"}
-_SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size", "sym_constrain_range_for_size"}
+_AXES = {"linear": 1, "conv2d": 3, "max_pool2d": 3, "avg_pool2d": 3, "adaptive_avg_pool2d": 3}
+_SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +133,16 @@ def _check_mode(model: nn.Module) -> None:
             module.training or not module.track_running_stats
         ):
             raise InputError(
-                f"{name or 'the model'} is a BatchNorm that uses the statistics of the batch, which are not affine: "
-                "call model.eval() first, with running statistics tracked"
+                f"{name or 'the model'} is a BatchNorm that uses the statistics of the batch, which are not "
+                "affine: call model.eval() first, with running statistics tracked"
             )
 
 
 def _operations(found: Capture) -> list[_Operation]:
     """Read the graph as one line of calls; name everything that does not fit."""
     names = first_names(found.model)
-    both = (found.model.named_parameters(remove_duplicate=False), found.model.named_buffers(remove_duplicate=False))
+    model = found.model
+    both = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     tensors = {names[name]: tensor for named in both for name, tensor in named}
     graph = found.module.graph
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in found.parameters]
@@ -149,8 +159,8 @@ def _operations(found: Capture) -> list[_Operation]:
     if refused:
         listed = "; ".join(dict.fromkeys(refused[:5]))
         raise InputError(
-            f"{type(found.model).__name__} is no affine-ReLU chain: {listed}. Understood are Linear, Conv2d, BatchNorm, "
-            "ReLU, max and average pooling, flattening and dropout, one after the other"
+            f"{type(model).__name__} is no affine-ReLU chain: {listed}. Understood are Linear, Conv2d, "
+            "BatchNorm, ReLU, max and average pooling, flattening and dropout, one after the other"
         )
     return [op for op in operations if op.name != "log_softmax"]
 
@@ -174,7 +184,7 @@ def _refusal(node: Node, current: Node | None, found: Capture) -> str:
         return f"{where} uses {loose[0].name}, which is no parameter, as an operand"
     if name == "log_softmax" and set(node.users) - {n for n in node.users if n.op == "output"}:
         return f"{where} before the end"
-    rank, needed = len(_shape(node.args[0])), {"linear": 1, "conv2d": 3, "max_pool2d": 3, "avg_pool2d": 3}.get(name)
+    rank, needed = len(_shape(node.args[0])), _AXES.get(name)
     if needed is not None and rank != needed:
         return f"{where} on inputs with {rank} axes besides the batch; it must be {needed}"
     return _odd_arguments(node, name, where)
@@ -184,11 +194,16 @@ def _odd_arguments(node: Node, name: str, where: str) -> str:
     """Say which argument of a known operation is beyond a chain, or nothing."""
     if name == "batch_norm" and (node.args[5] or node.args[3] is None):
         return f"{where} uses the statistics of the batch"
-    if name == "mean" and sorted(d % (len(_shape(node.args[0])) + 1) for d in node.args[1]) != [2, 3]:
+    axes: Any = node.args[1] if name == "mean" else ()
+    if name == "mean" and sorted(d % 4 for d in axes) != [2, 3]:
         return f"{where} over other axes than height and width"
-    if name in _RESHAPE and node.meta["val"].shape[0] != node.args[0].meta["val"].shape[0]:
+    if name in _RESHAPE and _batch(node) != _batch(node.args[0]):
         return f"{where} changes the batch axis"
     return ""
+
+
+def _batch(node: Any) -> int:
+    return int(node.meta["val"].shape[0])
 
 
 def _shape(node: Any) -> Shape:
@@ -220,8 +235,8 @@ def _check_memory(operations: Sequence[_Operation], cap: float) -> None:
             total += op.args[0].size * math.prod(op.after[1:])
     if 36 * total > cap:
         raise InputError(
-            f"the network's matrices would hold {total:.3g} non-zeros and need about {36 * total / 1e9:.1f} GB, more "
-            f"than memory={cap / 1e9:.1f} GB: take it layer by layer with auxiliary networks"
+            f"the matrices would hold {total:.3g} non-zeros and need about {36 * total / 1e9:.1f} GB, "
+            f"more than memory={cap / 1e9:.1f} GB: take it layer by layer with auxiliary networks"
         )
 
 
@@ -251,7 +266,9 @@ def _conv(op: _Operation) -> Affine:
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, weight.shape[2:], strict=True)]
     padding = (0, 0) if padding == "valid" else _pair(padding)
     shape = (op.before[0], op.before[1], op.before[2])
-    matrix = conv_matrix(weight, shape, stride, padding, dilation, int(op.arg(5, 1)), size=_pair(op.after[1:]))[0]
+    matrix = conv_matrix(
+        weight, shape, stride, padding, dilation, int(op.arg(5, 1)), size=_pair(op.after[1:])
+    )[0]
     shift = np.zeros(len(weight)) if bias is None else bias
     return Affine(matrix, np.repeat(shift, math.prod(op.after[1:])))
 
@@ -301,7 +318,8 @@ def _adaptive_average(op: _Operation) -> Affine:
     longest = max(map(len, cells))
     cell = np.stack([np.pad(c, (0, longest - len(c)), constant_values=-1) for c in cells])
     windows = np.concatenate([np.where(cell < 0, -1, cell + c * H * W) for c in range(C)])
-    return Affine(average_matrix(windows, (windows >= 0).sum(1).astype(float), C * H * W), np.zeros(len(windows)))
+    counts = (windows >= 0).sum(1).astype(float)
+    return Affine(average_matrix(windows, counts, C * H * W), np.zeros(len(windows)))
 
 
 _BUILD: Mapping[str, Callable[[_Operation], Affine | MaxPool]] = {

@@ -1,0 +1,281 @@
+"""One image's passage through the chain as expressions, columns and rows of a mixed-integer program.
+
+What travels is an expression a = E v + d in the program's columns v, so that everything decided
+beforehand is substituted instead of modelled: the constant first layer, dead units, units that the
+bounds hold active (h = a - (1 - s) D), maxima with one candidate.  The substitution is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csr_array as Csr
+
+from .bounds import BoundsKind, drops_for, expression_bounds, step_bounds
+from .chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU
+
+Tighten = Callable[["Builder", int, Csr, Float, Float, Float], tuple[Float, Float]]
+
+__all__ = ["Builder", "Encoded", "Place", "Tighten", "encode"]
+
+
+@dataclass(eq=False)
+class Builder:
+    """Columns and rows as they grow.
+
+    Attributes:
+        tighten: Called before every ReLU with the builder, the number of the first row block of the
+            image, and E, d, L, U; returns better bounds.
+    """
+
+    lower: list[Float] = field(default_factory=list)
+    upper: list[Float] = field(default_factory=list)
+    integer: list[Int] = field(default_factory=list)
+    blocks: list[tuple[Csr, Float, Float, bool]] = field(default_factory=list)
+    width: int = 0
+    nonzeros: int = 0
+    tighten: Tighten | None = None
+
+    def columns(self, lower: Float, upper: Float, integer: bool = False) -> Int:
+        """Add columns and return their numbers."""
+        numbers = np.arange(self.width, self.width + len(lower))
+        self.lower.append(np.asarray(lower, float))
+        self.upper.append(np.asarray(upper, float))
+        if integer:
+            self.integer.append(numbers)
+        self.width += len(lower)
+        return numbers
+
+    def rows(self, E: Csr, lower: Float, upper: Float, lazy: bool = False) -> None:
+        """Add lower <= E v <= upper; `lazy` rows may wait until they are violated."""
+        if E.shape[0]:
+            self.blocks.append((E, lower, upper, lazy))
+            self.nonzeros += E.nnz
+
+    def widen(self, E: Csr) -> Csr:
+        """Return E with as many columns as there are now."""
+        return Csr((E.data, E.indices, E.indptr), shape=(E.shape[0], self.width))
+
+    def pick(self, columns: Int, values: Float | float = 1.0) -> Csr:
+        """Return one row for each column given, with `values` there."""
+        n = len(columns)
+        data = np.broadcast_to(np.asarray(values, float), n).copy()
+        return Csr((data, columns, np.arange(n + 1)), shape=(n, self.width))
+
+    def box(self) -> tuple[Float, Float]:
+        """Return lower and upper bounds of all columns."""
+        return np.concatenate(self.lower), np.concatenate(self.upper)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where values of one step live among the columns, so that a forward pass can fill them in.
+
+    Attributes:
+        step: Step number.
+        index: Coordinates of the step's output (for ``"input"``: of its input).
+        columns: Their columns.
+        kind: ``"value"``, ``"input"``, ``"active"`` (z) or ``"winner"`` (m; `index` then holds pairs of
+            window and candidate).
+    """
+
+    step: int
+    index: Int
+    columns: Int
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One image, encoded: logits = E v + d, where values live, D by step number."""
+
+    E: Csr
+    d: Float
+    places: tuple[Place, ...]
+    drops: dict[int, Float]
+
+
+class _Image:
+    """The state of an image on its way: a = E v + d with L <= a <= U."""
+
+    def __init__(self, builder: Builder, chain: Chain, x: Float, kind: BoundsKind, epsilon: float) -> None:
+        self.build, self.chain, self.kind = builder, chain, kind
+        half = epsilon if kind == "paper" else 0.0
+        self.E, self.d = Csr((len(x), builder.width)), x
+        self.L, self.U = x - half, x + half
+        self.places: list[Place] = []
+        self.drops: dict[int, Float] = {}
+        self.first = len(builder.blocks)
+
+    def place(self, step: int, index: Int, columns: Int, kind: str = "value") -> None:
+        if len(columns):
+            self.places.append(Place(step, index, columns, kind))
+
+    def affine(self, number: int, step: Affine) -> None:
+        """Multiply out, or give the inputs columns of their own where that saves non-zeros."""
+        per_row = np.diff(self.E.indptr)
+        moving = per_row > 0
+        reached = int(moving[step.W.indices].sum())
+        products = min(int(per_row[step.W.indices].sum()), step.width * len(np.unique(self.E.indices)))
+        if products > reached + self.E.nnz + moving.sum() and per_row.max() > 1:
+            index = np.flatnonzero(moving)
+            columns = self.build.columns(self.L[index], self.U[index])
+            E = self.build.widen(self.E[index])
+            self.build.rows(self.build.pick(columns) - E, self.d[index], self.d[index])
+            self.place(number, index, columns, "input")
+            spread = Csr((np.ones(len(index)), (index, columns)), shape=(len(moving), self.build.width))
+            self.E, self.d = spread, np.where(moving, 0.0, self.d)
+        self.E, self.d = Csr(step.W @ self.E), step.W @ self.d + step.b
+        self.E.eliminate_zeros()
+        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None]))
+        self.refine()
+
+    def refine(self) -> None:
+        """Intersect with the bounds of the expression itself (valid bounds only: the paper's are data)."""
+        if self.kind == "valid":
+            L, U = expression_bounds(self.build.widen(self.E), self.d, *self.build.box())
+            self.L, self.U = np.maximum(self.L, L), np.minimum(self.U, U)
+            self.U = np.maximum(self.L, self.U)
+
+    def relu(self, number: int, step: ReLU, score: Int, nominal: Float) -> None:
+        """Apply constraints (1) and (2): dead, constant, held active, or with a binary z."""
+        paper, n = self.kind == "paper", step.width
+        if self.build.tighten is not None:
+            self.L, self.U = self.build.tighten(self.build, self.first, self.E, self.d, self.L, self.U)
+        D = drops_for(step, self.kind, nominal, self.U) if step.scored else np.zeros(n)
+        if step.scored:
+            self.drops[number] = D
+        columns = score[step.units] if step.scored else np.zeros(n, int)
+        constant = np.diff(self.E.indptr) == 0
+        dead = self.U <= 0
+        held = self.L > 0
+        if not paper:
+            dead |= constant & (self.d <= 0)
+            held = ~dead & (constant | ((self.L >= 0) & (not step.scored)))
+        free = ~dead & ~held
+        # a - (1 - s) D as an expression; the columns of D = 0 vanish
+        S = self.build.pick(columns, D)
+        S.eliminate_zeros()
+        lowered, base = Csr(self.build.widen(self.E) + S), self.d - D
+        if paper:
+            self._hidden(dead & ~constant, held, lowered, base)
+        chosen = np.flatnonzero(free)
+        h, rows = self._free(chosen, lowered, base, D, columns, step.scored)
+        self.place(number, chosen, h)
+        self.place(number, chosen, rows, "active")
+        stay = sparse.diags_array(held.astype(float)).tocsr()
+        spread = Csr((np.ones(len(h)), (chosen, h)), shape=(n, self.build.width))
+        self.E = Csr(stay @ self.build.widen(lowered) + spread)
+        self.E.eliminate_zeros()
+        self.d = np.where(held, base, 0.0)
+        bound_drop = D if step.scored and not paper else None
+        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None], bound_drop))
+        self.refine()
+
+    def _hidden(self, dead: Bool, held: Bool, lowered: Csr, base: Float) -> None:
+        """Add what the published bounds ask of decided units: L <= a <= 0, or 0 <= h <= U."""
+        self.build.rows(lowered[dead], self.L[dead] - base[dead], -base[dead], lazy=True)
+        self.build.rows(lowered[held], -base[held], self.U[held] - base[held], lazy=True)
+
+    def _free(
+        self, free: Int, lowered: Csr, base: Float, D: Float, columns: Int, scored: bool
+    ) -> tuple[Int, Int]:
+        """Add h and z with constraints (1d), (2a), (2b), and h <= s U in the valid form."""
+        build, U = self.build, self.U[free]
+        M = self.L[free] if self.kind == "paper" else self.L[free] - D[free]
+        h = build.columns(np.zeros(len(free)), U)
+        z = build.columns(np.zeros(len(free)), np.ones(len(free)), integer=True)
+        a, H = build.widen(lowered[free]), build.pick(h)
+        never = np.full(len(free), np.inf)
+        build.rows(H - a, base[free], never)
+        build.rows(Csr(H - a - build.pick(z, M)), -never, base[free] - M)
+        build.rows(Csr(H - build.pick(z, U)), -never, np.zeros(len(free)))
+        if self.kind == "valid" and scored:
+            build.rows(Csr(H - build.pick(columns[free], U)), -never, np.zeros(len(free)))
+        return h, z
+
+    def maximum(self, number: int, step: MaxPool) -> None:
+        """Apply equations (9) and (10) where more than one candidate is left in a window."""
+        windows, there = step.windows, step.windows >= 0
+        L = np.where(there, self.L[windows], -np.inf)
+        U = np.where(there, self.U[windows], -np.inf)
+        champion = L.argmax(1)
+        open_ = there & (np.take_along_axis(L, champion[:, None], 1) < U)
+        np.put_along_axis(open_, champion[:, None], True, 1)
+        single = self._single(windows, there)
+        if self.kind == "paper":
+            self._winners_stay(windows, champion, there & ~open_ & (single < 0)[:, None])
+        many = (open_.sum(1) > 1) & (single < 0)
+        winner = np.where(single >= 0, single, champion)
+        item = np.take_along_axis(windows, winner[:, None], 1)[:, 0]
+        x = self._candidates(number, windows[many], open_[many], np.flatnonzero(many))
+        E, d = self.build.widen(self.E)[item], self.d[item]
+        stay = sparse.diags_array((~many).astype(float)).tocsr()
+        spread = Csr((np.ones(len(x)), (np.flatnonzero(many), x)), shape=(len(many), self.build.width))
+        self.E, self.d = Csr(stay @ self.build.widen(E) + spread), np.where(many, 0.0, d)
+        self.E.eliminate_zeros()
+        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None]))
+        self.refine()
+
+    def _winners_stay(self, windows: Int, champion: Int, others: Bool) -> None:
+        """Published bounds that single out a winner hold it there: h_winner >= h_other."""
+        window, slot = np.nonzero(others)
+        winner, loser = windows[window, champion[window]], windows[window, slot]
+        E = Csr(self.E[winner] - self.E[loser])
+        self.build.rows(E, self.d[loser] - self.d[winner], np.full(len(winner), np.inf), lazy=True)
+
+    def _single(self, windows: Int, there: Bool) -> Int:
+        """Return per window the slot that wins for every score, where one column moves all; else -1."""
+        counts = np.diff(self.E.indptr)
+        first = np.append(self.E.indices, 0)[self.E.indptr[:-1]]
+        column = np.where(counts == 1, first, np.where(counts == 0, -1, -2))
+        slope = np.asarray(self.E.sum(axis=1)).ravel()
+        lo = np.where(there, self.d[windows], -np.inf)
+        hi = np.where(there, (self.d + slope)[windows], -np.inf)
+        c = np.where(there, column[windows], -1)
+        low, high = np.where(c < 0, np.iinfo(int).max, c).min(1), c.max(1)
+        alone = (c != -2).all(1) & ((low == high) | (high == -1)) & (high < sum(self.chain.layers.values()))
+        best = np.where(hi == hi.max(1, keepdims=True), lo, -np.inf).argmax(1)
+        wins = np.take_along_axis(lo, best[:, None], 1)[:, 0] >= lo.max(1)
+        return np.where(alone & wins, best, -1)
+
+    def _candidates(self, number: int, windows: Int, open_: Bool, at: Int) -> Int:
+        """Add x = max of the open candidates with binaries m, one of which is 1."""
+        build = self.build
+        if not len(at):
+            return np.zeros(0, int)
+        window, slot = np.nonzero(open_)
+        item = windows[window, slot]
+        low = np.minimum(self.L, 0) if self.kind == "paper" else self.L
+        top = np.where(open_, self.U[windows], -np.inf).max(1)
+        x = build.columns(np.where(open_, low[windows], -np.inf).max(1), top)
+        m = build.columns(np.zeros(len(item)), np.ones(len(item)), integer=True)
+        gap = top[window] - low[item]
+        H, X = build.widen(self.E[item]), build.pick(x[window])
+        never = np.full(len(item), np.inf)
+        build.rows(Csr(X - H), self.d[item], never)
+        build.rows(Csr(X - H + build.pick(m, gap)), -never, self.d[item] + gap)
+        one = Csr((np.ones(len(m)), (window, m)), shape=(len(at), build.width))
+        build.rows(one, np.ones(len(at)), np.ones(len(at)))
+        self.place(number, at, x)
+        self.place(number, np.stack([at[window], item], 1), m, "winner")
+        return x
+
+
+def encode(
+    builder: Builder, chain: Chain, x: Float, scores: dict[str, Int], kind: BoundsKind, epsilon: float
+) -> Encoded:
+    """Encode one image [inputs], given the score columns of every scored layer."""
+    image = _Image(builder, chain, x, kind, epsilon)
+    nominal = [x, *(output[0] for output in chain.outputs(x[None]))]
+    for number, step in enumerate(chain.steps):
+        if isinstance(step, Affine):
+            image.affine(number, step)
+        elif isinstance(step, MaxPool):
+            image.maximum(number, step)
+        else:
+            image.relu(number, step, scores.get(step.name, np.zeros(0, int)), nominal[number])
+    return Encoded(builder.widen(image.E), image.d, tuple(image.places), image.drops)

@@ -1,0 +1,295 @@
+"""The mixed-integer program of arXiv:2002.07376: constraints (1), (2), (9), (10), objectives (4) to (6).
+
+Columns: the scores s of all layers, one column for the sparsity term, one a image for log-sum-exp,
+then whatever the images need.  The log-sum-exp is kept as data (`logits`); a solver replaces it by
+cuts or by a cone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+from scipy.special import logsumexp
+
+from .bounds import BoundsKind, bounds
+from .chain import Bool, Chain, Float, Int, MaxPool, ReLU
+from .encode import Builder, Encoded, Place, Tighten, encode
+
+Objective = Literal["layer_mean", "paper"]
+_ZERO_WIDTH = 1e-10
+
+__all__ = ["Objective", "Program", "build"]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Minimise cost @ v + offset over lower <= v <= upper, row_lower <= rows @ v <= row_upper.
+
+    The columns `integer` are binary; column `epigraph[i]` is at least the log-sum-exp of image i's
+    logits, rows i * classes to (i + 1) * classes of `logits` @ v + `constant`.
+
+    Attributes:
+        lazy: Rows that may be left out until they are violated.
+        layers: Columns of the scores, by layer.
+        dead: By layer, units that are not active on any image.
+        places: By image, where the values of a forward pass live among the columns.
+        drops: D by step number, [images, width].
+    """
+
+    chain: Chain
+    x: Float
+    labels: Int
+    layers: Mapping[str, Int]
+    cost: Float
+    offset: float
+    lower: Float
+    upper: Float
+    integer: Int
+    rows: sparse.csr_array
+    row_lower: Float
+    row_upper: Float
+    lazy: Bool
+    logits: sparse.csr_array
+    constant: Float
+    epigraph: Int
+    sparsity: int
+    places: tuple[tuple[Place, ...], ...]
+    drops: Mapping[int, Float]
+    dead: Mapping[str, Bool]
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return len(self.cost)
+
+    @property
+    def score_columns(self) -> Int:
+        """All score columns: the first ones."""
+        return np.concatenate(list(self.layers.values()))
+
+    def scores(self, v: Float) -> dict[str, Float]:
+        """Return the scores by layer, clipped to [0, 1]."""
+        return {name: np.clip(v[columns], 0, 1) for name, columns in self.layers.items()}
+
+    def logits_of(self, v: Float) -> Float:
+        """Return the logits [images, classes] at v."""
+        return (self.logits @ v + self.constant).reshape(len(self.x), -1)
+
+    def value(self, v: Float) -> float:
+        """Return the true objective at v: the epigraph columns replaced by the log-sum-exp."""
+        rest = self.cost.copy()
+        rest[self.epigraph] = 0
+        return float(rest @ v + self.cost[self.epigraph] @ logsumexp(self.logits_of(v), axis=1) + self.offset)
+
+    def loss(self, v: Float) -> Float:
+        """Return the marginal softmax loss (5) of every image at v."""
+        out = self.logits_of(v)
+        return logsumexp(out, axis=1) - out[np.arange(len(out)), self.labels]
+
+    def violation(self, v: Float) -> float:
+        """Return by how much v misses its rows and bounds at most."""
+        a = self.rows @ v
+        misses = [self.lower - v, v - self.upper, self.row_lower - a, a - self.row_upper]
+        return max(0.0, *(float(miss.max()) for miss in misses if len(miss)))
+
+    def complete(self, scores: Mapping[str, Float]) -> Float:
+        """Return the columns that a forward pass with these scores gives; it may violate rows."""
+        v = np.zeros(self.width)
+        for name, columns in self.layers.items():
+            v[columns] = scores[name]
+        outputs = self.chain.outputs(self.x, scores, self.drops)
+        for image, places in enumerate(self.places):
+            for place in places:
+                before = outputs[place.step - 1][image] if place.step else self.x[image]
+                v[place.columns] = self._read(place, image, before, outputs[place.step][image], scores)
+        a = self.rows @ np.where(np.arange(self.width) == self.sparsity, 0, v)
+        terms = self.rows[:, [self.sparsity]].toarray().ravel() != 0
+        v[self.sparsity] = (self.row_lower - a)[terms].max()
+        v[self.epigraph] = logsumexp(self.logits_of(v), axis=1)
+        return v
+
+    def _read(
+        self, place: Place, image: int, before: Float, after: Float, scores: Mapping[str, Float]
+    ) -> Float | Bool:
+        step = self.chain.steps[place.step]
+        if place.kind == "input":
+            return before[place.index]
+        if place.kind == "active":
+            return after[place.index] > 0
+        if isinstance(step, MaxPool) and place.kind == "winner":
+            window, item = place.index.T
+            winner = np.full(len(step.windows), -1)
+            hits = np.flatnonzero(before[item] >= after[window])[::-1]
+            winner[window[hits]] = item[hits]
+            return winner[window] == item
+        return after[place.index]
+
+    def pruned_logits(self, scores: Mapping[str, Float], threshold: float) -> Float:
+        """Return the logits of the network from which units with a score below `threshold` are gone."""
+        return self.chain.logits(self.x, {name: s >= threshold for name, s in scores.items()})
+
+
+def build(
+    chain: Chain,
+    x: Float,
+    labels: Int,
+    *,
+    lam: float = 5.0,
+    epsilon: float = 1e-5,
+    kind: BoundsKind = "paper",
+    objective: Objective = "layer_mean",
+    rescale: float = 2.0,
+    memory: float = 4e9,
+    tighten: Tighten | None = None,
+) -> Program:
+    """Write the program down.
+
+    Args:
+        chain: The network.
+        x: Images [images, inputs].
+        labels: Their classes [images].
+        lam: Weight lambda of the softmax term.
+        epsilon: Half width of the published bounds' box.
+        kind: ``"paper"`` or ``"valid"``; see `bounds`.
+        objective: ``"paper"``: equation (4) literally, softmax summed over the images.  ``"layer_mean"``:
+            layer means, softmax averaged, as the authors' programs have it.
+        rescale: c in s - c: 2 as published, 1 and 0 are the others of Table 4.
+        memory: Bytes that the program may take; more is refused with the estimate.
+        tighten: Improves the valid bounds before each ReLU; see `relu_mip.tighten`.
+
+    Raises:
+        ValueError: Arguments that cannot be, or a program over the memory cap.
+    """
+    x, labels = check_images(chain, x, labels)
+    if not (np.isfinite(lam) and lam >= 0):
+        raise ValueError(f"lam must be finite and 0 or more; got {lam!r}")
+    if objective not in ("paper", "layer_mean"):
+        raise ValueError(f"objective must be 'layer_mean' or 'paper'; got {objective!r}")
+    bounds(chain, x, kind, epsilon)
+    builder, layers = Builder(tighten=tighten), {}
+    for name, size in chain.layers.items():
+        layers[name] = builder.columns(np.zeros(size), np.ones(size))
+    sparsity = int(builder.columns(np.array([-np.inf]), np.array([np.inf]))[0])
+    epigraph = builder.columns(np.full(len(x), -np.inf), np.full(len(x), np.inf))
+    _sparsity_rows(builder, layers, sparsity, objective, rescale)
+    images: list[Encoded] = []
+    for image in x:
+        images.append(encode(builder, chain, image, layers, kind, epsilon))
+        _check_memory(builder, len(images), len(x), memory)
+    weight = lam if objective == "paper" else lam / len(x)
+    return _assemble(builder, chain, x, labels, layers, sparsity, epigraph, images, weight)
+
+
+def check_images(chain: Chain, x: Float, labels: Int) -> tuple[Float, Int]:
+    """Return images and labels as arrays, or raise `ValueError` that says what is wrong with them."""
+    x, labels = np.asarray(x, float), np.asarray(labels)
+    if x.ndim != 2 or x.shape[1] != chain.inputs or not len(x):
+        raise ValueError(f"images must be [images, {chain.inputs}], at least one; got {list(x.shape)}")
+    if not np.isfinite(x).all():
+        raise ValueError("images hold NaN or infinity")
+    if labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be {len(x)} integers; got shape {labels.shape}, {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= chain.classes:
+        wrong = labels[(labels < 0) | (labels >= chain.classes)][0]
+        raise ValueError(f"label {wrong} is out of range: the network has logits 0 to {chain.classes - 1}")
+    return x, labels.astype(np.int64)
+
+
+def _sparsity_rows(
+    builder: Builder, layers: Mapping[str, Int], column: int, objective: Objective, rescale: float
+) -> None:
+    """Equation (4): the column is at least the sum over every choice of n - 1 layers (of one: itself)."""
+    total = sum(len(c) for c in layers.values())
+    names = list(layers)
+    for left_out in names if len(names) > 1 else [None]:
+        parts = [layers[name] for name in names if name != left_out]
+        weights = [1 / (total if objective == "paper" else len(c)) for c in parts]
+        E = np.zeros((1, builder.width))
+        E[0, column] = 1
+        for c, w in zip(parts, weights, strict=True):
+            E[0, c] = -w
+        least = -rescale * sum(w * len(c) for c, w in zip(parts, weights, strict=True))
+        builder.rows(sparse.csr_array(E), np.array([least]), np.array([np.inf]))
+
+
+def _check_memory(builder: Builder, done: int, images: int, cap: float) -> None:
+    """Refuse a program whose estimated size exceeds the cap: 12 bytes a non-zero, held three times."""
+    estimate = 36.0 * builder.nonzeros / done * images
+    if estimate > cap:
+        raise ValueError(
+            f"the program would need about {estimate / 1e9:.1f} GB for {images} images "
+            f"({builder.nonzeros / done:.2g} non-zeros an image), more than memory={cap / 1e9:.1f} GB; "
+            "use fewer images, class by class, or layer by layer with auxiliary networks"
+        )
+
+
+def _assemble(
+    builder: Builder,
+    chain: Chain,
+    x: Float,
+    labels: Int,
+    layers: Mapping[str, Int],
+    sparsity: int,
+    epigraph: Int,
+    images: list[Encoded],
+    weight: float,
+) -> Program:
+    """Stack the blocks; rows of one column become bounds, empty rows go."""
+    rows = _stack([block[0] for block in builder.blocks], builder.width)
+    low, high = (np.concatenate([block[k] for block in builder.blocks]) for k in (1, 2))
+    lazy = np.concatenate([np.full(block[0].shape[0], block[3]) for block in builder.blocks])
+    lower, upper = builder.box()
+    keep = _singletons(rows, low, high, lazy, lower, upper)
+    scores = np.concatenate(list(layers.values()))
+    # s = 1 is feasible; rounding must not say no
+    lower[scores], upper[scores] = np.clip(lower[scores], 0, 1), 1.0
+    rows, low, high, lazy = rows[keep], low[keep], high[keep], lazy[keep]
+    flat = high - low <= _ZERO_WIDTH
+    low[flat] = high[flat] = (low[flat] + high[flat]) / 2
+    logits = _stack([image.E for image in images], builder.width)
+    constant = np.concatenate([image.d for image in images])
+    cost = np.zeros(builder.width)
+    cost[sparsity], cost[epigraph] = 1, weight
+    chosen = np.arange(len(x)) * chain.classes + labels
+    cost -= weight * np.asarray(logits[chosen].sum(axis=0)).ravel()
+    offset = -weight * float(constant[chosen].sum())
+    integer = np.concatenate(builder.integer) if builder.integer else np.zeros(0, np.int64)
+    drops = {k: np.stack([image.drops[k] for image in images]) for k in images[0].drops}
+    return Program(
+        chain, x, labels, layers, cost, offset, lower, upper, integer, rows, low, high, lazy, logits, constant,
+        epigraph, sparsity, tuple(image.places for image in images), drops, _dead(chain, x),
+    )  # fmt: skip
+
+
+def _singletons(
+    rows: sparse.csr_array, low: Float, high: Float, lazy: Bool, lower: Float, upper: Float
+) -> Bool:
+    """Turn lazy rows of one column into bounds (in place); return which rows stay."""
+    counts = np.diff(rows.indptr)
+    one = np.flatnonzero((counts == 1) & lazy)
+    column, factor = rows.indices[rows.indptr[one]], rows.data[rows.indptr[one]]
+    ends = np.stack([low[one] / factor, high[one] / factor])
+    np.maximum.at(lower, column, ends.min(0))
+    np.minimum.at(upper, column, ends.max(0))
+    keep = counts > 0
+    keep[one] = False
+    return keep
+
+
+def _stack(blocks: list[sparse.csr_array], width: int) -> sparse.csr_array:
+    """Stack sparse blocks, each widened to `width` columns."""
+    wide = [sparse.csr_array((E.data, E.indices, E.indptr), shape=(E.shape[0], width)) for E in blocks]
+    return sparse.csr_array(sparse.vstack(wide, format="csr"))
+
+
+def _dead(chain: Chain, x: Float) -> dict[str, Bool]:
+    """Return by layer the units whose ReLU gives 0 at every place of every image."""
+    dead = {name: np.ones(size, bool) for name, size in chain.layers.items()}
+    for step, h in zip(chain.steps, chain.outputs(x), strict=True):
+        if isinstance(step, ReLU) and step.scored:
+            dead[step.name][np.unique(step.units[(h > 0).any(0)])] = False
+    return dead
