@@ -66,7 +66,7 @@ def _between(network: Network, evidence: Evidence, source: Group, target: Group)
 
 
 def _squares(evidence: Evidence, layer: Layer) -> Tensor:
-    """Return the summed squares of a weight as [out, in]; a table that reads nothing has its rows as inputs."""
+    """Return the summed squares of a weight as [out, in]; the rows of an embedding are its inputs."""
     weight = evidence.weights[layer.weight].detach().double().square()
     if layer.in_axis is None:
         return weight.movedim(layer.out_axis or 0, 0).reshape(weight.shape[layer.out_axis or 0], -1)

@@ -133,8 +133,9 @@ def unrolled(
     n, readers = onto.shape
     kept = min(round(density * onto.size), int(np.count_nonzero(onto)))
     if kept == 0:
+        needed = f"{0.5 / onto.size:.2g} would" if onto.any() else "nothing that reads them has weights"
         raise InputError(f"density {density} leaves no edge between the {n} units of {group.name!r} and the "
-                         f"{readers} that read them; {0.5 / max(onto.size, 1):.2g} leaves one if any is not 0")
+                         f"{readers} that read them; {needed}")
     source, target = np.unravel_index(np.argsort(-onto, axis=None, kind="stable")[:kept], onto.shape)
     graph = sparse.coo_array((np.ones(kept), (source, n + target)), shape=(n + readers, n + readers))
     poset = Poset.from_digraph(graph)
