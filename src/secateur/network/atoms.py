@@ -43,6 +43,7 @@ class Atoms:
     """
 
     def __init__(self) -> None:
+        """Start with TRUE alone."""
         self.size = 1
         self.reasons: list[str] = ["", "always alive"]
         self.why = "tied to an axis that stays"

@@ -32,6 +32,7 @@ class SlimAttention(nn.Module):
     _qkv_same_embed_dim = False  # keeps nn.TransformerEncoder off its fused path, which assumes one width
 
     def __init__(self, attention: nn.MultiheadAttention, head_dim: int) -> None:
+        """Take the tensors over."""
         super().__init__()
         self.head_dim = head_dim
         self.batch_first = attention.batch_first
@@ -43,7 +44,11 @@ class SlimAttention(nn.Module):
         self.in_proj_bias = attention.in_proj_bias
         self.out_proj = attention.out_proj
         self.embed_dim = self.out_proj.weight.shape[0]
-        rows = self.in_proj_weight.shape[0] // 3 if self.in_proj_weight is not None else self.q_proj_weight.shape[0]
+        rows = (
+            self.in_proj_weight.shape[0] // 3
+            if self.in_proj_weight is not None
+            else self.q_proj_weight.shape[0]
+        )
         self.num_heads = rows // head_dim
         self.training = attention.training
 

@@ -157,7 +157,9 @@ def _values(taken: Capture, model: nn.Module, args: Any, kwargs: Any) -> dict[st
         if node.op == "placeholder":
             name = taken.parameters.get(node.name)
             constant = node.name in taken.constants
-            inputs.append(tensors[name] if name in tensors else taken.values[node.name] if constant else next(leaves))
+            inputs.append(
+                tensors[name] if name in tensors else taken.values[node.name] if constant else next(leaves)
+            )
     interpreter.garbage_collect_values = False
     with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError), torch.no_grad():
         interpreter.run(*inputs)
@@ -178,5 +180,3 @@ def _dead_atoms(taken: Capture, plan: Plan) -> Any:
     for name, roots in taken.roots.items():
         dead[roots[plan.removed(name)]] = True
     return dead
-
-

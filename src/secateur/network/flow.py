@@ -58,7 +58,9 @@ class Axes:
     def piece(self, axis: int, size: int, label: Label) -> Axes:
         """Return a slice along one axis: still the parameter, in part."""
         axis %= self.ndim
-        return replace(self, shape=_set(self.shape, axis, size), labels=_set(self.labels, axis, label), part=True)
+        return replace(
+            self, shape=_set(self.shape, axis, size), labels=_set(self.labels, axis, label), part=True
+        )
 
     def derived(self, **changes: Any) -> Axes:
         """Return a copy that is no longer the parameter itself."""
@@ -300,7 +302,9 @@ def factor_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        left, right = ([i], [j]) if i < len(old) and j < len(new) else ([i], []) if i < len(old) else ([], [j])
+        left, right = (
+            ([i], [j]) if i < len(old) and j < len(new) else ([i], []) if i < len(old) else ([], [j])
+        )
         i, j = i + len(left), j + len(right)
         while (p := math.prod(old[a] for a in left)) != (q := math.prod(new[b] for b in right)):
             if p < q:

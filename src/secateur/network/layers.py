@@ -8,12 +8,19 @@ from torch import nn
 
 __all__ = ["SIZE_ATTRIBUTES", "resize"]
 
-_RECURRENT: Mapping[tuple[str, int], str] = {("weight_ih_l0", 1): "input_size", ("weight_hh_l0", 1): "hidden_size"}
+_RECURRENT: Mapping[tuple[str, int], str] = {
+    ("weight_ih_l0", 1): "input_size",
+    ("weight_hh_l0", 1): "hidden_size",
+}
 _CELL: Mapping[tuple[str, int], str] = {("weight_ih", 1): "input_size", ("weight_hh", 1): "hidden_size"}
 
 SIZE_ATTRIBUTES: Mapping[type[nn.Module], Mapping[tuple[str, int], str]] = {
     nn.Linear: {("weight", 0): "out_features", ("weight", 1): "in_features"},
-    nn.Bilinear: {("weight", 0): "out_features", ("weight", 1): "in1_features", ("weight", 2): "in2_features"},
+    nn.Bilinear: {
+        ("weight", 0): "out_features",
+        ("weight", 1): "in1_features",
+        ("weight", 2): "in2_features",
+    },
     nn.Embedding: {("weight", 0): "num_embeddings", ("weight", 1): "embedding_dim"},
     nn.EmbeddingBag: {("weight", 0): "num_embeddings", ("weight", 1): "embedding_dim"},
     nn.PReLU: {("weight", 0): "num_parameters"},

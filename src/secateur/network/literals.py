@@ -244,7 +244,9 @@ class _Settler:
         self.flow, self.atoms, self.calls, self.states = flow, flow.atoms, calls, taken.states
         self.nodes = {node.name: node for node in _all_nodes(taken.module)}
         holders = {n.name: n for n in taken.module.graph.nodes if n.op == "placeholder"}
-        self.placeholders = {name: holders[node] for node, name in taken.parameters.items() if node in holders}
+        self.placeholders = {
+            name: holders[node] for node, name in taken.parameters.items() if node in holders
+        }
         self.by_line: dict[Place, list[Any]] = defaultdict(list)
         for node in self.nodes.values():
             self.by_line[owner(node)[0], line_of(node)].append(node)
@@ -259,14 +261,16 @@ class _Settler:
             self._tie(module, attribute, uses)
         changed = True
         while changed:
-            changed = any([self._freeze_if_wrong(*item) for item in self.computed])
+            changed = sum(self._freeze_if_wrong(*item) for item in self.computed) > 0
 
     def _read(self, literal: Literal) -> None:
         node = self.nodes[literal.node]
         if owner(node)[1].endswith("activation.MultiheadAttention"):
             return  # replaced as a whole when it loses anything
         place = line_of(node)
-        shapes = {tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)}
+        shapes = {
+            tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)
+        }
         written = {
             expression_of(n)
             for call in self.calls.get((owner(node)[0], place), [])
@@ -304,11 +308,15 @@ class _Settler:
         """Freeze the axis, then what its size is computed from, where the computation would not follow."""
         if self._follows(literal, expression):
             return False
-        changed = self._freeze(literal.label, f"its size {literal.size} is computed in a way that does not follow", place)
+        changed = self._freeze(
+            literal.label, f"its size {literal.size} is computed in a way that does not follow", place
+        )
         if not self._follows(literal, expression):
             for leaf in leaves(expression):
                 for label in self._labels(leaf):
-                    changed |= self._freeze(label, "a size is computed from it in a way that does not follow", place)
+                    changed |= self._freeze(
+                        label, "a size is computed from it in a way that does not follow", place
+                    )
         return changed
 
     def _follows(self, literal: Literal, expression: Expression) -> bool:
@@ -335,7 +343,9 @@ class _Settler:
         if made is None:
             return [None]
         nodes = [self.placeholders[made.name]] if made.name in self.placeholders else self._makers(made)
-        found = [s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == made.shape]
+        found = [
+            s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == made.shape
+        ]
         return [self.atoms.normal(x) for x in found] or [None]
 
     def _makers(self, made: Made) -> list[Any]:

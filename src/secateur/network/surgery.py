@@ -21,7 +21,7 @@ from secateur.network.attention import SlimAttention
 from secateur.network.exactness import verify
 from secateur.network.layers import resize
 
-__all__ = ["hold", "mask", "shrink"]
+__all__ = ["hold", "kept_indices", "mask", "shrink"]
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
@@ -51,10 +51,14 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         stays = torch.from_numpy(np.ascontiguousarray(kept)).to(tensors[name])
         factors[name] = factors.get(name, torch.ones_like(stays)) * stays
     changed = {name: torch.where(factor != 0, tensors[name].detach(), 0) for name, factor in factors.items()}
-    return _rebuild(model, {id(tensors[name]): _like(tensors[name], value) for name, value in changed.items()})
+    return _rebuild(
+        model, {id(tensors[name]): _like(tensors[name], value) for name, value in changed.items()}
+    )
 
 
-def shrink(model: nn.Module, plan: Plan, check: bool = True, check_device: str | torch.device | None = None) -> nn.Module:
+def shrink(
+    model: nn.Module, plan: Plan, check: bool = True, check_device: str | torch.device | None = None
+) -> nn.Module:
     """Return a copy of the model without the units that the plan removes: smaller, and as fast as that.
 
     Single weights that the plan masks are zeroed as well.
@@ -74,11 +78,12 @@ def shrink(model: nn.Module, plan: Plan, check: bool = True, check_device: str |
     if not any(len(units) for units in gone.values()) and not plan.masks:
         raise NothingToPrune(f"the plan removes nothing.\n{plan.network.summary()}")
     _tensors(model, plan)
-    kept = _kept_indices(plan)
+    kept = kept_indices(plan)
     base = mask(model, _only_masks(plan)) if plan.masks else model
     sources = _tensors(base, plan)
     small = {
-        id(sources[name]): _like(sources[name], _select(sources[name].detach(), axes)) for name, axes in kept.items()
+        id(sources[name]): _like(sources[name], _select(sources[name].detach(), axes))
+        for name, axes in kept.items()
     }
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     result = _rebuild(base, small)
@@ -98,7 +103,9 @@ def hold(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
     weight decay did.  Returns a handle; `handle.remove()` ends it, and the zeros are then just values.
     """
     tensors = _tensors(model, plan)
-    stays = {name: torch.from_numpy(np.ascontiguousarray(m)).to(tensors[name]) for name, m in plan.masks.items()}
+    stays = {
+        name: torch.from_numpy(np.ascontiguousarray(m)).to(tensors[name]) for name, m in plan.masks.items()
+    }
 
     def zero(*_: Any) -> None:
         with torch.no_grad():
@@ -127,18 +134,19 @@ def _only_masks(plan: Plan) -> Plan:
     return Plan(plan.network, plan.method, masks=plan.masks)
 
 
-def _kept_indices(plan: Plan) -> dict[str, dict[int, IntArray]]:
+def kept_indices(plan: Plan) -> dict[str, dict[int, IntArray]]:
     """Return tensor -> axis -> indices that stay, for every axis that loses any."""
-    stays: dict[tuple[str, int], BoolArray] = {}
+    alive: dict[tuple[str, int], BoolArray] = {}
     for group in plan.network.groups:
-        removed = np.ones(group.size, dtype=bool)
-        removed[plan.keep.get(group.name, np.arange(group.size))] = False
-        for slot in group.slots if removed.any() else ():
-            axis = stays.setdefault((slot.tensor, slot.axis), np.ones(plan.network.shapes[slot.tensor][slot.axis], bool))
-            axis[slot.index[removed]] = False
+        gone = np.ones(group.size, dtype=bool)
+        gone[plan.keep.get(group.name, np.arange(group.size))] = False
+        for slot in group.slots if gone.any() else ():
+            place = (slot.tensor, slot.axis)
+            stays = alive.setdefault(place, np.ones(plan.network.shapes[slot.tensor][slot.axis], dtype=bool))
+            stays[slot.index[gone]] = False
     kept: dict[str, dict[int, IntArray]] = {}
-    for (tensor, axis), alive in stays.items():
-        kept.setdefault(tensor, {})[axis] = np.flatnonzero(alive)
+    for (tensor, axis), stays in alive.items():
+        kept.setdefault(tensor, {})[axis] = np.flatnonzero(stays)
     return kept
 
 
@@ -157,7 +165,9 @@ def _rebuild(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
     memo: dict[int, Any] = dict(replacements)
     for parameter in model.parameters():
         if id(parameter) not in memo:
-            memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            memo[id(parameter)] = nn.Parameter(
+                parameter.detach().clone(), requires_grad=parameter.requires_grad
+            )
     return copy.deepcopy(model, memo)
 
 
@@ -186,5 +196,3 @@ def _resize(model: nn.Module, touched: set[str], heads: Mapping[str, int]) -> nn
             parent, _, child = name.rpartition(".")
             setattr(attrgetter(parent)(model) if parent else model, child, slim)
     return model
-
-

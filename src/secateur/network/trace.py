@@ -26,7 +26,13 @@ from secateur.network.rules import RULES
 
 __all__ = ["trace"]
 
-SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size", "sym_constrain_range_for_size"}
+SILENT = {
+    "_assert_tensor_metadata",
+    "_assert_async",
+    "_assert_scalar",
+    "sym_size",
+    "sym_constrain_range_for_size",
+}
 
 
 def trace(
@@ -156,7 +162,7 @@ def run_graph(module: GraphModule, inputs: Mapping[str, Any], flow: Flow, record
             env[node] = _call(module, node, resolve, flow, record)
             while is_inplace(node) and isinstance(node.args[0], Node):
                 env[node.args[0]] = env[node]
-                node = node.args[0]  # noqa: PLW2901  the chain of in-place results is one tensor
+                node = node.args[0]
         record[node.name] = env[node]
     return ()
 
@@ -166,7 +172,9 @@ def _attribute(module: GraphModule, node: Node, flow: Flow) -> Any:
     return flow.plain(tuple(value.shape), False) if isinstance(value, Tensor) else value
 
 
-def _call(module: GraphModule, node: Node, resolve: Callable[[Any], Any], flow: Flow, record: dict[str, Any]) -> Any:
+def _call(
+    module: GraphModule, node: Node, resolve: Callable[[Any], Any], flow: Flow, record: dict[str, Any]
+) -> Any:
     target = node.target
     if target is operator.getitem:
         sequence, i = resolve(node.args)
@@ -261,5 +269,7 @@ def _once(layers: Sequence[Any]) -> list[Any]:
     for layer in layers:
         key = (layer.weight, layer.out_axis, layer.in_axis)
         before = merged.get(key)
-        merged[key] = layer if before is None else replace(before, positions=before.positions + layer.positions)
+        merged[key] = (
+            layer if before is None else replace(before, positions=before.positions + layer.positions)
+        )
     return list(merged.values())

@@ -6,7 +6,15 @@ without overload and without the underscore of in-place forms.  An operation tha
 what it touches.
 """
 
-from secateur.network.rules import contraction, elementwise, norms, recurrent, shapes  # noqa: F401
+from secateur.network.rules import (  # noqa: F401
+    contraction,
+    creation,
+    elementwise,
+    norms,
+    parts,
+    recurrent,
+    shapes,
+)
 from secateur.network.rules.base import RULES, Rule
 
 __all__ = ["RULES", "Rule"]

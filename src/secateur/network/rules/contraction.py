@@ -15,7 +15,7 @@ Shapes = list[tuple[int, ...]]
 
 @rule("linear")
 def linear(flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
-    """y = x W^T + b."""
+    """Compute x W^T + b."""
     flow.contract(x, -1, weight, 1)
     label = weight.labels[0]
     if bias is not None:
@@ -60,7 +60,7 @@ def _record_product(flow: Flow, out: Shapes, x: Axes, y: Axes) -> None:
 
 @rule("addmm", "addmv", "baddbmm", "addbmm")
 def addmm(flow: Flow, out: Shapes, bias: Axes, x: Axes, y: Axes, **options: Any) -> Axes:
-    """b + x W: a linear layer whose weight has its inputs first (GPT-2's Conv1D)."""
+    """Compute b + x W: a linear layer whose weight has its inputs first (GPT-2's Conv1D)."""
     product = matmul(flow, out, x, y)
     flow.role(bias, -1, "out")
     shape, labels = flow.elementwise(product, bias)
@@ -73,11 +73,13 @@ def einsum(flow: Flow, out: Shapes, equation: str, operands: list[Axes], **optio
     """Tie axes of one letter; contracted letters need dead zeros on one side."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if "." in equation or not right and "->" not in equation or any(len(set(t)) < len(t) for t in terms):
+    if "." in equation or (not right and "->" not in equation) or any(len(set(t)) < len(t) for t in terms):
         for operand in operands:
             flow.freeze_all(operand, "einsum with an ellipsis, a diagonal, or an implicit result")
         return flow.plain(out[0])
-    where = {c: [(o, t.index(c)) for o, t in zip(operands, terms, strict=True) if c in t] for c in left if c != ","}
+    where = {
+        c: [(o, t.index(c)) for o, t in zip(operands, terms, strict=True) if c in t] for c in left if c != ","
+    }
     for letter, places in where.items():
         first, i = places[0]
         if letter in right or len(places) == 1:
@@ -122,8 +124,15 @@ def bilinear(flow: Flow, out: Shapes, x: Axes, y: Axes, weight: Axes, bias: Axes
 
 @rule("conv1d", "conv2d", "conv3d")
 def conv(
-    flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    weight: Axes,
+    bias: Axes | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Axes:
     """Convolve: in = (group, j), out = (group, o), weight [out, j, *kernel]."""
     return _convolution(flow, out, x, weight, bias, groups, reader=1, maker=0)
@@ -131,8 +140,16 @@ def conv(
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(
-    flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = None, stride: Any = 1, padding: Any = 0,
-    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    weight: Axes,
+    bias: Axes | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> Axes:
     """Convolve transposed: weight [in, o, *kernel]."""
     return _convolution(flow, out, x, weight, bias, groups, reader=0, maker=1)
@@ -187,13 +204,23 @@ def embedding(flow: Flow, out: Shapes, weight: Axes, indices: Axes, *rest: Any, 
     weight = flow.freeze(weight, [0], "rows are looked up by number")
     flow.freeze_all(indices, "used as row numbers")
     flow.layer("embedding", weight, 1, None, 0.0)
-    return Axes(out[0], (*(None,) * indices.ndim, weight.labels[1]), (True,) * (indices.ndim + 1), indices.data)
+    return Axes(
+        out[0], (*(None,) * indices.ndim, weight.labels[1]), (True,) * (indices.ndim + 1), indices.data
+    )
 
 
 @rule("scaled_dot_product_attention")
 def attention(
-    flow: Flow, out: Shapes, q: Axes, k: Axes, v: Axes, attn_mask: Axes | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    flow: Flow,
+    out: Shapes,
+    q: Axes,
+    k: Axes,
+    v: Axes,
+    attn_mask: Axes | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Axes:
     """Attend: heads tie; the inner axis of q and k stays, because scales are computed from its length."""
     flow.equate(q.labels[-1], k.labels[-1])
@@ -211,7 +238,7 @@ def attention(
     if attn_mask is not None:
         batch.append(attn_mask.without([-1, -2]) if attn_mask.ndim >= 2 else attn_mask)
     shape, labels = flow.elementwise(*batch)
-    zero = tuple(a and b for a, b in zip(flow.zeros(shape, [batch[0], batch[2]], every=False), (True,) * len(shape), strict=True))
+    zero = flow.zeros(shape, [batch[0], batch[2]], every=False)
     flow.kind(flow.atoms.normal(heads), "heads")
     return Axes(out[0], (*labels, q.labels[-2], v.labels[-1]), (*zero, False, v.zero[-1]), True)
 

@@ -5,21 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.network.flow import Axes, Flow
-from secateur.network.rules.base import rule
+from secateur.network.rules.base import rule, words
 
 __all__: list[str] = []
 
-KEEPS_ZERO = """relu relu6 gelu silu mish tanh sin tan asin atan sinh asinh leaky_relu rrelu elu selu celu hardswish
-hardshrink softshrink tanhshrink softsign neg abs sign sgn square sqrt round floor ceil trunc frac erf expm1 log1p
-dropout feature_dropout alpha_dropout feature_alpha_dropout nan_to_num conj real imag zeros_like positive
-bernoulli hardtanh_zero""".split()
-LOSES_ZERO = """sigmoid exp exp2 cos cosh acos softplus logsigmoid log_sigmoid hardsigmoid erfc logical_not bitwise_not
-isnan isinf isfinite logit special_expit ones_like full_like empty_like rand_like randn_like lgamma digamma""".split()
-SAME = """clone contiguous detach to _to_copy alias lift_fresh_copy lift_fresh type_as float double half bfloat16
-requires_grad_ view_as_real_copy""".split()
-SINGULAR = "log log2 log10 rsqrt reciprocal".split()
-UNIFY = """maximum minimum max min fmax fmin eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
-bitwise_or bitwise_xor remainder fmod atan2 hypot bitwise_left_shift""".split()
+KEEPS_ZERO = words(
+    """relu relu6 gelu silu mish tanh sin tan asin atan sinh asinh leaky_relu rrelu elu selu celu hardswish
+    hardshrink softshrink tanhshrink softsign neg abs sign sgn square sqrt round floor ceil trunc frac erf
+    expm1 log1p dropout feature_dropout alpha_dropout feature_alpha_dropout nan_to_num conj real imag
+    zeros_like positive bernoulli"""
+)
+LOSES_ZERO = words(
+    """sigmoid exp exp2 cos cosh acos softplus logsigmoid log_sigmoid hardsigmoid erfc logical_not
+    bitwise_not isnan isinf isfinite logit special_expit ones_like full_like empty_like rand_like randn_like
+    lgamma digamma"""
+)
+SAME = words(
+    """clone contiguous detach to _to_copy alias lift_fresh_copy lift_fresh type_as float double half
+    bfloat16 requires_grad_"""
+)
+SINGULAR = words("log log2 log10 rsqrt reciprocal")
+UNIFY = words(
+    """maximum minimum max min fmax fmin eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
+    bitwise_or bitwise_xor remainder fmod atan2 hypot"""
+)
 
 
 @rule(*SAME)
@@ -102,7 +111,11 @@ def addc(flow: Flow, out: list[tuple[int, ...]], *operands: Axes, **options: Any
 def unify(flow: Flow, out: list[tuple[int, ...]], *operands: Any, **options: Any) -> Any:
     """Tie operands; promise nothing about dead values.  `max(x, dim)` and the like freeze."""
     states = [o for o in operands if isinstance(o, Axes)]
-    if len(out) != 1 or len(out[0]) != max(s.ndim for s in states) or (len(operands) > 1 and len(states) == 1 and out[0] != states[0].shape):
+    if (
+        len(out) != 1
+        or len(out[0]) != max(s.ndim for s in states)
+        or (len(operands) > 1 and len(states) == 1 and out[0] != states[0].shape)
+    ):
         return reduce_all(flow, out, *operands)
     shape, labels = flow.elementwise(*states)
     return Axes(shape, labels, (False,) * len(shape), any(s.data for s in states))
@@ -157,14 +170,26 @@ def glu(flow: Flow, out: list[tuple[int, ...]], x: Axes, dim: int = -1) -> Axes:
     return x.with_axis(dim, half, first, x.zero[dim])
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
+@rule(
+    "softmax",
+    "log_softmax",
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "softmin",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+)
 def along(flow: Flow, out: list[tuple[int, ...]], x: Axes, dim: int, *rest: Any, **options: Any) -> Axes:
     """Freeze the axis that is normalised or accumulated over; pass the others."""
     return flow.freeze(x, [dim], "every entry of the axis enters").nonzero()
 
 
 @rule("sum", "nansum")
-def sum_(flow: Flow, out: list[tuple[int, ...]], x: Axes, dim: Any = None, keepdim: bool = False, **options: Any) -> Axes:
+def sum_(
+    flow: Flow, out: list[tuple[int, ...]], x: Axes, dim: Any = None, keepdim: bool = False, **options: Any
+) -> Axes:
     """Drop the axes; dead values must be 0."""
     axes = _axes(dim, x.ndim)
     risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
@@ -172,12 +197,35 @@ def sum_(flow: Flow, out: list[tuple[int, ...]], x: Axes, dim: Any = None, keepd
     return _drop(x, axes, len(out[0]) == x.ndim)
 
 
-@rule("mean", "var", "std", "amax", "amin", "logsumexp", "norm", "linalg_vector_norm", "prod", "all", "any", "median",
-      "argmax", "argmin", "var_mean", "std_mean", "aminmax", "mode", "kthvalue", "quantile", "count_nonzero")
+@rule(
+    "mean",
+    "var",
+    "std",
+    "amax",
+    "amin",
+    "logsumexp",
+    "norm",
+    "linalg_vector_norm",
+    "prod",
+    "all",
+    "any",
+    "median",
+    "argmax",
+    "argmin",
+    "var_mean",
+    "std_mean",
+    "aminmax",
+    "mode",
+    "kthvalue",
+    "quantile",
+    "count_nonzero",
+)
 def reduce(flow: Flow, out: list[tuple[int, ...]], x: Axes, *rest: Any, **options: Any) -> Any:
     """Freeze the axes that a statistic is taken over: it would notice what is missing."""
-    dim = options.get("dim", next((r for r in rest if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), None))
-    if flow.operation.endswith(("norm.ScalarOpt_dim", "linalg_vector_norm")) or "norm" in flow.operation:
+    dim = options.get(
+        "dim", next((r for r in rest if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), None)
+    )
+    if "norm" in flow.name:
         dim = options.get("dim", rest[1] if len(rest) > 1 else None)
     axes = _axes(dim, x.ndim)
     x = flow.freeze(x, axes, "a statistic over the axis")

@@ -14,8 +14,15 @@ Shapes = list[tuple[int, ...]]
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 def channel_norm(
-    flow: Flow, out: Shapes, x: Axes, weight: Axes | None = None, bias: Axes | None = None, mean: Axes | None = None,
-    var: Axes | None = None, *rest: Any, **options: Any,
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    weight: Axes | None = None,
+    bias: Axes | None = None,
+    mean: Axes | None = None,
+    var: Axes | None = None,
+    *rest: Any,
+    **options: Any,
 ) -> Any:
     """Normalise every channel (axis 1) alone."""
     label = x.labels[1]
@@ -28,14 +35,24 @@ def channel_norm(
     if "Norm" in flow.owner_class:
         flow.size("num_features", x.shape[1], label)
     zero = weight is not None or (mean is None and x.zero[1] and bias is None)
-    result = x.with_axis(1, x.shape[1], label, zero).nonzero() if not zero else x.with_axis(1, x.shape[1], label, True)
+    result = (
+        x.with_axis(1, x.shape[1], label, zero).nonzero()
+        if not zero
+        else x.with_axis(1, x.shape[1], label, True)
+    )
     return result if len(out) == 1 else [result] + [flow.plain(s) for s in out[1:]]
 
 
 @rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
 def layer_norm(
-    flow: Flow, out: Shapes, x: Axes, normalized_shape: list[int], weight: Axes | None = None, bias: Any = None,
-    *rest: Any, **options: Any,
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    normalized_shape: list[int],
+    weight: Axes | None = None,
+    bias: Any = None,
+    *rest: Any,
+    **options: Any,
 ) -> Any:
     """Normalise over the last axes: they stay."""
     n = len(normalized_shape)
@@ -53,7 +70,13 @@ def layer_norm(
 
 @rule("group_norm")
 def group_norm(
-    flow: Flow, out: Shapes, x: Axes, groups: int, weight: Axes | None = None, bias: Axes | None = None, *rest: Any,
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    groups: int,
+    weight: Axes | None = None,
+    bias: Axes | None = None,
+    *rest: Any,
     **options: Any,
 ) -> Axes:
     """Normalise within groups of channels: a group goes whole."""

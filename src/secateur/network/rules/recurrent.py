@@ -17,7 +17,14 @@ Shapes = list[tuple[int, ...]]
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(
-    flow: Flow, out: Shapes, x: Axes, hidden: Any, parameters: Any, has_biases: Any, num_layers: Any, *rest: Any
+    flow: Flow,
+    out: Shapes,
+    x: Axes,
+    hidden: Any,
+    parameters: Any,
+    has_biases: Any,
+    num_layers: Any,
+    *rest: Any,
 ) -> Any:
     """Run whole layers over a sequence."""
     if isinstance(parameters, Axes) or isinstance(num_layers, float):
@@ -27,7 +34,9 @@ def recurrent(
     states = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
     per_cell = len(parameters) // (num_layers * directions)
     if per_cell != (4 if has_biases else 2):
-        return _refuse(flow, out, [x, *states, *parameters], "proj_size: the projection cannot lose units yet")
+        return _refuse(
+            flow, out, [x, *states, *parameters], "proj_size: the projection cannot lose units yet"
+        )
     width = states[0].shape[-1]
     unit = flow.atoms.label(width)
     for state in states:
@@ -44,7 +53,9 @@ def recurrent(
         cell(flow, parameters[i * per_cell : (i + 1) * per_cell], reads, unit, uses)
     flow.kind(flow.atoms.normal(unit), "hidden")
     zero = all(s.zero[-1] for s in states)
-    sequence = Axes(out[0], (*x.labels[:-1], flow.atoms.normal(tile(unit, directions))), (*(False,) * (x.ndim - 1), zero))
+    sequence = Axes(
+        out[0], (*x.labels[:-1], flow.atoms.normal(tile(unit, directions))), (*(False,) * (x.ndim - 1), zero)
+    )
     last = flow.atoms.normal(unit)
     finals = [
         Axes(shape, (None, *s.labels[1:-1], last), (*(False,) * (len(shape) - 1), zero))
@@ -91,7 +102,9 @@ def packed(flow: Flow, out: Shapes, *operands: Any) -> Any:
     """Refuse packed sequences: their rows mix batch and time."""
     flat: list[Axes] = []
     for operand in operands:
-        flat += [o for o in (operand if isinstance(operand, (list, tuple)) else [operand]) if isinstance(o, Axes)]
+        flat += [
+            o for o in (operand if isinstance(operand, (list, tuple)) else [operand]) if isinstance(o, Axes)
+        ]
     return _refuse(flow, out, flat, "packed sequences are not followed")
 
 

@@ -26,7 +26,17 @@ def view(flow: Flow, out: Shapes, x: Axes, sizes: list[int]) -> Axes:
     return result
 
 
-@rule("flatten", "squeeze", "unsqueeze", "ravel", "view_as", "reshape_as", "atleast_1d", "atleast_2d", "atleast_3d")
+@rule(
+    "flatten",
+    "squeeze",
+    "unsqueeze",
+    "ravel",
+    "view_as",
+    "reshape_as",
+    "atleast_1d",
+    "atleast_2d",
+    "atleast_3d",
+)
 def regroup(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Axes:
     """Regroup the axes where the code wrote no size."""
     return flow.reshape(x, out[0])
@@ -55,7 +65,7 @@ def reverse(flow: Flow, out: Shapes, x: Axes) -> Axes:
     if x.ndim < 2:
         return x
     order = list(range(x.ndim))
-    if flow.operation.endswith("numpy_T"):
+    if flow.name == "numpy_T":
         return x.permute(order[::-1])
     order[-1], order[-2] = order[-2], order[-1]
     return x.permute(order)
@@ -104,7 +114,9 @@ def repeat(flow: Flow, out: Shapes, x: Axes, counts: list[int]) -> Axes:
 
 
 @rule("repeat_interleave")
-def repeat_interleave(flow: Flow, out: Shapes, x: Axes, repeats: Any, dim: int | None = None, **options: Any) -> Axes:
+def repeat_interleave(
+    flow: Flow, out: Shapes, x: Axes, repeats: Any, dim: int | None = None, **options: Any
+) -> Axes:
     """Repeat every entry of an axis in place: (axis, new atoms)."""
     if not isinstance(repeats, int) or dim is None:
         flow.freeze_all(x, "repeats by tensor")
@@ -137,132 +149,20 @@ def stack(flow: Flow, out: Shapes, tensors: list[Axes], dim: int = 0) -> Axes:
     shape, labels = flow.elementwise(*tensors)
     zero = flow.zeros(shape, tensors, every=True)
     dim %= len(out[0])
-    return Axes(out[0], (*labels[:dim], None, *labels[dim:]), (*zero[:dim], True, *zero[dim:]), any(t.data for t in tensors))
+    return Axes(
+        out[0],
+        (*labels[:dim], None, *labels[dim:]),
+        (*zero[:dim], True, *zero[dim:]),
+        any(t.data for t in tensors),
+    )
 
 
-@rule("slice")
-def slice_(flow: Flow, out: Shapes, x: Axes, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Axes:
-    """Take a range of an axis; remember the bounds that the code wrote."""
-    n = x.shape[dim]
-    taken = slice(start, None if end is None or end >= n else end, step)
-    label = x.labels[dim]
-    if label is None or len(range(n)[taken]) == n:
-        return x if out[0] == x.shape else x.piece(dim, out[0][dim], label)
-    first, last, _ = taken.indices(n)
-    for position, bound in enumerate((first, last)):
-        if bound not in (0, n):
-            flow.literal(position, bound, label[:bound])
-    if step != 1:
-        flow.freeze(x, [dim], "a strided slice")
-    return x.piece(dim, out[0][dim], label[taken] if step == 1 else None)
-
-
-@rule("narrow")
-def narrow(flow: Flow, out: Shapes, x: Axes, dim: int, start: int, length: int) -> Axes:
-    """Take a range of an axis."""
-    return slice_(flow, out, x, dim, start, start + length)
-
-
-@rule("split", "chunk", "split_with_sizes", "tensor_split")
-def split(flow: Flow, out: Shapes, x: Axes, sizes: Any, dim: int = 0) -> list[Axes]:
-    """Cut an axis in parts; equal parts lose the same indices, so that counting still works."""
-    lengths = [shape[dim] for shape in out]
-    ends = np.cumsum(lengths)
-    label = x.labels[dim]
-    parts = [None if label is None else label[e - n : e] for e, n in zip(ends, lengths, strict=True)]
-    if not isinstance(sizes, (list, tuple)) and label is not None:
-        if len(set(lengths)) > 1:
-            x = flow.freeze(x, [dim], "parts of unlike length")
-            parts = [None] * len(parts)
-        else:
-            for part in parts[1:]:
-                flow.equate(parts[0], part)
-            if flow.name != "chunk":
-                flow.literal(0, int(sizes), parts[0])
-    elif isinstance(sizes, (list, tuple)):
-        for i, (size, part) in enumerate(zip(sizes, parts, strict=False)):
-            flow.literal(i, int(size), part)
-    return [x.piece(dim, n, part) for n, part in zip(lengths, parts, strict=True)]
-
-
-@rule("unbind")
-def unbind(flow: Flow, out: Shapes, x: Axes, dim: int = 0) -> list[Axes]:
-    """Take an axis apart: it stays as long as it is."""
-    return [flow.freeze(x, [dim], "taken apart by position").without([dim])] * len(out)
-
-
-@rule("select")
-def select(flow: Flow, out: Shapes, x: Axes, dim: int, index: int) -> Axes:
-    """Take one position of an axis: it stays."""
-    return flow.freeze(x, [dim], "indexed by position").without([dim])
-
-
-@rule("index_select", "gather", "take_along_dim", "roll", "sort", "topk", "flip", "fliplr", "flipud")
-def by_position(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Any:
-    """Freeze the axes that are addressed by position; pass the others where the shape allows."""
-    dims = next((r for r in reversed(rest) if isinstance(r, (list, tuple))), None) if "roll" in flow.operation or "flip" in flow.operation else None
-    dim = dims if dims is not None else next((r for r in rest if isinstance(r, int) and not isinstance(r, bool)), None)
-    if "topk" in flow.operation:
-        dim = rest[1] if len(rest) > 1 else options.get("dim", -1)
-    axes = aligned(options.get("dim", dim), x.ndim)
-    x = flow.freeze(x, axes, "addressed by position")
-    if any(len(shape) != x.ndim for shape in out):
-        flow.freeze_all(x, "addressed by position")
-        results = [flow.plain(shape, x.data) for shape in out]
-    else:
-        results = [x.derived(shape=shape) for shape in out]
-        for shape in out:
-            wrong = [a for a in range(x.ndim) if a not in axes and shape[a] != x.shape[a]]
-            x = flow.freeze(x, wrong, "addressed by position")
-            results = [flow.plain(s, x.data) for s in out] if wrong else results
-    return results[0] if len(results) == 1 else results
-
-
-@rule("index")
-def index(flow: Flow, out: Shapes, x: Axes, indices: list[Axes | None]) -> Axes:
-    """Freeze the axes indexed by tensors; pass the others when the indices stand together."""
-    used = [i for i, index in enumerate(indices) if index is not None]
-    x = flow.freeze(x, used, "indexed by a tensor")
-    together = used == list(range(used[0], used[-1] + 1))
-    added = len(out[0]) - (x.ndim - len(used))
-    at = used[0] if together else 0
-    rest = x.without(used)
-    labels = (*rest.labels[:at], *(None,) * added, *rest.labels[at:])
-    zero = (*rest.zero[:at], *(True,) * added, *rest.zero[at:])
-    return Axes(out[0], labels, zero, True)
-
-
-@rule("select_scatter")
-def select_scatter(flow: Flow, out: Shapes, x: Axes, source: Axes, dim: int, index: int) -> Axes:
-    """Write one position of an axis: it stays, the others tie."""
-    x = flow.freeze(x, [dim], "written by position")
-    rest = x.without([dim])
-    shape, labels = flow.elementwise(rest, source)
-    zero = flow.zeros(shape, [rest, source], every=True)
-    dim %= x.ndim
-    return Axes(x.shape, (*labels[:dim], None, *labels[dim:]), (*zero[:dim], True, *zero[dim:]), x.data or source.data)
-
-
-@rule("slice_scatter")
-def slice_scatter(flow: Flow, out: Shapes, x: Axes, source: Axes, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Axes:
-    """Write a range of an axis: tie what is written with what was there."""
-    piece = slice_(flow, [source.shape], x, dim, start, end, step)
-    flow.elementwise(piece, source)
-    zero = flow.zeros(x.shape, [source], every=True)
-    return x.derived(zero=tuple(a and b for a, b in zip(x.zero, zero, strict=True)), data=x.data or source.data)
-
-
-@rule("copy", "fill")
-def copy(flow: Flow, out: Shapes, x: Axes, source: Any, *rest: Any) -> Axes:
-    """Overwrite: tie, and take over the zeros of the source."""
-    if not isinstance(source, Axes):
-        return x.derived() if source == 0 else x.nonzero()
-    shape, labels = flow.elementwise(x, source)
-    return Axes(shape, labels, flow.zeros(shape, [source], every=True), source.data)
-
-
-@rule("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
-def pad(flow: Flow, out: Shapes, x: Axes, padding: list[int], mode: Any = "constant", value: Any = None) -> Axes:
+@rule(
+    "constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"
+)
+def pad(
+    flow: Flow, out: Shapes, x: Axes, padding: list[int], mode: Any = "constant", value: Any = None
+) -> Axes:
     """Lengthen axes by entries that are always there."""
     fill = mode if not isinstance(mode, str) else (value or 0)
     for i in range(len(padding) // 2):
@@ -270,9 +170,15 @@ def pad(flow: Flow, out: Shapes, x: Axes, padding: list[int], mode: Any = "const
         before, after = padding[2 * i], padding[2 * i + 1]
         if (before, after) == (0, 0):
             continue
-        if x.labels[axis] is not None and (min(before, after) < 0 or (isinstance(mode, str) and mode != "constant")):
+        if x.labels[axis] is not None and (
+            min(before, after) < 0 or (isinstance(mode, str) and mode != "constant")
+        ):
             x = flow.freeze(x, [axis], "padded from its own entries")
-        label = concatenate([None, x.labels[axis], None], [before, x.shape[axis], after]) if min(before, after) >= 0 else None
+        label = (
+            concatenate([None, x.labels[axis], None], [before, x.shape[axis], after])
+            if min(before, after) >= 0
+            else None
+        )
         x = x.with_axis(axis, out[0][axis], label, x.zero[axis])
     return x.derived(zero=x.zero if fill == 0 else (False,) * x.ndim)
 
@@ -302,41 +208,3 @@ def channel_shuffle(flow: Flow, out: Shapes, x: Axes, groups: int) -> Axes:
     flow.atoms.freeze(outer, f"the number of groups is written: {flow.place}")
     label = flow.atoms.merge(flow.atoms.normal(inner), x.shape[1] // groups, None, groups)
     return x.with_axis(1, x.shape[1], label, x.zero[1])
-
-
-@rule("zeros", "new_zeros")
-def zeros(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
-    """Create a tensor of zeros: its axes may carry units (an initial hidden state)."""
-    return flow.fresh(out[0], True, 0)
-
-
-@rule("ones", "full", "empty", "rand", "randn", "new_ones", "new_full", "new_empty")
-def ones(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
-    """Create a tensor that is not zero."""
-    return flow.fresh(out[0], False, 0)
-
-
-@rule("arange", "linspace", "scalar_tensor", "tril", "triu", "eye", "one_hot", "tensor", "randint", "randperm", "tril_indices", "triu_indices")
-def constant(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
-    """Create or mark by position: nothing here can go."""
-    for state in rest:
-        if isinstance(state, Axes):
-            flow.freeze_all(state, "used by position")
-    return flow.plain(out[0], any(isinstance(s, Axes) and s.data for s in rest))
-
-
-POOLS = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices
-_adaptive_avg_pool2d lp_pool2d"""
-RESIZES = """upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d
-upsample_trilinear3d upsample_bicubic2d"""
-
-
-@rule(*POOLS.split(), *RESIZES.split())
-def pool(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Any:
-    """Pass batch and channels; positions stay."""
-    spatial = int(next(c for c in flow.operation if c.isdigit()))
-    x = flow.freeze(x, range(x.ndim - spatial, x.ndim), "positions")
-    results = [x.derived(shape=shape) for shape in out]
-    return results[0] if len(results) == 1 else results
-
