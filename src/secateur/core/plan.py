@@ -123,8 +123,8 @@ class Plan:
             size = self.network.group(name).size
             lines.append(f"  {name}: keeps {len(kept)} of {size} units{_note(self.notes.get(name))}")
         for name, mask in self.masks.items():
-            kept = int(mask.sum())
-            lines.append(f"  {name}: keeps {kept} of {mask.size} weights{_note(self.notes.get(name))}")
+            left = int(mask.sum())
+            lines.append(f"  {name}: keeps {left} of {mask.size} weights{_note(self.notes.get(name))}")
         named = set(self.keep) | set(self.masks)
         lines += [f"  {key}: {value}" for key, value in self.notes.items() if key not in named]
         return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""All that knows `torch.nn.Module`: tracing, evidence, surgery, repair, storage."""

@@ -20,6 +20,8 @@ Example:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -258,7 +260,7 @@ class Atoms:
 
     def _match(self, a: Ints, b: Ints) -> None:
         """Unite columns that have the same pattern of repetition; freeze what has no partner."""
-        left = [np.unique(column, return_inverse=True)[1] for column in b.T]
+        left: list[Any] = [np.unique(column, return_inverse=True)[1] for column in b.T]
         for column in a.T:
             pattern = np.unique(column, return_inverse=True)[1]
             partner = next((j for j, p in enumerate(left) if p is not None and _same(p, pattern)), None)

@@ -59,7 +59,7 @@ def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Mo
     memo.update(tensors or {})
     copied = copy.deepcopy(model, memo).eval()
     for module in copied.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):
             config.use_cache = False  # a cache in the outputs would freeze every head
     return copied

@@ -223,18 +223,17 @@ class Flow:
             self.role(bias, 0, "out")
         if weight.parameter is None or weight.part:
             return
-        place = [None if a is None else weight.order[a % weight.ndim] for a in (out_axis, in_axis)]
-        self.layers.append(
-            Layer(
-                self.owner,
-                kind,
-                weight.parameter,
-                bias.parameter if bias is not None else None,
-                *place,
-                positions=uses / self.batch,
-                **more,
-            )
+        made, read = (None if a is None else weight.order[a % weight.ndim] for a in (out_axis, in_axis))
+        found = Layer(
+            name=self.owner,
+            kind=kind,
+            weight=weight.parameter,
+            bias=bias.parameter if bias is not None else None,
+            out_axis=made,
+            in_axis=read,
+            positions=uses / self.batch,
         )
+        self.layers.append(replace(found, **more))
 
     def elementwise(self, *states: Axes) -> tuple[tuple[int, ...], tuple[Label, ...]]:
         """Tie the axes of operands that broadcast against one another; return shape and labels."""

@@ -48,6 +48,8 @@ class Gates:
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Any) -> dict[str, Tensor]:
         """Return, by group, the sum over the examples of (d loss / d gate)^2, float64 [units]."""
+        if not self._maps:
+            return {}
         inputs = (args, dict(kwargs))
         if self._split is None:
             self._split = self._find_split(inputs, targets)

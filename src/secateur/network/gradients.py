@@ -66,8 +66,8 @@ def cross_entropy(outputs: Any, targets: Any) -> Tensor:
 
 
 def _check_classes(targets: Tensor, classes: int) -> None:
-    # Under vmap no branch may depend on values; the first batch was seen without.
-    if torch._C._functorch.is_batchedtensor(targets):
+    # Inside a transform of torch.func no branch may depend on values.
+    if torch._C._functorch.is_functorch_wrapped_tensor(targets):
         return
     wrong = targets[(targets >= classes) | ((targets < 0) & (targets != -100))]
     if wrong.numel():

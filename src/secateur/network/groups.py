@@ -83,7 +83,10 @@ def _slot(flow: Flow, tensors: Tensors, tensor: str, axis: int, index: Ints) -> 
 
 
 def _occurrences(flow: Flow, tensors: Tensors) -> _Table:
-    roots, places, rows, names = [], [], [], []
+    roots: list[Ints] = []
+    places: list[Ints] = []
+    rows: list[Ints] = []
+    names: list[tuple[str, int]] = []
     for name, state in tensors.states.items():
         for axis, label in enumerate(state.labels):
             label = flow.atoms.normal(label)

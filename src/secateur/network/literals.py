@@ -12,229 +12,51 @@ and if need be what it is computed from, stays.
 from __future__ import annotations
 
 import itertools
-import operator
-import sys
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
 from secateur.network.atoms import Label
-from secateur.network.capture import FRAME, Capture, as_if_exporting, owner, slow_paths, twin
+from secateur.network.capture import FRAME, Capture, owner
 from secateur.network.flow import Axes, Flow, Literal
+from secateur.network.listen import Made, Place, Written, listen
+from secateur.network.tagged import Expression, evaluate, expression_of, leaves
 
-__all__ = ["Tagged", "settle"]
+__all__ = ["settle"]
 
+ARITHMETIC = ("add", "div", "mul", "pow", "rsub", "sub")
 TRIALS = 16  # random removals under which every computed size must come out right
-
-Place = tuple[str, str]  # a module's name and ``file:line``
-Expression = tuple[Any, ...]
-"""("attr", module, name, n), ("shape", made, axis, n), ("number", n), or (operation, left, right)."""
-
-
-class Tagged(int):
-    """An integer that remembers how it was computed.
-
-    Example:
-        >>> heads = Tagged(4, ("attr", "attn", "num_heads", 4))
-        >>> (12 // heads).expression
-        ('floordiv', ('number', 12), ('attr', 'attn', 'num_heads', 4))
-    """
-
-    expression: Expression
-
-    def __new__(cls, value: int, expression: Expression) -> Tagged:
-        """Return the integer with its history."""
-        self = super().__new__(cls, value)
-        self.expression = expression
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Tagged:
-        """Return itself: an integer does not change."""
-        return self
-
-    def __reduce__(self) -> Any:
-        """Pickle as a plain integer."""
-        return int, (int(self),)
-
-
-OPERATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
-              "mod": operator.mod}  # fmt: skip
-
-
-def _method(name: str, reflected: bool) -> Callable[[Tagged, Any], Any]:
-    def method(self: Tagged, other: Any) -> Any:
-        if type(other) not in (int, Tagged):
-            return NotImplemented
-        pair = (other, self) if reflected else (self, other)
-        value = OPERATIONS[name](*(int(n) for n in pair))
-        return Tagged(value, (name, *(expression_of(n) for n in pair)))
-
-    return method
-
-
-for _name in OPERATIONS:
-    setattr(Tagged, f"__{_name}__", _method(_name, False))
-    setattr(Tagged, f"__r{_name}__", _method(_name, True))
-
-
-def expression_of(n: int) -> Expression:
-    """Return how an integer was computed."""
-    return n.expression if isinstance(n, Tagged) else ("number", int(n))
-
-
-def leaves(expression: Expression) -> Iterator[Expression]:
-    """Yield the attributes and shapes that enter an expression."""
-    if expression[0] in OPERATIONS:
-        yield from leaves(expression[1])
-        yield from leaves(expression[2])
-    elif expression[0] != "number":
-        yield expression
-
-
-def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
-    """Evaluate an expression with given values of its leaves.
-
-    Raises:
-        ZeroDivisionError: As the code itself would.
-    """
-    if expression[0] == "number":
-        return int(expression[1])
-    if expression[0] not in OPERATIONS:
-        return value(expression)
-    return OPERATIONS[expression[0]](evaluate(expression[1], value), evaluate(expression[2], value))
-
-
-@dataclass(frozen=True)
-class Made:
-    """Where a tensor was made: the lines of the call from the inside out, the module, and its shape.
-
-    A parameter was made at no line; `name` says which it is.
-    """
-
-    frames: tuple[str, ...]
-    module: str
-    shape: tuple[int, ...]
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Written:
-    """One call that took sizes, as Python wrote them.
-
-    Attributes:
-        sizes: The integers in the order of the arguments.
-        shapes: Shapes of the results.
-    """
-
-    sizes: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-
-class _Listener(TorchFunctionMode):
-    """Records the integers in calls by the lines they were called from, and tags sizes read from tensors."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.calls: dict[Place, list[Written]] = defaultdict(list)
-        self.made = WeakIdKeyDictionary()
-        self.stack = [""]
-        for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
-            module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
-        for named in (model.named_parameters(), model.named_buffers()):
-            for name, t in named:
-                self.made[t] = Made((), "", tuple(t.shape), name)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "size") and isinstance(args[0], Tensor):
-            return self._tag(args[0], result, args[1:])
-        tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
-        if not tensors:
-            return result
-        frames, module = _frames(), self.stack[-1]
-        for t in tensors:
-            self.made[t] = Made(frames, module, tuple(map(int, t.shape)))
-        sizes = tuple(_integers((args, kwargs or {})))
-        if sizes:
-            written = Written(sizes, tuple(tuple(map(int, t.shape)) for t in tensors))
-            for frame in frames:
-                self.calls[module, frame].append(written)
-        return result
-
-    def _tag(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
-        made = self.made.get(tensor)
-        if isinstance(result, torch.Size):
-            return torch.Size([Tagged(n, ("shape", made, i, n)) for i, n in enumerate(result)])
-        if type(result) is int and rest:
-            return Tagged(result, ("shape", made, int(rest[0]) % tensor.ndim, result))
-        return result
-
-
-def _integers(tree: Any) -> Iterator[int]:
-    if isinstance(tree, (bool, Tensor)):
-        return
-    if isinstance(tree, int):
-        yield tree
-    elif isinstance(tree, slice):
-        yield from _integers((tree.start, tree.stop, tree.step))
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _integers(item)
-    elif isinstance(tree, dict):
-        yield from _integers(list(tree.values()))
-
-
-def _frames() -> tuple[str, ...]:
-    frames = []
-    frame: Any = sys._getframe(2)
-    while frame is not None:
-        frames.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-        frame = frame.f_back
-    return tuple(frames)
-
-
-def tag_attributes(model: nn.Module) -> None:
-    """Replace, in a copy made by `twin`, the integers that modules and their configs hold."""
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        for holder, prefix in _holders(module):
-            if id(holder) in seen:
-                continue
-            seen.add(id(holder))
-            for key, value in list(holder.__dict__.items()):
-                if type(value) is int and value > 1:
-                    holder.__dict__[key] = Tagged(value, ("attr", name, prefix + key, value))
-
-
-def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
-    yield module, ""
-    for key, value in list(module.__dict__.items()):
-        if not key.startswith("_") and hasattr(value, "__dict__") and "onfig" in type(value).__name__ + key:
-            yield value, f"{key}."
-
-
-def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Place, list[Written]]:
-    """Run the model once with tagged integers; return by module and line the calls that took sizes."""
-    copy = twin(model)
-    tag_attributes(copy)
-    with _Listener(copy) as listener, torch.no_grad(), slow_paths(), as_if_exporting():
-        copy(*args, **kwargs)
-    return listener.calls
 
 
 def settle(taken: Capture, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Tie every written size to what it comes from, or freeze its axis."""
-    if any(flow.atoms.normal(x.label) is not None for x in flow.literals):
-        _Settler(taken, flow, listen(taken.model, args, kwargs)).run()
+    live = any(flow.atoms.normal(x.label) is not None for x in flow.literals)
+    values = list(_values(taken))
+    if live or values:
+        settler = _Settler(taken, flow, listen(taken.model, args, kwargs))
+        settler.run()
+        for node, value in values:
+            settler.freeze_behind(node, value)
+
+
+def _values(taken: Capture) -> Iterator[tuple[Any, float]]:
+    """Yield the arithmetic with a number that may be a length, its inverse, or the root of either."""
+    lengths = {
+        n for node in taken.module.graph.nodes for s in _states(taken.states.get(node.name)) for n in s.shape
+    }
+    telling = {
+        float(f(n)) for n in lengths if n > 1 for f in (int, math.sqrt, lambda n: 1 / n, lambda n: n**-0.5)
+    }
+    for node in _all_nodes(taken.module):
+        if getattr(node.target, "_opname", "").rstrip("_") in ARITHMETIC:
+            for value in node.args:
+                if isinstance(value, (int, float)) and float(value) in telling:
+                    yield node, value
 
 
 class _Settler:
@@ -262,6 +84,15 @@ class _Settler:
         changed = True
         while changed:
             changed = sum(self._freeze_if_wrong(*item) for item in self.computed) > 0
+
+    def freeze_behind(self, node: Any, value: float) -> None:
+        """Freeze the axes whose lengths a number in the arithmetic was computed from."""
+        place = line_of(node)
+        for call in self.calls.get((owner(node)[0], place), []):
+            for n in call.sizes:
+                for leaf in leaves(expression_of(n)) if n == value else ():
+                    for label in self._labels(leaf):
+                        self._freeze(label, "its length enters the computation as a number", place)
 
     def _read(self, literal: Literal) -> None:
         node = self.nodes[literal.node]
