@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.allocation.schedule import reached
 from secateur.analysis.cost import cost, place
 from secateur.analysis.latency import Latency, latency
 from secateur.analysis.measure import Agreement, Metric, agreement, evaluate, metric_named
@@ -21,7 +22,6 @@ from secateur.network import store
 from secateur.network.collect import collect
 from secateur.network.gradients import Loss
 from secateur.network.trace import trace
-from secateur.schedule import reached
 from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 
 Repair = Literal["fold", "finetune", "fold+finetune"]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocation.schedule import Keep, relative, share, shares
 from secateur.analysis.measure import distance_from, evaluate, metric_named
 from secateur.core import (
     Budget,
@@ -37,7 +38,6 @@ from secateur.network.compose import compose, narrow_masks, restrict, shapes
 from secateur.network.fold import fold
 from secateur.network.gradients import Loss
 from secateur.network.surgery import shrink
-from secateur.schedule import Keep, relative, share, shares
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from secateur.allocation import allocate, cost, prunable, weight_sizes
+from secateur.allocation.allocate import allocate, prunable, weight_sizes
+from secateur.allocation.cost import cost
 from secateur.core import Macs, Network, Params, Plan, Units, Weights
 
 Keep = Units | Params | Macs | Weights
