@@ -1,0 +1,236 @@
+"""The command line: ``secateur demo | methods | inspect | prune | report``."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from typer.core import TyperGroup
+
+from secateur import terminal
+from secateur.analysis.summary import versions
+from secateur.core import InputError, SecateurError, StoreError, unknown
+from secateur.demo import demonstrate, markdown
+from secateur.methods import METHODS
+from secateur.named import Batches, example_of, make_budget, make_data, make_method, make_model, try_inputs
+from secateur.network.trace import trace
+from secateur.prune import REPAIRS, Repair, prune
+from secateur.report import read_runs, write_html, write_json, write_text
+
+
+class Guarded(TyperGroup):
+    """Commands whose own errors end in one message and exit code 2, and Ctrl-C in exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SecateurError as error:
+            terminal.complain(f"error: {error}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            terminal.complain("interrupted")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Guarded,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prune PyTorch networks along their mathematical structure, and see what each cut changed.",
+)
+
+ModelName = Annotated[
+    str, typer.Argument(help="package.module:factory, file.py:factory, or a folder saved by transformers.")
+]
+Weights = Annotated[Path | None, typer.Option(help="Safetensors file with the model's weights.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="Shape of example inputs, the batch first, as in 2,3,32,32. Otherwise the data's first examples "
+        "are used, or the factory's attribute example_inputs."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, fashion, mnist:FOLDER, cifar10:FOLDER, or a function that returns batches of (inputs, "
+        "targets), named like a model."
+    ),
+]
+Ignore = Annotated[list[str] | None, typer.Option(help="Layer whose units all stay; may be repeated.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Show versions and exit.")] = False) -> None:
+    """Handle options that stand before a command."""
+    if version:
+        terminal.say(", ".join(f"{name} {number}" for name, number in versions().items()))
+        raise typer.Exit
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder for report.html, runs.json and table.md.")
+    ] = Path("runs/demo"),
+    keep: Annotated[float, typer.Option(help="Share of the units that stays, in (0, 1].")] = 0.25,
+    quick: Annotated[bool, typer.Option(help="Only one network on digits, no timings: seconds.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train small networks, prune each by every method, with and without fold, and compare.
+
+    Uses scikit-learn's digits, and Fashion-MNIST where Debian's package dataset-fashion-mnist is installed.
+    Takes at most three minutes on two cores.
+    """
+    check_writable(folder)
+    start = time.perf_counter()
+    with terminal.telling("training") as tell:
+        runs = demonstrate(keep, quick=quick, seed=seed, tell=tell)
+    terminal.show_demo(runs)
+    write_json(runs, folder / "runs.json")
+    write_text(folder / "table.md", markdown(runs))
+    page = write_html(runs, folder / "report.html", title="Secateur demonstration")
+    good = sum(run["status"] == "ok" for run in runs)
+    terminal.say(
+        f"{good} of {len(runs)} prunings; in each the smaller network computes what the masked one computes "
+        f"(float64, 1e-10 relative). {time.perf_counter() - start:.0f} s. Report: {page}"
+    )
+
+
+@app.command("methods")
+def methods_command() -> None:
+    """List the methods, what each does, and its options."""
+    terminal.show_methods(METHODS)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: ModelName,
+    weights: Weights = None,
+    example_shape: Shape = None,
+    data: Data = None,
+    ignore: Ignore = None,
+) -> None:
+    """Show which units can be removed from a model, and what is frozen and why."""
+    batches = make_data(data) if data else Batches()
+    made, example = _model(model, weights, example_shape, batches)
+    terminal.show_network(trace(made, example, ignored_layers=ignore or ()))
+
+
+@app.command("prune")
+def prune_command(
+    model: ModelName,
+    method: Annotated[
+        str, typer.Option(help="Method, with options if need be: magnitude, magnitude:p=2,over=both.")
+    ] = "magnitude",
+    budget: Annotated[
+        str, typer.Option(help="What stays: units=0.5, params=0.3, macs=0.5, weights=0.1, or tolerance=0.01.")
+    ] = "units=0.5",
+    scope: Annotated[
+        str, typer.Option(help="layer (the same share everywhere), global, or erk.")
+    ] = "layer",
+    floor: Annotated[int, typer.Option(help="Least number of units in a group.")] = 1,
+    round_to: Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")] = 1,
+    data: Data = None,
+    holdout: Annotated[
+        str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
+    ] = None,
+    repair: Annotated[str | None, typer.Option(help="fold, finetune, or fold+finetune.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps, each followed by the repair.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Epochs of each fine-tuning.")] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuning.")] = 1e-3,
+    metric: Annotated[str, typer.Option(help="accuracy or log_likelihood.")] = "accuracy",
+    weights: Weights = None,
+    example_shape: Shape = None,
+    ignore: Ignore = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
+    seed: Seed = 0,
+    explain: Annotated[bool, typer.Option(help="Print what goes from each group, and why.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the weights, the plan and the report.")
+    ] = None,
+) -> None:
+    """Prune a model, check that what is left computes the same, and measure what changed."""
+    chosen, share = make_method(method), make_budget(budget, scope, floor, round_to)
+    if repair not in REPAIRS:
+        raise InputError(unknown("repair", str(repair), [name for name in REPAIRS if name]))
+    if folder is not None:
+        check_writable(folder)
+    batches = make_data(data, repair, share, seed) if data else Batches()
+    held = make_data(holdout, repair, share, seed).fit if holdout else batches.holdout
+    made, example = _model(model, weights, example_shape, batches, device)
+    result = prune(
+        made, example, chosen, share, batches.fit, holdout=held, repair=cast(Repair, repair), steps=steps,
+        metric=metric, epochs=epochs, lr=lr, ignored_layers=ignore or (), seed=seed,
+    )  # fmt: skip
+    if explain:
+        terminal.say(result.plan.explain())
+    terminal.show_run(result.report.to_dict())
+    if folder is None:
+        terminal.complain("nothing was saved: name a folder with --out")
+        return
+    result.save(folder)
+    page = write_html(result.report, folder / "report.html")
+    terminal.say(f"saved in {folder}; report: {page}")
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with saved results or runs, searched to any depth.")],
+    page: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; by default report.html in the folder.")
+    ] = None,
+) -> None:
+    """Draw one HTML report of all the runs in a folder."""
+    runs = read_runs(folder)
+    terminal.say(f"{len(runs)} runs in {write_html(runs, page or folder / 'report.html')}")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `StoreError` if a folder cannot be made or written; leave everything as it was."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
+    finally:
+        for path in made:
+            if path.is_dir():
+                path.rmdir()
+
+
+def _model(
+    name: str, weights: Path | None, shape: str | None, batches: Batches, device: str = "cpu"
+) -> tuple[torch.nn.Module, Any]:
+    model, example = make_model(name, weights)
+    if shape is not None:
+        example = example_of(shape)
+    elif batches.example is not None:
+        example = batches.example
+    if example is None:
+        raise InputError(
+            "what is the model called with? Give --example-shape, as in 2,3,32,32, or --data, or set the "
+            "attribute example_inputs of the factory"
+        )
+    try:
+        model = model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
+    try_inputs(model, example)
+    return model, example
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+__all__ = ["app", "check_writable", "main"]

@@ -1,0 +1,183 @@
+"""The demonstration: small networks, every method, with and without fold, each checked and measured.
+
+On scikit-learn's digits, and on Fashion-MNIST where it is installed, a perceptron, a convolutional network
+and an LSTM are trained; every method in `METHODS` removes the same share of the units of each.  A method
+that cannot work on a network is a row that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from secateur import data, zoo
+from secateur.core import SecateurError, Units
+from secateur.data import Dataset
+from secateur.methods import METHODS
+from secateur.prune import prune
+from secateur.report import flatten
+
+Tell = Callable[[str], None]
+REPAIRS: tuple[Literal["fold"] | None, ...] = (None, "fold")
+HELD_OUT = 2000
+CALIBRATION = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A network, and how it is trained.
+
+    Attributes:
+        model: What it is called in tables.
+        network: The untrained network.
+        epochs: Passes over the training examples.
+        limit: Train on at most this many.
+        batch_size: Examples in a batch.
+    """
+
+    model: str
+    network: nn.Module
+    epochs: int
+    limit: int | None = None
+    batch_size: int = 32
+
+
+def digits_tasks() -> list[Task]:
+    """Return the networks for 8 x 8 digits."""
+    return [
+        Task("MLP 64-128-64-10", zoo.mlp((64, 128, 64, 10)), 20),
+        Task("CNN 16-32", zoo.small_cnn(), 10),
+        Task("LSTM 64", zoo.lstm(64, side=8), 20),
+    ]
+
+
+def fashion_tasks() -> list[Task]:
+    """Return the networks for Fashion-MNIST."""
+    return [
+        Task("MLP 784-512-10", zoo.mlp((784, 512, 10)), 4, 20_000, 128),
+        Task("LeNet-5", zoo.lenet5(), 4, 12_000, 128),
+        Task("LSTM 64", zoo.lstm(64, side=28), 4, 12_000, 128),
+    ]
+
+
+def studies(quick: bool) -> Iterator[tuple[Dataset, list[Task]]]:
+    """Yield each data set that is there, with its networks."""
+    yield data.digits(), digits_tasks()[: 1 if quick else None]
+    if not quick and data.fashion_available():
+        yield data.fashion(), fashion_tasks()
+
+
+def demonstrate(
+    keep: float = 0.25,
+    *,
+    methods: Iterable[str] | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    tell: Tell = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Train, prune by every method with and without fold, verify and measure.
+
+    Args:
+        keep: Share of each group's units that stays.
+        methods: Names in `METHODS`; all, if None.
+        quick: Only the perceptron on digits, without latencies.
+        seed: Seed of training and pruning.
+        tell: Called with a few words before each step.
+
+    Returns:
+        Runs: dictionaries of reports with the further keys "data" and "status", or of what failed and why.
+
+    Example:
+        >>> runs = demonstrate(0.5, methods=["random"], quick=True)
+        >>> [(run["data"], run["repair"], run["status"]) for run in runs]
+        [('digits', None, 'ok'), ('digits', 'fold', 'ok')]
+    """
+    budget, names = Units(keep), list(METHODS) if methods is None else list(methods)
+    runs = []
+    for dataset, tasks in studies(quick):
+        for task in tasks:
+            tell(f"{dataset.name}: training {task.model}")
+            trained = zoo.train(
+                task.network, dataset, task.epochs,
+                lr=1e-2 if dataset.name == "digits" else 3e-3,
+                batch_size=task.batch_size, limit=task.limit, seed=seed,
+            )  # fmt: skip
+            for name in names:
+                tell(f"{dataset.name}: {task.model}, {name}")
+                for repair in REPAIRS:
+                    sizes = () if quick else (1, 64)
+                    runs.append(_run(trained.model, task.model, dataset, name, budget, repair, sizes, seed))
+    return runs
+
+
+def _run(
+    model: nn.Module,
+    title: str,
+    dataset: Dataset,
+    method: str,
+    budget: Units,
+    repair: Literal["fold"] | None,
+    batch_sizes: Sequence[int],
+    seed: int,
+) -> dict[str, Any]:
+    """Prune once; a refusal is a run with its reason."""
+    calibration = dataset.batches("calibration", limit=CALIBRATION)
+    holdout = dataset.batches("test", 500, limit=HELD_OUT)
+    what = {"data": dataset.name, "model": title, "method": method, "budget": repr(budget), "repair": repair}
+    try:
+        result = prune(
+            model, calibration[0][0][:2], method, budget, calibration,
+            holdout=holdout, repair=repair, batch_sizes=batch_sizes, progress=False, seed=seed,
+        )  # fmt: skip
+    except SecateurError as error:
+        return {**what, "seed": seed, "status": " ".join(str(error).split())}
+    return {**result.report.to_dict(), **what, "status": "ok"}
+
+
+def pivot(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row a method: what is left, and the quality without and with fold.
+
+    Sizes are shares of the original's, in the order of the runs.
+    """
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for run in map(flatten, runs):
+        key = (run["data"], run["model"], run["method"])
+        row = rows.setdefault(key, dict(zip(("data", "model", "method"), key, strict=True)))
+        if run["status"] != "ok":
+            row["status"] = run["status"]
+            continue
+        row |= {"before": run["before"], ("fold" if run["repair"] == "fold" else "none"): run["after"]}
+        row |= {key: run[key] / run[f"{key}_before"] for key in ("parameters", "macs")}
+        if "latency_64_ms" in run:
+            row["speed"] = run["latency_64_ms_before"] / run["latency_64_ms"]
+    return list(rows.values())
+
+
+def markdown(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of `pivot` as Markdown."""
+    heads = ("data", "model", "method", "accuracy before", "after", "after, folded", "parameters", "MACs",
+             "speed, batch 64")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
+    lines += [f"| {' | '.join(words(row))} |" for row in pivot(runs)]
+    return "\n".join(lines) + "\n"
+
+
+def words(row: Mapping[str, Any]) -> list[str]:
+    """Word a row of `pivot`: names, accuracies, shares, speed; or the reason why there are none.
+
+    Example:
+        >>> words({"data": "d", "model": "m", "method": "mip", "status": "no ReLU"})
+        ['d', 'm', 'mip', 'no ReLU', '', '', '', '', '']
+    """
+    names = [row["data"], row["model"], row["method"]]
+    if "before" not in row:
+        return [*names, row["status"], "", "", "", "", ""]
+    accuracies = [f"{row[key]:.3f}" if key in row else "failed" for key in ("before", "none", "fold")]
+    shares = [f"{row[key]:.0%}" for key in ("parameters", "macs")]
+    return [*names, *accuracies, *shares, f"{row['speed']:.1f}x" if "speed" in row else ""]
+
+
+__all__ = ["demonstrate", "markdown", "pivot", "words"]

@@ -1,0 +1,107 @@
+"""What the command line prints: tables on standard output, words and progress on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from secateur.core import Network
+from secateur.demo import pivot, words
+from secateur.report import flatten, show
+from secateur.report.rows import label
+
+out, err = Console(), Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, without wrapping it."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print a line on standard error as it is."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def telling(first: str) -> Iterator[Callable[[str], None]]:
+    """Show a line that says what goes on, with the time it takes; nothing where there is no terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(first, total=None)
+        yield lambda text: progress.update(task, description=escape(text))
+
+
+def show_methods(methods: Mapping[str, type]) -> None:
+    """Print methods, what each does, and its options with their defaults."""
+    table = Table("method", "what it does", "options")
+    for name, kind in methods.items():
+        said = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+        options = [_option(f) for f in fields(kind) if f.init] if is_dataclass(kind) else []
+        table.add_row(name, escape(said), escape(", ".join(options)))
+    out.print(table)
+
+
+def show_network(network: Network) -> None:
+    """Print the groups of a network and its frozen axes."""
+    groups = Table("group", "units", "where", "note", title="Units that live and die together")
+    for group in network.groups:
+        where = ", ".join(f"{slot.tensor}[{slot.axis}]" for slot in group.slots)
+        note = group.note if group.exact else f"locked: {group.note}"
+        groups.add_row(escape(group.name), str(group.size), escape(where), escape(note))
+    frozen = Table("axis", "why nothing is removed", "source", title="Frozen axes")
+    for axis in network.frozen:
+        frozen.add_row(escape(f"{axis.tensor}[{axis.axis}]"), escape(axis.reason), escape(axis.source))
+    out.print(groups, frozen)
+
+
+def show_run(report: Mapping[str, Any]) -> None:
+    """Print before and after of one pruning."""
+    row = flatten(report)
+    title = f"{row['model']}: {row['method']}, {row['budget']}, repair {row['repair']}"
+    table = Table("", title=escape(title))
+    for head in ("before", "after"):
+        table.add_column(head, justify="right")
+    for key in (key for key in row if f"{key}_before" in row):
+        table.add_row(label(key), show(row[f"{key}_before"]), show(row[key]))
+    if row["metric"]:
+        table.add_row(row["metric"], show(row["before"]), show(row["after"]))
+    table.add_row("same top class", "", show(row["top1"]))
+    out.print(table)
+
+
+def show_demo(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table for each network of the demonstration, and why methods could not run."""
+    rows = pivot(runs)
+    for data, model in dict.fromkeys((row["data"], row["model"]) for row in rows):
+        mine = [row for row in rows if (row["data"], row["model"]) == (data, model)]
+        done = [row for row in mine if "before" in row]
+        if done:
+            out.print(_comparison(f"{data}: {model}, accuracy {done[0]['before']:.3f} before", done))
+        for row in mine:
+            if "status" in row:
+                complain(f"  {data}, {model}, {row['method']}: {row['status']}")
+
+
+def _comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("method", title=escape(title), title_justify="left")
+    for head in ("pruned", "pruned, folded", "parameters", "MACs", "speed"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        _, _, method, _, *rest = words(row)
+        table.add_row(method, *rest)
+    return table
+
+
+def _option(option: Field[Any]) -> str:
+    return option.name if option.default is MISSING else f"{option.name}={option.default!r}"
+
+
+__all__ = ["complain", "out", "say", "show_demo", "show_methods", "show_network", "show_run", "telling"]
