@@ -22,7 +22,7 @@ from secateur.structures.matroid import ActivationBasis, activation_basis, cente
 
 __all__ = ["Objective", "Reading", "basis_order", "choose_basis", "reading"]
 
-Objective = Literal["output", "volume"]
+Objective = Literal["units", "output"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ __all__ = ["Matroid"]
 Ground = Literal["activations", "rows", "windows"]
 _CHOICES = {
     "ground": ("activations", "rows", "windows"),
-    "objective": ("output", "volume"),
+    "objective": ("units", "output"),
     "order": ("outermost", "most-windows", "index"),
     "domain": ("everywhere", "box", "data"),
 }
@@ -32,8 +32,8 @@ class Matroid(SetMethod):
     """Units that depend on others, in one of three senses.
 
     ``ground="activations"`` keeps a basis of the activations on the data: units are taken greedily by
-    what they explain of the readers' outputs (or of the activations), then exchanged while that helps.  Meant
-    to be followed by the least-squares fold.  Any group that a weighted layer reads.
+    what they explain, then exchanged while that helps.  Meant to be followed by the least-squares fold.  Any
+    group that a weighted layer reads.
 
     ``ground="rows"`` removes what can go without changing the function: dead units, positive multiples
     (`Plan.merges` carries how they follow), and on a domain always active units that depend on others.  The
@@ -46,7 +46,8 @@ class Matroid(SetMethod):
 
     Args:
         ground: Which matroid.
-        objective: For activations: ``"output"`` (error of what reads the units) or ``"volume"`` (pivoted QR).
+        objective: For activations: ``"units"`` (what is unexplained of the units themselves; pivoted QR) or
+            ``"output"`` (the error of the layers that read them).
         swaps: For activations: most exchanges a group.
         order: For windows: in which order the tail goes.
         share: For windows: the share of the tail that may go.
@@ -65,8 +66,8 @@ class Matroid(SetMethod):
 
     name: ClassVar[str] = "matroid"
     ground: Ground = "activations"
-    objective: Objective = "output"
-    swaps: int = 10
+    objective: Objective = "units"
+    swaps: int = 30
     order: Order = "outermost"
     share: float = 0.75
     exact: bool = False
@@ -109,7 +110,7 @@ class Matroid(SetMethod):
         return Choice(keep, notes=notes)
 
     def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
-        """Score each unit by the share of the readers' output that is unexplained when it is taken."""
+        """Score each unit by the share that is unexplained when it is taken."""
         if self.ground != "activations":
             raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
         scores = {}

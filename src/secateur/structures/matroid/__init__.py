@@ -32,7 +32,7 @@ from secateur.structures.matroid.tail import Tail, tail_partition
 
 __all__ = [
     "ActivationBasis", "Circuit", "Decorated", "Expression", "IntervalMatroid", "KernelWeight",
-    "LinearMatroid", "Matroid", "ParallelRows", "RankVerdict", "Tail", "WindowRanks", "activation_basis", "cauchy",
-    "centered", "draw_raw", "express", "increasing", "negated_bidiagonal", "output_error", "parallel_rows",
-    "parametrize_linear", "swapped", "tail_partition", "tp_exponential", "window_ranks",
+    "LinearMatroid", "Matroid", "ParallelRows", "RankVerdict", "Tail", "WindowRanks", "activation_basis",
+    "cauchy", "centered", "draw_raw", "express", "increasing", "negated_bidiagonal", "output_error",
+    "parallel_rows", "parametrize_linear", "swapped", "tail_partition", "tp_exponential", "window_ranks",
 ]
