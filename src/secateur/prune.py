@@ -208,19 +208,23 @@ def prune(
     check_data(chosen.name, repairs, batches)
     fitting, guard = _apart(batches) if "fold" in repairs else (batches, None)
     clock = Clock()
+    with clock("measure"):
+        baseline = None if kept is None else evaluate(model, kept, metric)
     with clock("trace"):
         network = trace(model, example_inputs, ignored_layers, example_kwargs)
     work = Work(
-        model, network, chosen, fitting, guard, batches, kept, repairs, seed, loss, callback, epochs, lr,
-        progress, check, check_device, clock,
+        model, network, chosen, fitting, guard, batches, kept, baseline, repairs, seed, loss, callback,
+        epochs, lr, progress, check, check_device, clock,
     )
     state = by_tolerance(work, budget) if isinstance(budget, Tolerance) else in_steps(work, budget, steps)
     decided = _described(state, budget, metric)
     with clock("measure"):
         slow, fast = _latencies(work, state, batch_sizes, batch_axis)
-        before, after = _measured(model, work, metric, slow), _measured(state.model, work, metric, fast)
+        before = _measured(model, work, baseline, slow)
+        value = None if kept is None else evaluate(state.model, kept, metric)
+        after = _measured(state.model, work, value, fast)
         compared = _compared(work, state)
-    report = _report(work, state, decided, repair, before, after, compared, metric if kept else None)
+    report = _report(work, state, decided, repair, before, after, compared, None if kept is None else metric)
     return Result(state.model, decided, report, network)
 
 
@@ -278,8 +282,7 @@ def _latencies(
     return found["before"], found["after"]
 
 
-def _measured(model: nn.Module, work: Work, metric: str | Metric, times: tuple[Latency, ...]) -> Measurement:
-    value = evaluate(model, work.holdout, metric) if work.holdout is not None else None
+def _measured(model: nn.Module, work: Work, value: float | None, times: tuple[Latency, ...]) -> Measurement:
     return Measurement(cost(model, work.network.example_inputs, work.network.example_kwargs), value, times)
 
 

@@ -118,6 +118,7 @@ class Work:
         guard: Batches that a fold is judged on; none of `fitting`.
         tuning: Batches to fine-tune on.
         holdout: Batches that a tolerance is judged on.
+        baseline: The metric of the original model on them.
         repair: Of "fold" and "finetune".
         seed: Seed of everything.
         loss: Loss for gradients and fine-tuning.
@@ -137,6 +138,7 @@ class Work:
     guard: Sequence[Any] | None
     tuning: Sequence[Any] | None
     holdout: Sequence[Any] | None
+    baseline: float | None
     repair: frozenset[str]
     seed: int
     loss: Loss | None
@@ -244,9 +246,9 @@ def by_tolerance(work: Work, budget: Tolerance) -> State:
     Each trial decides on the original model, is folded and handed to the callback, and is then judged; the
     last that was accepted is fine-tuned, where that was asked for.
     """
-    if work.holdout is None:
+    before = work.baseline
+    if work.holdout is None or before is None:
         raise InputError("a Tolerance is judged on batches that nothing else looks at: pass holdout=")
-    before = evaluate(work.model, work.holdout, budget.metric)
     first = Units(0.5, budget.scope, budget.floor, budget.round_to)
     accepted = start = State(work.model, work.network)
     evidence = work.gather(start, first)
