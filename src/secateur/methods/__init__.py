@@ -4,11 +4,13 @@ from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
 from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
 from secateur.methods.lattice import Lattice
 from secateur.methods.matroid import Matroid
+from secateur.methods.mip import MIP
 from secateur.methods.synflow import SynFlow
 
 METHODS: dict[str, type[SetMethod]] = {
     "matroid": Matroid,
     "lattice": Lattice,
+    "mip": MIP,
     "random": Random,
     "magnitude": Magnitude,
     "activation": Activation,
@@ -19,6 +21,6 @@ METHODS: dict[str, type[SetMethod]] = {
 }
 
 __all__ = [
-    "METHODS", "SNIP", "Activation", "Choice", "Lattice", "Magnitude", "Matroid", "Method", "Random",
+    "METHODS", "MIP", "SNIP", "Activation", "Choice", "Lattice", "Magnitude", "Matroid", "Method", "Random",
     "ScoreMethod", "Sensitivity", "SetMethod", "SynFlow", "Taylor",
 ]

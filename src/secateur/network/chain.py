@@ -33,7 +33,7 @@ from secateur.structures.relu_mip import (
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
-__all__ = ["affine_relu_chain", "flatten_images"]
+__all__ = ["affine_relu_chain", "chain_steps", "flatten_images"]
 
 _IDENTITY = {
     "dropout", "dropout_", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "to",
@@ -105,6 +105,20 @@ def affine_relu_chain(
         >>> chain.layers, chain.nonzeros
         ({'0.weight': 2}, 96)
     """
+    steps = chain_steps(model, example_input, unscored=unscored, memory=memory)
+    try:
+        return Chain(tuple(steps), math.prod(example_input.shape[1:])).fused()
+    except ValueError as error:
+        raise InputError(f"{type(model).__name__} gives no affine-ReLU chain: {error}") from error
+
+
+def chain_steps(
+    model: nn.Module, example_input: Tensor, *, unscored: Sequence[str] = (), memory: float = 4e9
+) -> list[Affine | ReLU | MaxPool]:
+    """Return the steps of a model's chain, the last one affine; see `affine_relu_chain`.
+
+    A ReLU before any weight is named after the input and is not scored.
+    """
     _check_mode(model)
     operations = _operations(capture(model, (example_input,), {}))
     _check_memory(operations, memory)
@@ -120,10 +134,7 @@ def affine_relu_chain(
     if not steps or not isinstance(steps[-1], Affine):
         width = math.prod(operations[-1].after) if operations else math.prod(example_input.shape[1:])
         steps.append(Affine(sparse.csr_array(sparse.eye_array(width, format="csr")), np.zeros(width)))
-    try:
-        return Chain(tuple(steps), math.prod(example_input.shape[1:])).fused()
-    except ValueError as error:
-        raise InputError(f"{type(model).__name__} gives no affine-ReLU chain: {error}") from error
+    return steps
 
 
 def _check_mode(model: nn.Module) -> None:

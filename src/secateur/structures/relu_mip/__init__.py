@@ -8,7 +8,7 @@ from .bounds import Bounds, bounds
 from .chain import Affine, Chain, MaxPool, ReLU, average_matrix, conv_matrix, pool_windows
 from .conic import minimise_conic
 from .program import Program, build
-from .scores import Scores, average, balanced_images, imbalanced_images, importance_scores
+from .scores import Part, Scores, average, balanced_images, imbalanced_images, importance_scores, joined
 from .search import Progress, Solution, minimise
 from .tighten import tighten_by_lp
 
@@ -17,6 +17,7 @@ __all__ = [
     "Bounds",
     "Chain",
     "MaxPool",
+    "Part",
     "Program",
     "Progress",
     "ReLU",
@@ -30,6 +31,7 @@ __all__ = [
     "conv_matrix",
     "imbalanced_images",
     "importance_scores",
+    "joined",
     "minimise",
     "minimise_conic",
     "pool_windows",

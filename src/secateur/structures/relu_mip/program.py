@@ -260,8 +260,8 @@ def _assemble(
     integer = np.concatenate(builder.integer) if builder.integer else np.zeros(0, np.int64)
     drops = {k: np.stack([image.drops[k] for image in images]) for k in images[0].drops}
     return Program(
-        chain, x, labels, layers, cost, offset, lower, upper, integer, rows, low, high, lazy, logits, constant,
-        epigraph, sparsity, tuple(image.places for image in images), drops, _dead(chain, x),
+        chain, x, labels, layers, cost, offset, lower, upper, integer, rows, low, high, lazy, logits,
+        constant, epigraph, sparsity, tuple(image.places for image in images), drops, _dead(chain, x),
     )  # fmt: skip
 
 

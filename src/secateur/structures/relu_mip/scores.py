@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from .bounds import BoundsKind
-from .chain import Bool, Chain, Float, Int
+from .chain import Bool, Chain, Float, Int, ReLU
 from .conic import minimise_conic
 from .program import Objective, Program, build
 from .search import FEASIBLE, Progress, Solution, minimise
@@ -22,7 +22,20 @@ from .tighten import tighten_by_lp
 
 Solver = Literal["highs", "scip", "mosek", "clarabel"]
 
-__all__ = ["Scores", "Solver", "average", "balanced_images", "imbalanced_images", "importance_scores"]
+__all__ = [
+    "Part", "Scores", "Solver", "average", "balanced_images", "imbalanced_images", "importance_scores",
+    "joined",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A program to be solved on its own: a chain (or a piece of one), its images, their labels."""
+
+    name: str
+    chain: Chain
+    x: Float
+    labels: Int
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +53,7 @@ class Scores:
         dead: By layer, units that are not active on any image.
         undetermined: By layer, units whose score differs by more than 0.001 between the solutions of
             least and of largest total score at the same objective; all False where that was not asked for.
+        activity: By layer, mean output of every unit over places and images, at s = 1.
         loss: Marginal softmax loss of every image at these scores.
         stats: Rows, columns and non-zeros of the program, rounds, cuts, seconds; ``forward_error``: how far
             the solution is from a forward pass with its scores (large for relaxations only).
@@ -53,6 +67,7 @@ class Scores:
     free_binaries: int
     dead: Mapping[str, Bool]
     undetermined: Mapping[str, Bool]
+    activity: Mapping[str, Float]
     loss: Float
     stats: Mapping[str, float] = field(default_factory=dict)
 
@@ -173,8 +188,36 @@ def _result(program: Program, solution: Solution) -> Scores:
         )
     return Scores(
         scores, solution.status, solution.objective, solution.bound, solution.gap, len(program.integer),
-        program.dead, undetermined, program.loss(solution.v), stats,
+        program.dead, undetermined, _activity(program), program.loss(solution.v), stats,
     )  # fmt: skip
+
+
+def _activity(program: Program) -> dict[str, Float]:
+    """Return the mean output of every unit at s = 1."""
+    found = {name: np.zeros(size) for name, size in program.chain.layers.items()}
+    for step, h in zip(program.chain.steps, program.chain.outputs(program.x), strict=True):
+        if isinstance(step, ReLU) and step.scored:
+            places = np.bincount(step.units, minlength=step.size)
+            found[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
+    return found
+
+
+def joined(results: Sequence[Scores]) -> Scores:
+    """Join the scores of programs that score different layers each.
+
+    Raises:
+        ValueError: No result, or a layer scored twice.
+    """
+    names = [name for r in results for name in r.scores]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"each layer must be scored by one program; got {names}")
+    return _summary(
+        results,
+        {n: r.scores[n] for r in results for n in r.scores},
+        {n: r.dead[n] for r in results for n in r.scores},
+        {n: r.undetermined[n] for r in results for n in r.scores},
+        {n: r.activity[n] for r in results for n in r.scores},
+    )
 
 
 def average(results: Sequence[Scores]) -> Scores:
@@ -191,17 +234,35 @@ def average(results: Sequence[Scores]) -> Scores:
     if any(size != sizes[0] for size in sizes):
         raise ValueError(f"results of different networks cannot be averaged: {sizes}")
     names = list(sizes[0])
+    return _summary(
+        results,
+        {n: np.mean([r.scores[n] for r in results], axis=0) for n in names},
+        {n: np.all([r.dead[n] for r in results], axis=0) for n in names},
+        {n: np.any([r.undetermined[n] for r in results], axis=0) for n in names},
+        {n: np.mean([r.activity[n] for r in results], axis=0) for n in names},
+    )
+
+
+def _summary(
+    results: Sequence[Scores],
+    scores: Mapping[str, Float],
+    dead: Mapping[str, Bool],
+    undetermined: Mapping[str, Bool],
+    activity: Mapping[str, Float],
+) -> Scores:
+    """Summarise independent solves: least status, mean objective and bound, largest gap, summed counts."""
     order = ["optimal", "relaxed", "stalled", "time_limit", "interrupted"]
     keys = set().union(*(r.stats for r in results))
     return Scores(
-        {n: np.mean([r.scores[n] for r in results], axis=0) for n in names},
+        scores,
         max((r.status for r in results), key=order.index),
         float(np.mean([r.objective for r in results])),
         float(np.mean([r.bound for r in results])),
         max(r.gap for r in results),
         sum(r.free_binaries for r in results),
-        {n: np.all([r.dead[n] for r in results], axis=0) for n in names},
-        {n: np.any([r.undetermined[n] for r in results], axis=0) for n in names},
+        dead,
+        undetermined,
+        activity,
         np.concatenate([r.loss for r in results]),
         {key: _joined(key, [r.stats.get(key, 0.0) for r in results]) for key in sorted(keys)},
     )
