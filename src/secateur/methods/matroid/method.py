@@ -111,8 +111,7 @@ class Matroid(SetMethod):
 
     def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
         """Score each unit by the share that is unexplained when it is taken."""
-        if self.ground != "activations":
-            raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
+        self._check_ranks()
         scores = {}
         for group in prunable(network):
             _, basis = basis_order(network, evidence, group, self.objective)
@@ -127,9 +126,15 @@ class Matroid(SetMethod):
         """Keep a basis, or remove what the ground vouches for, up to the budget."""
         if self.ground == "activations":
             return super().plan_units(network, evidence, budget)
+        if budget.scope == "global":
+            self._check_ranks()
         if self.ground == "rows":
             offers = rows.row_offers(network, evidence, self.domain, self.box, self.tolerance)
             return capped_plan(self.name, network, evidence, budget, offers, rows.HINT)
         tails = windows.partitions(network, evidence, self.exact, self.rtol)
         offers = windows.window_offers(tails, self.order, self.share, self.exact)
         return capped_plan(self.name, network, evidence, budget, offers, windows.HINT)
+
+    def _check_ranks(self) -> None:
+        if self.ground != "activations":
+            raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
