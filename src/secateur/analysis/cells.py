@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from secateur.analysis.dynamics import System
 from secateur.core import InputError
 
 __all__ = ["GRUSystem", "LSTMSystem", "RNNSystem", "recurrent_system"]
@@ -125,7 +126,7 @@ class LSTMSystem(_Cell):
         ])
 
 
-def recurrent_system(module: nn.Module, layer: int = 0, reverse: bool = False) -> _Cell:
+def recurrent_system(module: nn.Module, layer: int = 0, reverse: bool = False) -> System:
     """Read one layer and direction of a recurrent module as a dynamical system (weights detached).
 
     Args:
@@ -136,7 +137,7 @@ def recurrent_system(module: nn.Module, layer: int = 0, reverse: bool = False) -
     Raises:
         InputError: If it is another module, has no such layer or direction, or a projection (`proj_size`).
     """
-    kinds: list[tuple[tuple[type[nn.Module], ...], Callable[..., _Cell]]] = [
+    kinds: list[tuple[tuple[type[nn.Module], ...], Callable[..., System]]] = [
         ((nn.LSTM, nn.LSTMCell), LSTMSystem),
         ((nn.GRU, nn.GRUCell), GRUSystem),
         ((nn.RNN, nn.RNNCell), RNNSystem),
