@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import Group, InputError, Network, Slot
 from secateur.network.gradients import Loss
+from secateur.network.reads import Read, Reads
 
 __all__ = ["Gates"]
 
@@ -23,8 +25,11 @@ class Gates:
     """Derivatives of the loss by a gate on each unit, example by example.
 
     A gate z multiplies a unit wherever a weight reads it; at z = 1 nothing changes, at z = 0 the unit is
-    gone.  Since reading is linear, the gates are put on the weights: W[:, i] z_i.  A unit that no weight
-    reads has its gate on everything that makes it.
+    gone.  A unit that no weight reads has its gate on everything that makes it.
+
+    Where it can be done, the gates multiply what the weights read, and one backward pass serves a whole
+    batch.  Otherwise (recurrent kernels, units that nothing reads, models that cannot be vectorised over
+    examples) they multiply the weights, W[:, i] z_i, which comes to the same, and examples go one by one.
 
     Args:
         model: The model.
@@ -36,69 +41,92 @@ class Gates:
         """Find where each group's gates sit."""
         self._model, self._loss = model, loss
         self._parameters = {k: p.detach() for k, p in model.named_parameters()}
-        self._maps: dict[str, list[tuple[str, int, Tensor]]] = defaultdict(list)
         self._sizes = {g.name: g.size for g in network.groups}
+        self._weights: dict[str, list[tuple[str, int, Tensor]]] = defaultdict(list)
+        self._inputs: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+        self._reading: dict[str, tuple[str, int]] = {}
+        self._batched = True
         for group in network.groups:
-            for slot in _gated_slots(network, group):
+            self._place(network, group)
+        self._split: tuple[int, int] | None = None
+
+    def _place(self, network: Network, group: Group) -> None:
+        readers = network.readers(group)
+        for slot in [slot for _, slot in readers] or group.makers():
+            if slot.tensor in self._parameters:
                 for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
                     owner = owner.to(self._parameters[slot.tensor].device)
-                    self._maps[slot.tensor].append((group.name, slot.axis, owner))
-        self._split: tuple[int, int] | None = None
-        self._batched = True
+                    self._weights[slot.tensor].append((group.name, slot.axis, owner))
+        self._batched &= bool(readers) and all(layer.kind != "recurrent" for layer, _ in readers)
+        for layer, slot in readers:
+            key = network.input_key(layer)
+            self._reading[key] = (layer.weight, slot.axis)
+            for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
+                owner = owner.repeat(layer.groups if layer.kind == "conv" else 1)
+                self._inputs[key].append((group.name, owner.to(self._parameters[layer.weight].device)))
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Any) -> dict[str, Tensor]:
         """Return, by group, the sum over the examples of (d loss / d gate)^2, float64 [units]."""
-        if not self._maps:
+        if not self._weights:
             return {}
         inputs = (args, dict(kwargs))
         if self._split is None:
             self._split = self._find_split(inputs, targets)
         count, axes = _axes(inputs, targets, self._split)
-        per_example = self._vmapped(inputs, targets, axes, count) if self._batched else None
+        per_example = self._together(inputs, targets, axes) if self._batched else None
         if per_example is None:
             self._batched = False
-            per_example = self._looped(inputs, targets, axes, count)
+            per_example = self._one_by_one(inputs, targets, axes, count)
         return {k: g.detach().double().square().sum(0) for k, g in per_example.items()}
 
     def _gates(self) -> dict[str, Tensor]:
         like = next(iter(self._parameters.values()))
         return {k: torch.ones(n, dtype=like.dtype, device=like.device) for k, n in self._sizes.items()}
 
-    def _one(self, gates: Mapping[str, Tensor], inputs: Any, targets: Any) -> Tensor:
-        gated = dict(self._parameters)
-        for tensor, maps in self._maps.items():
-            value = self._parameters[tensor]
-            for group, axis, owner in maps:
-                z = torch.cat([gates[group], gates[group].new_ones(1)])[owner]
-                value = value * z.reshape([-1 if d == axis else 1 for d in range(value.ndim)]).to(value.dtype)
-            gated[tensor] = value
-        args, kwargs = inputs
-        return self._loss(functional_call(self._model, gated, args, kwargs), targets)
+    def _together(self, inputs: Any, targets: Any, axes: Any) -> dict[str, Tensor] | None:
+        seen: set[str] = set()
 
-    def _vmapped(self, inputs: Any, targets: Any, axes: Any, count: int) -> dict[str, Tensor] | None:
-        def one(gates: Any, x: Any, y: Any) -> Tensor:
-            return self._one(gates, *_unsqueezed((x, y), axes))
+        def loss(gates: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+            def gate(read: Read) -> Tensor:
+                seen.add(read.key)
+                value = read.x
+                for group, owner in self._inputs[read.key]:
+                    value = value * _spread(gates[group], owner, read.axis, value)
+                return value
 
-        largest = max(self._parameters[k].numel() for k in self._maps)
-        chunk = max(1, min(count, (1 << 25) // largest))
-        derive = vmap(grad_and_value(one), (None, *axes), chunk_size=chunk)
+            (args, kwargs), target = _unsqueezed((x, y), axes)
+            weights = {k: (self._parameters[name], axis) for k, (name, axis) in self._reading.items()}
+            with Reads(weights, gate):
+                outputs = functional_call(self._model, self._parameters, args, kwargs)
+            return self._loss(outputs, target)
+
         try:
-            return derive(self._gates(), inputs, targets)[0]
+            # Fused attention has no rule for batches of batches.
+            with sdpa_kernel(SDPBackend.MATH):
+                found = vmap(grad_and_value(loss), (None, *axes))(self._gates(), inputs, targets)[0]
         except (RuntimeError, TypeError, ValueError):
-            # Some models cannot be vectorised over examples; one by one gives the same numbers, or the
-            # model's own error.
+            # One by one gives the same numbers, or the model's own error.
             return None
+        return found if seen == set(self._reading) else None
 
-    def _looped(self, inputs: Any, targets: Any, axes: Any, count: int) -> dict[str, Tensor]:
-        derive = grad_and_value(self._one)
+    def _one_by_one(self, inputs: Any, targets: Any, axes: Any, count: int) -> dict[str, Tensor]:
+        derive = grad_and_value(self._weighted)
         parts = [derive(self._gates(), *_example((inputs, targets), axes, i))[0] for i in range(count)]
         return {k: torch.stack([part[k] for part in parts]) for k in self._sizes}
+
+    def _weighted(self, gates: Mapping[str, Tensor], inputs: Any, targets: Any) -> Tensor:
+        gated = dict(self._parameters)
+        for name, places in self._weights.items():
+            for group, axis, owner in places:
+                gated[name] = gated[name] * _spread(gates[group], owner, axis, gated[name])
+        args, kwargs = inputs
+        return self._loss(functional_call(self._model, gated, args, kwargs), targets)
 
     def _find_split(self, inputs: Any, targets: Any) -> tuple[int, int]:
         """Find along which axes of inputs and targets the examples lie: there their losses add up best."""
         with torch.no_grad():
             gates = self._gates()
-            whole = float(self._one(gates, inputs, targets))
+            whole = float(self._weighted(gates, inputs, targets))
             misfits = {}
             for split in itertools.product((0, 1), (0, 1)):
                 if losses := self._losses(gates, inputs, targets, split):
@@ -115,14 +143,15 @@ class Gates:
         try:
             count, axes = _axes(inputs, targets, split)
             parts = (_example((inputs, targets), axes, i) for i in range(count))
-            return [float(self._one(gates, *part)) for part in parts]
+            return [float(self._weighted(gates, *part)) for part in parts]
         except (RuntimeError, IndexError, ValueError, TypeError):
             return []
 
 
-def _gated_slots(network: Network, group: Group) -> Iterator[Slot]:
-    own = [slot for _, slot in network.readers(group)] or list(group.makers())
-    yield from (slot for slot in own if slot.tensor in network.parameters)
+def _spread(gates: Tensor, owner: Tensor, axis: int, like: Tensor) -> Tensor:
+    """Return the gate of each index of an axis, 1 where none owns it, in a shape that multiplies `like`."""
+    z = torch.cat([gates, gates.new_ones(1)])[owner].to(like.dtype)
+    return z.reshape([-1 if d == axis else 1 for d in range(like.ndim)])
 
 
 def _owners(slot: Slot, size: int) -> Iterator[Tensor]:
