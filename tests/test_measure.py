@@ -191,6 +191,19 @@ def test_class_axis_of_images_and_of_language() -> None:
     assert accuracy(nn.Identity(), [(words, targets)]) == 6 / 7
 
 
+class _Next(nn.Module):
+    """Is sure that each token is followed by the next number."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return functional.one_hot(tokens + 1, 9).double() * 50
+
+
+def test_bare_tokens_predict_the_next() -> None:
+    tokens = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
+    assert math.isclose(perplexity(_Next(), [tokens]), 1, rel_tol=1e-6)
+    assert math.isclose(log_likelihood(_Next(), [tokens.flip(1)]), -50, rel_tol=1e-6)
+
+
 def test_perplexity_of_uniform_scores_is_the_vocabulary() -> None:
     batches = [(torch.zeros(2, 5, 11), torch.ones(2, 5, dtype=torch.long))]
     assert math.isclose(perplexity(nn.Identity(), batches), 11, rel_tol=1e-6)
@@ -234,6 +247,8 @@ def test_agreement_of_models_that_differ() -> None:
         ([torch.zeros(2, 3)], "pair"),
         ([(torch.zeros(2, 3), torch.zeros(2))], "integers"),
         ([(torch.zeros(2, 3), torch.zeros(3).long())], "belong together"),
+        ([(torch.zeros(2, 1), torch.zeros(2).long())], "belong together"),
+        ([(torch.zeros(2), torch.zeros(2).long())], "belong together"),
         ([(torch.full((2, 3), math.nan), torch.zeros(2).long())], "NaN"),
         ([(torch.zeros(2, 3), torch.full((2,), -100))], "nothing to measure"),
     ],

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,8 @@ def _latency(size: int, times: Sequence[float], device: torch.device) -> Latency
 
 def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
     device = place(model)[0]
-    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    synchronize = torch.get_device_module(device).synchronize  # what runs elsewhere returns before it is done
+    wait = partial(synchronize, device) if device.type in ("cuda", "xpu") else synchronize
 
     def run(number: int) -> float:
         wait()

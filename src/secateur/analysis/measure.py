@@ -46,12 +46,11 @@ def class_axis(scores: Tensor, targets: Tensor) -> int:
     Axis 1 (torch's convention) goes before the last axis (language models).
     """
     shape, wanted = tuple(scores.shape), tuple(targets.shape)
-    if len(shape) > 1 and shape[:1] + shape[2:] == wanted:
-        return 1
-    if len(shape) > 1 and shape[:-1] == wanted:
-        return len(shape) - 1
+    for axis in (1, len(shape) - 1) if len(shape) > 1 else ():
+        if shape[:axis] + shape[axis + 1 :] == wanted and shape[axis] > 1:
+            return axis
     raise InputError(f"scores of shape {shape} and targets of shape {wanted} do not belong together: targets "
-                     "must be class numbers and have the scores' shape without its class axis")
+                     "must be class numbers and have the scores' shape without its class axis, of 2 or more")
 
 
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
@@ -74,7 +73,8 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
 def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
     """Return the mean natural-log likelihood of the targets; targets of -100 do not count.
 
-    For a language model, ``targets[b, t]`` is the token that ``scores[b, t]`` shall predict.
+    For a language model, ``targets[b, t]`` is the token that ``scores[b, t]`` shall predict; a batch may
+    also be a bare tensor of tokens [batch, time], each of which shall predict the next.
 
     Example:
         >>> batch = (torch.zeros(3, 5, 7), torch.ones(3, 5, dtype=torch.long))
@@ -82,13 +82,18 @@ def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
         0.0
     """
     summed, total = 0.0, 0
-    for scores, targets in _scored(model, batches):
+    for scores, targets in _scored(model, map(_shifted, batches)):
         moved = scores.movedim(class_axis(scores, targets), -1)
         wide = moved.reshape(-1, moved.shape[-1]).to(torch.promote_types(moved.dtype, torch.float32))
         losses = functional.cross_entropy(wide, targets.reshape(-1), ignore_index=IGNORED, reduction="none")
         summed -= float(losses.double().sum())
         total += int((targets != IGNORED).sum())
     return summed / _some(total)
+
+
+def _shifted(batch: Any) -> Any:
+    tokens = isinstance(batch, Tensor) and not batch.is_floating_point() and batch.ndim == 2
+    return (batch[:, :-1], batch[:, 1:]) if tokens else batch
 
 
 def perplexity(model: nn.Module, batches: Iterable[Any]) -> float:
@@ -185,21 +190,25 @@ def distance_from(original: nn.Module, batches: Iterable[Any]) -> Callable[[nn.M
     kept = list(batches)
     with evaluating(original):
         wanted = [_scores(original, batch) for batch in kept]
-    scale = sum(float(scores.square().sum()) for scores in wanted)
+    scale = sum(map(_squares, wanted))
 
     def distance(model: nn.Module) -> float:
         with evaluating(model):
             pairs = zip(wanted, kept, strict=True)
-            return sum(float((a - _scores(model, x)).square().sum()) for a, x in pairs) / (scale or 1.0)
+            return sum(_squares(a - _scores(model, x)) for a, x in pairs) / (scale or 1.0)
 
     return distance
 
 
+def _squares(values: Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
 def _scores(model: nn.Module, batch: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
     inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
-    scores = logits(call(model, inputs, kwargs)).to("cpu", torch.float64)
+    scores = logits(call(model, inputs, kwargs)).cpu()
     _no_nan(scores)
-    return scores
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _scored(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
