@@ -15,7 +15,7 @@ from secateur.studies.matroid import audits, ordinary, tables
 from secateur.studies.matroid.figures import figures
 from secateur.studies.matroid.post import CRITERIA, DIMENSIONS, SEEDS, Post, curve, grid
 
-__all__ = ["run"]
+__all__ = ["post_rows", "run"]
 
 Row = dict[str, Any]
 PARTS = ("post", "audits", "ordinary", "planted")
@@ -60,7 +60,7 @@ def run(
     if {"post", "audits"} & set(parts):
         nets = list(grid(dimensions=tuple(dimensions)))
         if "post" in parts:
-            found["post"] = list(_post(nets))
+            found["post"] = list(post_rows(nets))
             figures(nets, found["post"], where)
         if "audits" in parts:
             found["audits"] = list(_audits(nets, tuple(dimensions)))
@@ -79,7 +79,8 @@ def _data(folder: str | Path | None, seed: int) -> Dataset:
     return fashion(folder, seed) if folder or fashion_available() else digits(seed)
 
 
-def _post(nets: Sequence[Post]) -> Iterator[Row]:
+def post_rows(nets: Sequence[Post]) -> Iterator[Row]:
+    """Yield the curve of every criterion on every network."""
     for net in nets:
         tail = net.tail.tail
         for criterion in CRITERIA:
