@@ -14,7 +14,7 @@ from secateur.studies.matroid.figures import figures
 from secateur.studies.matroid.ordinary import intervals, planted
 from secateur.studies.matroid.post import CRITERIA, SEEDS, Post, accuracy, curve, grid, moons, train
 from secateur.studies.matroid.published import AT_75, FACTS
-from secateur.studies.matroid.run import post_rows
+from secateur.studies.matroid.study import post_rows
 from secateur.studies.matroid.tables import report
 
 
@@ -102,7 +102,7 @@ def test_the_report_sets_published_figures_beside_ours(fifty, tmp_path):
 
 
 def test_a_run_writes_what_it_returns(tmp_path, monkeypatch):
-    monkeypatch.setattr("secateur.studies.matroid.run.fashion_available", lambda: False)
+    monkeypatch.setattr("secateur.studies.matroid.study.fashion_available", lambda: False)
     found = run(out=tmp_path, parts=("planted",), seeds=1)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["found"] for line in lines] == [row["found"] for row in found["planted"]] == [40]
@@ -120,7 +120,7 @@ def test_every_published_entry_is_reproduced(tmp_path):
 
 @pytest.mark.slow
 def test_ordinary_networks_on_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr("secateur.studies.matroid.run.fashion_available", lambda: False)
+    monkeypatch.setattr("secateur.studies.matroid.study.fashion_available", lambda: False)
     found = run(out=tmp_path, parts=("ordinary",), models=("mlp",), seeds=2)
     lost = {(r["criterion"], r["removed"], r["repair"]): r["lost"] for r in found["ordinary"] if "lost" in r}
     assert lost["matroid", 0.9, "fold"] < lost["random", 0.9, "fold"]

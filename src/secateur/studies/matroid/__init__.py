@@ -4,6 +4,6 @@
 published.
 """
 
-from secateur.studies.matroid.run import run
+from secateur.studies.matroid.study import run
 
 __all__ = ["run"]
