@@ -156,6 +156,23 @@ def test_bare_parameters_are_recognised(
     agree(moments(model, x, Layer("", "linear", "w", in_axis=axis))["w"], x.reshape(-1, 4))
 
 
+@pytest.mark.parametrize(("use", "shape", "axis"), [u[1:] for u in USES], ids=[u[0] for u in USES])
+def test_what_is_read_can_be_replaced(
+    use: Callable[[Tensor, Tensor], Any], shape: tuple[int, ...], axis: int
+) -> None:
+    model = Bare(use, *shape)
+    x, z = torch.randn(5, 3, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+
+    def scale(read: Read) -> Tensor:
+        return (read.x.movedim(read.axis, -1) * z).movedim(-1, read.axis)
+
+    with Reads({"w": (model.w, axis)}, scale):
+        found = model(x)
+    with torch.no_grad():
+        model.w *= z.reshape([-1 if d == axis else 1 for d in range(len(shape))])
+    torch.testing.assert_close(found, model(x))
+
+
 def test_other_uses_of_a_weight_are_no_reads() -> None:
     seen: list[Read] = []
     w = torch.randn(4, 4, requires_grad=True)
@@ -355,10 +372,13 @@ def test_the_fast_path_of_the_encoder_is_off_and_comes_back() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-WORKING = [entry for entry in BANK.values() if not entry.refused and not entry.slow]
+def working() -> list[Any]:
+    entries = [entry for entry in BANK.values() if not entry.refused]
+    slow = [[pytest.mark.slow] if entry.slow or entry.needs else [] for entry in entries]
+    return [pytest.param(e, id=e.name, marks=marks) for e, marks in zip(entries, slow, strict=True)]
 
 
-@pytest.mark.parametrize("entry", WORKING, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", working())
 def test_every_reading_weight_of_the_bank_is_seen(entry: Entry) -> None:
     if entry.needs and importlib.util.find_spec(entry.needs) is None:
         pytest.skip(f"needs {entry.needs}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bank import BANK
 from torch import Tensor, nn
 
 from secateur.core import InputError, Network
@@ -131,6 +132,22 @@ def test_one_by_one_and_vectorised_gates_agree(name: str) -> None:
     gates._batched = False
     for key, slow in gates((x,), {}, y).items():
         torch.testing.assert_close(fast[key], slow, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ResNeXt (grouped convolution)", "ConvTranspose2d autoencoder", "nn.MultiheadAttention, cross",
+     "Einsum attention", "Grouped queries, expand", "Grouped 1 x 1 and channel shuffle"],
+)  # fmt: skip
+def test_gates_on_inputs_and_on_weights_agree(name: str) -> None:
+    entry = BANK[name]
+    model, (args, kwargs) = entry.build(), entry.example()
+    gates = Gates(model, trace(model, args, example_kwargs=kwargs), lambda o, t: logits(o).square().mean())
+    fast = gates(args, kwargs, torch.zeros(entry.batch))
+    assert gates._batched and fast
+    gates._batched = False
+    for key, slow in gates(args, kwargs, torch.zeros(entry.batch)).items():
+        torch.testing.assert_close(fast[key], slow, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [4, 7])
