@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,27 @@ def _lstm(data: Dataset, seed: int) -> nn.Module:
     return lstm(128, side=data.shape[1], classes=data.classes, seed=seed)
 
 
-# Model, epochs, and the number of training examples (None: all) at the default scale.
-MODELS: dict[str, tuple[Callable[[Dataset, int], nn.Module], int, int | None]] = {
-    "mlp": (_mlp, 5, None),
-    "cnn": (_cnn, 3, 20_000),
-    "lstm": (_lstm, 3, 20_000),
+@dataclass(frozen=True)
+class Scale:
+    """How a network is trained and measured in minutes.
+
+    Attributes:
+        build: (data, seed) -> network.
+        epochs: Passes over the training examples.
+        train: Number of training examples, None for all.
+        test: Number of test examples, None for all.
+    """
+
+    build: Callable[[Dataset, int], nn.Module]
+    epochs: int
+    train: int | None = None
+    test: int | None = None
+
+
+MODELS: dict[str, Scale] = {
+    "mlp": Scale(_mlp, 5),
+    "cnn": Scale(_cnn, 3, 20_000, 4_000),
+    "lstm": Scale(_lstm, 3, 20_000, 4_000),
 }
 
 
@@ -69,12 +85,12 @@ def compare(
     Yields:
         A row with the accuracy lost in points, and which test examples are right (of the last draw).
     """
-    build, epochs, limit = MODELS[name]
-    epochs, limit = (2 * epochs, None) if full else (epochs, limit)
-    model = train(build(data, seed), data, epochs=epochs, limit=limit, seed=seed).model
+    scale = MODELS[name]
+    scale = Scale(scale.build, 2 * scale.epochs) if full else scale
+    model = train(scale.build(data, seed), data, epochs=scale.epochs, limit=scale.train, seed=seed).model
     network = trace(model, data.parts["train"][0][:2])
     evidence = collect(model, network, data.batches("calibration", 250), NEEDS, seed)
-    test = data.batches("test", 1000)
+    test = data.batches("test", 1000, scale.test)
     base = correct(model, test)
     common = {"part": "ordinary", "model": name, "data": data.name, "seed": seed}
     yield common | {"criterion": "none", "removed": 0.0, "repair": "none", "accuracy": base.mean()}, base
@@ -143,8 +159,7 @@ def _verdict(
 
 def planted(data: Dataset, seed: int, count: int = 40) -> Row:
     """Plant positive multiples and duplicates into a trained MLP, and see whether just they are found."""
-    build, _, limit = MODELS["mlp"]
-    model = train(build(data, seed), data, epochs=1, limit=limit, seed=seed).model.double()
+    model = train(MODELS["mlp"].build(data, seed), data, epochs=1, limit=20_000, seed=seed).model.double()
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     generator = np.random.default_rng(seed)
     rows = generator.permutation(first.out_features)[: 2 * count]

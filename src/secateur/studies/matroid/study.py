@@ -67,10 +67,12 @@ def run(
     if {"ordinary", "planted"} & set(parts):
         data = _data(folder, seed)
         several = range(seed, seed + (max(5, seeds) if full else seeds))
-        if "ordinary" in parts:
-            found |= _ordinary(data, models, several, full)
         if "planted" in parts:
             found["planted"] = [ordinary.planted(data, s) for s in several]
+        for model in models if "ordinary" in parts else ():
+            for name, rows in _ordinary(data, model, several, full).items():
+                found.setdefault(name, []).extend(rows)
+            _write(where, found)
     _write(where, found)
     return found
 
@@ -100,14 +102,11 @@ def _audits(nets: Sequence[Post], dimensions: tuple[int, ...]) -> Iterator[Row]:
     yield from audits.audit_real_moons(dimensions[-1], SEEDS)
 
 
-def _ordinary(data: Dataset, models: Sequence[str], seeds: Sequence[int], full: bool) -> dict[str, list[Row]]:
-    rows, verdicts, draws = [], [], 20 if full else 3
-    for model in models:
-        each = (ordinary.compare(model, data, s, draws=draws, full=full) for s in seeds)
-        results = [cell for cells in each for cell in cells]
-        rows += [row for row, _ in results]
-        verdicts += ordinary.intervals([cell for cell in results if cell[0]["criterion"] != "none"])
-    return {"ordinary": rows, "intervals": verdicts}
+def _ordinary(data: Dataset, model: str, seeds: Sequence[int], full: bool) -> dict[str, list[Row]]:
+    each = (ordinary.compare(model, data, s, draws=20 if full else 3, full=full) for s in seeds)
+    results = [cell for cells in each for cell in cells]
+    verdicts = ordinary.intervals([cell for cell in results if cell[0]["criterion"] != "none"])
+    return {"ordinary": [row for row, _ in results], "intervals": verdicts}
 
 
 def _write(where: Path, found: dict[str, list[Row]]) -> None:
