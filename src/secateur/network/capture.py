@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
 
-__all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin"]
+__all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin", "user_line"]
 
 
 @dataclass(eq=False)
@@ -79,6 +82,19 @@ def slow_paths() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging and printing what is about to be said in an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def as_if_exporting() -> Iterator[None]:
     """Let code that asks `torch.compiler.is_exporting()` take the path that it takes in an export."""
     before = getattr(torch.compiler, "_is_exporting_flag", None)
@@ -98,7 +114,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         CaptureError: With torch's reason and a hint.
     """
     _check_devices(model, args, kwargs)
-    with slow_paths(), torch.enable_grad():
+    with slow_paths(), _quiet(), torch.enable_grad():
         try:
             program = torch.export.export(twin(model), args, dict(kwargs), strict=False)
             if _writes_through_views(program.graph_module):
@@ -139,16 +155,28 @@ def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    text = str(error).strip()
-    lines = text.splitlines() or [type(error).__name__]
-    hint = "check that model(*example_inputs) runs; "
-    if any(word in text for word in ("data-dependent", "GuardOnDataDependent", "Could not guard", ".item()")):
-        hint = "its path depends on the values of the data, which no graph can hold; prune a part of it; "
-    reason = " ".join(lines[:3])
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    reason = " ".join(lines[:3] or [type(error).__name__]).rstrip(".")
+    if any(word in str(error) for word in ("data-dependent", "DataDependent", ".item()")):
+        hint = "the path depends on values of the data, which no graph can hold; prune a part of the model"
+    else:
+        hint = "check that model(*example_inputs) runs"
     return (
-        f"{type(model).__name__} cannot be captured by torch.export: {type(error).__name__}: {reason}. "
-        f"Hint: {hint}torch.export.export(model, example_inputs, strict=False) shows the whole message"
+        f"{type(model).__name__} cannot be captured by torch.export at {user_line(error)}: "
+        f"{type(error).__name__}: {reason}. Hint: {hint}; "
+        "torch.export.export(model, example_inputs, strict=False) shows the whole message"
     )
+
+
+def user_line(error: BaseException) -> str:
+    """Return ``file:line: code`` of the innermost frame outside torch and this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    own = [f for f in frames if not f.filename.startswith(inside)]
+    if not frames:
+        return "an unknown line"
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}: {frame.line}"
 
 
 def _writes_through_views(module: GraphModule) -> bool:

@@ -16,11 +16,11 @@ from secateur.network.moments import Stream
 from secateur.network.reads import Read, Reads
 from secateur.network.rows import Rows
 from secateur.network.state import (
-    device_of,
     explained,
     finite_tensors,
     split_batch,
     tensors_of,
+    to_device,
     to_model,
     untouched,
 )
@@ -88,13 +88,14 @@ def collect(
     with untouched(model, seed):
         for where, args, kwargs, targets in _batches(batches, model, wanted):
             run(where, args, kwargs, targets, streams)
+        chain = _chain(model, network) if "chain" in wanted else None
     return Evidence(
         weights=tensors_of(model),
         moments=_moments(network, streams),
         gradients=run.gradients,
         taylor=run.taylor,
         flow=SynapticFlow(model, network) if "flow" in wanted else None,
-        chain=affine_relu_chain(model, network.example_inputs[0]) if "chain" in wanted else None,
+        chain=chain,
         images=_joined(run.images) if "images" in wanted else None,
         activations=run.rows.activations() if run.rows is not None else {},
         seed=seed,
@@ -166,7 +167,7 @@ def _batches(
             raise InputError(f"{', '.join(sorted(wanted & _WITH_TARGETS))}: {where} has no targets")
         finite_tensors((args, kwargs), f"the inputs of {where}")
         args, kwargs = to_model((args, kwargs), model)
-        yield where, args, kwargs, targets.to(device_of(model)) if isinstance(targets, Tensor) else targets
+        yield where, args, kwargs, to_device(targets, model)
     if not where:
         raise InputError(f"{what}: the iterable of batches is empty")
 
@@ -225,6 +226,13 @@ def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> 
 def _layer_name(network: Network, key: str) -> str:
     layer = _reading(network)[key]
     return f"layer {layer.name!r} (weight {layer.weight!r})"
+
+
+def _chain(model: nn.Module, network: Network) -> Any:
+    inputs = (*network.example_inputs, *network.example_kwargs.values())
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        raise InputError(f"chain: a chain has one input tensor; the model was traced with {len(inputs)}")
+    return affine_relu_chain(model, to_model(inputs[0], model))
 
 
 def _joined(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.core import CaptureError, ExactnessError, Plan
-from secateur.network.capture import Capture, capture, slow_paths, source
+from secateur.network.capture import Capture, capture, slow_paths, source, user_line
 from secateur.network.flow import Axes
 
 __all__ = ["deviation", "in_float64", "run_float64", "verify"]
@@ -101,7 +99,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
     try:
         found = run_float64(small, args, kwargs, device)
     except Exception as error:
-        where = _diagnose(masked, small, plan) or _user_line(error)
+        where = _diagnose(masked, small, plan)
         raise ExactnessError(
             f"the shrunk model does not run: {type(error).__name__}: {error}. {where}. "
             "Your model is unchanged; name the layer in ignored_layers to leave it whole"
@@ -116,14 +114,6 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
     return worst
 
 
-def _user_line(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    own = [f for f in frames if not f.filename.startswith(inside)]
-    frame = (own or frames)[-1]
-    return f"It fails at {frame.filename}:{frame.lineno}: {frame.line}"
-
-
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     """Walk both graphs side by side and name the first operation whose result is not the expected one."""
     whole: Capture = plan.network.graph
@@ -131,7 +121,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     try:
         other = capture(small, args, kwargs)
     except CaptureError as error:
-        return _user_line(error.__cause__ or error)
+        return f"It fails at {user_line(error.__cause__ or error)}"
     expected = _values(whole, masked, args, kwargs)
     found = _values(other, small, args, kwargs)
     for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):

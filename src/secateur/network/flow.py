@@ -118,6 +118,7 @@ class Flow:
         literals: Sizes written into operations.
         sizes: (module, attribute) -> labels that it sizes, from operations that own the attribute.
         kinds: Pairs of a label and the word for its units.
+        norms: Names of modules that normalise over their last axis in a known form.
         batch: Examples in the example inputs.
         node: The node being handled; `owner`: its module and that module's class; `place`: its
             operation and source line in words.
@@ -129,6 +130,7 @@ class Flow:
     literals: list[Literal] = field(default_factory=list)
     sizes: list[tuple[str, str, int, Label, str]] = field(default_factory=list)
     kinds: list[tuple[Label, str]] = field(default_factory=list)
+    norms: frozenset[str] = frozenset()
     batch: int = 1
     node: str = ""
     owner: str = ""
@@ -190,6 +192,21 @@ class Flow:
         """Record that an attribute of the node's module states the length of this axis."""
         if label is not None:
             self.sizes.append((self.owner, attribute, value, label, self.source))
+
+    def narrows(self, x: Axes) -> bool:
+        """Whether the last axis may shrink under the statistic that is being taken over it.
+
+        It may in a module that can be replaced by one which remembers the original length, if dead
+        values are 0 where they enter it.
+        """
+        label = self.atoms.normal(x.labels[-1])
+        if label is None or self.owner not in self.norms:
+            return False
+        known = any(module == self.owner and a == "normalized_shape" for module, a, *_ in self.sizes)
+        if not known and not x.zero[-1]:
+            return False
+        self.size("normalized_shape", x.shape[-1], label)
+        return True
 
     def kind(self, label: Label, word: str) -> None:
         """Name the units of an axis."""

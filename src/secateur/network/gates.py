@@ -80,7 +80,7 @@ class Gates:
         return {k: g.detach().double().square().sum(0) for k, g in per_example.items()}
 
     def _gates(self) -> dict[str, Tensor]:
-        like = next(iter(self._parameters.values()))
+        like = next(p for p in self._parameters.values() if p.is_floating_point())
         return {k: torch.ones(n, dtype=like.dtype, device=like.device) for k, n in self._sizes.items()}
 
     def _together(self, inputs: Any, targets: Any, axes: Any) -> dict[str, Tensor] | None:

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.network.capture import as_if_exporting, slow_paths, twin
-from secateur.network.tagged import Tagged, TaggedFloat
+from secateur.network.tagged import Expression, Tagged, TaggedFloat
 
-__all__ = ["Made", "Place", "Written", "listen"]
+__all__ = ["Heard", "Made", "Place", "Written", "listen"]
 
 Place = tuple[str, str]  # a module's name and ``file:line``
 
@@ -54,6 +54,7 @@ class _Listener(TorchFunctionMode):
         super().__init__()
         self.calls: dict[Place, list[Written]] = defaultdict(list)
         self.made = WeakIdKeyDictionary()
+        self.equalities: list[tuple[Expression, Expression]] = []
         self.stack = [""]
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
@@ -83,9 +84,11 @@ class _Listener(TorchFunctionMode):
     def _tag(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
         made = self.made.get(tensor)
         if isinstance(result, torch.Size):
-            return torch.Size([Tagged(n, ("shape", made, i, n)) for i, n in enumerate(result)])
+            return torch.Size(
+                [Tagged(n, ("shape", made, i, n), self.equalities) for i, n in enumerate(result)]
+            )
         if type(result) is int and rest:
-            return Tagged(result, ("shape", made, int(rest[0]) % tensor.ndim, result))
+            return Tagged(result, ("shape", made, int(rest[0]) % tensor.ndim, result), self.equalities)
         return result
 
 
@@ -132,10 +135,23 @@ def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
             yield value, f"{key}."
 
 
-def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Place, list[Written]]:
-    """Run the model once with tagged integers; return by module and line the calls that took sizes."""
+@dataclass(frozen=True)
+class Heard:
+    """What one run told.
+
+    Attributes:
+        calls: By module and line: the calls that took sizes.
+        equalities: Pairs of expressions that the code compared and found equal.
+    """
+
+    calls: Mapping[Place, list[Written]]
+    equalities: list[tuple[Expression, Expression]]
+
+
+def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heard:
+    """Run the model once with tagged integers; return what it wrote and compared."""
     copy = twin(model)
     tag_attributes(copy)
     with _Listener(copy) as listener, torch.no_grad(), slow_paths(), as_if_exporting():
         copy(*args, **kwargs)
-    return listener.calls
+    return Heard(listener.calls, listener.equalities)

@@ -24,7 +24,7 @@ from torch import Tensor
 from secateur.network.atoms import Label
 from secateur.network.capture import FRAME, Capture, owner
 from secateur.network.flow import Axes, Flow, Literal
-from secateur.network.listen import Made, Place, Written, listen
+from secateur.network.listen import Heard, Made, Place, listen
 from secateur.network.tagged import Expression, evaluate, expression_of, leaves
 
 __all__ = ["settle"]
@@ -62,8 +62,9 @@ def _values(taken: Capture) -> Iterator[tuple[Any, float]]:
 class _Settler:
     """Matches sizes in the graph with sizes as written, and makes them agree under removal."""
 
-    def __init__(self, taken: Capture, flow: Flow, calls: Mapping[Place, list[Written]]) -> None:
-        self.flow, self.atoms, self.calls, self.states = flow, flow.atoms, calls, taken.states
+    def __init__(self, taken: Capture, flow: Flow, heard: Heard) -> None:
+        self.flow, self.atoms, self.states = flow, flow.atoms, taken.states
+        self.calls, self.equalities = heard.calls, heard.equalities
         self.nodes = {node.name: node for node in _all_nodes(taken.module)}
         holders = {n.name: n for n in taken.module.graph.nodes if n.op == "placeholder"}
         self.placeholders = {
@@ -79,6 +80,8 @@ class _Settler:
         """Read every literal, tie what one attribute sizes, then test what is computed."""
         for literal in self.flow.literals:
             self._read(literal)
+        for pair in {tuple(sorted(p, key=lambda e: e[0])) for p in self.equalities}:
+            self._compare(*pair)
         for (_, module, attribute, _), uses in self.sized.items():
             self._tie(module, attribute, uses)
         changed = True
@@ -117,6 +120,12 @@ class _Settler:
                 self.sized[expression].append((literal, place))
             else:
                 self.computed.append((literal, expression, place))
+
+    def _compare(self, left: Expression, right: Expression) -> None:
+        """Keep true what the code checked: an attribute found equal to a length sizes that axis."""
+        if (left[0], right[0]) == ("attr", "shape"):
+            for label in self._labels(right):
+                self.sized[left].append((Literal("", 0, left[3], label), "a comparison"))
 
     def _freeze(self, label: Label, why: str, place: str) -> bool:
         label = self.atoms.normal(label)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import InputError
 
-__all__ = ["device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_model", "untouched"]
+__all__ = ["device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_device", "to_model", "untouched"]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -58,6 +58,12 @@ def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer
                 buffer.detach().copy_(value)
+
+
+def to_device(value: Any, model: nn.Module) -> Any:
+    """Bring tensors to a model's device."""
+    device = device_of(model)
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, value)
 
 
 def to_model(value: Any, model: nn.Module) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from secateur.core import BoolArray, IntArray, NothingToPrune, Plan, PlanError, 
 from secateur.network.attention import SlimAttention
 from secateur.network.exactness import verify
 from secateur.network.layers import resize
+from secateur.network.norms import narrowed
 
 __all__ = ["hold", "kept_indices", "mask", "shrink"]
 
@@ -89,7 +89,7 @@ def shrink(
     result = _rebuild(base, small)
     touched = {name.rpartition(".")[0] for name in kept}
     for size in plan.network.sizes:
-        _set_size(result, size, plan)
+        result = _set_size(result, model, size, plan)
     result = _resize(result, touched, heads)
     if check and plan.network.graph is not None:
         verify(mask(model, plan), result, plan, check_device)
@@ -171,16 +171,36 @@ def _rebuild(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _set_size(model: nn.Module, size: Size, plan: Plan) -> None:
-    alive = np.ones(max((int(i[1].max()) for i in size.index), default=-1) + 1, dtype=bool)
-    for group, (unit, position) in zip(size.groups, size.index, strict=True):
-        alive[position[np.isin(unit, plan.removed(group))]] = False
+def _set_size(model: nn.Module, original: nn.Module, size: Size, plan: Plan) -> nn.Module:
+    """Set an attribute that states a length; a normalisation that narrows is replaced."""
+    gone = {
+        int(p)
+        for g, (u, at) in zip(size.groups, size.index, strict=True)
+        for p in at[np.isin(u, plan.removed(g))]
+    }
+    if not gone:
+        return model
+    if size.attribute == "normalized_shape":
+        before, after = original.get_submodule(size.module), model.get_submodule(size.module)
+        norm = narrowed(before, after, size.value)
+        if norm is None:
+            raise PlanError(f"{size.module!r} is a {type(before).__name__} of another form than when traced")
+        return _put(model, size.module, norm)
     holder: Any = model.get_submodule(size.module)
     *path, attribute = size.attribute.split(".")
     for name in path:
         holder = getattr(holder, name)
-    lost = int((~alive).sum())
-    setattr(holder, attribute, size.value - lost)
+    setattr(holder, attribute, size.value - len(gone))
+    return model
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in the place of another; return the model, which it may itself be."""
+    if not name:
+        return module
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+    return model
 
 
 def _resize(model: nn.Module, touched: set[str], heads: Mapping[str, int]) -> nn.Module:
@@ -190,9 +210,5 @@ def _resize(model: nn.Module, touched: set[str], heads: Mapping[str, int]) -> nn
             resize(module)
         attention = touched & {name, f"{name}.out_proj"}
         if isinstance(module, nn.MultiheadAttention) and attention:
-            slim = SlimAttention(module, heads[name])
-            if not name:
-                return slim
-            parent, _, child = name.rpartition(".")
-            setattr(attrgetter(parent)(model) if parent else model, child, slim)
+            model = _put(model, name, SlimAttention(module, heads[name]))
     return model

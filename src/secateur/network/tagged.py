@@ -22,12 +22,27 @@ class Tagged(int):
     """
 
     expression: Expression
+    log: list[tuple[Expression, Expression]] | None
 
-    def __new__(cls, value: int, expression: Expression) -> Tagged:
-        """Return the integer with its history."""
+    def __new__(cls, value: int, expression: Expression, log: Any = None) -> Tagged:
+        """Return the integer with its history, and the list in which it notes what it was found equal to."""
         self = super().__new__(cls, value)
         self.expression = expression
+        self.log = log
         return self
+
+    def __eq__(self, other: Any) -> bool:
+        """Compare as integers do, and note an equality: code that checks one relies on it."""
+        equal = int.__eq__(self, other)
+        if equal is True and self.log is not None:
+            self.log.append((self.expression, expression_of(other)))
+        return equal
+
+    def __ne__(self, other: Any) -> bool:
+        """Compare as integers do."""
+        return other is None or not self == other
+
+    __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: Any) -> Tagged:
         """Return itself: an integer does not change."""
@@ -48,7 +63,7 @@ def _method(name: str, reflected: bool) -> Callable[[Tagged, Any], Any]:
             return NotImplemented
         pair = (other, self) if reflected else (self, other)
         value = OPERATIONS[name](*(int(n) for n in pair))
-        return Tagged(value, (name, *(expression_of(n) for n in pair)))
+        return Tagged(value, (name, *(expression_of(n) for n in pair)), self.log)
 
     return method
 

@@ -22,6 +22,7 @@ from secateur.network.capture import Capture, capture, first_names, is_inplace, 
 from secateur.network.flow import Axes, Flow
 from secateur.network.groups import Tensors, find_frozen, find_groups, find_sizes
 from secateur.network.literals import settle
+from secateur.network.norms import form_of
 from secateur.network.rules import RULES
 
 __all__ = ["trace"]
@@ -66,7 +67,8 @@ def trace(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     taken = capture(model, args, kwargs)
-    flow = Flow(batch=_batch(args, kwargs))
+    norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
+    flow = Flow(batch=_batch(args, kwargs), norms=norms)
     tensors = _label_tensors(model, flow)
     _walk(taken, flow, tensors)
     _ignore(model, flow, tensors, ignored_layers)

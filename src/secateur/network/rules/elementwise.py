@@ -228,7 +228,8 @@ def reduce(flow: Flow, out: list[tuple[int, ...]], x: Axes, *rest: Any, **option
     if "norm" in flow.name:
         dim = options.get("dim", rest[1] if len(rest) > 1 else None)
     axes = _axes(dim, x.ndim)
-    x = flow.freeze(x, axes, "a statistic over the axis")
+    if flow.name != "mean" or axes != [x.ndim - 1] or not flow.narrows(x):
+        x = flow.freeze(x, axes, "a statistic over the axis")
     dropped = _drop(x, axes, len(out[0]) == x.ndim).nonzero()
     return dropped if len(out) == 1 else [dropped] * len(out)
 

@@ -54,17 +54,24 @@ def layer_norm(
     *rest: Any,
     **options: Any,
 ) -> Any:
-    """Normalise over the last axes: they stay."""
+    """Normalise over the last axes: they stay, unless the module can be replaced by a narrower one."""
     n = len(normalized_shape)
-    why = "the normalisation takes a statistic over the axis"
-    for state in (weight, bias):
-        if isinstance(state, Axes):
-            flow.freeze_all(state, why)
-            for axis in range(state.ndim):
-                flow.role(state, axis, "scale")
+    states = [s for s in (weight, bias) if isinstance(s, Axes)]
+    for state in states:
+        for axis in range(state.ndim):
+            flow.role(state, axis, "scale")
     if weight is not None and weight.ndim == 1:
         flow.layer("norm", weight, None, None, 0.0)
-    result = flow.freeze(x, range(x.ndim - n, x.ndim), why).nonzero()
+    if n == 1 and flow.narrows(x):
+        label = x.labels[-1]
+        for state in states:
+            label = flow.equate(label, state.labels[0])
+        result = x.nonzero().with_axis(-1, x.shape[-1], label, weight is not None)
+    else:
+        why = "the normalisation takes a statistic over the axis"
+        for state in states:
+            flow.freeze_all(state, why)
+        result = flow.freeze(x, range(x.ndim - n, x.ndim), why).nonzero()
     return result if len(out) == 1 else [result] + [flow.plain(s) for s in out[1:]]
 
 

@@ -1,0 +1,157 @@
+"""Normalisation over an axis that has lost units, computing what the masked model computes.
+
+LayerNorm and RMSNorm take statistics over all n features.  In the masked model the dead ones are 0, so
+with k features left the sums run over k and are still divided by n:
+
+    mean = sum(x) / n,   variance = (sum((x - mean)^2) + (n - k) mean^2) / n.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Form", "NarrowNorm", "form_of", "narrowed"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which normalisation a module computes.
+
+    Attributes:
+        centred: Whether the mean is taken off (LayerNorm) or not (RMSNorm).
+        shift: Added to the weight: 1 where a weight of 0 means a gain of 1.
+    """
+
+    centred: bool
+    shift: float
+
+
+FORMS = (Form(True, 0.0), Form(False, 0.0), Form(False, 1.0))
+
+
+class NarrowNorm(nn.Module):
+    """LayerNorm or RMSNorm over the features that are left, with the statistics of all.
+
+    Args:
+        weight: Gain of the features that are left [k], or None.
+        bias: Likewise.
+        eps: Added to the variance.
+        count: Number of features n that the statistics are taken over.
+        form: Which normalisation.
+
+    Example:
+        >>> norm = nn.LayerNorm(6)
+        >>> x = torch.randn(2, 6)
+        >>> x[:, 4:] = 0
+        >>> narrow = NarrowNorm(norm.weight[:4], norm.bias[:4], norm.eps, 6, Form(True, 0.0))
+        >>> bool(torch.allclose(narrow(x[:, :4]), norm(x)[:, :4], atol=1e-6))
+        True
+    """
+
+    def __init__(
+        self, weight: Tensor | None, bias: Tensor | None, eps: float, count: int, form: Form
+    ) -> None:
+        """Take the tensors over."""
+        super().__init__()
+        self.weight: Tensor | None
+        self.bias: Tensor | None
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if isinstance(tensor, nn.Parameter) or tensor is None:
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+        self.eps, self.count, self.form = eps, count, form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; half precision is computed in float32."""
+        h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if self.form.centred:
+            mean = h.sum(-1, keepdim=True) / self.count
+            h = h - mean
+            rest = (self.count - h.shape[-1]) * mean.square()
+            variance = (h.square().sum(-1, keepdim=True) + rest) / self.count
+        else:
+            variance = h.square().sum(-1, keepdim=True) / self.count
+        y = h * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            y = y * (self.weight + self.form.shift)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show sizes."""
+        kept = "" if self.weight is None else f"{len(self.weight)} of "
+        return f"{kept}{self.count} features, eps={self.eps}"
+
+
+def form_of(module: nn.Module) -> Form | None:
+    """Say which normalisation a module computes over its last axis, found by trying; None if none of these.
+
+    Example:
+        >>> form_of(nn.LayerNorm(5)), form_of(nn.Linear(5, 5))
+        (Form(centred=True, shift=0.0), None)
+    """
+    if isinstance(module, NarrowNorm):
+        return module.form
+    if not type(module).__name__.endswith(("LayerNorm", "RMSNorm")) or list(module.children()):
+        return None
+    weight, bias, eps = parts_of(module)
+    known = {id(t) for t in (weight, bias) if t is not None}
+    if eps is None or any(id(t) not in known for t in (*module.parameters(), *module.buffers())):
+        return None
+    shape = getattr(module, "normalized_shape", None)
+    width = len(weight) if weight is not None else shape[0] if shape else 0
+    if (shape is not None and len(shape) != 1) or not width or (weight is not None and weight.ndim != 1):
+        return None
+    return _by_trial(module, weight, bias, eps, width)
+
+
+def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
+    """Return the normalisation that takes the place of one whose tensors have been cut.
+
+    Args:
+        original: The module before.
+        small: The module with fewer features.
+        count: Features before.
+    """
+    form = form_of(original)
+    weight, bias, eps = parts_of(small)
+    if form is None or eps is None:
+        return None
+    count = original.count if isinstance(original, NarrowNorm) else count
+    return NarrowNorm(weight, bias, eps, count, form).train(small.training)
+
+
+def parts_of(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
+    """Return weight, bias and eps of a normalisation, under the names that they go by."""
+    eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    if eps is None and isinstance(module, nn.RMSNorm) and module.weight is not None:
+        eps = torch.finfo(module.weight.dtype).eps
+    return getattr(module, "weight", None), getattr(module, "bias", None), eps
+
+
+def _by_trial(
+    module: nn.Module, weight: Tensor | None, bias: Tensor | None, eps: float, width: int
+) -> Form | None:
+    """Compare a float32 copy with random gains against each form."""
+    generator = torch.Generator().manual_seed(0)
+    trial: Any = copy.deepcopy(module).cpu().float()
+    with torch.no_grad():
+        for tensor in trial.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        x = torch.randn(3, width, generator=generator) + 0.5
+        try:
+            found = trial(x)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None  # it wants more axes than one, so it is none of these
+        own, other, _ = parts_of(trial)
+        for form in FORMS:
+            if isinstance(found, Tensor) and found.shape == x.shape:
+                expected = NarrowNorm(own, other, eps, width, form)(x)
+                if torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+                    return form
+    return None
