@@ -518,6 +518,20 @@ def test_the_chain_comes_from_the_model() -> None:
     np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-6)
 
 
+def test_a_chain_needs_evaluation_mode_and_one_input() -> None:
+    body = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)]
+    model = nn.Sequential(*body).train()
+    network = trace(model, torch.randn(2, 1, 6, 6))
+    chain = collect(model, network, None, "chain").chain
+    x = torch.randn(5, 1, 6, 6)
+    assert model.training
+    model.eval()
+    np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-5)
+    pair = Network((), (), (), network.shapes, network.parameters, example_inputs=(x, x))
+    with pytest.raises(InputError, match="traced with 2"):
+        collect(model, pair, None, {"chain"})
+
+
 def test_keyword_inputs_and_model_outputs() -> None:
     class Output(dict):
         @property
