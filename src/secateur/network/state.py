@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from secateur.core import InputError
 
 __all__ = [
-    "device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_device", "to_model", "untouched",
+    "device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_device", "to_model",
+    "untouched",
 ]
 
 
