@@ -35,7 +35,7 @@ from secateur.methods import Method
 from secateur.network import weights
 from secateur.network.collect import collect
 from secateur.network.compose import compose, narrow_masks, restrict, shapes
-from secateur.network.fold import fold
+from secateur.network.fold import fold, merge
 from secateur.network.gradients import Loss
 from secateur.network.surgery import shrink
 
@@ -182,6 +182,9 @@ class Work:
             with self.clock("fold"):
                 small, folds = self._fold(state, small, plan, evidence)
                 _zero(small, whole)
+        elif plan.merges:
+            with self.clock("fold"):
+                small = merge(state.model, small, plan)  # exact merges are the plan's, not a repair
         left = restrict(self.network, whole.keep)
         return replace(state, model=small, network=left, plan=whole, folds=folds)
 
