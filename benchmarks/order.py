@@ -1,9 +1,9 @@
 """Time the order engine on digraphs with 4096 vertices against closure by float matrix products.
 
 Run `python benchmarks/order.py` (a minute on one core; `--vertices 1024` for a quick look).  Prints one JSON
-line a case: the time from the boolean adjacency matrix to the meet-irreducibles (best of `--repeat`), the time
-of the same closure by repeated squaring in float32, and their ratio, both as CPU time of one process.  The
-closures are compared entry by entry.
+line a case: the time from the boolean adjacency matrix to the meet-irreducibles (best of `--repeat`), the
+time of the same closure by repeated squaring in float32, and their ratio, both as CPU time of one process.
+The closures are compared entry by entry.
 """
 
 from __future__ import annotations
