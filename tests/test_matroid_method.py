@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from secateur.core import InputError, Merge, NothingToPrune, Units
+from secateur.core import InputError, Merge, NothingToPrune, Tolerance, Units
 from secateur.methods.matroid import Matroid, partitions, permutation_audit
+from secateur.methods.matroid.audit import _permuted
 from secateur.network.collect import collect
 from secateur.network.fold import fold, merge
 from secateur.network.surgery import shrink
 from secateur.network.trace import trace
+from secateur.prune import prune
 from secateur.structures.matroid import express, output_error, parametrize_linear
 
 
@@ -153,8 +156,6 @@ def test_the_tail_depends_on_the_order_of_the_units_and_the_audit_says_so():
 
 
 def test_permuted_evidence_is_that_of_the_permuted_model():
-    from secateur.methods.matroid.audit import _permuted
-
     model, x = mlp(), inputs()
     network, evidence = looked_at(model, x, Matroid())
     orders = {g.name: np.random.default_rng(2).permutation(g.size) for g in network.groups}
@@ -284,7 +285,22 @@ def test_nan_weights_are_refused():
     network, evidence = looked_at(model, x, Matroid(ground="windows"))
     broken = {k: v.clone() for k, v in evidence.weights.items()}
     broken["0.weight"][0, 0] = torch.nan
-    from dataclasses import replace
-
     with pytest.raises(InputError, match="NaN"):
         Matroid(ground="windows").plan(network, replace(evidence, weights=broken), Units(0.5))
+
+
+def test_the_four_step_pipeline_goes_on_beyond_the_share_under_a_tolerance():
+    model, x = structured()
+    with torch.no_grad():
+        model[2].weight[0, 10:] = 1e-4
+    targets = model(x).detach()
+
+    def metric(candidate: nn.Module, batches) -> float:
+        return -float((candidate(batches[0][0]) - targets).detach().abs().mean())
+
+    method = Matroid(ground="windows", order="index", share=1.0)
+    budget = Tolerance(drop=0.01, metric=metric, step=0.1)
+    result = prune(model, x[:2], method, budget, holdout=[(x, targets)], progress=False, batch_sizes=())
+    assert 0 < len(result.plan.removed("0")) <= 24
+    assert result.plan.removed("0").tolist() == list(range(6, 6 + len(result.plan.removed("0"))))
+    assert metric(result.model, [(x, targets)]) >= -0.01 - 1e-9
