@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from secateur.analysis.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
+from secateur.analysis.dynamics import lyapunov_spectrum
 from secateur.core import Evidence, InputError, Network, NothingToPrune, Plan, SecateurError, Units, Weights
 from secateur.methods import METHODS
 from secateur.methods.influence import across, entering, onto_readers, within
@@ -363,6 +365,27 @@ def test_masked_equals_shrunk_on_packed_sequences(kind):
     packed = pack_padded_sequence(torch.randn(3, 6, 3, dtype=torch.float64), [6, 4, 1], batch_first=True)
     ours, theirs = (m.fc(pad_packed_sequence(m.rnn(packed)[0], batch_first=True)[0]) for m in (small, masked))
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_cohen_grossberg_units_go_exactly_and_the_smaller_layer_is_a_smaller_system(method):
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.fc = CohenGrossberg(3, 8, dt=0.2, method=method), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.layer(x)[0])
+
+    model = Reader().double()
+    network, evidence = traced(model, 4, 5, 3)
+    plan = WEIGHTS.plan(network, evidence, Units(0.5))
+    small, masked = shrink(model, plan), mask(model, plan)
+    x = torch.randn(3, 5, 3, dtype=torch.float64)
+    assert (small(x) - masked(x)).abs().max() < 1e-14
+    start = torch.zeros(4, dtype=torch.float64)
+    spectrum = lyapunov_spectrum(CohenGrossbergSystem(small.layer), start, steps=20)
+    assert spectrum.exponents.shape == (4,)
 
 
 def test_the_lattice_is_a_registered_method():

@@ -52,12 +52,17 @@ class CohenGrossberg(nn.Module):
             raise InputError(f"sizes and dt must be positive; got {input_size}, {hidden_size} and dt={dt}")
         if method not in ("euler", "rk4"):
             raise InputError(unknown("integration method", method, ["euler", "rk4"]))
-        self.hidden_size, self.dt, self.method = hidden_size, dt, method
+        self.dt, self.method = dt, method
         bound = 1 / math.sqrt(hidden_size)
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size).uniform_(-bound, bound))
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
         self.raw_decay = nn.Parameter(torch.full((hidden_size,), math.log(math.expm1(1.0))))
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of units that there are now."""
+        return len(self.weight_hh)
 
     def decay(self) -> Tensor:
         """Return d > 0, [n]."""
