@@ -1,4 +1,4 @@
-"""The command line: ``secateur demo | methods | inspect | prune | report``."""
+"""The command line: ``secateur demo | methods | inspect | prune | report | study``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from secateur.analysis.summary import versions
 from secateur.core import InputError, SecateurError, StoreError, unknown
 from secateur.demo import demonstrate, markdown
 from secateur.methods import METHODS
-from secateur.named import Batches, example_of, make_budget, make_data, make_method, make_model, try_inputs
+from secateur.named import (
+    Batches,
+    example_of,
+    find_study,
+    make_budget,
+    make_data,
+    make_method,
+    make_model,
+    try_inputs,
+)
+from secateur.network.onnx import export_onnx
 from secateur.network.trace import trace
 from secateur.prune import REPAIRS, Repair, prune
 from secateur.report import read_runs, write_html, write_json, write_text
@@ -80,7 +90,9 @@ def demo_command(
         Path, typer.Option("--out", help="Folder for report.html, runs.json and table.md.")
     ] = Path("runs/demo"),
     keep: Annotated[float, typer.Option(help="Share of the units that stays, in (0, 1].")] = 0.25,
-    quick: Annotated[bool, typer.Option(help="Only one network on digits, no timings: seconds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only one network on digits, no timings: seconds.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Train small networks, prune each by every method, with and without fold, and compare.
@@ -132,9 +144,7 @@ def prune_command(
     budget: Annotated[
         str, typer.Option(help="What stays: units=0.5, params=0.3, macs=0.5, weights=0.1, or tolerance=0.01.")
     ] = "units=0.5",
-    scope: Annotated[
-        str, typer.Option(help="layer (the same share everywhere), global, or erk.")
-    ] = "layer",
+    scope: Annotated[str, typer.Option(help="layer (the same share everywhere), global, or erk.")] = "layer",
     floor: Annotated[int, typer.Option(help="Least number of units in a group.")] = 1,
     round_to: Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")] = 1,
     data: Data = None,
@@ -151,10 +161,15 @@ def prune_command(
     ignore: Ignore = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
     seed: Seed = 0,
-    explain: Annotated[bool, typer.Option(help="Print what goes from each group, and why.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what goes from each group, and why.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for the weights, the plan and the report.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write model.onnx into the folder, too (extra onnx).")
+    ] = False,
 ) -> None:
     """Prune a model, check that what is left computes the same, and measure what changed."""
     chosen, share = make_method(method), make_budget(budget, scope, floor, round_to)
@@ -162,6 +177,8 @@ def prune_command(
         raise InputError(unknown("repair", str(repair), [name for name in REPAIRS if name]))
     if folder is not None:
         check_writable(folder)
+    elif onnx:
+        raise InputError("--onnx writes into the folder that --out names")
     batches = make_data(data, repair, share, seed) if data else Batches()
     held = make_data(holdout, repair, share, seed).fit if holdout else batches.holdout
     made, example = _model(model, weights, example_shape, batches, device)
@@ -176,8 +193,30 @@ def prune_command(
         terminal.complain("nothing was saved: name a folder with --out")
         return
     result.save(folder)
+    if onnx:
+        export_onnx(result.model, example, folder / "model.onnx")
     page = write_html(result.report, folder / "report.html")
     terminal.say(f"saved in {folder}; report: {page}")
+
+
+@app.command("study")
+def study_command(
+    name: Annotated[str, typer.Argument(help="The study: one of the structures, such as matroid.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder; by default runs/study-NAME.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="At the size of the publication: hours, not minutes.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Reproduce the tables of a publication, beside the published numbers."""
+    run = find_study(name)
+    place = folder or Path("runs") / f"study-{name}"
+    check_writable(place)
+    with terminal.telling(f"study {name}"):
+        parts = run(full=full, out=place, seed=seed)
+    for part, rows in parts.items():
+        terminal.say(f"{part}: {len(rows)} rows")
+    terminal.say(f"written into {place}")
 
 
 @app.command("report")

@@ -36,6 +36,7 @@ class Task:
         epochs: Passes over the training examples.
         limit: Train on at most this many.
         batch_size: Examples in a batch.
+        lr: Largest learning rate.
     """
 
     model: str
@@ -43,6 +44,14 @@ class Task:
     epochs: int
     limit: int | None = None
     batch_size: int = 32
+    lr: float = 1e-2
+
+    def train(self, dataset: Dataset, seed: int) -> zoo.Trained:
+        """Return the trained network."""
+        return zoo.train(
+            self.network, dataset, self.epochs,
+            lr=self.lr, batch_size=self.batch_size, limit=self.limit, seed=seed,
+        )  # fmt: skip
 
 
 def digits_tasks() -> list[Task]:
@@ -57,9 +66,9 @@ def digits_tasks() -> list[Task]:
 def fashion_tasks() -> list[Task]:
     """Return the networks for Fashion-MNIST."""
     return [
-        Task("MLP 784-512-10", zoo.mlp((784, 512, 10)), 4, 20_000, 128),
-        Task("LeNet-5", zoo.lenet5(), 4, 12_000, 128),
-        Task("LSTM 64", zoo.lstm(64, side=28), 4, 12_000, 128),
+        Task("MLP 784-512-10", zoo.mlp((784, 512, 10)), 4, 20_000, 128, lr=3e-3),
+        Task("LeNet-5", zoo.lenet5(), 4, 20_000, 64),
+        Task("LSTM 64", zoo.lstm(64, side=28), 4, 20_000, 64),
     ]
 
 
@@ -100,11 +109,7 @@ def demonstrate(
     for dataset, tasks in studies(quick):
         for task in tasks:
             tell(f"{dataset.name}: training {task.model}")
-            trained = zoo.train(
-                task.network, dataset, task.epochs,
-                lr=1e-2 if dataset.name == "digits" else 3e-3,
-                batch_size=task.batch_size, limit=task.limit, seed=seed,
-            )  # fmt: skip
+            trained = task.train(dataset, seed)
             for name in names:
                 tell(f"{dataset.name}: {task.model}, {name}")
                 for repair in REPAIRS:

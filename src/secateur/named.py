@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,6 @@ from secateur.core import (
     Macs,
     Params,
     SecateurError,
-    StoreError,
     Tolerance,
     Units,
     Weights,
@@ -34,6 +34,7 @@ from secateur.core import (
 )
 from secateur.data import DATASETS, Dataset, load
 from secateur.methods import METHODS, Method
+from secateur.network.weights import load_weights
 
 BUDGETS: dict[str, Callable[..., Budget]] = {
     "units": Units,
@@ -95,8 +96,8 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
         function), or None.
 
     Raises:
-        InputError: If the factory fails or returns no module, or the weights do not fit.
-        StoreError: If a file is missing or damaged.
+        InputError: If the factory fails or returns no module.
+        StoreError: If the weights are missing or damaged, or do not fit.
     """
     if Path(name).is_dir():
         model, example = _hugging_face(Path(name))
@@ -107,23 +108,8 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        fill(model, Path(weights))
+        load_weights(model, weights)
     return model.eval(), example
-
-
-def fill(model: nn.Module, path: Path) -> None:
-    """Load the state of a model from a safetensors file; every tensor must be there and fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
-    if not path.is_file():
-        raise StoreError(f"there is no weights file {path}")
-    try:
-        load_model(model, path)
-    except SafetensorError as error:
-        raise StoreError(f"{path} is no safetensors file, or damaged: {error}") from error
-    except RuntimeError as error:
-        raise InputError(f"the weights in {path} do not fit the model: {error}") from error
 
 
 def make_data(name: str, repair: str | None = None, budget: Budget | None = None, seed: int = 0) -> Batches:
@@ -168,6 +154,21 @@ def example_of(shape: str) -> Tensor:
     if min(sizes) < 1:
         raise InputError(f"the sizes of a shape are positive; got {shape!r}")
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def find_study(name: str) -> Callable[..., Any]:
+    """Return the function ``run(full, out, seed)`` of a study, by its module in `secateur.studies`.
+
+    Example:
+        >>> find_study("matroid").__name__
+        'run'
+    """
+    import secateur.studies as package
+
+    known = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    if name not in known:
+        raise InputError(unknown("study", name, known))
+    return importlib.import_module(f"{package.__name__}.{name}").run
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:
@@ -309,6 +310,6 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
 
 
 __all__ = [
-    "BUDGETS", "Batches", "example_of", "fill", "find_function", "make_budget", "make_data", "make_method",
-    "make_model", "try_inputs",
+    "BUDGETS", "Batches", "example_of", "find_function", "find_study", "make_budget", "make_data",
+    "make_method", "make_model", "try_inputs",
 ]  # fmt: skip

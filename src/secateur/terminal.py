@@ -65,8 +65,8 @@ def show_network(network: Network) -> None:
 def show_run(report: Mapping[str, Any]) -> None:
     """Print before and after of one pruning."""
     row = flatten(report)
-    title = f"{row['model']}: {row['method']}, {row['budget']}, repair {row['repair']}"
-    table = Table("", title=escape(title))
+    say(f"{row['model']}: {row['method']}, {row['budget']}, repair {row['repair']}")
+    table = Table("")
     for head in ("before", "after"):
         table.add_column(head, justify="right")
     for key in (key for key in row if f"{key}_before" in row):

@@ -36,5 +36,5 @@ class StoreError(SecateurError):
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
     """Word an error about an unknown name, with the near matches."""
     near = get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     return f"no {what} {name!r}{hint} Known: {', '.join(map(repr, sorted(known))) or 'none'}"
