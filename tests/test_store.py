@@ -375,6 +375,17 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         save(tmp_path / "run", model, plan)
 
 
+def test_what_killed_saves_left_is_removed_after_a_day(folder: Path) -> None:
+    model, plan = pruned()
+    old, young = (folder / f".run-{letter * 32}.tmp" for letter in "ab")
+    for draft in (old, young):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    save(folder, model, plan)
+    assert not old.exists()
+    assert young.exists()
+
+
 def test_a_folder_gets_the_usual_permissions(folder: Path) -> None:
     plain = folder.parent / "plain"
     plain.mkdir()

@@ -122,6 +122,7 @@ def plan(
         [4]
     """
     chosen = find_method(method)
+    _check_budget(budget)
     if isinstance(budget, Tolerance):
         raise InputError("a Tolerance needs trials that are measured: use prune(), with holdout=")
     looked = model if model is not None else getattr(network.graph, "model", None)
@@ -200,6 +201,7 @@ def prune(
         (67, 35)
     """
     chosen, repairs = find_method(method), _repairs(repair)
+    _check_budget(budget)
     if steps < 1 or (steps > 1 and isinstance(budget, Tolerance)):
         raise InputError(f"steps must be at least 1, and a Tolerance makes its own; got {steps}")
     metric = budget.metric if isinstance(budget, Tolerance) else metric
@@ -226,6 +228,13 @@ def prune(
         compared = _compared(work, state)
     report = _report(work, state, decided, repair, before, after, compared, None if kept is None else metric)
     return Result(state.model, decided, report, network)
+
+
+def _check_budget(budget: Budget) -> None:
+    if not isinstance(budget, Budget):
+        hint = f", for instance Units({budget!r})" if isinstance(budget, float) else ""
+        kinds = "Units, Weights, Params, Macs or Tolerance"
+        raise InputError(f"a budget says what it counts: {kinds}{hint}; got {type(budget).__name__}")
 
 
 def _repairs(repair: str | None) -> frozenset[str]:

@@ -200,10 +200,11 @@ class Work:
         """Fine-tune, where that was asked for."""
         if "finetune" not in self.repair or state.plan is None:
             return state
-        options = {"epochs": self.epochs, "lr": self.lr, "seed": self.seed, "progress": self.progress}
-        masks = narrow_masks(state.plan)
         with self.clock("finetune"):
-            model, history = finetune(state.model, self.tuning or (), masks=masks, loss=self.loss, **options)
+            model, history = finetune(
+                state.model, self.tuning or (), epochs=self.epochs, lr=self.lr, loss=self.loss, seed=self.seed,
+                masks=narrow_masks(state.plan), progress=self.progress,
+            )
         ends = {"first loss": history.losses[0], "last loss": history.losses[-1]}
         tuned = {"epochs": self.epochs, "lr": self.lr, "steps": len(history.losses), **ends}
         return replace(state, model=model, tuning=tuned)
@@ -299,8 +300,8 @@ def check_data(method: str, needs: frozenset[str] | set[str], data: Any) -> None
     """Raise `InputError` if evidence needs data and there is none."""
     looked = sorted(set(needs) - {"flow", "chain"})
     if looked and data is None:
-        raise InputError(f"{method!r}, or the repair, needs {' and '.join(looked)}: pass data=, batches of "
-                         "(inputs, targets)")
+        raise InputError(f"{method!r} and its repair look at data ({', '.join(looked)}): pass data=, batches "
+                         "of (inputs, targets)")
 
 
 def hold(model: nn.Module, plan: Plan) -> nn.Module:

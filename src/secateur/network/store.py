@@ -13,8 +13,10 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +36,7 @@ from secateur.network.surgery import shrink
 FORMAT = 1
 DOCUMENT = "plan.json"
 REMEDY = "copy the folder anew, or save again"
+ABANDONED = 86400.0  # seconds after which what a killed save left is removed
 OURS = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
 
 
@@ -142,7 +145,11 @@ def _writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _beside(place: Path) -> Iterator[Path]:
-    draft = (place if place.is_dir() else place.parent) / f".{place.name}-{uuid4().hex}.tmp"
+    where = place if place.is_dir() else place.parent
+    for left in where.glob(f".{escape(place.name)}-*.tmp"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    draft = where / f".{place.name}-{uuid4().hex}.tmp"
     draft.mkdir()
     try:
         yield draft
