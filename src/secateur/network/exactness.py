@@ -130,10 +130,12 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
         a, b, state = expected.get(node.name), found.get(twin.name), whole.states.get(node.name)
         if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, Axes):
             a = _alive(a, state, whole, plan)
+            named = whole.parameters.get(node.name)
+            what = f"{node.target} at {source(node)}" if named is None else f"the parameter {named!r}"
             if a.shape != b.shape:
-                return f"{node.target} at {source(node)} gives {tuple(b.shape)} instead of {tuple(a.shape)}"
+                return f"{what} gives {tuple(b.shape)} instead of {tuple(a.shape)}"
             if a.is_floating_point() and deviation([a.double()], [b.double()]) > 1e-3:
-                return f"{node.target} at {source(node)} gives other values"
+                return f"{what} gives other values"
     return "No single operation deviates by more than 1e-3 in the model's own precision"
 
 
@@ -153,7 +155,7 @@ def _values(taken: Capture, model: nn.Module, args: Any, kwargs: Any) -> dict[st
     interpreter.garbage_collect_values = False
     with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError), torch.no_grad():
         interpreter.run(*inputs)
-    return {node.name: value for node, value in interpreter.env.items()}
+    return {n.name: v.detach() if isinstance(v, Tensor) else v for n, v in interpreter.env.items()}
 
 
 def _alive(value: Tensor, state: Axes, taken: Capture, plan: Plan) -> Tensor:

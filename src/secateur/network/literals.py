@@ -90,8 +90,10 @@ class _Settler:
 
     def freeze_behind(self, node: Any, value: float) -> None:
         """Freeze the axes whose lengths a number in the arithmetic was computed from."""
-        place = line_of(node)
-        for call in self.calls.get((owner(node)[0], place), []):
+        place, module = line_of(node), owner(node)[0]
+        if module in self.flow.norms:
+            return  # replaced as a whole when it narrows
+        for call in self.calls.get((module, place), []):
             for n in call.sizes:
                 for leaf in leaves(expression_of(n)) if n == value else ():
                     for label in self._labels(leaf):

@@ -40,7 +40,7 @@ class NarrowNorm(nn.Module):
     Args:
         weight: Gain of the features that are left [k], or None.
         bias: Likewise.
-        eps: Added to the variance.
+        eps: Added to the variance; None for the resolution of the input's type, as in `nn.RMSNorm`.
         count: Number of features n that the statistics are taken over.
         form: Which normalisation.
 
@@ -54,7 +54,7 @@ class NarrowNorm(nn.Module):
     """
 
     def __init__(
-        self, weight: Tensor | None, bias: Tensor | None, eps: float, count: int, form: Form
+        self, weight: Tensor | None, bias: Tensor | None, eps: float | None, count: int, form: Form
     ) -> None:
         """Take the tensors over."""
         super().__init__()
@@ -69,6 +69,7 @@ class NarrowNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis; half precision is computed in float32."""
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.form.centred:
             mean = h.sum(-1, keepdim=True) / self.count
@@ -77,7 +78,7 @@ class NarrowNorm(nn.Module):
             variance = (h.square().sum(-1, keepdim=True) + rest) / self.count
         else:
             variance = h.square().sum(-1, keepdim=True) / self.count
-        y = h * torch.rsqrt(variance + self.eps)
+        y = h * torch.rsqrt(variance + eps)
         if self.weight is not None:
             y = y * (self.weight + self.form.shift)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
@@ -101,13 +102,13 @@ def form_of(module: nn.Module) -> Form | None:
         return None
     weight, bias, eps = parts_of(module)
     known = {id(t) for t in (weight, bias) if t is not None}
-    if eps is None or any(id(t) not in known for t in (*module.parameters(), *module.buffers())):
+    if any(id(t) not in known for t in (*module.parameters(), *module.buffers())):
         return None
     shape = getattr(module, "normalized_shape", None)
     width = len(weight) if weight is not None else shape[0] if shape else 0
     if (shape is not None and len(shape) != 1) or not width or (weight is not None and weight.ndim != 1):
         return None
-    return _by_trial(module, weight, bias, eps, width)
+    return _by_trial(module, eps, width)
 
 
 def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
@@ -120,7 +121,7 @@ def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | 
     """
     form = form_of(original)
     weight, bias, eps = parts_of(small)
-    if form is None or eps is None:
+    if form is None:
         return None
     count = original.count if isinstance(original, NarrowNorm) else count
     return NarrowNorm(weight, bias, eps, count, form).train(small.training)
@@ -128,15 +129,11 @@ def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | 
 
 def parts_of(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
     """Return weight, bias and eps of a normalisation, under the names that they go by."""
-    eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    if eps is None and isinstance(module, nn.RMSNorm) and module.weight is not None:
-        eps = torch.finfo(module.weight.dtype).eps
+    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     return getattr(module, "weight", None), getattr(module, "bias", None), eps
 
 
-def _by_trial(
-    module: nn.Module, weight: Tensor | None, bias: Tensor | None, eps: float, width: int
-) -> Form | None:
+def _by_trial(module: nn.Module, eps: float | None, width: int) -> Form | None:
     """Compare a float32 copy with random gains against each form."""
     generator = torch.Generator().manual_seed(0)
     trial: Any = copy.deepcopy(module).cpu().float()

@@ -87,7 +87,8 @@ def shrink(
     }
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     result = _rebuild(base, small)
-    touched = {name.rpartition(".")[0] for name in kept}
+    names = [*kept, *(alias for alias, first in plan.network.aliases.items() if first in kept)]
+    touched = {name.rpartition(".")[0] for name in names}
     for size in plan.network.sizes:
         result = _set_size(result, model, size, plan)
     result = _resize(result, touched, heads)

@@ -192,8 +192,9 @@ def sum_(
 ) -> Axes:
     """Drop the axes; dead values must be 0."""
     axes = _axes(dim, x.ndim)
-    risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
-    x = flow.freeze(x, risky, "dead values are not 0 where they are summed")
+    if axes != [x.ndim - 1] or not flow.narrows(x):
+        risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
+        x = flow.freeze(x, risky, "dead values are not 0 where they are summed")
     return _drop(x, axes, len(out[0]) == x.ndim)
 
 
