@@ -202,8 +202,8 @@ class Work:
             return state
         with self.clock("finetune"):
             model, history = finetune(
-                state.model, self.tuning or (), epochs=self.epochs, lr=self.lr, loss=self.loss, seed=self.seed,
-                masks=narrow_masks(state.plan), progress=self.progress,
+                state.model, self.tuning or (), epochs=self.epochs, lr=self.lr, loss=self.loss,
+                masks=narrow_masks(state.plan), seed=self.seed, progress=self.progress,
             )
         ends = {"first loss": history.losses[0], "last loss": history.losses[-1]}
         tuned = {"epochs": self.epochs, "lr": self.lr, "steps": len(history.losses), **ends}
