@@ -44,7 +44,7 @@ VERDICTS = {
     "narrowed": "smaller, but a LayerNorm, RMSNorm or GroupNorm takes its statistics over fewer features: "
     "not the masked network",
     "no-op": "nothing was removed, and nothing said so",
-    "wrong": "runs, but its output is neither: entries of other units are gone, or an attention scale changed",
+    "wrong": "runs, but its output is neither: other units' entries are gone, or an attention scale changed",
     "crash": "an unexpected exception, while pruning or when the pruned network runs",
     "no answer": "stopped at the time limit",
 }
