@@ -203,9 +203,11 @@ def _fit_reader(
     alive = np.zeros(matrix.shape[1], dtype=bool)
     alive[kept[layer.weight][_axis(layer)]] = True
     skip = _merged_features(plan, layer)
+    # A transposed convolution gives each output its own taps: a constant input is no constant output.
+    centred = layer.bias is not None and layer.kind != "conv_transpose"
     fits, here, held = [], np.zeros(3), np.zeros(3)
     for rows, inside in _blocks(layer, matrix):
-        fit = _fit(moments, inside, alive, skip, layer.bias is not None)
+        fit = _fit(moments, inside, alive, skip, centred)
         fits.append((rows, fit))
         here += _errors(matrix[rows], moments, inside, fit)
         held += _errors(matrix[rows], check or moments, inside, fit)
