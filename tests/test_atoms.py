@@ -95,7 +95,7 @@ def test_two_views_of_one_axis_tie_what_both_need() -> None:
 
 
 def test_an_atom_equal_to_its_own_conjunction_frees_nothing() -> None:
-    """u = u and w holds for every u where w is TRUE."""
+    """U = u and w holds for every u where w is TRUE."""
     atoms = Atoms()
     u, w = atoms.new(3), atoms.new(3)
     atoms.define(u, u, w)
@@ -133,7 +133,8 @@ def test_cyclic_definitions_freeze_instead_of_looping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [((2, 12), (2, 3, 4)), ((2, 1, 12), (24,)), ((4, 6), (6, 4)), ((2, 3), (2, 1, 3, 1)), ((5,), (5,))]
+    ("old", "new"),
+    [((2, 12), (2, 3, 4)), ((2, 1, 12), (24,)), ((4, 6), (6, 4)), ((2, 3), (2, 1, 3, 1)), ((5,), (5,))],
 )
 def test_factor_groups_cover_both_shapes_with_equal_products(old, new) -> None:
     groups = factor_groups(old, new)
