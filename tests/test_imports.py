@@ -34,7 +34,7 @@ MAY_IMPORT["zoo"] = {"core", "analysis", "finetune", "data"}
 ALSO = {"analysis/summary.py": {"report"}}
 # Parametrizations of weights in training are modules: that is torch's interface for them.
 MODULES = {"matroid/parametrize.py"}
-ON_TOP = {"", "cli", "named", "demo", "terminal", "studies", "bench"}
+ON_TOP = {"", "__main__", "cli", "named", "demo", "terminal", "studies", "bench"}
 LINES, FUNCTION_LINES = 400, 60
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|not implemented yet|lorem ipsum)\b", re.IGNORECASE)
 
