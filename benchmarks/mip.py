@@ -2,11 +2,11 @@
 
     python benchmarks/mip.py [--data FOLDER] [--out FILE] [--peer-seconds S] [--epochs N]
 
-Trains FC-3 (784-300-100-10) and LeNet-5 on Fashion-MNIST, scores both with 10 images (one a class), and states
-CPU seconds, gap and non-zeros.  The peer writes constraints (1) and (2) as printed, h0 = x included, one dense matrix
-product a layer and an image, with cvxpy, and gives the relaxation to Clarabel (`pip install cvxpy`) for at most
-`--peer-seconds`; where that ends it, the ratio of times is a lower bound.  Seconds are CPU seconds of this process,
-one thread.
+Trains FC-3 (784-300-100-10) and LeNet-5 on Fashion-MNIST, scores both with 10 images (one a class), and
+states CPU seconds, gap and non-zeros.  The peer writes constraints (1) and (2) as printed, h0 = x included,
+one dense matrix product a layer and an image, with cvxpy, and gives the relaxation to Clarabel (`pip install
+cvxpy`) for at most `--peer-seconds`; where that ends it, the ratio of times is a lower bound.  Seconds are
+CPU seconds of this process, one thread.
 """
 
 from __future__ import annotations
@@ -83,7 +83,12 @@ def naive(
     data = problem.get_problem_data(cp.CLARABEL)[0]
     found = {"rows": data["A"].shape[0], "columns": data["A"].shape[1], "nonzeros": int(data["A"].nnz)}
     problem.solve(solver=cp.CLARABEL, time_limit=seconds)
-    return {**found, "cpu_s": time.process_time() - began, "status": problem.status, "objective": problem.value}
+    return {
+        **found,
+        "cpu_s": time.process_time() - began,
+        "status": problem.status,
+        "objective": problem.value,
+    }
 
 
 def fc3(data: Dataset, epochs: int, peer_seconds: float) -> list[dict]:
@@ -95,7 +100,9 @@ def fc3(data: Dataset, epochs: int, peer_seconds: float) -> list[dict]:
     for kind, relax in (("paper", False), ("valid", True)):
         options = {"bounds": kind, "relax": relax, "gap": 1e-3, "time_limit": 120}
         found, cpu = timed(lambda options=options: importance_scores(chain, x, labels, **options))
-        rows.append(line(f"FC-3, 10 images, {kind} bounds", found, cpu, target=5 if kind == "paper" else None))
+        rows.append(
+            line(f"FC-3, 10 images, {kind} bounds", found, cpu, target=5 if kind == "paper" else None)
+        )
     if peer_seconds:
         other = naive(chain, x, labels, 1e-5, 5.0, peer_seconds)
         ours = rows[0]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from secateur.allocation import allocate, prunable
-from secateur.core import Budget, Evidence, Group, InputError, Network, Plan
+from secateur.core import Budget, Evidence, Group, InputError, Network, Plan, SecateurError
 from secateur.methods.base import Choice, ScoreMethod, Scores, best, unit_plan
 from secateur.structures import relu_mip as mip
 
@@ -39,7 +39,8 @@ class MIP(ScoreMethod):
         mode: ``"joint"``: all images in one program (SIM); ``"per_class"``: a program a class, scores
             averaged (IDP); ``"imbalanced"``: likewise with a random number of images a class (IMIDP), about
             `images` in all.
-        bounds: ``"paper"`` as published; ``"valid"`` lets live neurons go.
+        bounds: ``"paper"`` as published; ``"valid"`` or ``"free"`` let live neurons go; see
+            `relu_mip.importance_scores`.
         threshold: What scores below it goes, as published, but never more than the budget lets go: give
             ``Units(0.01)`` for the threshold alone.  None: the budget decides how many go.
         relax: Leave binaries in [0, 1].
@@ -64,7 +65,7 @@ class MIP(ScoreMethod):
     epsilon: float = 1e-5
     images: int = 10
     mode: Mode = "joint"
-    bounds: Literal["paper", "valid"] = "paper"
+    bounds: Literal["paper", "valid", "free"] = "paper"
     threshold: float | None = None
     relax: bool = False
     objective: Literal["layer_mean", "paper"] = "layer_mean"
@@ -115,8 +116,10 @@ class MIP(ScoreMethod):
             solved = joblib.Parallel(n_jobs=self.jobs)(
                 joblib.delayed(self._solve)(part, self.parts is None) for part in parts
             )
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise InputError(str(error)) from error
+        except ArithmeticError as error:
+            raise SecateurError(str(error)) from error
         return mip.joined(solved) if self.parts is not None else mip.average(solved)
 
     def _solve(self, part: mip.Part, whole: bool) -> mip.Scores:

@@ -2,7 +2,8 @@
 
 The published bounds are those of the *unpruned* network on the box x +- epsilon (with bias, and
 with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are no bounds any
-more but constraints.  The valid ones hold for x itself and every s in [0, 1].
+more but constraints.  The valid ones hold for x itself and every s in [0, 1].  ``"free"`` has the same bounds as ``"valid"``; the program
+differs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scipy import sparse
 
 from .chain import Affine, Chain, Float, MaxPool, ReLU, Step
 
-BoundsKind = Literal["paper", "valid"]
+BoundsKind = Literal["paper", "valid", "free"]
 
 __all__ = ["Bounds", "BoundsKind", "affine_bounds", "bounds", "drops_for", "relu_bounds", "step_bounds"]
 
@@ -75,7 +76,8 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
     Args:
         chain: The network.
         x: Inputs [images, inputs].
-        kind: ``"paper"``: of the unpruned network over x +- epsilon; ``"valid"``: at x, over all scores.
+        kind: ``"paper"``: of the unpruned network over x +- epsilon; ``"valid"`` and ``"free"``: at x, over
+            all scores.
         epsilon: Half the width of the published bounds' box; the valid bounds do not use it.
 
     Example:
@@ -86,8 +88,8 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
         >>> bounds(chain, np.array([[1.0, 2.0]]), "paper", epsilon=0).lower[-1]
         array([[-1.]])
     """
-    if kind not in ("paper", "valid"):
-        raise ValueError(f"bounds must be 'paper' or 'valid'; got {kind!r}")
+    if kind not in ("paper", "valid", "free"):
+        raise ValueError(f"bounds must be 'paper', 'valid' or 'free'; got {kind!r}")
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be 0 or more; got {epsilon!r}")
     half = epsilon if kind == "paper" else 0.0
@@ -98,7 +100,7 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
         if isinstance(step, ReLU) and step.scored:
             before = outputs[number - 1] if number else x
             drops[number] = drops_for(step, kind, before, upper[-1])
-            D = drops[number] if kind == "valid" else None
+            D = drops[number] if kind != "paper" else None
         L, U = step_bounds(step, lower[-1], upper[-1], D)
         lower.append(L)
         upper.append(U)

@@ -161,6 +161,7 @@ class Chain:
         x: Float,
         scores: Mapping[str, Float] | None = None,
         drops: Mapping[int, Float] | None = None,
+        caps: Mapping[int, Float] | None = None,
         keep: Mapping[str, Bool] | None = None,
     ) -> list[Float]:
         """Evaluate the chain and return the output of every step, each [images, width].
@@ -169,6 +170,7 @@ class Chain:
             x: Inputs [images, inputs].
             scores: Scores by layer: a ReLU gives max(a - (1 - s) D, 0) instead of max(a, 0).
             drops: D by step number, [images, width]; needed with `scores`.
+            caps: U by step number, likewise: what a ReLU gives is at most s U.
             keep: Units that stay by layer; the others give 0, as in the pruned network.
         """
         h, found = np.asarray(x, float), []
@@ -179,6 +181,8 @@ class Chain:
                 if scores is not None and step.scored:
                     h = h - (1 - scores[step.name][step.units]) * (drops or {})[number]
                 h = np.maximum(h, 0)
+                if scores is not None and caps is not None and number in caps:
+                    h = np.minimum(h, scores[step.name][step.units] * caps[number])
                 if keep is not None and step.name in keep:
                     h = h * keep[step.name][step.units]
             found.append(h)

@@ -63,7 +63,8 @@ class Builder:
         """Return one row for each column given, with `values` there."""
         n = len(columns)
         data = np.broadcast_to(np.asarray(values, float), n).copy()
-        return Csr((data, columns, np.arange(n + 1)), shape=(n, self.width))
+        # columns are copied: scipy compresses index arrays in place
+        return Csr((data, columns.copy(), np.arange(n + 1)), shape=(n, self.width))
 
     def box(self) -> tuple[Float, Float]:
         """Return lower and upper bounds of all columns."""
@@ -90,12 +91,13 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One image, encoded: logits = E v + d, where values live, D by step number."""
+    """One image, encoded: logits = E v + d, where values live, D and (valid form) U by step number."""
 
     E: Csr
     d: Float
     places: tuple[Place, ...]
     drops: dict[int, Float]
+    caps: dict[int, Float]
 
 
 class _Image:
@@ -108,6 +110,7 @@ class _Image:
         self.L, self.U = x - half, x + half
         self.places: list[Place] = []
         self.drops: dict[int, Float] = {}
+        self.caps: dict[int, Float] = {}
         self.first = len(builder.blocks)
 
     def place(self, step: int, index: Int, columns: Int, kind: str = "value") -> None:
@@ -135,7 +138,7 @@ class _Image:
 
     def refine(self) -> None:
         """Intersect with the bounds of the expression itself (valid bounds only: the paper's are data)."""
-        if self.kind == "valid":
+        if self.kind != "paper":
             L, U = expression_bounds(self.build.widen(self.E), self.d, *self.build.box())
             self.L, self.U = np.maximum(self.L, L), np.minimum(self.U, U)
             self.U = np.maximum(self.L, self.U)
@@ -145,11 +148,13 @@ class _Image:
         paper, n = self.kind == "paper", step.width
         if self.build.tighten is not None:
             self.L, self.U = self.build.tighten(self.build, self.first, self.E, self.d, self.L, self.U)
+        constant = np.diff(self.E.indptr) == 0
         D = drops_for(step, self.kind, nominal, self.U) if step.scored else np.zeros(n)
         if step.scored:
             self.drops[number] = D
+            if self.kind == "free":
+                self.caps[number] = np.where(constant, D, np.maximum(self.U, 0))
         columns = score[step.units] if step.scored else np.zeros(n, int)
-        constant = np.diff(self.E.indptr) == 0
         dead = self.U <= 0
         held = self.L > 0
         if not paper:
@@ -183,17 +188,22 @@ class _Image:
     def _free(
         self, free: Int, lowered: Csr, base: Float, D: Float, columns: Int, scored: bool
     ) -> tuple[Int, Int]:
-        """Add h and z with constraints (1d), (2a), (2b), and h <= s U in the valid form."""
+        """Add h and z with constraints (1d), (2a), (2b).
+
+        The valid form adds h <= s U, so that s = 0 means h = 0; (2b) then asks for a <= D as well.  The free
+        form has U for D in (2b) and asks for nothing more.
+        """
         build, U = self.build, self.U[free]
         M = self.L[free] if self.kind == "paper" else self.L[free] - D[free]
         h = build.columns(np.zeros(len(free)), U)
         z = build.columns(np.zeros(len(free)), np.ones(len(free)), integer=True)
         a, H = build.widen(lowered[free]), build.pick(h)
         never = np.full(len(free), np.inf)
-        build.rows(H - a, base[free], never)
+        more = U - D[free] if self.kind == "free" and scored else np.zeros(len(free))
+        build.rows(Csr(H - a - build.pick(columns[free], more)), base[free] - more, never)
         build.rows(Csr(H - a - build.pick(z, M)), -never, base[free] - M)
         build.rows(Csr(H - build.pick(z, U)), -never, np.zeros(len(free)))
-        if self.kind == "valid" and scored:
+        if self.kind != "paper" and scored:
             build.rows(Csr(H - build.pick(columns[free], U)), -never, np.zeros(len(free)))
         return h, z
 
@@ -278,4 +288,4 @@ def encode(
             image.maximum(number, step)
         else:
             image.relu(number, step, scores.get(step.name, np.zeros(0, int)), nominal[number])
-    return Encoded(builder.widen(image.E), image.d, tuple(image.places), image.drops)
+    return Encoded(builder.widen(image.E), image.d, tuple(image.places), image.drops, image.caps)

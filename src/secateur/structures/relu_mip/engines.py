@@ -194,7 +194,7 @@ class Scip:
         """Solve within `seconds` to the relative `gap`, from a feasible point where one is given."""
         model = self.model
         model.freeTransform()
-        model.setParam("limits/time", max(seconds, 0.01))
+        model.setParam("limits/time", min(max(seconds, 0.01), 1e20))
         model.setParam("limits/gap", gap)
         if start is not None:
             known = model.createSol()

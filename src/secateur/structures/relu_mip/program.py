@@ -38,6 +38,7 @@ class Program:
         dead: By layer, units that are not active on any image.
         places: By image, where the values of a forward pass live among the columns.
         drops: D by step number, [images, width].
+        caps: U by step number of the free form, likewise; empty in the others.
     """
 
     chain: Chain
@@ -59,6 +60,7 @@ class Program:
     sparsity: int
     places: tuple[tuple[Place, ...], ...]
     drops: Mapping[int, Float]
+    caps: Mapping[int, Float]
     dead: Mapping[str, Bool]
 
     @property
@@ -101,14 +103,14 @@ class Program:
         v = np.zeros(self.width)
         for name, columns in self.layers.items():
             v[columns] = scores[name]
-        outputs = self.chain.outputs(self.x, scores, self.drops)
+        outputs = self.chain.outputs(self.x, scores, self.drops, self.caps)
         for image, places in enumerate(self.places):
             for place in places:
                 before = outputs[place.step - 1][image] if place.step else self.x[image]
                 v[place.columns] = self._read(place, image, before, outputs[place.step][image], scores)
-        a = self.rows @ np.where(np.arange(self.width) == self.sparsity, 0, v)
-        terms = self.rows[:, [self.sparsity]].toarray().ravel() != 0
-        v[self.sparsity] = (self.row_lower - a)[terms].max()
+        first = len(self.layers)  # the rows of the sparsity term come first, one a layer
+        a = self.rows[:first] @ v
+        v[self.sparsity] = (self.row_lower[:first] - a).max()
         v[self.epigraph] = logsumexp(self.logits_of(v), axis=1)
         return v
 
@@ -127,6 +129,15 @@ class Program:
             winner[window[hits]] = item[hits]
             return winner[window] == item
         return after[place.index]
+
+    def activity(self) -> dict[str, Float]:
+        """Return the mean output of every unit over places and images at s = 1."""
+        found = {name: np.zeros(len(columns)) for name, columns in self.layers.items()}
+        for step, h in zip(self.chain.steps, self.chain.outputs(self.x), strict=True):
+            if isinstance(step, ReLU) and step.scored:
+                places = np.bincount(step.units, minlength=step.size)
+                found[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
+        return found
 
     def pruned_logits(self, scores: Mapping[str, Float], threshold: float) -> Float:
         """Return the logits of the network from which units with a score below `threshold` are gone."""
@@ -154,7 +165,7 @@ def build(
         labels: Their classes [images].
         lam: Weight lambda of the softmax term.
         epsilon: Half width of the published bounds' box.
-        kind: ``"paper"`` or ``"valid"``; see `bounds`.
+        kind: ``"paper"``, ``"valid"`` or ``"free"``; see `importance_scores`.
         objective: ``"paper"``: equation (4) literally, softmax summed over the images.  ``"layer_mean"``:
             layer means, softmax averaged, as the authors' programs have it.
         rescale: c in s - c: 2 as published, 1 and 0 are the others of Table 4.
@@ -258,10 +269,13 @@ def _assemble(
     cost -= weight * np.asarray(logits[chosen].sum(axis=0)).ravel()
     offset = -weight * float(constant[chosen].sum())
     integer = np.concatenate(builder.integer) if builder.integer else np.zeros(0, np.int64)
-    drops = {k: np.stack([image.drops[k] for image in images]) for k in images[0].drops}
+    drops, caps = (
+        {k: np.stack([getattr(image, what)[k] for image in images]) for k in getattr(images[0], what)}
+        for what in ("drops", "caps")
+    )
     return Program(
         chain, x, labels, layers, cost, offset, lower, upper, integer, rows, low, high, lazy, logits,
-        constant, epigraph, sparsity, tuple(image.places for image in images), drops, _dead(chain, x),
+        constant, epigraph, sparsity, tuple(image.places for image in images), drops, caps, _dead(chain, x),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from .bounds import BoundsKind
-from .chain import Bool, Chain, Float, Int, ReLU
+from .chain import Bool, Chain, Float, Int
 from .conic import minimise_conic
 from .program import Objective, Program, build
 from .search import FEASIBLE, Progress, Solution, minimise
@@ -104,7 +104,9 @@ def importance_scores(
         lam: Weight lambda of the softmax term against sparsity.
         epsilon: Half width of the box from which the published bounds grow.
         bounds: ``"paper"``: equations (2) and (3) as published, which hold nearly every live neuron in
-            place; ``"valid"``: bounds that hold for every score, so that live neurons can go.
+            place; ``"valid"``: bounds that hold for every score, so that live neurons can go, though only
+            where their input does not grow; ``"free"``: likewise, without that condition: every choice of
+            units is then feasible, so that there are always incumbents, but the relaxation is weaker.
         objective: ``"layer_mean"`` (the authors' programs) or ``"paper"`` (equation (4) literally).
         rescale: c in s - c.
         relax: Leave binaries in [0, 1], as most published runs do.
@@ -133,7 +135,7 @@ def importance_scores(
     tightener = tighten_by_lp if tighten else None
     if tighten and bounds == "paper":
         raise ValueError(
-            "tighten=True needs bounds='valid': the published bounds are constraints, not bounds"
+            "tighten=True needs bounds='valid' or 'free': the published bounds are constraints, not bounds"
         )
     program = build(
         chain, x, labels, lam=lam, epsilon=epsilon, kind=bounds, objective=objective, rescale=rescale,
@@ -188,18 +190,8 @@ def _result(program: Program, solution: Solution) -> Scores:
         )
     return Scores(
         scores, solution.status, solution.objective, solution.bound, solution.gap, len(program.integer),
-        program.dead, undetermined, _activity(program), program.loss(solution.v), stats,
+        program.dead, undetermined, program.activity(), program.loss(solution.v), stats,
     )  # fmt: skip
-
-
-def _activity(program: Program) -> dict[str, Float]:
-    """Return the mean output of every unit at s = 1."""
-    found = {name: np.zeros(size) for name, size in program.chain.layers.items()}
-    for step, h in zip(program.chain.steps, program.chain.outputs(program.x), strict=True):
-        if isinstance(step, ReLU) and step.scored:
-            places = np.bincount(step.units, minlength=step.size)
-            found[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
-    return found
 
 
 def joined(results: Sequence[Scores]) -> Scores:

@@ -24,6 +24,8 @@ Status = Literal["optimal", "relaxed", "stalled", "time_limit", "interrupted"]
 FEASIBLE = 1e-6
 _CUT = 5e-7  # above the solver's own feasibility tolerance, or cuts would be added for ever
 _AT_ONCE = 2000
+_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_ROUNDINGS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 
 __all__ = ["FEASIBLE", "Progress", "Solution", "Status", "minimise"]
 
@@ -97,6 +99,9 @@ class _Search:
         self.objective = program.value(ones)
         self._cut(ones, np.arange(len(program.x)))
         self._label_cuts()
+        self.offer(program.complete({name: (~dead).astype(float) for name, dead in program.dead.items()}))
+        for share in _SHARES if program.caps else ():
+            self.offer(program.complete(_quietest_out(program, share)))
 
     def _rows(self, which: np.ndarray) -> None:
         p = self.program
@@ -152,8 +157,14 @@ class _Search:
         return False
 
     def forward(self, v: Float, halvings: int = 6) -> None:
-        """Offer the forward pass with v's scores, drawn towards the incumbent until it is feasible."""
+        """Offer the forward pass with v's scores, drawn towards the incumbent until it is feasible.
+
+        In the free form every forward pass is feasible, so rounded scores are offered too.
+        """
         p = self.program
+        if p.caps:
+            for threshold in _ROUNDINGS:
+                self.offer(p.complete({n: (s >= threshold).astype(float) for n, s in p.scores(v).items()}))
         target, known = p.scores(v), p.scores(self.best)
         for k in range(halvings):
             share = 0.5**k
@@ -166,7 +177,7 @@ class _Search:
         """One round of the engine, its bound noted, the progress told."""
         self.rounds += 1
         answer = self.engine.solve(self.deadline - time.monotonic(), gap, self.best)
-        if answer.ending in ("infeasible", "failed"):
+        if answer.ending in ("infeasible", "failed") and self.phase != "ties":
             raise ArithmeticError(
                 f"the solver says {answer.detail!r}, but s = 1 is feasible by construction: this means "
                 "numerics (large weights, bounds nearly equal; try a larger epsilon) or a bug, not an answer"
@@ -180,6 +191,12 @@ class _Search:
 
     def done(self, gap: float) -> bool:
         return self.objective - self.bound <= max(gap * abs(self.objective), 1e-9)
+
+
+def _quietest_out(program: Program, share: float) -> dict[str, Float]:
+    """Return scores of 0 for the least active share of every layer, and of 1 for the others."""
+    ranks = {n: np.argsort(np.argsort(a, kind="stable")) for n, a in program.activity().items()}
+    return {n: (rank >= share * len(rank)).astype(float) for n, rank in ranks.items()}
 
 
 def _picks(columns: np.ndarray, width: int) -> sparse.csr_array:
@@ -212,7 +229,7 @@ def minimise(
         progress: Called after every round.
 
     Raises:
-        TimeoutError: The time limit came before any point better than s = 1 was found.
+        TimeoutError: The time limit came before any bound, or any point better than s = 1, was found.
         ArithmeticError: The solver calls the program infeasible, though s = 1 is feasible.
     """
     if solver not in ("highs", "scip"):
@@ -223,9 +240,9 @@ def minimise(
     ending = _relaxation(search, gap, relax)
     if ending is None and not relax and len(program.integer):
         ending = _branch(search, gap)
-    if search.best is search.start and ending is not None:
+    if ending is not None and (search.best is search.start or search.bound == -np.inf):
         raise TimeoutError(
-            f"no scores better than s = 1 within {seconds:g} s ({search.rounds} rounds, bound "
+            f"no scores better than s = 1 and a bound within {seconds:g} s ({search.rounds} rounds, bound "
             f"{search.bound:.6g}, objective at s = 1 {search.objective:.6g}); give more time, fewer images, "
             "or relax=True"
         )
@@ -235,6 +252,7 @@ def minimise(
         v, width = _settle(search, relax, spread)
     seconds_used = time.monotonic() - search.began
     counts = {"rounds": search.rounds, "cuts": search.cuts, "rows": int(search.used.sum())}
+    counts["ties_broken"] = int(v is not search.best)
     stats = {**counts, "seconds": seconds_used}
     return Solution(v, status, program.value(v), search.bound, width, stats)
 
@@ -315,7 +333,7 @@ def _settle(search: _Search, relax: bool, spread: bool) -> tuple[Float, Float | 
     search.phase = "ties"
     if len(p.integer) and not relax:
         engine.fix(p.integer, np.round(search.best[p.integer]))
-    slack = 1e-6 * max(1.0, abs(search.objective))
+    slack = 1e-5 * max(1.0, abs(search.objective))
     level = search.objective - p.offset + slack
     engine.add(sparse.csr_array(p.cost[None]), np.array([-np.inf]), np.array([level]))
     columns = p.score_columns
