@@ -220,7 +220,7 @@ ENTRIES = (
         lambda: mlp(nn.GELU, nn.LayerNorm),
         TABLE,
         outputs=("6",),
-        refused="normalisation takes a statistic",
+        units=44,
     ),
     Entry("MLP, sigmoid", lambda: mlp(nn.Sigmoid), TABLE, outputs=("4",), units=44),
     Entry("MLP, batch as wide as the layers", lambda: mlp(nn.ELU), TABLE, outputs=("4",), units=44, batch=20),
@@ -240,7 +240,7 @@ ENTRIES = (
     Entry("Siamese", Siamese, (floats(B, 10), floats(B, 10)), outputs=("head",), units=40),
     Entry("Bare nn.Parameter", Bare, TABLE, units=24),
     Entry("Residual MLP with gains", Residual, TABLE, outputs=("outlet",), units=74),
-    Entry("LayerNorm on the residual", Normalised, TABLE, outputs=("outlet",), units=28),
+    Entry("LayerNorm on the residual", Normalised, TABLE, outputs=("outlet",), units=46),
     Entry("Embedding, mean, MLP", BagOfWords, (tokens(31, B, 7),), outputs=("last",), units=48),
     Entry(
         "Two inputs, two outputs",
@@ -251,5 +251,6 @@ ENTRIES = (
     ),
     Entry("Deep sets", DeepSet, (floats(B, 7, 4),), outputs=("rho.2",), units=62),
     Entry("Tied autoencoder", Tied, (floats(B, 11),), units=18),
+    Entry("A single layer", lambda: nn.Linear(10, 6), TABLE, refused="an output of the model"),
     Entry("Path chosen by the data", Branching, TABLE, outputs=("a", "b"), refused="data"),
 )

@@ -313,7 +313,7 @@ ENTRIES = (
     row("Coordinate convolution", Coordinates, 14, 40),
     row("Shifted channels", Shift, 14, 35),
     row("Unfold and matrix product", Patches, 14, 30),
-    row("Grouped 1 x 1 and channel shuffle", grouped_then_shuffled, 16, 1),
+    row("Grouped 1 x 1 and channel shuffle", grouped_then_shuffled, 16, 10),
     row("Fire module", fire, 20, 43),
     row("Weight standardisation", lambda: nn.Sequential(Standardised(16, 14, 3), nn.ReLU()), 14, 14),
     Entry("Feature pyramid", Pyramid, SIDE12, outputs=("head.2",), units=70),

@@ -202,7 +202,7 @@ ENTRIES = (
     ),
     Entry("ResNet-20, projection", lambda: ResNet((3, 3, 3), 8), SMALL, outputs=("fc",), units=224),
     Entry("ResNet-56", lambda: ResNet((9, 9, 9), 4), SMALL, outputs=("fc",), units=280),
-    Entry("ResNeXt (grouped convolution)", resnext, (floats(B, 3, 9, 9),), outputs=("6",), units=16),
+    Entry("ResNeXt (grouped convolution)", resnext, (floats(B, 3, 9, 9),), outputs=("6",), units=48),
     Entry("DenseNet (concatenation)", DenseNet, (floats(B, 3, 9, 9),), outputs=("fc",), units=50),
     Entry("MobileNetV2 (depthwise)", mobilenet, SMALL, outputs=("12",), units=186),
 )
