@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
+import resource
+import signal
 import sys
 import time
 import warnings
@@ -95,12 +98,13 @@ def attempt(entry: Entry, tool: str, prune: Callable[[Entry, nn.Module], nn.Modu
 
 
 def isolated(job: Callable[[], Outcome], name: str, tool: str, limit: float) -> Outcome:
-    """Run a job in a forked process; stop it after `limit` seconds."""
+    """Run a job in a forked process; stop it after `limit` seconds of processor time."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
 
     def work(pipe: Connection) -> None:
         warnings.simplefilter("ignore")
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
         with Path(os.devnull).open("w") as null:
             os.dup2(null.fileno(), 1)
             os.dup2(null.fileno(), 2)
@@ -110,11 +114,11 @@ def isolated(job: Callable[[], Outcome], name: str, tool: str, limit: float) -> 
     process.start()
     there.close()
     try:
-        if not here.poll(limit):
-            return Outcome(name, tool, "no answer", detail=f"stopped after {limit:.0f} s")
         return here.recv()
     except EOFError:
         process.join()
+        if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+            return Outcome(name, tool, "no answer", detail=f"stopped after {limit:.0f} s")
         return Outcome(name, tool, "crash", detail=f"the process ended with code {process.exitcode}")
     finally:
         process.kill()
@@ -139,7 +143,7 @@ def compare(entry: Entry, limit: float) -> list[Outcome]:
             return attempt(entry, "Torch-Pruning", prune)
 
         theirs.append(isolated(job, entry.name, "Torch-Pruning", limit))
-        if theirs[-1].verdict == "exact":
+        if theirs[-1].verdict in ("exact", "no answer"):
             break
     return [ours, best(theirs)]
 
@@ -174,7 +178,7 @@ def page(outcomes: list[Outcome], limit: float) -> str:
         "its defaults; output layer ignored, heads declared, attributes of attention modules set anew as in "
         "its examples, the better of its two ways to treat heads).", "",
         f"Written by `python benchmarks/compare_torch_pruning.py --write docs/models.md` with {versions}, "
-        f"Python {platform.python_version()}; {limit:.0f} seconds for each model and tool.", "",
+        f"Python {platform.python_version()}; {limit:.0f} seconds of processor time each.", "",
         "Both are judged by the values of the pruned network's parameters, which say which entries of the "
         "original they are. The original with all other entries set to zero must give the same output "
         "in float64 on inputs that neither tool has seen, at two batch sizes. The verdicts:", "",
@@ -210,7 +214,7 @@ def main() -> None:
     """Compare on the models whose names contain a pattern, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="part of the names of the models to run")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for each model and tool")
+    parser.add_argument("--limit", type=float, default=60, help="processor seconds for each model and tool")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
     parser.add_argument("--json", type=Path, help="raw outcomes to write, one a line")
     options = parser.parse_args()

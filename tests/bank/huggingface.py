@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .entry import B, Entry, Maker, floats, ones, tokens
+from .transformer import module_heads
 
 ENCODER = {
     "hidden_size": 24,
@@ -91,7 +92,7 @@ def projection_heads(model: nn.Module) -> dict[nn.Module, int]:
     names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
     heads = next((getattr(config, name) for name in names if hasattr(config, name)), 1)
     grouped = getattr(config, "num_key_value_heads", None) or heads
-    found = {}
+    found = module_heads(model)
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if last in PROJECTIONS and hasattr(module, "weight"):

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from .entry import B, Entry, floats, tokens
 
 
+def module_heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Return the number of heads of each `nn.MultiheadAttention`."""
+    return {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+
+
 class SelfAttention(nn.Module):
     """nn.MultiheadAttention in a residual, then a classifier."""
 
@@ -76,6 +81,7 @@ ENTRIES = (
         lambda: SelfAttention(first=True),
         (floats(B, 9, 7),),
         outputs=("last",),
+        heads=module_heads,
         units=28,
     ),
     Entry(
@@ -83,6 +89,7 @@ ENTRIES = (
         lambda: SelfAttention(first=False),
         (floats(9, B, 7),),
         outputs=("last",),
+        heads=module_heads,
         units=28,
     ),
     Entry(
@@ -90,6 +97,7 @@ ENTRIES = (
         CrossAttention,
         (floats(B, 7, 7), floats(B, 11, 9)),
         outputs=("last",),
+        heads=module_heads,
         units=70,
     ),
     Entry(
@@ -97,6 +105,7 @@ ENTRIES = (
         lambda: Encoder(norm_first=False),
         (floats(B, 9, 7),),
         outputs=("last",),
+        heads=module_heads,
         units=100,
     ),
     Entry(
@@ -104,6 +113,7 @@ ENTRIES = (
         lambda: Encoder(norm_first=True),
         (floats(B, 9, 7),),
         outputs=("last",),
+        heads=module_heads,
         units=100,
     ),
     Entry(
@@ -111,6 +121,7 @@ ENTRIES = (
         lambda: Seq2Seq(told=True),
         (tokens(23, B, 7), tokens(23, B, 6)),
         outputs=("last",),
+        heads=module_heads,
         units=104,
     ),
     Entry(
@@ -118,6 +129,7 @@ ENTRIES = (
         lambda: Seq2Seq(told=None),
         (tokens(23, B, 7), tokens(23, B, 6)),
         outputs=("last",),
+        heads=module_heads,
         refused="data",
     ),
 )
