@@ -267,7 +267,7 @@ def test_valid_bounds_hold_for_every_score():
 
 
 def test_published_bounds_hold_one_in_place_where_the_valid_let_it_go():
-    """One live unit feeds a nominally inactive one: as published it cannot go, though it matters to nothing."""
+    """One live unit feeds a nominally inactive one: as published it cannot go, though it does nothing."""
     W = [np.eye(2), np.eye(2), np.array([[0.0, 4.0], [0.0, -4.0]])]
     chain = Chain.dense(W, [np.zeros(2), np.array([-3.0, 0.0]), np.zeros(2)])
     x, y = np.array([[1.0, 1.0]]), np.array([0])
@@ -346,7 +346,7 @@ def test_progress_is_told_and_bounds_never_cross():
     told = []
     minimise(build(chain, x, labels, kind="valid"), progress=told.append)
     assert told and all(p.bound <= p.objective + 1e-9 for p in told)
-    assert all(a.bound <= b.bound for a, b in zip(told, told[1:], strict=False))
+    assert all(a.bound <= b.bound for a, b in itertools.pairwise(told))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 The published bounds are those of the *unpruned* network on the box x +- epsilon (with bias, and
 with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are no bounds any
-more but constraints.  The valid ones hold for x itself and every s in [0, 1].  ``"free"`` has the same bounds as ``"valid"``; the program
-differs.
+more but constraints.  The valid ones hold for x itself and every s in [0, 1];
+the form ``"free"`` has the same bounds and differs in the program.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from .chain import Float, Int
 
 Ending = Literal["optimal", "time_limit", "interrupted", "infeasible", "failed"]
 
+_LARGE = 150_000
+
 __all__ = ["Answer", "Ending", "Engine", "Highs", "Scip"]
 
 
@@ -96,6 +98,9 @@ class Highs:
         """Solve within `seconds` to the relative `gap`, from a feasible point where one is given."""
         self.h.setOptionValue("time_limit", self.h.getRunTime() + max(seconds, 0.01))
         self.h.setOptionValue("mip_rel_gap", gap)
+        # a large first relaxation is an interior point's work; what is added later, the dual simplex's
+        large = self.solves == 0 and self.h.getNumNz() > _LARGE
+        self.h.setOptionValue("solver", "choose" if self.mip else "ipm" if large else "simplex")
         if self.mip and start is not None:
             self.h.setSolution(self.width, np.arange(self.width, dtype=np.int32), start)
         interrupted = _run(self.h)
