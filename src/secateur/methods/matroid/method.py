@@ -21,7 +21,7 @@ __all__ = ["Matroid"]
 Ground = Literal["activations", "rows", "windows"]
 _CHOICES = {
     "ground": ("activations", "rows", "windows"),
-    "objective": ("units", "output"),
+    "objective": ("output", "units"),
     "order": ("outermost", "most-windows", "index"),
     "domain": ("everywhere", "box", "data"),
 }
@@ -46,8 +46,8 @@ class Matroid(SetMethod):
 
     Args:
         ground: Which matroid.
-        objective: For activations: ``"units"`` (what is unexplained of the units themselves; pivoted QR) or
-            ``"output"`` (the error of the layers that read them).
+        objective: For activations: ``"output"`` (the error of the layers that read the units) or ``"units"``
+            (what is unexplained of the units themselves; pivoted QR).
         swaps: For activations: most exchanges a group.
         order: For windows: in which order the tail goes.
         share: For windows: the share of the tail that may go.
@@ -66,7 +66,7 @@ class Matroid(SetMethod):
 
     name: ClassVar[str] = "matroid"
     ground: Ground = "activations"
-    objective: Objective = "units"
+    objective: Objective = "output"
     swaps: int = 30
     order: Order = "outermost"
     share: float = 0.75

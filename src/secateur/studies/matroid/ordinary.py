@@ -70,7 +70,7 @@ MODELS: dict[str, Scale] = {
 def _criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
     """Yield name, method, and the number of draws."""
     yield "matroid", Matroid(), 1
-    yield "matroid, output", Matroid(objective="output"), 1
+    yield "matroid, units", Matroid(objective="units"), 1
     for name in ("magnitude", "activation", "sensitivity", "taylor"):
         yield name, METHODS[name](), 1
     yield "magnitude, L2", Magnitude(p=2), 1
