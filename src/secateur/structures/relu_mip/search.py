@@ -58,7 +58,8 @@ class Solution:
         bound: Proven lower bound.
         spread: By score column, how far the score can move at this objective: the largest-sum optimal
             solution less the smallest-sum one.  None where it was not computed.
-        stats: Rounds, solves, rows in use, seconds.
+        stats: Rounds, cuts, program rows in use, non-zeros that the solver held at the end (cuts included),
+            whether ties were broken, seconds.
     """
 
     v: Float
@@ -84,7 +85,7 @@ class _Search:
 
     def __init__(self, program: Program, engine: Engine, deadline: float, progress: Callable | None) -> None:
         self.program, self.engine, self.deadline, self.progress = program, engine, deadline, progress
-        self.began, self.rounds, self.cuts = time.monotonic(), 0, 0
+        self.began, self.rounds, self.cuts, self.nonzeros = time.monotonic(), 0, 0, 0
         self.bound, self.phase = -np.inf, "relaxation"
         self.used = ~program.lazy
         self._rows(np.flatnonzero(self.used))
@@ -103,18 +104,20 @@ class _Search:
         for share in _SHARES if program.caps else ():
             self.offer(program.complete(_quietest_out(program, share)))
 
+    def _add(self, rows: sparse.csr_array, low: Float, high: Float) -> None:
+        self.engine.add(rows, low, high)
+        self.nonzeros += rows.nnz
+
     def _rows(self, which: np.ndarray) -> None:
         p = self.program
-        self.engine.add(p.rows[which], p.row_lower[which], p.row_upper[which])
+        self._add(p.rows[which], p.row_lower[which], p.row_upper[which])
 
     def _label_cuts(self) -> None:
         """Add t >= o of the label: the loss is not negative."""
         p = self.program
         chosen = np.arange(len(p.x)) * p.chain.classes + p.labels
         T = _picks(p.epigraph, p.width)
-        self.engine.add(
-            sparse.csr_array(T - p.logits[chosen]), p.constant[chosen], np.full(len(chosen), np.inf)
-        )
+        self._add(sparse.csr_array(T - p.logits[chosen]), p.constant[chosen], np.full(len(chosen), np.inf))
 
     def _cut(self, v: Float, images: np.ndarray) -> None:
         """Add the tangent of log-sum-exp at v for the images named."""
@@ -126,7 +129,7 @@ class _Search:
         mix = sparse.csr_array((weights.ravel(), index, starts), shape=(len(images), len(p.constant)))
         E = sparse.csr_array(_picks(p.epigraph[images], p.width) - mix @ p.logits)
         level = logsumexp(o, axis=1) - (weights * o).sum(1) + mix @ p.constant
-        self.engine.add(E, level, np.full(len(images), np.inf))
+        self._add(E, level, np.full(len(images), np.inf))
         self.cuts += len(images)
 
     def tighten(self, v: Float, tolerance: float) -> bool:
@@ -252,6 +255,7 @@ def minimise(
         v, width = _settle(search, relax, spread)
     seconds_used = time.monotonic() - search.began
     counts = {"rounds": search.rounds, "cuts": search.cuts, "rows": int(search.used.sum())}
+    counts["nonzeros"] = search.nonzeros
     counts["ties_broken"] = int(v is not search.best)
     stats = {**counts, "seconds": seconds_used}
     return Solution(v, status, program.value(v), search.bound, width, stats)
@@ -335,7 +339,7 @@ def _settle(search: _Search, relax: bool, spread: bool) -> tuple[Float, Float | 
         engine.fix(p.integer, np.round(search.best[p.integer]))
     slack = 1e-5 * max(1.0, abs(search.objective))
     level = search.objective - p.offset + slack
-    engine.add(sparse.csr_array(p.cost[None]), np.array([-np.inf]), np.array([level]))
+    search._add(sparse.csr_array(p.cost[None]), np.array([-np.inf]), np.array([level]))
     columns = p.score_columns
     weights = np.zeros(p.width)
     weights[columns] = 1 + 1e-3 * (np.arange(len(columns)) * 0.6180339887498949 % 1)
