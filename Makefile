@@ -45,10 +45,10 @@ test-all: $(READY) packages lint
 	$(BIN)/pytest -n 2 -m ''
 
 demo: $(READY) packages
-	OMP_NUM_THREADS=2 $(BIN)/secateur demo --out runs/demo
+	$(BIN)/secateur demo --out runs/demo
 
 table: demo
-	$(BIN)/python benchmarks/readme_table.py runs/demo/table.md README.md
+	$(BIN)/python benchmarks/readme_table.py runs/demo/runs.json README.md
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -200,13 +200,17 @@ def points(page, plot: str = "scatter") -> int:
 
 
 def test_filters_change_plots_and_tables(page) -> None:
+    assert len(shown(page)) == 12 and points(page) == 12 + 1
+    page.find_element("css selector", "#network option[value='']").click()
     assert len(shown(page)) == 26 and points(page) == 24 + 2
     page.find_element("css selector", "input[value=random]").click()
     assert len(shown(page)) == 18 and "random" not in shown(page) and points(page) == 16 + 2
-    page.find_element("css selector", "#filter-model option[value=Net]").click()
+    page.find_element("css selector", "#network option[value='digits, Net']").click()
     assert len(shown(page)) == 8 and points(page) == 8 + 1
     assert page.find_element("id", "count").text == "8 of 26 runs shown."
-    assert len(page.find_elements("css selector", "#cells tbody tr")) == 16
+    kept = page.find_elements("css selector", "#cells tbody tr")
+    texts = [row.get_attribute("textContent") for row in kept]
+    assert len(texts) == 8 and texts[0] == "magnitude, Units(0.5)fc16432"
     heat = page.execute_script("const t = document.getElementById('kept').data[0]; return [t.x, t.z]")
     assert heat[0] == ["fc1", "fc2"] and sorted({z for row in heat[1] for z in row}) == [0.25, 0.5]
 
@@ -236,6 +240,7 @@ def test_columns_sort_both_ways(page) -> None:
 
 
 def test_downloads_hold_the_numbers(page, downloads: Path, runs: list[dict]) -> None:
+    page.find_element("css selector", "#network option[value='']").click()
     page.find_element("css selector", "input[value=taylor]").click()
     for kind in ("csv", "json"):
         page.find_element("id", f"download-{kind}").click()
@@ -305,12 +310,12 @@ def test_controls_have_names_and_take_the_keyboard(page) -> None:
         page.switch_to.active_element.send_keys("\t")
         active = page.switch_to.active_element
         reached.add(active.get_attribute("id") or active.get_attribute("value"))
-    assert body and {"filter-model", "axis-x", "axis-y", "magnitude", "fold", "download-csv"} <= reached
+    assert body and {"network", "axis-x", "axis-y", "magnitude", "fold", "download-csv"} <= reached
 
 
 def test_a_thousand_runs_open_quickly(browser, tmp_path: Path) -> None:
     rows = [
-        {"data": "d", "model": f"m{i % 5}", "method": METHODS[i % 3], "repair": "none", "budget": f"{i % 7}",
+        {"data": "d", "model": "m", "method": METHODS[i % 3], "repair": "none", "budget": f"{i % 7}",
          "seed": i, "accuracy": (i % 97) / 97, "parameters": 1000 + i, "macs": 5000 - i}
         for i in range(1000)
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -94,6 +95,7 @@ def demo_command(
         bool, typer.Option("--quick", help="Only one network on digits, no timings: seconds.")
     ] = False,
     seed: Seed = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 2,
 ) -> None:
     """Train small networks, prune each by every method, with and without fold, and compare.
 
@@ -102,8 +104,8 @@ def demo_command(
     """
     check_writable(folder)
     start = time.perf_counter()
-    with terminal.telling("training") as tell:
-        runs = demonstrate(keep, quick=quick, seed=seed, tell=tell)
+    with terminal.telling("training and pruning") as tell:
+        runs = demonstrate(keep, quick=quick, seed=seed, jobs=jobs, tell=tell)
     terminal.show_demo(runs)
     write_json(runs, folder / "runs.json")
     write_text(folder / "table.md", markdown(runs))
@@ -268,7 +270,8 @@ def _model(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; warnings are one line each."""
+    warnings.showwarning = lambda message, *_: terminal.complain(f"warning: {message}")
     app()
 
 

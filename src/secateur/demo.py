@@ -7,10 +7,12 @@ that cannot work on a network is a row that says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
 from secateur import data, zoo
@@ -72,11 +74,13 @@ def fashion_tasks() -> list[Task]:
     ]
 
 
-def studies(quick: bool) -> Iterator[tuple[Dataset, list[Task]]]:
-    """Yield each data set that is there, with its networks."""
-    yield data.digits(), digits_tasks()[: 1 if quick else None]
-    if not quick and data.fashion_available():
-        yield data.fashion(), fashion_tasks()
+TASKS = {"digits": digits_tasks, "fashion": fashion_tasks}
+
+
+def tasks(quick: bool) -> list[tuple[str, int]]:
+    """Return what there is to do: name of the data set, number of the network."""
+    there = ["digits"] if quick or not data.fashion_available() else list(TASKS)
+    return [(name, number) for name in there for number in range(1 if quick else len(TASKS[name]()))]
 
 
 def demonstrate(
@@ -85,6 +89,7 @@ def demonstrate(
     methods: Iterable[str] | None = None,
     quick: bool = False,
     seed: int = 0,
+    jobs: int = 1,
     tell: Tell = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Train, prune by every method with and without fold, verify and measure.
@@ -94,7 +99,8 @@ def demonstrate(
         methods: Names in `METHODS`; all, if None.
         quick: Only the perceptron on digits, without latencies.
         seed: Seed of training and pruning.
-        tell: Called with a few words before each step.
+        jobs: Processes, each with one thread and one network at a time.
+        tell: Called with a few words after each network.
 
     Returns:
         Runs: dictionaries of reports with the further keys "data" and "status", or of what failed and why.
@@ -104,18 +110,28 @@ def demonstrate(
         >>> [(run["data"], run["repair"], run["status"]) for run in runs]
         [('digits', None, 'ok'), ('digits', 'fold', 'ok')]
     """
-    budget, names = Units(keep), list(METHODS) if methods is None else list(methods)
-    runs = []
-    for dataset, tasks in studies(quick):
-        for task in tasks:
-            tell(f"{dataset.name}: training {task.model}")
-            trained = task.train(dataset, seed)
-            for name in names:
-                tell(f"{dataset.name}: {task.model}, {name}")
-                for repair in REPAIRS:
-                    sizes = () if quick else (1, 64)
-                    runs.append(_run(trained.model, task.model, dataset, name, budget, repair, sizes, seed))
+    budget, names, work = Units(keep), list(METHODS) if methods is None else list(methods), tasks(quick)
+    sizes = () if quick else (1, 64)
+    runs: list[dict[str, Any]] = []
+    with parallel_config("loky", n_jobs=min(jobs, len(work)), inner_max_num_threads=1):
+        cells = (delayed(_network)(name, number, names, budget, sizes, seed) for name, number in work)
+        for done, part in enumerate(Parallel(return_as="generator")(cells), 1):
+            runs += part
+            tell(f"{done} of {len(work)} networks trained and pruned")
     return runs
+
+
+def _network(
+    name: str, number: int, methods: Sequence[str], budget: Units, batch_sizes: Sequence[int], seed: int
+) -> list[dict[str, Any]]:
+    """Train one network and prune it in every way."""
+    dataset, task = data.load(name), TASKS[name]()[number]
+    model = task.train(dataset, seed).model
+    return [
+        _run(model, task.model, dataset, method, budget, repair, batch_sizes, seed)
+        for method in methods
+        for repair in REPAIRS
+    ]
 
 
 def _run(
@@ -128,18 +144,20 @@ def _run(
     batch_sizes: Sequence[int],
     seed: int,
 ) -> dict[str, Any]:
-    """Prune once; a refusal is a run with its reason."""
+    """Prune once; a refusal is a run with its reason, and warnings are kept with the run."""
     calibration = dataset.batches("calibration", limit=CALIBRATION)
     holdout = dataset.batches("test", 500, limit=HELD_OUT)
     what = {"data": dataset.name, "model": title, "method": method, "budget": repr(budget), "repair": repair}
     try:
-        result = prune(
-            model, calibration[0][0][:2], method, budget, calibration,
-            holdout=holdout, repair=repair, batch_sizes=batch_sizes, progress=False, seed=seed,
-        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as said:
+            result = prune(
+                model, calibration[0][0][:2], method, budget, calibration,
+                holdout=holdout, repair=repair, batch_sizes=batch_sizes, progress=False, seed=seed,
+            )  # fmt: skip
     except SecateurError as error:
         return {**what, "seed": seed, "status": " ".join(str(error).split())}
-    return {**result.report.to_dict(), **what, "status": "ok"}
+    warned = sorted({str(warning.message) for warning in said})
+    return {**result.report.to_dict(), **what, "status": "ok", "warnings": warned}
 
 
 def pivot(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ STAGES = {
     "folds": "Fold",
     "steps": "Steps",
     "finetune": "Fine-tuning",
+    "warnings": "Warnings",
     "seconds": "Seconds",
 }
 
@@ -96,7 +97,6 @@ def write_html(
         title=title,
         summary=_summary(rows),
         payload=payload,
-        filters=[(key, key.capitalize()) for key in ("data", "model") if varies(rows, key)],
         boxes=[(key, f"{key.capitalize()}s") for key in ("method", "repair", "budget") if varies(rows, key)],
         sections=sections,
         details=detailed[:DETAILED_RUNS],
@@ -139,6 +139,7 @@ def _payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) ->
         },
         "before": {key: twin for key in axes if (twin := _twin(key)) in numbers},
         "names": names,
+        "networks": list(dict.fromkeys(_network(row) for row in rows)),
         "cells": [cell for at, run in enumerate(values) for cell in _cells(at, run)],
         "figures": [plain(section.figure) for section in sections],
         "source": values,
@@ -148,6 +149,10 @@ def _payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) ->
 def _name(row: Row, rows: list[Row]) -> str:
     telling = [key for key in IDENTITY if varies(rows, key)] or ["method"]
     return ", ".join(str(row[key]) for key in telling if row.get(key) is not None)
+
+
+def _network(row: Row) -> str:
+    return ", ".join(str(row[key]) for key in ("data", "model") if row.get(key) is not None)
 
 
 def _twin(key: str) -> str:
@@ -181,7 +186,7 @@ def _details(values: Row) -> list[tuple[str, str]]:
     frozen = [f"{f['tensor']}[{f['axis']}]: {f['reason']} {f.get('source', '')}" for f in values["frozen"]]
     parts = [("Axes from which nothing was removed", "\n".join(frozen))]
     parts += [
-        (title, _short(json.dumps(values[key], indent=1))) for key, title in STAGES.items() if values[key]
+        (title, _short(json.dumps(values[key], indent=1))) for key, title in STAGES.items() if values.get(key)
     ]
     return [(heading, text) for heading, text in parts if text]
 

@@ -21,6 +21,7 @@
   };
   const label = (key) => (data.columns.find((c) => c.key === key) || { label: key }).label;
   const numeric = (v) => typeof v === "number" && Number.isFinite(v);
+  const network = (row) => [row.data, row.model].filter((v) => v !== null && v !== undefined).join(", ");
   const repaired = (row) => row.repair !== null && row.repair !== "none";
 
   function option(select, value, text) {
@@ -31,9 +32,9 @@
   }
 
   function fillControls() {
-    for (const select of document.querySelectorAll("[data-filter]")) {
-      option(select, "", "all");
-      values(select.dataset.filter).forEach((v) => option(select, v, v));
+    if (find("network")) {
+      data.networks.forEach((name) => option(find("network"), name, name));
+      option(find("network"), "", "all");
     }
     for (const side of ["x", "y"]) {
       const select = find(`axis-${side}`);
@@ -62,11 +63,11 @@
   }
 
   function visible() {
-    const filters = [...document.querySelectorAll("[data-filter]")].filter((s) => s.value);
+    const chosen = find("network") ? find("network").value : "";
     const off = [...document.querySelectorAll("[data-boxes] input:not(:checked)")].map((box) => [
       box.closest("[data-boxes]").dataset.boxes, box.value]);
     return data.rows.map((row, at) => ({ row, at })).filter(({ row }) =>
-      filters.every((s) => String(row[s.dataset.filter]) === s.value) &&
+      (!chosen || network(row) === chosen) &&
       off.every(([key, value]) => String(row[key]) !== value));
   }
 
@@ -113,9 +114,9 @@
     const [bx, by] = [data.before[x], data.before[y]];
     if (bx && by) {
       const dense = new Map(shown.filter(({ row }) => numeric(row[bx]) && numeric(row[by]))
-        .map(({ row }) => [`${row.data}/${row.model}`, row]));
+        .map(({ row }) => [network(row), row]));
       traces.push({ x: [...dense.values()].map((r) => r[bx]), y: [...dense.values()].map((r) => r[by]),
-                    text: [...dense.values()].map((r) => `${r.data ? r.data + ", " : ""}${r.model} before pruning`),
+                    text: [...dense.keys()].map((name) => `${name} before pruning`),
                     type: "scatter", mode: "markers", hovertemplate: "%{text}<br>%{x:.5g}, %{y:.5g}<extra></extra>",
                     marker: { size: 13, symbol: "star", color: dark.matches ? "#ffffff" : "#000000" } });
     }
@@ -127,16 +128,31 @@
                                              yaxis: { title: { text: label(y) } } }), CONFIG);
   }
 
+  // One row for each choice of units: [label, run], where runs that kept the same numbers are told once.
+  function choices(shown) {
+    const varying = data.identity.filter((key) => key !== "repair" &&
+      new Set(shown.map(({ row }) => row[key]).filter((v) => v !== null)).size > 1);
+    const kept = new Map();
+    data.cells.forEach((c) => kept.set(c.row, `${kept.get(c.row) || ""}${c.where}:${c.kept};`));
+    const labels = new Map();
+    for (const { row, at } of shown.filter(({ at: run }) => kept.has(run))) {
+      const name = varying.map((key) => row[key]).filter((v) => v !== null).join(", ") || String(row.method);
+      const same = labels.get(name);
+      if (same === undefined) labels.set(name, at);
+      else if (kept.get(same) !== kept.get(at)) labels.set(`${name}, ${row.repair}`, at);
+    }
+    return [...labels];
+  }
+
   function drawKept(shown) {
     if (!find("kept")) return;
-    const rows = new Map(shown.map(({ row, at }) => [at, row]));
-    const cells = data.cells.filter((cell) => rows.has(cell.row));
+    const labels = choices(shown), runs = labels.map(([, run]) => run);
+    const cells = data.cells.filter((cell) => runs.includes(cell.row));
     const places = [...new Set(cells.map((c) => c.where))];
-    const runs = [...new Set(cells.map((c) => c.row))];
     const share = new Map(cells.map((c) => [`${c.row}/${c.where}`, c]));
     const table = (pick) => runs.map((run) => places.map((p) => pick(share.get(`${run}/${p}`))));
     const few = runs.length * places.length <= 150;
-    const trace = { type: "heatmap", x: places, y: runs.map((run) => data.names[run]), zmin: 0, zmax: 1,
+    const trace = { type: "heatmap", x: places, y: labels.map(([name]) => name), zmin: 0, zmax: 1,
                     z: table((c) => (c ? c.kept / c.had : null)), hoverongaps: false, xgap: 1, ygap: 1,
                     text: table((c) => (c ? `${c.kept}/${c.had}` : "")), texttemplate: few ? "%{text}" : "",
                     hovertemplate: "%{y}<br>%{x}: %{text}<extra></extra>",
@@ -144,13 +160,13 @@
                     colorbar: { title: { text: "kept" }, tickformat: ".0%", thickness: 12 } };
     const height = Math.min(4000, Math.max(260, 120 + 22 * runs.length));
     find("kept").style.minHeight = `${height}px`;
-    const narrow = window.innerWidth < 640;
     Plotly.react("kept", [trace], layout({ height, xaxis: { type: "category" },
-      yaxis: { type: "category", autorange: "reversed", showticklabels: !narrow } }), CONFIG);
+      yaxis: { type: "category", autorange: "reversed" } }), CONFIG);
+    const names = new Map(labels.map(([name, run]) => [run, name]));
     const body = document.querySelector("#cells tbody");
     body.replaceChildren(...cells.map((c) => {
       const line = document.createElement("tr");
-      [data.names[c.row], c.where, c.had, c.kept].forEach((v) => {
+      [names.get(c.row), c.where, c.had, c.kept].forEach((v) => {
         line.append(Object.assign(document.createElement("td"), { textContent: v }));
       });
       return line;
