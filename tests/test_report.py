@@ -216,6 +216,9 @@ def test_filters_change_plots_and_tables(page) -> None:
 
 
 def test_axes_follow_the_controls(page) -> None:
+    page.find_element("css selector", "#axis-x option[value=method]").click()
+    kind = "const l = document.getElementById('scatter').layout; return [l.xaxis.type, l.shapes.length]"
+    assert page.execute_script(kind) == ["category", 1] and points(page) == 12
     page.find_element("css selector", "#axis-x option[value=latency_64_ms]").click()
     assert (
         page.execute_script("return document.getElementById('scatter').layout.xaxis.title.text")

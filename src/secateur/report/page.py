@@ -134,7 +134,7 @@ def _payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) ->
         "identity": [key for key in IDENTITY if key in keys],
         "axes": axes if len(axes) > 1 else [],
         "start": {
-            "x": _first(("parameters", *axes), axes),
+            "x": "method" if _one_budget(rows) else _first(("parameters", *axes), axes),
             "y": _first(("after", "accuracy", *axes[1:]), axes),
         },
         "before": {key: twin for key in axes if (twin := _twin(key)) in numbers},
@@ -149,6 +149,10 @@ def _payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) ->
 def _name(row: Row, rows: list[Row]) -> str:
     telling = [key for key in IDENTITY if varies(rows, key)] or ["method"]
     return ", ".join(str(row[key]) for key in telling if row.get(key) is not None)
+
+
+def _one_budget(rows: list[Row]) -> bool:
+    return varies(rows, "method") and not varies(rows, "budget")
 
 
 def _network(row: Row) -> str:

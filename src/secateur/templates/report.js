@@ -39,6 +39,7 @@
     for (const side of ["x", "y"]) {
       const select = find(`axis-${side}`);
       if (!select) continue;
+      if (side === "x" && methods.length > 1) option(select, "method", label("method"));
       data.axes.forEach((key) => option(select, key, label(key)));
       select.value = data.start[side];
     }
@@ -97,24 +98,23 @@
     const x = find("axis-x").value, y = find("axis-y").value;
     const groups = new Map();
     for (const { row } of shown) {
-      if (!numeric(row[x]) || !numeric(row[y])) continue;
+      if ((x !== "method" && !numeric(row[x])) || !numeric(row[y])) continue;
       const key = JSON.stringify(data.identity.filter((k) => k !== "budget" && k !== "seed").map((k) => row[k]));
       if (!groups.has(key)) groups.set(key, []);
       groups.get(key).push(row);
     }
     const traces = [...groups.values()].map((rows) => {
-      rows.sort((a, b) => a[x] - b[x]);
+      if (x !== "method") rows.sort((a, b) => a[x] - b[x]);
       const { colour, shape } = style(String(rows[0].method));
       const symbol = repaired(rows[0]) ? shape[0] : `${shape[0]}-open`;
       return { x: rows.map((r) => r[x]), y: rows.map((r) => r[y]), type: "scatter",
-               mode: rows.length > 1 ? "lines+markers" : "markers", text: rows.map(hover),
+               mode: rows.length > 1 && x !== "method" ? "lines+markers" : "markers", text: rows.map(hover),
                hovertemplate: "%{text}<br>%{x:.5g}, %{y:.5g}<extra></extra>",
                line: { width: 1, color: colour }, marker: { size: 10, color: colour, symbol, line: { width: 2, color: colour } } };
     });
     const [bx, by] = [data.before[x], data.before[y]];
+    const dense = new Map(shown.filter(({ row }) => numeric(row[by])).map(({ row }) => [network(row), row]));
     if (bx && by) {
-      const dense = new Map(shown.filter(({ row }) => numeric(row[bx]) && numeric(row[by]))
-        .map(({ row }) => [network(row), row]));
       traces.push({ x: [...dense.values()].map((r) => r[bx]), y: [...dense.values()].map((r) => r[by]),
                     text: [...dense.keys()].map((name) => `${name} before pruning`),
                     type: "scatter", mode: "markers", hovertemplate: "%{text}<br>%{x:.5g}, %{y:.5g}<extra></extra>",
@@ -124,8 +124,13 @@
       const all = shown.map(({ row }) => row[key]).filter((v) => numeric(v) && v > 0);
       return all.length && Math.max(...all) > 30 * Math.min(...all) ? "log" : "linear";
     };
-    Plotly.react("scatter", traces, layout({ xaxis: { title: { text: label(x) }, type: wide(x) },
-                                             yaxis: { title: { text: label(y) } } }), CONFIG);
+    const ink = getComputedStyle(document.documentElement).getPropertyValue("--soft").trim();
+    const levels = x === "method" ? [...new Set([...dense.values()].map((row) => row[by]))] : [];
+    const shapes = levels.map((v) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: v, y1: v,
+                                        line: { dash: "dash", width: 1, color: ink } }));
+    Plotly.react("scatter", traces, layout({
+      shapes, xaxis: { title: { text: label(x) }, type: x === "method" ? "category" : wide(x) },
+      yaxis: { title: { text: label(y) } } }), CONFIG);
   }
 
   // One row for each choice of units: [label, run], where runs that kept the same numbers are told once.
