@@ -207,7 +207,7 @@ def _by_schur(graph: Bipartite, tol: float, memory: int, why: str, H: Tensor | N
     wide = _try_schur(graph, torch.float64, memory, H if dtype == torch.float64 else None)
     if wide is None or wide[1] > _HOPELESS:
         raise ArithmeticError(
-            "the graph is singular in float64: some of its parts hang together by weights too small to count. "
+            "the graph is singular in float64: parts of it hang together by weights too small to count. "
             "Scale the scores, or set the smallest to zero so that the parts become components"
         )
     values, bound, residual = wide
