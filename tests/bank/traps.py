@@ -226,7 +226,84 @@ class Highway(nn.Module):
         return self.last(t * torch.relu(self.change(x)) + (1 - t) * x)
 
 
+def tail(width: int, classes: int = 4) -> nn.Sequential:
+    """Build a perceptron whose 11 units can always go."""
+    return nn.Sequential(nn.Linear(width, 11), nn.ReLU(), nn.Linear(11, classes))
+
+
+class Mixed(nn.Module):
+    """Features in rows and columns, each of which may go, beside features that must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(10, 20), nn.Linear(10, 8), tail(28)
+        self.rows, self.columns = nn.Parameter(torch.randn(4, 1)), nn.Parameter(torch.randn(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 10] to [B, 4]."""
+        a = torch.relu(self.a(x)).unflatten(-1, (self.rows.size(0), self.columns.size(1)))
+        a = (a * self.rows * self.columns).flatten(-2)
+        return self.last(torch.cat([self.b(x).softmax(-1), a], -1))
+
+
+class OverTime(nn.Module):
+    """A linear layer over time, whose bias makes dead features other than 0, then something over features."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.time, self.last, self.then = nn.Linear(6, 16), nn.Linear(5, 7), tail(16), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 5, 6] to [B, 7, 4]."""
+        x = self.time(torch.relu(self.first(x)).transpose(1, 2)).transpose(1, 2)
+        return self.last(self.then(x))
+
+
+class TimeIntoState(nn.Module):
+    """Linear layers over time around a recurrent one: their units are steps, and steps must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(5, 9), nn.Linear(9, 7)
+        self.rnn, self.last = nn.GRU(6, 14, batch_first=True), nn.Linear(14, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 5, 6] to [B, 7, 4]."""
+        x = torch.tanh(self.before(x.transpose(1, 2))).transpose(1, 2)
+        return self.last(self.after(self.rnn(x)[0].transpose(1, 2)).transpose(1, 2))
+
+
+class EachFeature(nn.Module):
+    """A recurrent network for every feature: what is dead has a state all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.each = nn.Linear(6, 12), nn.GRU(1, 3, batch_first=True)
+        self.last = tail(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 5, 6] to [B, 4]."""
+        rows = torch.relu(self.first(x)).transpose(1, 2).reshape(-1, x.size(1), 1)
+        return self.last(self.each(rows)[0][:, -1].view(x.size(0), -1, 3).sum(1))
+
+
+class DeadEnd(nn.Module):
+    """An auxiliary head that is computed and dropped: it still has to run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(10, 16), nn.Linear(16, 18), nn.Linear(18, 5)
+        self.auxiliary = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 10] to [B, 5]."""
+        x = torch.relu(self.first(x))
+        self.auxiliary(x)
+        return self.last(torch.relu(self.second(x)))
+
+
 TABLE, PAIR, GRAPH = (floats(B, 10),), (floats(B, 10), floats(B, 6)), (floats(B, 8, 6), floats(B, 8, 8))
+SERIES = (floats(B, 5, 6),)
 
 
 def row(name: str, act: Callable[[Tensor], Tensor], units: int, hidden: int = 16, read: int = 16) -> Entry:
@@ -275,5 +352,23 @@ ENTRIES = (
     Entry("Euler steps, time as a feature", Euler, TABLE, outputs=("last",), units=32),
     Entry("nn.Bilinear", Bilinear, PAIR, outputs=("last",), units=29),
     Entry("Weight normalisation", Normed, TABLE, outputs=("last",), units=18),
+    Entry("Concatenation of pairs and whole features", Mixed, TABLE, outputs=("last.2",), units=20),
+    Entry(
+        "Linear over time, RMSNorm over features",
+        lambda: OverTime(nn.RMSNorm(16, eps=1e-6)),
+        SERIES,
+        outputs=("last.2",),
+        units=11,
+    ),
+    Entry(
+        "Linear over time, sum over features",
+        lambda: OverTime(summed(lambda x: x.sum(-1, keepdim=True))),
+        SERIES,
+        outputs=("last.2",),
+        units=11,
+    ),
+    Entry("Linear over time, then a GRU", TimeIntoState, SERIES, outputs=("last",), units=14),
+    Entry("A recurrent network for every feature", EachFeature, SERIES, outputs=("last.2",), units=11),
+    Entry("Auxiliary head computed and dropped", DeadEnd, TABLE, outputs=("last", "auxiliary"), units=18),
     Entry("Highway", Highway, TABLE, outputs=("last",), units=16),
 )

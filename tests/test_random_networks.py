@@ -1,0 +1,42 @@
+"""Networks drawn at random: whatever tracing offers can go, and what goes, goes exactly."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+from bank import B, Entry, floats
+from random_networks import RandomNetwork
+
+from secateur.core import NothingToPrune
+from secateur.network.surgery import mask, shrink
+from secateur.network.trace import trace
+
+
+def check(seed: int, steps: int) -> int:
+    """Shrink one random network to half, judge it, and return the number of its removable units."""
+    entry = Entry(f"random {seed}", lambda: RandomNetwork(seed, steps), (floats(B, 5, 4),))
+    model = oracles.perturb(entry.build())
+    network = trace(model, entry.example()[0])
+    plan = oracles.half_plan(network)
+    if not plan.keep:
+        with pytest.raises(NothingToPrune):
+            shrink(model, plan)
+        return 0
+    small = shrink(model, plan)
+    assert oracles.size(small) < oracles.size(model)
+    assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
+    assert oracles.gap(entry, small, mask(model, plan)) < oracles.TOLERANCE
+    return sum(group.size for group in network.groups)
+
+
+@pytest.mark.parametrize("start", range(0, 100, 20))
+def test_random_networks_shrink_exactly(start: int) -> None:
+    units = [check(seed, steps=7) for seed in range(start, start + 20)]
+    assert sum(1 for n in units if n) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 1400, 20))
+def test_large_random_networks_shrink_exactly(start: int) -> None:
+    units = [check(seed, steps=16) for seed in range(start, start + 20)]
+    assert sum(1 for n in units if n) >= 10
