@@ -179,10 +179,6 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0) -> Dataset:
     Example:
         >>> load("digits").name
         'digits'
-        >>> load("cifar")
-        Traceback (most recent call last):
-          ...
-        secateur.core.InputError: no data set 'cifar'; did you mean 'cifar10'? Known: 'cifar10', ...
     """
     if name not in DATASETS:
         raise InputError(unknown("data set", name, list(DATASETS)))

@@ -1,0 +1,1 @@
+"""Studies: the tables and figures of publications, beside the published numbers."""
