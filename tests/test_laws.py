@@ -172,6 +172,34 @@ def test_shrunk_models_train(name: str) -> None:
     assert reached[0] == reached[1]
 
 
+@pytest.mark.parametrize("name", named("fast"))
+def test_shrunk_models_can_be_traced_and_shrunk_again(name: str) -> None:
+    """Pruning in steps: the oracle compares the second step with the very first model."""
+    entry, model, network = traced(name)
+    first = oracles.random_plan(network, keep=0.7)
+    once = shrink(model, first, check=False)
+    args, kwargs = entry.example()
+    again = trace(once, args, example_kwargs=kwargs)
+    left = sum(len(first.keep.get(g.name, range(g.size))) for g in network.groups if g.exact)
+    assert sum(g.size for g in again.groups if g.exact) >= left
+    twice = shrink(once, oracles.half_plan(again, seed=1))
+    assert oracles.size(twice) < oracles.size(once) < oracles.size(model)
+    assert oracles.deviation(entry, model, twice) < oracles.TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LeNet-5, Flatten", "MobileNetV2 (depthwise)", "LSTM", "Fused qkv (timm)"])
+def test_other_types_stay_what_they_are(name: str, dtype: torch.dtype) -> None:
+    """The check computes in float64, the model in its own type."""
+    entry = BANK[name]
+    model = oracles.perturb(entry.build()).to(dtype)
+    args = tuple(x.to(dtype) for x in entry.example()[0])
+    small = shrink(model, oracles.half_plan(trace(model, args)))
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    assert small(*args).dtype == dtype
+    assert oracles.size(small) < oracles.size(model)
+
+
 @pytest.mark.parametrize("name", named("refused"))
 def test_refusals_are_clear(name: str) -> None:
     entry = BANK[name]
