@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -346,6 +347,21 @@ def test_transformers_folder(place: Path) -> None:
     (place / "gpt2" / "config.json").write_text("{")
     done = run("inspect", "gpt2")
     assert done.exit_code == 2 and "reading gpt2 failed" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["lattice", "matroid", "mip"])
+def test_studies_take_what_the_command_gives(name: str, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    assert {"full", "out", "seed"} <= set(inspect.signature(named.find_study(name)).parameters)
+    given = {}
+
+    def study(**options: object) -> dict[str, list]:
+        given.update(options)
+        return {"part": [{"row": 1}]}
+
+    monkeypatch.setattr(cli, "find_study", lambda _: study)
+    done = run("study", name, "--full", "--seed", "4")
+    assert done.exit_code == 0 and "part: 1 rows" in done.stdout
+    assert given == {"full": True, "out": Path("runs") / f"study-{name}", "seed": 4}
 
 
 # --- the demonstration
