@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -184,54 +186,185 @@ LAYERS: tuple[Build, ...] = (
 )
 
 
-class RandomNetwork(nn.Module):
-    """A directed acyclic graph of random steps on tensors [B, 5, features], the same for the same seed."""
+@dataclass(frozen=True)
+class Kit:
+    """What networks of one kind are drawn from.
 
-    def __init__(self, seed: int, steps: int = 7) -> None:
+    Attributes:
+        widths: Numbers of features that a layer may make.
+        rest: Sizes of the axes other than batch and features.
+        axis: Where the features are.
+        unary: Functions of one tensor that keep its shape.
+        binary: Functions of two tensors of equal shape that keep it.
+        layers: Makers of layers for a number of features.
+    """
+
+    widths: tuple[int, ...]
+    rest: tuple[int, ...]
+    axis: int
+    unary: tuple[Callable[[Tensor], Tensor], ...]
+    binary: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    layers: tuple[Build, ...]
+
+    def shape(self, batch: int, features: int) -> tuple[int, ...]:
+        """Return the shape of a tensor with so many features."""
+        return (batch, features, *self.rest) if self.axis == 1 else (batch, *self.rest, features)
+
+
+SERIES = Kit(WIDTHS, (STEPS,), -1, UNARY, BINARY, LAYERS)
+
+
+class RandomNetwork(nn.Module):
+    """A directed acyclic graph of random steps, the same for the same seed."""
+
+    def __init__(self, seed: int, steps: int = 7, kit: Kit | None = None) -> None:
         super().__init__()
         rng = random.Random(seed)
-        self.inlet, self.layers = nn.Linear(4, 8), nn.ModuleList()
+        self.kit = kit or SERIES
+        self.inlet = nn.Linear(4, 8) if self.kit.axis == -1 else nn.Conv2d(4, 8, 1)
+        self.layers, self.fits = nn.ModuleList(), list[int]()
         self.steps: list[tuple[str, int, tuple[int, ...]]] = []
         widths = [8]
         for _ in range(steps):
-            at = len(widths) - 1 if rng.random() < 0.7 else rng.randrange(len(widths))
-            peers = [i for i, n in enumerate(widths) if n == widths[at]]
-            kind = rng.choices(("layer", "unary", "binary", "join"), (5, 4, 3, 1))[0]
-            if kind == "layer":
-                fits = [k for k, m in enumerate(self.layers) if getattr(m, "in_features", 0) == widths[at]]
-                if not fits or rng.random() < 0.7:
-                    fits = [len(self.layers)]
-                    self.layers.append(rng.choice(LAYERS)(rng, widths[at]))
-                self.steps.append((kind, rng.choice(fits), (at,)))
-            elif kind == "unary":
-                self.steps.append((kind, rng.randrange(len(UNARY)), (at,)))
-            else:
-                other = rng.choice(peers) if kind == "binary" else rng.randrange(len(widths))
-                self.steps.append((kind, rng.randrange(len(BINARY)), (at, other)))
+            self._draw(rng, widths)
             widths.append(self._width(len(self.steps) - 1, widths))
         read = {i for _, _, at in self.steps for i in at}
         self.ends = [i for i in range(len(widths)) if i not in read]
         self.last = nn.Linear(sum(widths[i] for i in self.ends), 3)
 
+    def _draw(self, rng: random.Random, widths: list[int]) -> None:
+        at = len(widths) - 1 if rng.random() < 0.7 else rng.randrange(len(widths))
+        kind = rng.choices(("layer", "unary", "binary", "join"), (5, 4, 3, 1))[0]
+        if kind == "layer":
+            fits = [k for k, n in enumerate(self.fits) if n == widths[at]]
+            if not fits or rng.random() < 0.7:
+                fits = [len(self.layers)]
+                self.layers.append(rng.choice(self.kit.layers)(rng, widths[at]))
+                self.fits.append(widths[at])
+            self.steps.append((kind, rng.choice(fits), (at,)))
+        elif kind == "unary":
+            self.steps.append((kind, rng.randrange(len(self.kit.unary)), (at,)))
+        else:
+            peers = [i for i, n in enumerate(widths) if n == widths[at]]
+            other = rng.choice(peers) if kind == "binary" else rng.randrange(len(widths))
+            self.steps.append((kind, rng.randrange(len(self.kit.binary)), (at, other)))
+
     def _width(self, step: int, widths: list[int]) -> int:
-        pool = [torch.zeros(2, STEPS, n) for n in widths]
+        pool = [torch.zeros(self.kit.shape(2, n)) for n in widths]
         self.eval()
         with torch.no_grad():
-            return self._step(step, pool).shape[-1]
+            return self._step(step, pool).shape[self.kit.axis]
 
     def _step(self, i: int, pool: list[Tensor]) -> Tensor:
         kind, which, at = self.steps[i]
         if kind == "layer":
             return self.layers[which](pool[at[0]])
         if kind == "unary":
-            return UNARY[which](pool[at[0]])
+            return self.kit.unary[which](pool[at[0]])
         if kind == "binary":
-            return BINARY[which](pool[at[0]], pool[at[1]])
-        return torch.cat([pool[at[0]], pool[at[1]]], -1)
+            return self.kit.binary[which](pool[at[0]], pool[at[1]])
+        return torch.cat([pool[at[0]], pool[at[1]]], self.kit.axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, 5, 4] to [B, 3]."""
+        """Map [B, 5, 4] or [B, 4, 6, 6] to [B, 3]."""
         pool = [torch.tanh(self.inlet(x))]
         for i in range(len(self.steps)):
             pool.append(self._step(i, pool))
-        return self.last(torch.cat([pool[i] for i in self.ends], -1)).mean(1)
+        found = torch.cat([pool[i] for i in self.ends], self.kit.axis)
+        return self.last(found.mean((2, 3))) if self.kit.axis == 1 else self.last(found).mean(1)
+
+
+def conv(n: int, m: int, **options: Any) -> nn.Conv2d:
+    """Build a 3 x 3 convolution that keeps height and width."""
+    return nn.Conv2d(n, m, 3, padding=options.pop("padding", 1), **options)
+
+
+class Squeezed(nn.Module):
+    """Channels scaled by what their means say."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 5, 1), nn.ReLU(), nn.Conv2d(5, width, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every channel."""
+        return x * self.gate(x)
+
+
+class LastNorm(nn.Module):
+    """LayerNorm over channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Permute, normalise, permute."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+IMAGES = Kit(
+    widths=(8, 12, 16),
+    rest=(6, 6),
+    axis=1,
+    unary=(
+        torch.relu,
+        F.silu,
+        torch.sigmoid,
+        lambda x: x + 1,
+        lambda x: F.max_pool2d(x, 3, 1, 1),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+        lambda x: x * x.mean((2, 3), keepdim=True),
+        lambda x: x.flip(1),
+        lambda x: F.channel_shuffle(x, 2),
+        lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),
+        lambda x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2),
+        lambda x: x.transpose(2, 3),
+        lambda x: x.softmax(1),
+        lambda x: x / (1 + x.sum(1, keepdim=True).square()),
+        lambda x: F.dropout2d(x, 0.3, False),
+        lambda x: torch.cat([x[:, 1::2], x[:, ::2]], 1),
+        lambda x: x - x.amax(1, keepdim=True),
+        lambda x: F.pad(x[:, : x.size(1) // 2], (0, 0, 0, 0, 0, x.size(1) // 2)),
+        lambda x: x.roll(1, 2),
+        lambda x: F.pixel_shuffle(x.repeat_interleave(4, 1), 2)[..., ::2, ::2],
+        lambda x: x * F.softmax(x.flatten(2), -1).view_as(x),
+    ),
+    binary=(
+        torch.add,
+        torch.mul,
+        torch.sub,
+        torch.maximum,
+        lambda a, b: a * torch.sigmoid(b),
+        lambda a, b: a + b.mean((2, 3), keepdim=True),
+        lambda a, b: a + F.adaptive_max_pool2d(b, 1),
+        lambda a, b: torch.stack([a, b]).amax(0),
+        lambda a, b: torch.stack([a, b], 1).flatten(1, 2)[:, : a.size(1)],
+    ),
+    layers=(
+        lambda rng, n: conv(n, rng.choice(IMAGES.widths), bias=rng.random() < 0.7),
+        lambda rng, n: conv(n, n, padding_mode=rng.choice(["zeros", "reflect", "circular"])),
+        lambda rng, n: nn.Conv2d(n, rng.choice(IMAGES.widths), 1),
+        lambda rng, n: conv(n, n, groups=rng.choice([2, n])),
+        lambda rng, n: conv(n, 2 * n, groups=n),
+        lambda rng, n: conv(n, n, dilation=2, padding=2),
+        lambda rng, n: nn.Sequential(
+            nn.Conv2d(n, 2 * n, 2, 2), nn.ReLU(), nn.ConvTranspose2d(2 * n, n, 2, 2)
+        ),
+        lambda rng, n: nn.Sequential(
+            nn.Conv2d(n, 4 * n, 1), nn.PixelShuffle(2), nn.ReLU(), conv(n, n, stride=2)
+        ),
+        lambda rng, n: nn.Sequential(
+            nn.Conv2d(n, n + 3, 1), nn.BatchNorm2d(n + 3), nn.ReLU(), nn.Conv2d(n + 3, n, 1)
+        ),
+        lambda rng, n: nn.BatchNorm2d(n),
+        lambda rng, n: nn.GroupNorm(rng.choice([1, 2, n]), n),
+        lambda rng, n: nn.InstanceNorm2d(n, affine=rng.random() < 0.5),
+        lambda rng, n: nn.PReLU(n),
+        lambda rng, n: LastNorm(n),
+        lambda rng, n: Squeezed(n),
+        lambda rng, n: nn.Linear(6, 6),
+    ),
+)
