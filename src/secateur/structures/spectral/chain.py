@@ -30,21 +30,24 @@ from secateur.structures.spectral.graph import checked_scores
 __all__ = ["ChainResistance", "Link", "chain_resistance"]
 
 
+Ends = int | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Link:
-    """A layer between two levels of features.
+    """A layer between levels of features.
 
     Attributes:
-        scores: Non-negative scores in the shape of the weight, [out, in / groups, *taps].  `in` may be a
-            multiple of the source's size: each feature then has that many adjacent copies (flattening).
-        source: Level that the layer reads.
-        target: Level that it makes, or adds to.
+        scores: Non-negative scores in the shape of the weight, [out, in / groups, *taps].
+        source: What the layer reads: the number of a level, whose features it reads in their order, each with
+            as many adjacent copies as fit (flattening); or integers [in, 2]: level and node of each input.
+        target: What it makes, or adds to: the number of a level, or integers [out, 2].
         groups: Groups of a convolution.
     """
 
     scores: Tensor
-    source: int
-    target: int
+    source: Ends
+    target: Ends
     groups: int = 1
 
 
@@ -92,57 +95,88 @@ def chain_resistance(layers: Sequence[Tensor | Link]) -> ChainResistance:
     if not links:
         raise ValueError("a network's graph needs at least one layer; got none")
     for link in links:
-        if link.scores.dim() < 2:
-            raise ValueError(
-                f"scores must have a weight's shape, [out, in, ...]; got {tuple(link.scores.shape)}"
-            )
-        checked_scores(link.scores.flatten(1))
+        _check(link)
     sizes = _level_sizes(links)
-    contracted = [_contract(link, sizes) for link in links]
+    ends = [(_ends(x.target, x.scores.shape[0], sizes), _ends(x.source, _inputs(x), sizes)) for x in links]
     network = _Levels(sizes)
-    for link, T in zip(links, contracted, strict=True):
-        network.add(link.target, link.source, T)
+    for link, (rows, cols) in zip(links, ends, strict=True):
+        network.add_edges(_dense(link), rows, cols)
     count, label = network.ground()
     network.solve()
-    return _answer(links, contracted, network, count, label)
+    return _answer(links, ends, network, count, label)
+
+
+def _check(link: Link) -> None:
+    if link.scores.dim() < 2:
+        raise ValueError(f"scores must have a weight's shape, [out, in, ...]; got {tuple(link.scores.shape)}")
+    checked_scores(link.scores.flatten(1))
+    if link.groups < 1 or link.scores.shape[0] % link.groups:
+        raise ValueError(f"{link.scores.shape[0]} outputs do not divide into {link.groups} groups")
+    for what, end, number in (
+        ("source", link.source, _inputs(link)),
+        ("target", link.target, len(link.scores)),
+    ):
+        if isinstance(end, Tensor) and (end.shape != (number, 2) or bool((end < 0).any())):
+            raise ValueError(f"{what} must be [{number}, 2], level and node; got shape {tuple(end.shape)}")
+
+
+def _inputs(link: Link) -> int:
+    return link.scores.shape[1] * link.groups
 
 
 def _level_sizes(links: Sequence[Link]) -> dict[int, int]:
-    """Sizes of all levels; a level nobody makes has the size that its readers agree on."""
+    """Sizes of all levels; a level that nobody makes has the size that its first reader says."""
     sizes: dict[int, int] = {}
     for link in links:
+        for end in (link.target, link.source):
+            for level, node in end.tolist() if isinstance(end, Tensor) else ():
+                sizes[level] = max(sizes.get(level, 0), node + 1)
+    for link in links:
         made = link.scores.shape[0]
-        if sizes.setdefault(link.target, made) != made:
+        if not isinstance(link.target, Tensor) and sizes.setdefault(link.target, made) != made:
             raise ValueError(
                 f"level {link.target} is made with {sizes[link.target]} and with {made} features"
             )
     for link in links:
-        sizes.setdefault(link.source, link.scores.shape[1] * link.groups)
-    for link in links:
-        reads, size = link.scores.shape[1] * link.groups, sizes[link.source]
-        if link.groups < 1 or reads % size or link.scores.shape[0] % link.groups or size % link.groups:
-            raise ValueError(
-                f"a layer {tuple(link.scores.shape)} with {link.groups} groups reads {reads} features, "
-                f"but level {link.source} has {size}; a multiple of it would do"
-            )
+        if not isinstance(link.source, Tensor):
+            sizes.setdefault(link.source, _inputs(link))
     return sizes
 
 
-def _contract(link: Link, sizes: dict[int, int]) -> Tensor:
-    """Add up parallel conductances: [target, source] in float64."""
-    out, size = link.scores.shape[0], sizes[link.source]
-    per_group = link.scores.reshape(link.groups, out // link.groups, size // link.groups, -1).double().sum(3)
-    return per_group[0] if link.groups == 1 else torch.block_diag(*per_group)
+def _ends(end: Ends, features: int, sizes: dict[int, int]) -> Tensor:
+    """Return level and node of each feature [features, 2]."""
+    if isinstance(end, Tensor):
+        return end.long()
+    if features % sizes[end]:
+        raise ValueError(
+            f"a layer has {features} features on level {end}, which has {sizes[end]}; a multiple would do"
+        )
+    nodes = torch.arange(features) // (features // sizes[end])
+    return torch.stack([torch.full_like(nodes, end), nodes], 1)
+
+
+def _dense(link: Link) -> Tensor:
+    """Add up the taps: conductances [out, in] in float64, zero between groups."""
+    W = (
+        link.scores.reshape(link.groups, len(link.scores) // link.groups, link.scores.shape[1], -1)
+        .double()
+        .sum(3)
+    )
+    return W[0] if link.groups == 1 else torch.block_diag(*W)
 
 
 def _expand(link: Link, values: Tensor) -> Tensor:
-    """Undo `_contract`: give every edge the value of the edge that it was contracted into."""
-    out, size = values.shape
-    rows, cols = out // link.groups, size // link.groups
+    """Give every edge its value out of [out, in]; taps share one."""
+    rows, cols = len(values) // link.groups, link.scores.shape[1]
     blocks = [values[g * rows : (g + 1) * rows, g * cols : (g + 1) * cols] for g in range(link.groups)]
-    share = torch.cat(blocks).to(link.scores.dtype)
-    copies = link.scores[0].numel() // cols
-    return share[:, :, None].expand(out, cols, copies).reshape(link.scores.shape)
+    own = torch.cat(blocks).to(link.scores.dtype)
+    return own.view(*own.shape, *[1] * (link.scores.dim() - 2)).expand(link.scores.shape)
+
+
+def _parts(ends: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """Split features by level: level, the features there, their nodes."""
+    levels = [(int(x), torch.nonzero(ends[:, 0] == x).flatten()) for x in ends[:, 0].unique()]
+    return [(level, at, ends[at, 1]) for level, at in levels]
 
 
 @dataclass
@@ -153,6 +187,14 @@ class _Levels:
     C: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     g: dict[int, Tensor] = field(default_factory=dict)
     Z: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def add_edges(self, W: Tensor, rows: Tensor, cols: Tensor) -> None:
+        """Add conductances W [out, in] between the nodes of its features; parallel ones add up."""
+        for s, u, i in _parts(rows):
+            for t, v, j in _parts(cols):
+                held = W.new_zeros(self.sizes[s], len(v)).index_add_(0, i.to(W.device), _pick(W, u, v))
+                T = W.new_zeros(self.sizes[s], self.sizes[t])
+                self.add(s, t, T.index_add_(1, j.to(W.device), held))
 
     def add(self, s: int, t: int, T: Tensor) -> None:
         """Add conductances T [size of s, size of t]; loops at a node carry no current and are dropped."""
@@ -254,22 +296,31 @@ def _components(C: dict[tuple[int, int], Tensor], start: dict[int, int], total: 
     return label
 
 
+def _pick(W: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return W[u.to(W.device)][:, v.to(W.device)]
+
+
 def _answer(
     links: Sequence[Link],
-    contracted: Sequence[Tensor],
+    ends: Sequence[tuple[Tensor, Tensor]],
     network: _Levels,
     count: int,
     label: dict[int, Tensor],
 ) -> ChainResistance:
     values, total = [], 0.0
-    for link, T in zip(links, contracted, strict=True):
-        made, read = (network.Z[x, x].diagonal() for x in (link.target, link.source))
-        R = made[:, None] + read[None, :] - 2 * network.Z[link.target, link.source]
-        apart = label[link.target][:, None] != label[link.source][None, :]
-        total += float((T * R).sum())
-        values.append(_expand(link, R.masked_fill_(apart, float("inf"))))
+    for link, (rows, cols) in zip(links, ends, strict=True):
+        W = _dense(link)
+        R = torch.zeros_like(W)
+        for s, u, i in _parts(rows):
+            for t, v, j in _parts(cols):
+                held, read = (network.Z[x, x].diagonal() for x in (s, t))
+                between = held[:, None] + read[None, :] - 2 * network.Z[s, t]
+                between.masked_fill_(label[s][:, None] != label[t][None, :], float("inf"))
+                R[u.to(W.device)[:, None], v.to(W.device)[None, :]] = _pick(between, i, j)
+        total += float(torch.where(W > 0, W * R, 0.0).sum())
+        values.append(_expand(link, R))
     nodes = sum(network.sizes.values())
-    residual = abs(total / (nodes - count) - 1)
+    residual = abs(total / (nodes - count) - 1) if nodes > count else total
     if not residual <= 1e-6:
         raise ArithmeticError(
             f"Foster's identity fails by {residual:.1e} in the network's graph: its weights span more "
