@@ -31,7 +31,9 @@ from secateur.network.fold import fold
 from secateur.network.surgery import shrink
 from secateur.network.trace import trace
 
-__all__ = ["G2P", "LETTERS", "PHONEMES", "available", "batches", "edit_distance", "pairs", "phoneme_error", "rows"]
+__all__ = [
+    "G2P", "LETTERS", "PHONEMES", "available", "batches", "edit_distance", "pairs", "phoneme_error", "rows",
+]
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
