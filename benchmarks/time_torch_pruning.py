@@ -1,6 +1,6 @@
 """How long it takes to decide and to shrink: Secateur and Torch-Pruning on the same networks.
 
-Run `python benchmarks/time_torch_pruning.py` (some minutes).  Prints one JSON line a network: medians of the CPU
+Run `python benchmarks/time_torch_pruning.py` (some minutes).  One JSON line a network: medians of the CPU
 seconds of one process and one thread, the tools in turn.  Torch-Pruning: building the pruner (with its
 dependency graph) and `step()`.  Secateur: tracing without `torch.export` (whose time stands apart),
 deciding by magnitude, shrinking; the check in float64 that the shrunk network computes what the masked
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 import time
@@ -67,7 +68,7 @@ def secateur_seconds(model: nn.Module, example: Any) -> Times:
     marks.append(time.process_time())
     shrink(model, decided)
     marks.append(time.process_time())
-    traced, planned, shrunk, checked = (b - a for a, b in zip(marks, marks[1:], strict=False))
+    traced, planned, shrunk, checked = (b - a for a, b in itertools.pairwise(marks))
     own = traced - captured[0] + planned + shrunk
     return {"export": captured[0], "trace": traced - captured[0], "plan": planned, "shrink": shrunk,
             "own": own, "check": checked - shrunk}  # fmt: skip
