@@ -54,6 +54,7 @@ def test_epsilon_gives_the_count_on_average(n1: int, n2: int, seed: int, share: 
         kept = sparsify(S, count, mode=mode, generator=gen(seed))
         assert int(kept.mask.sum()) == count
         assert not kept.mask[S == 0].any()
+        assert int(sparsify(S.T, count, mode=mode, generator=gen(seed)).mask.sum()) == count
 
 
 def test_one_epsilon_for_several_graphs() -> None:

@@ -94,6 +94,7 @@ def sparsify(
     mode: Mode = "systematic",
     generator: torch.Generator | None = None,
     leverages: Tensor | None = None,
+    nodes: int | None = None,
 ) -> Sparsifier:
     """Choose the edges of a layer's graph that stay.
 
@@ -109,6 +110,7 @@ def sparsify(
         generator: CPU generator of the draws; needed by all modes but "coverage".  Not one in the state that
             the weights were drawn from: torch's uniform and normal numbers of one seed are correlated.
         leverages: The leverages, if known.
+        nodes: n in the probabilities, if the graph is part of a larger one.
 
     Raises:
         ValueError: If the scores are no graph, the count exceeds the edges, or options do not fit together.
@@ -126,7 +128,7 @@ def sparsify(
             raise ValueError("mode 'coverage' needs a count; it has no epsilon")
         return _coverage(scores, count)
     lev = leverage(scores) if leverages is None else leverages
-    nodes = scores.shape[-1] + scores.shape[-2]
+    nodes = nodes or scores.shape[-1] + scores.shape[-2]
     epsilon = epsilon if count is None else epsilon_for_count([lev], [nodes], count)
     p = inclusion(lev, nodes, epsilon or 0.0)
     draw = _paper if mode == "paper" else _systematic
@@ -196,11 +198,16 @@ def _coverage(scores: Tensor, count: int, rounds: int = 16) -> Sparsifier:
         lev = leverage(scores, effective_resistance(torch.where(mask, scores, delta * scores)))
         if number == 0:
             mask = _forest(lev, count)
-        lev = lev.masked_fill(mask, -1.0).flatten()
-        missing = max(0, target - int(mask.sum()))
-        mask.view(-1)[lev.argsort(descending=True, stable=True)[:missing]] = True
+        mask = mask | _largest(lev.masked_fill(mask, -1.0), max(0, target - int(mask.sum())))
     one = torch.ones_like(scores)
     return Sparsifier(mask, mask.double(), one, math.nan)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Mark that many of the largest values, the first of equals."""
+    order = values.flatten().argsort(descending=True, stable=True)[:count]
+    marks = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    return marks.index_fill_(0, order, True).view(values.shape)
 
 
 def _forest(lev: Tensor, count: int) -> Tensor:
@@ -217,6 +224,5 @@ def _forest(lev: Tensor, count: int) -> Tensor:
             torch.as_tensor(ends[0], device=lev.device), torch.as_tensor(ends[1] - n1, device=lev.device)
         ] = True
     if int(mask.sum()) > count:
-        best = lev.masked_fill(~mask, -1.0).flatten().argsort(descending=True, stable=True)[:count]
-        mask = torch.zeros_like(mask).view(-1).index_fill_(0, best, True).view(mask.shape)
+        mask = _largest(lev.masked_fill(~mask, -1.0), count)
     return mask

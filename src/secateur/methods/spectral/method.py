@@ -1,0 +1,273 @@
+"""Pruning by spectral graph sparsification, after Laenen, arXiv:2306.08849 (TAG-ML 2023).
+
+Algorithm 2 scores the weights, takes each layer's scores as a bipartite graph, and keeps a weight with
+probability min(1, 5 ln n * leverage * epsilon); Algorithm 1 does so on the graph of the whole network.  What
+the paper leaves open is an option here: whether one epsilon serves all layers or each its own, how the exact
+number is reached, and whether what stays is multiplied by 1 / probability (the paper's masks are not).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from secateur.allocation import Allocation, allocate, prunable, top, weight_sizes
+from secateur.allocation.steps import Steps, apportion
+from secateur.core import Budget, Evidence, Group, InputError, Network, NothingToPrune, Plan, Weights, unknown
+from secateur.methods.base import ScoreMethod, Scores
+from secateur.methods.slots import makers, readers, unit_sums
+from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
+from secateur.methods.spectral.scores import NEEDS, EdgeScore, edge_scores
+from secateur.structures import spectral
+
+__all__ = ["Spectral"]
+
+Spread = Literal["one-epsilon", "uniform", "erk", "global"]
+Choose = Literal["systematic", "paper", "coverage", "top"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(ScoreMethod):
+    """Keep weights so that each layer's graph stays connected as it was; or units of large leverage.
+
+    Args:
+        score: What a weight's edge weighs: "magnitude", "activation" (|w| times the root mean square of what
+            it reads), "snip" or "synflow".
+        power: Exponent on the score.
+        allocation: How many weights each layer keeps.  "one-epsilon": one parameter for all layers, as many
+            as it keeps on average; "uniform": the same share; "erk"; "global": leverages ranked together.  By
+            default the budget's scope decides: "layer" is uniform, "erk" itself, and "global" one-epsilon,
+            or global where nothing is drawn.
+        graph: "layer" (Algorithm 2) or "network" (Algorithm 1).
+        mode: "systematic": exact counts and probabilities; "paper": independent draws topped up; "coverage":
+            grown for connectivity, nothing drawn; "top": largest leverage.
+        pattern: "2:4" and the like: of every m weights along the input axis the n of largest leverage stay,
+            and the budget must ask for the share n / m.
+        rounds: Rounds of SynFlow: the density falls geometrically, and scores are taken anew on what is left.
+        over: For units: the edges of the weights that make a unit, that read it, or both.
+        tol: Relative error accepted in resistances of layers.
+
+    Example:
+        >>> sorted(Spectral(score="snip").needs(Weights(0.1)))
+        ['gradients']
+    """
+
+    name: ClassVar[str] = "spectral"
+    score: EdgeScore = "magnitude"
+    power: float = 1.0
+    allocation: Spread | None = None
+    graph: Literal["layer", "network"] = "layer"
+    mode: Choose = "systematic"
+    pattern: str | None = None
+    rounds: int = 1
+    over: Literal["makers", "readers", "both"] = "both"
+    tol: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for field, known in {
+            "score": list(NEEDS), "mode": list(get_args(Choose)), "graph": ["layer", "network"],
+            "allocation": [*get_args(Spread), None], "over": ["makers", "readers", "both"],
+        }.items():  # fmt: skip
+            if getattr(self, field) not in known:
+                raise InputError(
+                    unknown(f"Spectral.{field}", str(getattr(self, field)), list(map(str, known)))
+                )
+        if not (self.power > 0 and self.tol > 0 and self.rounds >= 1):
+            raise InputError(
+                "Spectral.power and tol must be positive, rounds at least 1; got "
+                f"{self.power}, {self.tol} and {self.rounds}"
+            )
+        if self.rounds > 1 and (self.score != "synflow" or self.pattern):
+            raise InputError(
+                "Spectral.rounds is for score='synflow' without a pattern: other scores stay the same"
+            )
+        if self.mode == "coverage" and self.graph == "network":
+            raise InputError("mode='coverage' grows each layer's graph: use it with graph='layer'")
+        if self.pattern is not None:
+            _pattern(self.pattern)
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for what the score needs."""
+        return NEEDS[self.score]
+
+    def leverages(self, network: Network, evidence: Evidence) -> Leverages:
+        """Return the leverage of every weight that a mask may zero."""
+        return self._solve(network, edge_scores(network, evidence, self.score, self.power))
+
+    def _solve(self, network: Network, scores: Scores) -> Leverages:
+        if self.graph == "network":
+            return network_leverages(network, scores)
+        return layer_leverages(network, scores, self.tol)
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Sum the leverages of each unit's edges."""
+        values = self.leverages(network, evidence).values
+        return {g.name: self._unit_score(network, g, values) for g in prunable(network)}
+
+    def _unit_score(self, network: Network, group: Group, values: Mapping[str, Tensor]) -> Tensor:
+        made = makers(network, group) if self.over != "readers" else ()
+        read = readers(network, group) if self.over != "makers" else ()
+        slots = [slot for slot in made + read if slot.tensor in values]
+        if not slots:
+            raise InputError(
+                f"group {group.name!r} has no weight matrix among its {self.over}: no edge to score"
+            )
+        return unit_sums(values, slots, group.size)
+
+    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the leverage of each weight."""
+        return self.leverages(network, evidence).values
+
+    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+        """Decide how many weights each layer keeps, then which."""
+        if self.pattern is not None:
+            return self._plan_pattern(network, evidence, budget)
+        masks: dict[str, Tensor] = {}
+        for t in range(1, self.rounds + 1):
+            part = replace(budget, density=budget.density ** (t / self.rounds))
+            scores = edge_scores(network, evidence, self.score, self.power, masks)
+            found = self._solve(network, scores)
+            allocation = self._allocate(network, part, found)
+            masks = {
+                name: self._mask(network, evidence.seed, name, count, scores[name], found)
+                for name, count in allocation.counts.items()
+            }
+        return self._plan(network, budget, evidence.seed, masks, found, allocation)
+
+    def factors(self, network: Network, evidence: Evidence, plan: Plan) -> dict[str, Tensor]:
+        """Return what to multiply the kept weights by so that the sparsifier is unbiased: 1 / probability.
+
+        The paper's masks leave this out; see `secateur.network.scale.scaled` for its use.
+
+        Args:
+            network: The traced network, unpruned.
+            evidence: The evidence of the plan.
+            plan: A plan of this method for single weights.
+
+        Returns:
+            By masked weight, in its shape; 1 where the weight goes or was certain to stay.
+        """
+        found = self.leverages(network, evidence)
+        factors = {}
+        for name, mask in plan.masks.items():
+            lev, stays = found.values[name], torch.as_tensor(mask, device=found.values[name].device)
+            count = min(int(mask.sum()), int((lev > 0).sum()))
+            epsilon = spectral.epsilon_for_count([lev], [found.nodes[name]], count)
+            p = spectral.inclusion(lev, found.nodes[name], epsilon)
+            factors[name] = torch.where(stays & (p > 0), 1 / p.clamp_min(1e-300), 1.0)
+        return factors
+
+    def _allocate(self, network: Network, budget: Weights, found: Leverages) -> Allocation:
+        drawn = self.mode in ("systematic", "paper")
+        by_scope: dict[str, Spread] = {
+            "layer": "uniform",
+            "erk": "erk",
+            "global": "one-epsilon" if drawn else "global",
+        }
+        spread = self.allocation or by_scope[budget.scope]
+        if spread == "one-epsilon":
+            return _one_epsilon(network, budget, found)
+        scope: Any = {"uniform": "layer", "erk": "erk", "global": "global"}[spread]
+        return allocate(network, replace(budget, scope=scope), found.values)
+
+    def _mask(
+        self, network: Network, seed: int, name: str, count: int, scores: Tensor, found: Leverages
+    ) -> Tensor:
+        """Choose the weights of one layer; those of score 0 are no edges and come last, in order."""
+        lev = found.values[name]
+        edges = int((lev > 0).sum())
+        if self.mode == "top" or count >= edges:
+            return top(lev, count)
+        layer = network.layer(name)
+        graph, own = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
+        generator = torch.Generator().manual_seed(own)
+        if self.mode == "coverage":
+            return graph.fold(spectral.sparsify(graph.scores, count, mode="coverage").mask)
+        kept = spectral.sparsify(
+            graph.scores, count, mode=self.mode, generator=generator,
+            leverages=unfold(layer, lev).scores, nodes=found.nodes[name],
+        )  # fmt: skip
+        return graph.fold(kept.mask)
+
+    def _plan_pattern(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+        n, m = _pattern(self.pattern or "")
+        if abs(budget.density - n / m) > 1e-9:
+            raise InputError(f"pattern {self.pattern!r} keeps {n / m:g} of the weights; got {budget}")
+        found = self.leverages(network, evidence)
+        masks = {name: _best_of(network, name, found.values[name], n, m) for name in weight_sizes(network)}
+        kept = {name: int(mask.sum()) for name, mask in masks.items()}
+        total = sum(mask.numel() for mask in masks.values())
+        allocation = Allocation(kept, "weights", budget.density, sum(kept.values()) / total)
+        return self._plan(network, budget, evidence.seed, masks, found, allocation)
+
+    def _plan(
+        self,
+        network: Network,
+        budget: Weights,
+        seed: int,
+        masks: Mapping[str, Tensor],
+        found: Leverages,
+        allocation: Allocation,
+    ) -> Plan:
+        zeroed = {name: mask.cpu().numpy() for name, mask in masks.items() if not bool(mask.all())}
+        if not zeroed and budget.density < 1:
+            raise NothingToPrune(
+                f"{budget} removes nothing: the counts are {dict(allocation.counts)}; ask for less"
+            )
+        notes: dict[str, Any] = {name: dict(found.notes.get(name, {})) for name in zeroed}
+        notes["reached"] = {"weights": allocation.reached}
+        return Plan(network, self.name, {}, zeroed, {}, repr(budget), seed, notes)
+
+
+def _one_epsilon(network: Network, budget: Weights, found: Leverages) -> Allocation:
+    """Give each layer the number of weights that one epsilon keeps on average, rounded to the total."""
+    full = allocate(network, replace(budget, scope="global"), found.values)
+    total = sum(full.counts.values())
+    names = list(full.counts)
+    levs, nodes = [found.values[x] for x in names], [found.nodes[x] for x in names]
+    edges = sum(int((x > 0).sum()) for x in levs)
+    if total > edges:
+        raise InputError(
+            f"{budget} keeps {total} weights, but only {edges} have a positive score and are edges. "
+            "Ask for fewer, or use allocation='uniform'"
+        )
+    epsilon = spectral.epsilon_for_count(levs, nodes, total)
+    means = [float(spectral.inclusion(x, n, epsilon).sum()) for x, n in zip(levs, nodes, strict=True)]
+    steps = [Steps(x.numel(), budget.floor) for x in levs]
+    counts = _to_total(apportion(steps, means, total), steps, total)
+    reached = sum(counts) / sum(x.numel() for x in levs)
+    return Allocation(dict(zip(names, counts, strict=True)), "weights", budget.density, reached)
+
+
+def _to_total(counts: list[int], steps: list[Steps], total: int) -> list[int]:
+    """Take from the largest what floors gave too much."""
+    counts = list(counts)
+    while sum(counts) > total:
+        largest = max(range(len(counts)), key=lambda i: (counts[i] - steps[i].first, -i))
+        counts[largest] -= min(sum(counts) - total, counts[largest] - steps[largest].first)
+    return counts
+
+
+def _pattern(pattern: str) -> tuple[int, int]:
+    n, colon, m = pattern.partition(":")
+    if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+        raise InputError(f"a pattern is written n:m with 0 < n < m, as in 2:4; got {pattern!r}")
+    return int(n), int(m)
+
+
+def _best_of(network: Network, name: str, lev: Tensor, n: int, m: int) -> Tensor:
+    """Keep the n largest of every m along the input axis; where m does not divide it, all."""
+    axis = network.layer(name).in_axis or 0
+    if lev.shape[axis] % m:
+        return torch.ones_like(lev, dtype=torch.bool)
+    lines = lev.movedim(axis, -1)
+    parts = lines.reshape(*lines.shape[:-1], -1, m)
+    order = parts.argsort(stable=True, dim=-1, descending=True)[..., :n]
+    mask = torch.zeros_like(parts, dtype=torch.bool).scatter_(-1, order, True)
+    return mask.reshape(lines.shape).movedim(-1, axis)

@@ -1,0 +1,99 @@
+"""Scores of single weights that become the edge weights of layer graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.allocation import weight_sizes
+from secateur.core import Evidence, InputError, Layer, Network
+from secateur.methods.base import required
+from secateur.methods.slots import moments_of
+
+__all__ = ["NEEDS", "EdgeScore", "edge_scores"]
+
+EdgeScore = Literal["magnitude", "activation", "snip", "synflow"]
+NEEDS: dict[str, frozenset[str]] = {
+    "magnitude": frozenset(),
+    "activation": frozenset({"moments"}),
+    "snip": frozenset({"gradients"}),
+    "synflow": frozenset({"flow"}),
+}
+
+
+def edge_scores(
+    network: Network,
+    evidence: Evidence,
+    score: EdgeScore,
+    power: float = 1.0,
+    masks: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Score every weight that a mask may zero.
+
+    Args:
+        network: The traced network.
+        evidence: Weights, and what `NEEDS` says.
+        score: ``"magnitude"``: |w|; ``"activation"``: |w| times the root mean square of the feature it reads;
+            ``"snip"``: |gradient * w|; ``"synflow"``: |w dR/dw|.
+        power: Exponent put on the scores.
+        masks: Weights already gone, for ``"synflow"``; their scores are zero.
+
+    Returns:
+        Non-negative tensors in the shape of each weight.
+
+    Raises:
+        InputError: Evidence is missing, or the scores of a layer are all zero or not finite.
+    """
+    flow = _flow(evidence, masks or {}) if score == "synflow" else {}
+    found = {}
+    for name in weight_sizes(network):
+        layer = next(x for x in network.prunable_weights() if x.weight == name)
+        w = evidence.weights[name].detach()
+        w = w if w.dtype in (torch.float32, torch.float64) else w.float()
+        if score == "synflow":
+            value = flow[name]
+        elif score == "snip":
+            value = (w.double() * required(evidence.gradients, name, "gradients", "spectral")).abs()
+        else:
+            value = w.abs() * (_input_norm(network, evidence, layer) if score == "activation" else 1)
+        found[name] = _checked(value if power == 1 else value.pow(power), name, score)
+    return found
+
+
+def _flow(evidence: Evidence, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if evidence.flow is None:
+        raise InputError("'spectral' with score 'synflow' needs 'flow': collect it with needs={'flow'}")
+    flow: Mapping[str, Tensor] = evidence.flow(masks)
+    return {
+        name: value.masked_fill(~masks[name], 0) if name in masks else value for name, value in flow.items()
+    }
+
+
+def _input_norm(network: Network, evidence: Evidence, layer: Layer) -> Tensor:
+    """Return the root mean square of what each weight reads, broadcast over the weight's shape."""
+    moments = moments_of(network, evidence, layer)
+    if moments is None:
+        required({}, network.input_key(layer), "moments", "spectral")
+    norm = moments.second.sqrt()  # type: ignore[union-attr]
+    shape = network.shapes[layer.weight]
+    axis = layer.in_axis or 0
+    weight = evidence.weights[layer.weight]
+    norm = norm.to(weight.device, weight.dtype if weight.dtype == torch.float64 else torch.float32)
+    if axis == 1 and layer.groups > 1:
+        rows = norm.view(layer.groups, shape[1]).repeat_interleave(shape[0] // layer.groups, 0)
+        return rows.view(shape[0], shape[1], *[1] * (len(shape) - 2))
+    return norm.view([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+def _checked(value: Tensor, name: str, score: str) -> Tensor:
+    if not bool(value.isfinite().all()):
+        raise InputError(f"the {score} scores of {name!r} hold NaN or infinities: check weights and data")
+    if not bool(value.any()):
+        raise InputError(
+            f"the {score} scores of {name!r} are all zero, so its graph has no edge: the layer is dead, or "
+            "dead on this data; take other data or another score"
+        )
+    return value
