@@ -334,7 +334,7 @@ ENTRIES = (
     row("Maximum of pairs (maxout)", lambda x: x.unflatten(-1, (8, 2)).amax(-1), 18, read=8),
     row("Overwritten buffer", overwritten, 18),
     row("In-place addition of 1, then a sum", summed(lambda x: x.clone().add_(1).sum(-1, keepdim=True)), 18),
-    row("Division by the features", lambda x: 1 / (x + 2), 34),
+    row("Division by the features", lambda x: 1 / (x + 2), 18),
     row("Logarithm of the features", lambda x: torch.log1p(x), 34),
     row("Features compared with a threshold", lambda x: torch.where(x > 0.5, x, -1.0), 34),
     row("Fourier transform over features", lambda x: torch.fft.fft(x, dim=-1).real, 18),

@@ -166,7 +166,12 @@ class Atoms:
         tied = self.reasons.index(self.why)
         self._freeze(right[(atom == left) & (number == 0)], tied)  # u = u and w holds where w is TRUE
         self._freeze(left[(atom == right) & (number == 0)], tied)
-        rows = np.flatnonzero((number == 0) & (atom != left) & (atom != right))
+        rows = (number == 0) & (atom != left) & (atom != right)
+        thin = rows & ((self._reason[left] > 0) | (self._reason[right] > 0))
+        if thin.any():  # u = TRUE and w is u = w
+            self.unite(atom[thin], np.where(self._reason[left[thin]] > 0, right[thin], left[thin]))
+        rows = np.flatnonzero(rows & ~thin)
+        atom, left, right = self.find(atom), self.find(left), self.find(right)
         known = self._left[atom[rows]] > 0
         fresh, at = np.unique(atom[rows[~known]], return_index=True)
         first = rows[~known][at]

@@ -125,8 +125,18 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     first = first_names(model)
     constants = {k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()}
-    program.graph_module.graph.eliminate_dead_code()
+    _drop_dead_attention(program.graph_module)
     return Capture(model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants)
+
+
+def _drop_dead_attention(module: GraphModule) -> None:
+    """Drop the weights that nn.MultiheadAttention averages over heads for nobody.
+
+    Nothing else: what the model computes for nobody, it computes in the shrunk model too.
+    """
+    for node in reversed(module.graph.nodes):
+        if node.op == "call_function" and not node.users and owner(node)[1].endswith("MultiheadAttention"):
+            module.graph.erase_node(node)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

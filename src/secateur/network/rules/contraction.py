@@ -22,7 +22,8 @@ def linear(flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = N
         label = flow.equate(label, bias.labels[0])
     flow.layer("linear", weight, 0, 1, math.prod(out[0][:-1]), bias)
     zero = weight.zero[0] and (bias is None or bias.zero[0])
-    return Axes(out[0], (*x.labels[:-1], label), (*x.zero[:-1], zero))
+    lead = x.zero[:-1] if bias is None else (False,) * (x.ndim - 1)  # a bias stands where x is 0
+    return Axes(out[0], (*x.labels[:-1], label), (*lead, zero))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
@@ -226,7 +227,7 @@ def attention(
     flow.equate(q.labels[-1], k.labels[-1])
     q = flow.freeze(q, [-1], "its length may be the scale of the attention")
     k = flow.freeze(k, [-1], "its length may be the scale of the attention")
-    flow.equate(k.labels[-2], v.labels[-2])
+    k, v = (flow.freeze(s, [-2], "every key enters the attention") for s in (k, v))
     heads = q.labels[-3] if q.ndim > 3 else None
     if enable_gqa and q.ndim > 3:
         groups = k.shape[-3]

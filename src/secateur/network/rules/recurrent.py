@@ -45,6 +45,7 @@ def recurrent(
         if state.ndim == 3:
             flow.equate(state.labels[1], x.labels[0 if batch_first else 1])
     reads = x.labels[-1]
+    x = flow.freeze(x, [1 if batch_first and x.ndim == 3 else 0], "time steps")
     steps = x.shape[1 if batch_first else 0] if x.ndim == 3 else x.shape[0]
     uses = steps * (x.shape[0 if batch_first else 1] if x.ndim == 3 else 1)
     for i in range(num_layers * directions):
