@@ -71,6 +71,9 @@ def clamp(flow: Flow, out: list[tuple[int, ...]], x: Axes, *bounds: Any, **optio
 def add(flow: Flow, out: list[tuple[int, ...]], *operands: Any, **options: Any) -> Axes:
     """Tie; the sum is 0 at dead indices only where every term is."""
     states = [o for o in operands if isinstance(o, Axes)]
+    for state in states if flow.owner in flow.norms else ():
+        for axis in range(state.ndim):
+            flow.role(state, axis, "scale")
     scalars = [o for o in operands[:2] if not isinstance(o, Axes) and o != 0]
     shape, labels = flow.elementwise(*states)
     zero = (False,) * len(shape) if scalars else flow.zeros(shape, states, every=True)
