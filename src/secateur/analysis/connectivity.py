@@ -1,8 +1,8 @@
 """How the layers of a network hang together, before and after pruning.
 
 Each layer's weights are a bipartite graph (Laenen, arXiv:2306.08849, section 2.4); the paper reports lambda_2
-of the normalised Laplacian of its largest component.  That number rises to 1 as the component shrinks to a few
-nodes, so it stands here beside the component's share, the number of components and the dead units.
+of the normalised Laplacian of its largest component.  That number rises to 1 as the component shrinks to
+a few nodes, so it stands here beside the share, the number of components and the dead units.
 """
 
 from __future__ import annotations
