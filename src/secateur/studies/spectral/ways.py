@@ -1,0 +1,85 @@
+"""The ways to choose a mask that the study compares: the paper's, its comparator, and controls.
+
+`sparsify`: one epsilon for the network, draws topped up to the count (the paper, as read here).  `greedy`:
+the same share of the largest scores in each layer (the paper's comparator).  Controls: the largest scores of
+all layers ranked together; greedy and random with the layer sizes of `sparsify`, which show what its
+allocation alone does; ERK sizes; the same share for `sparsify` too; and the connectivity mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from secateur.allocation import allocate, top
+from secateur.core import Evidence, InputError, Network, Weights
+from secateur.methods import Random, Spectral
+from secateur.methods.spectral import edge_scores
+from secateur.structures.spectral import layer_graph, sparsify
+
+__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of"]
+
+Masks = dict[str, Any]
+MAIN = ("sparsify", "greedy")
+CONTROLS = (
+    "greedy, global",
+    "greedy, ERK",
+    "greedy, sizes of sparsify",
+    "random, sizes of sparsify",
+    "sparsify, uniform",
+    "coverage, sizes of sparsify",
+)
+WAYS = MAIN + CONTROLS
+
+
+def masks_of(
+    way: str, network: Network, evidence: Evidence, density: float, score: str = "magnitude", rounds: int = 1
+) -> Masks:
+    """Choose masks by weight name.
+
+    Args:
+        way: Of `WAYS`.
+        network: The traced network.
+        evidence: What the score needs.
+        density: Share of the weights that stay.
+        score: Of `Spectral`.
+        rounds: Rounds of SynFlow; other scores are taken once.
+    """
+    rounds = rounds if score == "synflow" else 1
+    budget = Weights(density)
+    if way in ("sparsify", "sparsify, uniform"):
+        spread: Any = "uniform" if "uniform" in way else "one-epsilon"
+        method = Spectral(score=score, allocation=spread, mode="paper", rounds=rounds)  # type: ignore[arg-type]
+        return dict(method.plan(network, evidence, budget).masks)
+    if way in ("greedy", "greedy, global", "greedy, ERK"):
+        scope: Any = {"greedy": "layer", "greedy, global": "global", "greedy, ERK": "erk"}[way]
+        return _greedy(network, evidence, replace(budget, scope=scope), score, rounds)
+    if way not in WAYS:
+        raise InputError(f"no way {way!r}; there are {WAYS}")
+    sized = masks_of("sparsify", network, evidence, density, score, rounds)
+    scores = edge_scores(network, evidence, score)  # type: ignore[arg-type]
+    if way.startswith("random"):
+        scores = dict(Random().weight_scores(network, evidence))
+    pick = _grown if way.startswith("coverage") else top
+    return {name: _numpy(pick(scores[name], int(mask.sum())), mask) for name, mask in sized.items()}
+
+
+def _greedy(network: Network, evidence: Evidence, budget: Weights, score: str, rounds: int) -> Masks:
+    masks: dict[str, Tensor] = {}
+    for t in range(1, rounds + 1):
+        scores = edge_scores(network, evidence, score, masks=masks)  # type: ignore[arg-type]
+        part = replace(budget, density=budget.density ** (t / rounds))
+        counts = allocate(network, part, scores).counts
+        masks = {name: top(scores[name], count) for name, count in counts.items()}
+    return {name: mask.cpu().numpy() for name, mask in masks.items()}
+
+
+def _grown(scores: Tensor, count: int) -> Tensor:
+    graph = layer_graph(scores)
+    return graph.fold(sparsify(graph.scores, min(count, int((scores > 0).sum())), mode="coverage").mask)
+
+
+def _numpy(mask: Tensor, like: Any) -> Any:
+    return mask.reshape(like.shape).cpu().numpy()
