@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from secateur import zoo
 from secateur.core import InputError, Network, Plan, Units, Weights
-from secateur.methods import Spectral
-from secateur.methods.spectral import edge_scores, layer_leverages, network_leverages
+
+from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
 from secateur.network.collect import collect
 from secateur.network.scale import scaled
 from secateur.network.surgery import mask, shrink

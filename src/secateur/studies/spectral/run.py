@@ -16,7 +16,8 @@ from secateur.analysis.connectivity import layer_connectivity
 from secateur.analysis.measure import accuracy
 from secateur.core import Evidence, InputError, Network, Plan, Units, Weights, unknown
 from secateur.data import Dataset
-from secateur.methods import Magnitude, Random, Spectral
+from secateur.methods import Magnitude, Random
+from secateur.methods.spectral import Spectral
 from secateur.network.collect import collect
 from secateur.network.scale import scaled
 from secateur.network.surgery import mask, shrink

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from secateur.allocation import allocate, top
 from secateur.core import Evidence, InputError, Network, Weights
-from secateur.methods import Random, Spectral
-from secateur.methods.spectral import edge_scores
+from secateur.methods import Random
+from secateur.methods.spectral import Spectral, edge_scores
 from secateur.structures.spectral import layer_graph, sparsify
 
 __all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of"]
