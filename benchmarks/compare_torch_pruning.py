@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import signal
 import sys
@@ -25,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,6 +43,7 @@ from torch_pruning_runs import secateur_half, torch_pruning_half  # noqa: E402
 
 from secateur.core import SecateurError  # noqa: E402
 
+PLACES = re.compile(rf"{re.escape(str(ROOT))}/|\S*/site-packages/")
 VERDICTS = {
     "exact": "the network that masking the original gives, to 1e-10 of the largest output",
     "refused": "an error that says what stands in the way; nothing is changed",
@@ -130,22 +133,21 @@ def best(outcomes: Iterable[Outcome]) -> Outcome:
     return min(outcomes, key=lambda outcome: list(VERDICTS).index(outcome.verdict))
 
 
-def compare(entry: Entry, limit: float) -> list[Outcome]:
-    """Run both tools on an entry, Torch-Pruning in each of its ways to treat heads."""
-    ours = isolated(lambda: attempt(entry, "Secateur", secateur_half), entry.name, "Secateur", limit)
-    theirs = []
+def ours(entry: Entry, limit: float) -> Outcome:
+    """Run Secateur on an entry."""
+    return isolated(lambda: attempt(entry, "Secateur", secateur_half), entry.name, "Secateur", limit)
+
+
+def theirs(entry: Entry, limit: float) -> Outcome:
+    """Run Torch-Pruning on an entry, in each of its ways to treat heads."""
+    found: list[Outcome] = []
     for whole in (False, True) if entry.heads else (False,):
-
-        def prune(entry: Entry, model: nn.Module, whole: bool = whole) -> nn.Module:
-            return torch_pruning_half(entry, model, whole_heads=whole)
-
-        def job(prune: Callable[[Entry, nn.Module], nn.Module] = prune) -> Outcome:
-            return attempt(entry, "Torch-Pruning", prune)
-
-        theirs.append(isolated(job, entry.name, "Torch-Pruning", limit))
-        if theirs[-1].verdict in ("exact", "no answer"):
+        prune = partial(torch_pruning_half, whole_heads=whole)
+        job = partial(attempt, entry, "Torch-Pruning", prune)
+        found.append(isolated(job, entry.name, "Torch-Pruning", limit))
+        if found[-1].verdict in ("exact", "no answer"):
             break
-    return [ours, best(theirs)]
+    return best(found)
 
 
 def cell(outcome: Outcome) -> str:
@@ -183,9 +185,10 @@ def page(outcomes: list[Outcome], limit: float) -> str:
         "original they are. The original with all other entries set to zero must give the same output "
         "in float64 on inputs that neither tool has seen, at two batch sizes. The verdicts:", "",
         *(f"- **{verdict}**: {meaning}" for verdict, meaning in VERDICTS.items()), "",
-        "## Totals", "", "Built with torch alone:", "",
-        *totals(outcomes, [family for family in FAMILIES if family != "Hugging Face"]),
+        "## Totals", "", "Networks that people build:", "",
+        *totals(outcomes, [family for family in FAMILIES if family not in ("Hard cases", "Hugging Face")]),
         "Hugging Face families, tiny configurations:", "", *totals(outcomes, ["Hugging Face"]),
+        "Hard cases, made to catch careless rules:", "", *totals(outcomes, ["Hard cases"]),
     ]  # fmt: skip
     for family, entries in FAMILIES.items():
         lines += [f"## {family}", "", "| model | Secateur | Torch-Pruning |", "|---|---|---|"]
@@ -205,9 +208,17 @@ def details(found: dict[tuple[str, str], Outcome], names: list[str]) -> list[str
         for tool in ("Secateur", "Torch-Pruning"):
             outcome = found[name, tool]
             if outcome.detail and outcome.verdict != "no answer":
-                first = outcome.detail.strip().splitlines()[0][:200].replace("`", "'")
+                first = PLACES.sub("", outcome.detail.strip().splitlines()[0])[:200].replace("`", "'")
                 lines.append(f"- {name}, {tool}: `{first}`")
     return [*lines, ""] if lines else []
+
+
+def before(path: Path | None) -> dict[tuple[str, str], Outcome]:
+    """Return the outcomes of an interrupted run by model and tool."""
+    if path is None or not path.exists():
+        return {}
+    outcomes = [Outcome(**json.loads(line)) for line in path.read_text().splitlines()]
+    return {(outcome.model, outcome.tool): outcome for outcome in outcomes}
 
 
 def main() -> None:
@@ -216,23 +227,27 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the names of the models to run")
     parser.add_argument("--limit", type=float, default=60, help="processor seconds for each model and tool")
     parser.add_argument("--write", type=Path, help="page to write, in Markdown")
-    parser.add_argument("--json", type=Path, help="raw outcomes to write, one a line")
+    parser.add_argument(
+        "--json", type=Path, help="raw outcomes, one a line; those that it has are not run again"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    outcomes: list[Outcome] = []
+    found = before(options.json)
     for name, entry in BANK.items():
-        if options.only not in name:
-            continue
-        outcomes += compare(entry, options.limit)
-        ours, theirs = outcomes[-2:]
-        print(f"{name:48s} {cell(ours):24s} {cell(theirs):24s} {ours.detail[:90]!r}", flush=True)
-    if options.json:
-        options.json.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
+        for tool, run in TOOLS.items():
+            if options.only in name and (name, tool) not in found:
+                found[name, tool] = run(entry, options.limit)
+                if options.json:
+                    with options.json.open("a") as file:
+                        file.write(json.dumps(asdict(found[name, tool])) + "\n")
+                print(f"{name:48s} {tool:14s} {cell(found[name, tool])}", flush=True)
     if options.write:
-        options.write.write_text(page(outcomes, options.limit))
+        options.write.write_text(page(list(found.values()), options.limit))
     else:
-        print("\n".join(totals(outcomes, FAMILIES)))
+        print("\n".join(totals(found.values(), FAMILIES)))
 
+
+TOOLS = {"Secateur": ours, "Torch-Pruning": theirs}
 
 if __name__ == "__main__":
     main()

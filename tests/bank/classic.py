@@ -251,6 +251,6 @@ ENTRIES = (
     ),
     Entry("Deep sets", DeepSet, (floats(B, 7, 4),), outputs=("rho.2",), units=62),
     Entry("Tied autoencoder", Tied, (floats(B, 11),), units=18),
-    Entry("A single layer", lambda: nn.Linear(10, 6), TABLE, refused="an output of the model"),
+    Entry("A single layer", lambda: nn.Linear(10, 6), TABLE, outputs=("",), refused="an output of the model"),
     Entry("Path chosen by the data", Branching, TABLE, outputs=("a", "b"), refused="data"),
 )

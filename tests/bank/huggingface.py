@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .entry import B, Entry, Maker, floats, ones, tokens
 from .transformer import module_heads
@@ -80,6 +80,18 @@ PROJECTIONS = (
 )
 
 
+class Only(nn.Module):
+    """A model that returns one of its outputs."""
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model, self.output, self.config = model, output, model.config
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return the output of that name."""
+        return self.model(**inputs)[self.output]
+
+
 def build(config: str, model: str, **options: Any) -> nn.Module:
     """Build a transformers model from the names of its configuration and class."""
     library = importlib.import_module("transformers")
@@ -112,13 +124,20 @@ def row(
     prefix: str = "",
     slow: bool = True,
     refused: str = "",
+    only: str = "",
 ) -> Entry:
-    """List a model by its family's prefix and the name of its head."""
+    """List a model by its family's prefix and the name of its head; `only` names the output to return."""
     config, model = f"{prefix or kind}Config", f"{kind}{head}"
     outputs = (output,) if isinstance(output, str) else output
+    if only:
+        outputs = tuple(f"model.{name}" for name in outputs)
+
+    def make() -> nn.Module:
+        return Only(build(config, model, **options), only) if only else build(config, model, **options)
+
     return Entry(
         f"HF {name}",
-        lambda: build(config, model, **options),
+        make,
         kwargs=kwargs,
         outputs=outputs,
         heads=projection_heads,
@@ -201,27 +220,29 @@ ENTRIES = (
         "eos_token_id": 2,
         "cls_token_id": 1, "sep_token_id": 2, "local_attention": 4}, MASKED, "classifier", 68),
     row("T5", "T5", "ForConditionalGeneration", {"d_model": 24, "d_kv": 6, "d_ff": 34, "num_layers": 1,
-        "num_heads": 4,
-        "vocab_size": 61, "use_cache": False, "decoder_start_token_id": 0}, BOTH, "lm_head", 80),
-    row("BART", "Bart", "ForConditionalGeneration", SEQ2SEQ, BOTH, "lm_head", 76),
-    row("Marian", "MarianMTModel", "", SEQ2SEQ, BOTH, "lm_head", 76, prefix="Marian"),
-    row("Pegasus", "Pegasus", "ForConditionalGeneration", SEQ2SEQ, BOTH, "lm_head", 76),
+        "num_heads": 4, "vocab_size": 61, "use_cache": False, "decoder_start_token_id": 0}, BOTH,
+        "lm_head", 80, only="logits"),
+    row("BART", "Bart", "ForConditionalGeneration", SEQ2SEQ, BOTH, "lm_head", 76, only="logits"),
+    row("Marian", "MarianMTModel", "", SEQ2SEQ, BOTH, "lm_head", 76, prefix="Marian", only="logits"),
+    row("Pegasus", "Pegasus", "ForConditionalGeneration", SEQ2SEQ, BOTH, "lm_head", 76, only="logits"),
     row("Whisper", "Whisper", "ForConditionalGeneration", {**SEQ2SEQ, "num_mel_bins": 10,
         "max_source_positions": 9,
         "max_target_positions": 40, "bos_token_id": 3, "eos_token_id": 4}, {"input_features": floats(B, 10,
         18),
-        "decoder_input_ids": tokens(61, B, 7)}, "proj_out", 76),
+        "decoder_input_ids": tokens(61, B, 7)}, "proj_out", 76, only="logits"),
     row("ViT", "ViT", "ForImageClassification", VISION, PIXELS, "classifier", 38),
     row("DeiT", "DeiT", "ForImageClassification", VISION, PIXELS, "classifier", 38),
     row("BEiT", "Beit", "ForImageClassification", VISION, PIXELS, "classifier", 38),
     row("DINOv2", "Dinov2", "ForImageClassification", {**VISION, "mlp_ratio": 2}, PIXELS, "classifier", 52),
     row("CLIP vision", "CLIPVisionModelWithProjection", "", {**VISION, "projection_dim": 10}, PIXELS,
         "visual_projection",
-        38, prefix="CLIPVision"),
+        38, prefix="CLIPVision", only="image_embeds"),
     row("CLIP text", "CLIPTextModelWithProjection", "", {**ENCODER, "num_hidden_layers": 1,
         "projection_dim": 10,
-        "eos_token_id": 2}, IDS, "text_projection", 38, prefix="CLIPText"),
-    row("SigLIP vision", "SiglipVisionModel", "", VISION, PIXELS, (), 38, prefix="SiglipVision"),
+        "eos_token_id": 2}, IDS, "text_projection", 38, prefix="CLIPText",
+        only="text_embeds"),
+    row("SigLIP vision", "SiglipVisionModel", "", VISION, PIXELS, ("head.attention", "head.mlp.fc2"), 38,
+        prefix="SiglipVision", only="pooler_output"),
     row("Swin", "Swin", "ForImageClassification", {"image_size": 32, "patch_size": 4, "embed_dim": 12,
         "depths": [2, 1],
         "num_heads": [2, 4], "window_size": 4, "mlp_ratio": 2.0}, WIDE, "classifier", 60),

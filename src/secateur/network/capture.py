@@ -130,12 +130,13 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _drop_dead_attention(module: GraphModule) -> None:
-    """Drop the weights that nn.MultiheadAttention averages over heads for nobody.
+    """Drop the weights that nn.MultiheadAttention and SlimAttention average over heads for nobody.
 
     Nothing else: what the model computes for nobody, it computes in the shrunk model too.
     """
     for node in reversed(module.graph.nodes):
-        if node.op == "call_function" and not node.users and owner(node)[1].endswith("MultiheadAttention"):
+        attends = owner(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
+        if node.op == "call_function" and not node.users and attends:
             module.graph.erase_node(node)
 
 
