@@ -183,6 +183,24 @@ def test_unused_branches_do_not_matter():
     np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-5)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        F.relu_(h)
+        return self.b(h)
+
+
+def test_a_write_into_what_is_used_later_is_not_dropped_as_unused():
+    model, x = InPlace(), torch.randn(3, 4)
+    chain = affine_relu_chain(model, x)
+    np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-5)
+    assert chain.layers == {"a.weight": 4}
+
+
 def test_nan_among_the_weights_is_refused():
     model = mlp(4, 3, 2)
     with torch.no_grad():

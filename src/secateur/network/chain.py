@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from secateur.core import InputError
 from secateur.network.capture import Capture, capture, first_names, owner, source
@@ -159,8 +159,10 @@ def _operations(found: Capture) -> list[_Operation]:
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in found.parameters]
     current: Node | None = inputs[0] if inputs else None
     operations, refused = [], []
+    needed = _needed(graph)
     for node in graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and _name(node) not in _SILENT):
+        called = node.op == "call_function" and _name(node) not in _SILENT
+        if node in needed and (node.op == "get_attr" or called):
             reason = _refusal(node, current, found)
             if reason:
                 refused.append(reason)
@@ -174,6 +176,15 @@ def _operations(found: Capture) -> list[_Operation]:
             "BatchNorm, ReLU, max and average pooling, flattening and dropout, one after the other"
         )
     return [op for op in operations if op.name != "log_softmax"]
+
+
+def _needed(graph: Graph) -> set[Node]:
+    """Return what an output depends on; what is computed for nobody does not matter."""
+    needed: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed |= {node, *node.all_input_nodes}
+    return needed
 
 
 def _name(node: Node) -> str:
