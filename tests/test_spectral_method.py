@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from secateur import zoo
 from secateur.core import InputError, Network, Plan, Units, Weights
-
 from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
 from secateur.network.collect import collect
 from secateur.network.scale import scaled

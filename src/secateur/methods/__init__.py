@@ -5,10 +5,12 @@ from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sens
 from secateur.methods.lattice import Lattice
 from secateur.methods.matroid import Matroid
 from secateur.methods.mip import MIP
+from secateur.methods.spectral import Spectral
 from secateur.methods.synflow import SynFlow
 
 METHODS: dict[str, type[SetMethod]] = {
     "matroid": Matroid,
+    "spectral": Spectral,
     "lattice": Lattice,
     "mip": MIP,
     "random": Random,
