@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.core import InputError, Merge, NothingToPrune, Tolerance, Units
 from secateur.methods.matroid import Matroid, partitions, permutation_audit
-from secateur.methods.matroid.audit import _permuted
+from secateur.methods.matroid.permuted import permuted_evidence
 from secateur.network.collect import collect
 from secateur.network.fold import fold, merge
 from secateur.network.surgery import shrink
@@ -159,7 +159,7 @@ def test_permuted_evidence_is_that_of_the_permuted_model():
     model, x = mlp(), inputs()
     network, evidence = looked_at(model, x, Matroid())
     orders = {g.name: np.random.default_rng(2).permutation(g.size) for g in network.groups}
-    permuted = _permuted(network, evidence, orders)
+    permuted = permuted_evidence(network, evidence, orders)
     other = mlp()
     other.load_state_dict(permuted.weights)
     with torch.no_grad():
@@ -168,6 +168,57 @@ def test_permuted_evidence_is_that_of_the_permuted_model():
     for name, moments in fresh.moments.items():
         torch.testing.assert_close(permuted.moments[name].gram, moments.gram)
         torch.testing.assert_close(permuted.moments[name].mean, moments.mean)
+
+
+def test_permuted_chains_gradients_and_gates_are_those_of_the_permuted_model():
+    model, x = convolutional(), inputs(40, 64).reshape(40, 1, 8, 8)
+    network = trace(model, x[:2])
+    needs = {"chain", "gradients", "taylor", "activations"}
+    batch = [(x, torch.arange(40) % 3)]
+    evidence = collect(model, network, batch, needs)
+    orders = {g.name: np.random.default_rng(4).permutation(g.size) for g in network.groups if g.exact}
+    assert len(orders) == 3
+    permuted = permuted_evidence(network, evidence, orders)
+    other = convolutional()
+    other.load_state_dict(permuted.weights)
+    fresh = collect(other, network, batch, needs)
+    flat = x.flatten(1).numpy()
+    np.testing.assert_allclose(permuted.chain.logits(flat), evidence.chain.logits(flat), rtol=1e-10)
+    for ours, theirs in zip(permuted.chain.relus, fresh.chain.relus, strict=True):
+        keep = {ours.name: np.arange(ours.size) % 2 == 0}
+        theirs_out, ours_out = (c.logits(flat, keep) for c in (fresh.chain, permuted.chain))
+        assert theirs.size == ours.size
+        np.testing.assert_allclose(ours_out, theirs_out, rtol=1e-10)
+    for name, gradient in fresh.gradients.items():
+        torch.testing.assert_close(permuted.gradients[name], gradient)
+    for name in orders:
+        torch.testing.assert_close(permuted.taylor[name], fresh.taylor[name])
+        torch.testing.assert_close(permuted.activations[name], fresh.activations[name])
+
+
+def test_exact_merges_are_as_many_in_every_order():
+    model, _ = planted(torch.float64)
+    method = Matroid(ground="rows")
+    network, evidence = looked_at(model, inputs(), method, 0.1)
+
+    def apart(plan) -> float:
+        return float(len(plan.removed("0")))
+
+    audit = permutation_audit(method, network, evidence, Units(0.1), draws=6, measure=apart)
+    assert audit.counts == (12,) * 7
+    assert audit.values == (12.0,) * 6
+    assert not audit.order_free  # of two multiples either may stay
+    assert "12 go as they stand, 12 to 12 permuted" in audit.summary()
+    with pytest.raises(InputError, match="flow"):
+        permuted_evidence(network, replace(evidence, flow=dict), {})
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(20, 9), nn.ReLU(), nn.Linear(9, 3),
+    ).double()  # fmt: skip
 
 
 def test_no_tail_is_an_error_that_says_when_there_is_one():

@@ -6,21 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from secateur.core import (
-    Budget,
-    Evidence,
-    Group,
-    InputError,
-    IntArray,
-    Moments,
-    Network,
-    NothingToPrune,
-    Plan,
-)
+from secateur.core import Budget, Evidence, InputError, IntArray, Network, NothingToPrune, Plan
 from secateur.methods.base import Method
+from secateur.methods.matroid.permuted import permuted_evidence
 
 __all__ = ["PermutationAudit", "permutation_audit"]
 
@@ -48,11 +37,21 @@ class PermutationAudit:
         """Whether every order gives the same plan."""
         return all(o == 1.0 for o in self.overlap)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many units go: as they stand, then in each order.
+
+        Of units that are multiples of one another any may stay, so that exact merges agree in this number
+        rather than in `overlap`.
+        """
+        return tuple(_count(p) for p in (self.plan, *self.permuted))
+
     def summary(self) -> str:
         """Say it in a line."""
-        shares = np.array(self.overlap)
+        shares, (first, *others) = np.array(self.overlap), self.counts
         text = f"{len(shares)} orders: {shares.mean():.0%} of the removed units agree"
-        text += f", at least {shares.min():.0%}"
+        text += f", at least {shares.min():.0%}; "
+        text += f"{first} go as they stand, {min(others)} to {max(others)} permuted"
         known = [v for v in self.values if v == v]
         if known:
             spread = f"{np.mean(known):.4g} ({min(known):.4g} to {max(known):.4g})"
@@ -73,8 +72,8 @@ def permutation_audit(
     """Repeat a plan under random permutations of the units of every group.
 
     Permuting hidden units leaves the function unchanged, so that what depends on their order is an artefact.
-    Weights and statistics are permuted; the plans come back in the original numbers and can be measured on
-    the original model.
+    Weights, statistics, gradients and chains are permuted; the plans come back in the original numbers and
+    can be measured on the original model.
 
     Args:
         method: What decides.
@@ -86,18 +85,17 @@ def permutation_audit(
         measure: Plan -> a figure, for instance the accuracy of the shrunk model.
 
     Raises:
-        InputError: No draws, or evidence that cannot be permuted (gradients, chain, flow).
+        InputError: No draws, or evidence that cannot be permuted (a flow).
     """
     if draws < 1:
         raise InputError(f"an audit needs at least one permutation; got draws={draws}")
-    if evidence.chain is not None or evidence.flow is not None or evidence.gradients:
-        raise InputError(f"{method.name!r} sees a chain, a flow or gradients, which cannot be permuted")
     plan = method.plan(network, evidence, budget)
     generator = np.random.default_rng(seed)
     permuted = []
     for _ in range(draws):
         orders = {g.name: generator.permutation(g.size) for g in network.groups if g.exact}
-        permuted.append(_planned(method, network, _permuted(network, evidence, orders), budget, orders))
+        other = permuted_evidence(network, evidence, orders)
+        permuted.append(_planned(method, network, other, budget, orders))
     figure = measure or (lambda _: float("nan"))
     values = tuple(float("nan") if p is None else figure(p) for p in permuted)
     overlap = tuple(_overlap(plan, p) for p in permuted)
@@ -116,46 +114,8 @@ def _planned(
     return replace(plan, keep=keep, merges={}, masks={})
 
 
-def _permuted(network: Network, evidence: Evidence, orders: Mapping[str, IntArray]) -> Evidence:
-    weights, moments = dict(evidence.weights), dict(evidence.moments)
-    for name, order in orders.items():
-        group = network.group(name)
-        for slot in group.slots:
-            tensor = weights[slot.tensor]
-            axis = _moved(slot.index, order, tensor.shape[slot.axis])
-            weights[slot.tensor] = tensor.index_select(slot.axis, axis.to(tensor.device))
-        for weight, index in _features(network, group).items():
-            if weight in moments:
-                moments[weight] = _permuted_moments(moments[weight], index, order)
-    return replace(evidence, weights=weights, moments=moments)
-
-
-def _features(network: Network, group: Group) -> dict[str, IntArray]:
-    found = {}
-    for layer, slot in network.readers(group):
-        width = network.shapes[layer.weight][slot.axis]
-        found[layer.weight] = np.concatenate([slot.index + g * width for g in range(layer.groups)], axis=1)
-    return found
-
-
-def _moved(index: IntArray, order: IntArray, size: int) -> Tensor:
-    """Return the permutation of an axis in which unit u takes the place of what was unit order[u]."""
-    axis = np.arange(size)
-    axis[index.ravel()] = index[order].ravel()
-    return torch.from_numpy(axis)
-
-
-def _permuted_moments(m: Moments, index: IntArray, order: IntArray) -> Moments:
-    axis = _moved(index, order, len(m.mean)).to(m.mean.device)
-    wide = (axis[:, None] * m.taps + torch.arange(m.taps, device=axis.device)).flatten()
-    return replace(
-        m,
-        mean=m.mean[axis],
-        absolute=m.absolute[axis],
-        second=m.second[axis],
-        gram=None if m.gram is None else m.gram[wide][:, wide],
-        gram_mean=None if m.gram_mean is None else m.gram_mean[wide],
-    )
+def _count(plan: Plan | None) -> int:
+    return sum(len(plan.removed(name)) for name in plan.keep) if plan else 0
 
 
 def _overlap(a: Plan, b: Plan | None) -> float:

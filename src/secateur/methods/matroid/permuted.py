@@ -1,0 +1,125 @@
+"""Evidence for the same network with the units of its groups in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.core import Evidence, Group, InputError, IntArray, Moments, Network
+from secateur.structures.relu_mip import Affine, Chain, ReLU
+from secateur.structures.relu_mip.chain import Step
+
+__all__ = ["permuted_chain", "permuted_evidence"]
+
+
+def permuted_evidence(network: Network, evidence: Evidence, orders: Mapping[str, IntArray]) -> Evidence:
+    """Return the evidence of the network in which unit u of a group is what was unit orders[group][u].
+
+    Raises:
+        InputError: The evidence holds a flow, which is a function of the network as it stands.
+    """
+    if evidence.flow is not None:
+        raise InputError("a synaptic flow is a function of the network as it stands and cannot be permuted")
+    weights, gradients = dict(evidence.weights), dict(evidence.gradients)
+    moments = dict(evidence.moments)
+    rows: dict[str, IntArray] = {}
+    for name, order in orders.items():
+        group = network.group(name)
+        for slot in group.slots:
+            size = weights[slot.tensor].shape[slot.axis]
+            axis = _moved(slot.index, order, size)
+            for tensors in (weights, gradients):
+                if slot.tensor in tensors:
+                    tensors[slot.tensor] = _taken(tensors[slot.tensor], slot.axis, axis)
+            if slot.role == "out":
+                rows[slot.tensor] = rows.get(slot.tensor, np.arange(size))[axis]
+        for weight, index in _features(network, group).items():
+            if weight in moments:
+                moments[weight] = _permuted_moments(moments[weight], index, order)
+    return replace(
+        evidence,
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        taylor=_last_axes(evidence.taylor, orders),
+        activations=_last_axes(evidence.activations, orders),
+        chain=None if evidence.chain is None else permuted_chain(evidence.chain, rows),
+    )
+
+
+def permuted_chain(chain: Chain, rows: Mapping[str, IntArray]) -> Chain:
+    """Return the same function with the units of its ReLUs in another order.
+
+    Args:
+        chain: An affine-ReLU chain.
+        rows: Name of a ReLU -> order: its unit u is what was unit rows[name][u].
+
+    Example:
+        >>> W1, W2 = np.array([[1.0], [-1.0]]), np.array([[1.0, 3.0]])
+        >>> chain = Chain.dense([W1, W2], [np.zeros(2), np.zeros(1)])
+        >>> other = permuted_chain(chain, {"layer1": np.array([1, 0])})
+        >>> other.steps[0].W.toarray().ravel().tolist(), other.logits(np.array([[2.0], [-2.0]])).tolist()
+        ([-1.0, 1.0], [[2.0], [6.0]])
+    """
+    steps: list[Step] = []
+    came = np.arange(chain.inputs)  # where each coordinate that comes in now was before
+    for i, step in enumerate(chain.steps):
+        if isinstance(step, ReLU):
+            places = np.argsort(rows[step.name]) if step.name in rows else np.arange(step.size)
+            steps.append(replace(step, units=places[step.units[came]]))
+        elif isinstance(step, Affine):
+            leaves = _leaving(chain.steps[i + 1] if i + 1 < len(chain.steps) else None, rows, step.width)
+            steps.append(Affine(step.W[:, came][leaves], step.b[leaves]))
+            came = leaves
+        else:
+            now = np.append(np.argsort(came), -1)  # the last entry stands for -1: nothing there
+            steps.append(replace(step, windows=now[step.windows]))
+            came = np.arange(step.width)
+    return Chain(tuple(steps), chain.inputs)
+
+
+def _leaving(following: Step | None, rows: Mapping[str, IntArray], width: int) -> IntArray:
+    """Return the order of the coordinates that a ReLU's new order of units asks for."""
+    if not isinstance(following, ReLU) or following.name not in rows:
+        return np.arange(width)
+    return np.argsort(np.argsort(rows[following.name])[following.units], kind="stable")
+
+
+def _taken(tensor: Tensor, axis: int, order: IntArray) -> Tensor:
+    return tensor.index_select(axis, torch.from_numpy(order).to(tensor.device))
+
+
+def _last_axes(found: Mapping[str, Tensor], orders: Mapping[str, IntArray]) -> dict[str, Tensor]:
+    return {name: _taken(x, x.ndim - 1, orders[name]) if name in orders else x for name, x in found.items()}
+
+
+def _features(network: Network, group: Group) -> dict[str, IntArray]:
+    found = {}
+    for layer, slot in network.readers(group):
+        width = network.shapes[layer.weight][slot.axis]
+        found[layer.weight] = np.concatenate([slot.index + g * width for g in range(layer.groups)], axis=1)
+    return found
+
+
+def _moved(index: IntArray, order: IntArray, size: int) -> IntArray:
+    """Return the permutation of an axis in which unit u takes the place of what was unit order[u]."""
+    axis = np.arange(size)
+    axis[index.ravel()] = index[order].ravel()
+    return axis
+
+
+def _permuted_moments(m: Moments, index: IntArray, order: IntArray) -> Moments:
+    axis = torch.from_numpy(_moved(index, order, len(m.mean))).to(m.mean.device)
+    wide = (axis[:, None] * m.taps + torch.arange(m.taps, device=axis.device)).flatten()
+    return replace(
+        m,
+        mean=m.mean[axis],
+        absolute=m.absolute[axis],
+        second=m.second[axis],
+        gram=None if m.gram is None else m.gram[wide][:, wide],
+        gram_mean=None if m.gram_mean is None else m.gram_mean[wide],
+    )
