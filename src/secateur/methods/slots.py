@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,21 +36,33 @@ def unit_sums(values: Mapping[str, Tensor], slots: Iterable[Slot], size: int) ->
     Returns:
         float64 [size].
     """
-    total: Tensor | None = None
-    for slot in slots:
-        tensor = values[slot.tensor]
-        others = [d for d in range(tensor.ndim) if d != slot.axis % tensor.ndim]
-        line = tensor.sum(others, dtype=torch.float64) if others else tensor.double()
-        part = line[torch.as_tensor(slot.index, device=line.device)].sum(1)
-        total = part if total is None else total + part.to(total.device)
-    return torch.zeros(size, dtype=torch.float64) if total is None else total
+    return _gathered(values, slots, size, lambda t, over: t.sum(over, dtype=torch.float64))
 
 
 def power_sums(weights: Mapping[str, Tensor], slots: tuple[Slot, ...], size: int, p: int) -> Tensor:
     """Sum |w|^p over everything that each unit owns, float64 [size]."""
-    # torch.float64 before the power: half precision would lose, and overflow.
-    values = {slot.tensor: weights[slot.tensor].detach().double().abs().pow(p) for slot in slots}
-    return unit_sums(values, slots, size)
+
+    def reduced(t: Tensor, over: list[int]) -> Tensor:
+        # In float64: half precision would lose, and overflow.  The norm casts block by block, without a copy.
+        return torch.linalg.vector_norm(t.detach(), p, over, dtype=torch.float64).pow(p)
+
+    return _gathered(weights, slots, size, reduced)
+
+
+def _gathered(
+    values: Mapping[str, Tensor],
+    slots: Iterable[Slot],
+    size: int,
+    reduced: Callable[[Tensor, list[int]], Tensor],
+) -> Tensor:
+    """Add up, for each unit, what lies at its indices of each slot's axis, the other axes reduced."""
+    total: Tensor | None = None
+    for slot in slots:
+        tensor = values[slot.tensor].unsqueeze(-1)  # so that a vector, too, has an axis to reduce
+        line = reduced(tensor, [d for d in range(tensor.ndim) if d != slot.axis % (tensor.ndim - 1)])
+        part = line[torch.as_tensor(slot.index, device=line.device)].sum(1)
+        total = part if total is None else total + part.to(total.device)
+    return torch.zeros(size, dtype=torch.float64) if total is None else total
 
 
 def moments_of(network: Network, evidence: Evidence, layer: Layer) -> Moments | None:

@@ -76,7 +76,7 @@ class Atoms:
         root = self._parent[atoms]
         while True:
             above = self._parent[root]
-            if np.array_equal(above, root):
+            if (above == root).all():
                 break
             root = above
         self._parent[atoms] = root
@@ -118,8 +118,12 @@ class Atoms:
             apart = first != second
             if not apart.any():
                 continue
-            roots, compact = np.unique(np.concatenate([first[apart], second[apart]]), return_inverse=True)
-            queue += self._merge(roots, compact.reshape(2, -1))
+            first, second = first[apart], second[apart]
+            roots, compact = np.unique(np.concatenate([first, second]), return_inverse=True)
+            if len(roots) == compact.size and not (self._reason[roots] | self._left[roots]).any():
+                self._parent[first] = self._parent[second] = np.minimum(first, second)  # pairs of free atoms
+            else:
+                queue += self._merge(roots, compact.reshape(2, -1))
 
     def _merge(self, roots: Ints, edges: Ints) -> list[tuple[Ints, Ints]]:
         """Join the roots along the edges; return the equalities that follow for their definitions."""
@@ -184,6 +188,8 @@ class Atoms:
         if label is None:
             return None
         columns = [self.find(column) for column in label.T]
+        if len(columns) == 1 and not (self._left[columns[0]] | self._reason[columns[0]]).any():
+            return columns[0][:, None]
         for _ in range(DEPTH):
             done = True
             for j in range(len(columns)):

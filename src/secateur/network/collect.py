@@ -16,6 +16,7 @@ from secateur.network.moments import Stream
 from secateur.network.reads import Read, Reads
 from secateur.network.rows import Rows
 from secateur.network.state import (
+    all_finite,
     explained,
     finite_tensors,
     split_batch,
@@ -142,7 +143,7 @@ class _Pass:
         self, total: dict[str, Tensor], found: Mapping[str, Tensor], where: str, args: Args, kwargs: Kwargs
     ) -> None:
         for name, x in found.items():
-            if not torch.isfinite(x).all():
+            if not all_finite(x):
                 raise InputError(
                     f"the derivative of the loss by {name!r} is not finite in {where}"
                     f"{_culprit(self._model, self._network, args, kwargs)}"
@@ -215,7 +216,7 @@ def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> 
     reached: list[str] = []
 
     def look(read: Read) -> None:
-        if not torch.isfinite(read.x).all():
+        if not all_finite(read.x):
             reached.append(read.key)
 
     with torch.no_grad(), _reads(model, network, look):
@@ -256,7 +257,7 @@ def _check_weights(model: nn.Module, network: Network) -> None:
             here = tuple(tensors[name].shape) if name in tensors else "missing"
             raise InputError(f"the network is of another model: {name!r} is {shape} there and {here} here")
     for name, _ in model.named_parameters():
-        if not torch.isfinite(tensors[name]).all():
+        if not all_finite(tensors[name]):
             raise InputError(f"NaN or infinite values among the weights of {name!r}")
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() and torch.isnan(buffer).any():
