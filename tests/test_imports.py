@@ -30,11 +30,13 @@ MAY_IMPORT["prune"] |= {"steps", "schedule"}
 MAY_IMPORT["data"] = {"core"}
 MAY_IMPORT["report"] = {"core", "analysis", "network"}
 MAY_IMPORT["zoo"] = {"core", "analysis", "finetune", "data"}
+LOWER = {*MAY_IMPORT, "named"}
+MAY_IMPORT["bench"] = LOWER
 # `Report.to_html` is a convenience that imports what draws the page when it is called.
 ALSO = {"analysis/summary.py": {"report"}}
 # Parametrizations of weights in training are modules: that is torch's interface for them.
 MODULES = {"matroid/parametrize.py"}
-ON_TOP = {"", "__main__", "cli", "named", "demo", "terminal", "studies", "bench"}
+ON_TOP = {"", "__main__", "cli", "named", "demo", "terminal", "studies"}
 LINES, FUNCTION_LINES = 400, 60
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|not implemented yet|lorem ipsum)\b", re.IGNORECASE)
 

@@ -1,0 +1,123 @@
+"""A cell of a grid: a function named by words, and what it is called with; and the record of its run.
+
+A cell is JSON: it can be sent to any process on any machine, and written beside its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, cached_property
+from importlib import metadata
+from typing import Any, Literal
+
+from secateur.core import InputError
+
+Row = dict[str, Any]
+Status = Literal["ok", "error", "timeout"]
+JOB = re.compile(r"[\w.]+:\w+")
+
+
+@cache
+def made_with() -> dict[str, str]:
+    """Return the versions that a cell's key contains: secateur, torch, and Python's minor version."""
+    names = {name: metadata.version(name) for name in ("secateur", "torch")}
+    return {**names, "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work.
+
+    Attributes:
+        job: ``"package.module:function"``; the function returns a list of rows, flat dictionaries.
+        params: What it is called with, by name: strings, numbers, booleans, None, lists, dictionaries.
+
+    Raises:
+        InputError: A job of another form, or parameters that are not JSON.
+
+    Example:
+        >>> cell = Cell("secateur.studies.demo:cell", {"method": "random", "seed": 0})
+        >>> cell.key == Cell("secateur.studies.demo:cell", {"seed": 0, "method": "random"}).key
+        True
+    """
+
+    job: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the cell can be written down and read back as it is."""
+        if not JOB.fullmatch(self.job):
+            raise InputError(f"a job is written package.module:function; got {self.job!r}")
+        try:
+            back = json.loads(json.dumps(dict(self.params), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the parameters of {self.job} are not JSON: {error}") from error
+        if back != dict(self.params):
+            raise InputError(
+                f"the parameters of {self.job} change in JSON (tuples? keys that are no words?): "
+                f"{dict(self.params)}"
+            )
+
+    @cached_property
+    def key(self) -> str:
+        """What tells the cell from others: SHA-256 of job, parameters and versions, in hexadecimal."""
+        said = {"job": self.job, "params": dict(self.params), "versions": made_with()}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        """Return a hash that agrees with equality."""
+        return hash((self.job, json.dumps(dict(self.params), sort_keys=True)))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a cell.
+
+    Attributes:
+        cell: The cell.
+        status: ``"ok"``, ``"error"`` or ``"timeout"``.
+        rows: What the function returned; empty unless ok.
+        seconds: Processor time of the cell, its child processes included.
+        wall: Time on the clock.
+        memory: Largest resident memory of the process during the cell, in MiB.
+        error: What went wrong; empty if ok.
+        place: Machine that ran it.
+    """
+
+    cell: Cell
+    status: Status
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    wall: float = 0.0
+    memory: float = 0.0
+    error: str = ""
+    place: str = ""
+
+    def to_dict(self) -> Row:
+        """Return the record as one line of a ledger holds it."""
+        return {"key": self.cell.key, "versions": made_with(), "job": self.cell.job,
+                "params": dict(self.cell.params), **self.outcome()}  # fmt: skip
+
+    def outcome(self) -> Row:
+        """Return everything but the cell."""
+        values = asdict(self)
+        del values["cell"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """Return the record that a line holds.
+
+        Raises:
+            KeyError, TypeError, InputError: The line holds no record.
+        """
+        named = {f.name: values[f.name] for f in fields(cls) if f.name != "cell"}
+        return cls(Cell(values["job"], values["params"]), **named)
+
+
+__all__ = ["Cell", "Record", "Row", "Status", "made_with"]
