@@ -356,15 +356,51 @@ def oracle(model: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     return model.fc(y.transpose(0, 1) if rnn.batch_first else y)
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_masked_equals_shrunk_on_packed_sequences(kind):
-    model = Recurrent(kind, 8, num_layers=2, bidirectional=True, batch_first=True).double()
-    network, evidence = traced(model, 4, 5, 3)
-    plan = WEIGHTS.plan(network, evidence, Units(0.5))
+class PackedRecurrent(Recurrent):
+    """Packs what the recurrent layer reads, and gives its outputs with their final states."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        packed = pack_padded_sequence(x, lengths, self.rnn.batch_first, enforce_sorted=False)
+        y, state = self.rnn(packed)
+        y, _ = pad_packed_sequence(y, self.rnn.batch_first)
+        last = state[0] if isinstance(state, tuple) else state
+        directions = 2 if self.rnn.bidirectional else 1
+        return self.fc(y), self.fc(last[-directions:].transpose(0, 1).flatten(1))
+
+
+PACKED = [pytest.param(*case, marks=() if case[2] == case[3] else pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize("kind, layers, two, first", PACKED, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_masked_equals_shrunk_on_packed_sequences(kind, layers, two, first):
+    model = PackedRecurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
+    network = trace(model, (torch.randn(5, 5, 3).double(), torch.tensor([2, 5, 1, 3, 3])))
+    plan = WEIGHTS.plan(network, evidence_of(model, network), Units(0.5))
     small, masked = shrink(model, plan), mask(model, plan)
-    packed = pack_padded_sequence(torch.randn(3, 6, 3, dtype=torch.float64), [6, 4, 1], batch_first=True)
-    ours, theirs = (m.fc(pad_packed_sequence(m.rnn(packed)[0], batch_first=True)[0]) for m in (small, masked))
-    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-13)
+    assert small.rnn.hidden_size == 4 and model.rnn.hidden_size == 8
+    x, lengths = torch.randn(6, 6, 3, dtype=torch.float64), torch.tensor([6, 4, 1, 6, 2, 3])
+    for ours, theirs in zip(small(x, lengths), masked(x, lengths), strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+    whole = Recurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
+    whole.load_state_dict(model.state_dict())
+    kept = WEIGHTS.plan(*traced(whole, 4, 5, 3), Units(0.5)).keep["rnn"]
+    assert np.array_equal(kept, plan.keep["rnn"])
+
+
+def test_a_packed_example_input_is_refused_and_a_padded_one_will_do():
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[1]
+
+    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 4, 1])
+    with pytest.raises(InputError, match="trace with a padded tensor"):
+        trace(Outputs(), packed)
+    with pytest.raises(InputError, match="trace with a padded tensor"):
+        trace(Outputs(), {"x": packed})
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4"])

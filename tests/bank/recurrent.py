@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .entry import B, Entry, Maker, floats, tokens
 
@@ -214,6 +215,53 @@ class Projected(nn.Module):
         return self.last(torch.relu(self.hidden(self.rnn(x)[0])))
 
 
+class Packed(nn.Module):
+    """Packs what it reads, and takes the mean or the largest output over the true length of each sequence."""
+
+    def __init__(
+        self, kind: type[nn.RNNBase], layers: int, both: bool, first: bool, padding: float, ordered: bool
+    ) -> None:
+        super().__init__()
+        self.first, self.padding, self.ordered = first, padding, ordered
+        self.rnn = kind(8, 14, layers, bidirectional=both, batch_first=first)
+        self.last = nn.Linear(28 if both else 14, 5)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Classify sequences [B, T, 8] or [T, B, 8] of these lengths."""
+        if self.ordered:
+            lengths = lengths.sort(descending=True).values
+        packed = pack_padded_sequence(x, lengths, self.first, enforce_sorted=self.ordered)
+        y, sizes = pad_packed_sequence(self.rnn(packed)[0], self.first, padding_value=self.padding)
+        time = 1 if self.first else 0
+        return self.last(y.amax(time) if self.padding else y.sum(time) / sizes[:, None])
+
+
+class PackedTagger(nn.Module):
+    """Classifies every element; the states of one GRU, final states included, go to another, still packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower, self.upper = nn.GRU(8, 12, batch_first=True), nn.GRU(12, 12, 2, batch_first=True)
+        self.last = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Map [B, T, 8] to [B, T, 5]."""
+        packed, state = self.lower(pack_padded_sequence(x, lengths, True, enforce_sorted=False))
+        y = self.upper(packed, state.repeat(2, 1, 1))[0]
+        return self.last(pad_packed_sequence(y, True, total_length=x.shape[1])[0])
+
+
+def lengths(most: int) -> Maker:
+    """Make lengths of sequences in a batch, one of them the most."""
+
+    def make(batch: int, generator: torch.Generator) -> Tensor:
+        found = torch.randint(1, most + 1, (batch if batch else 1,), generator=generator)
+        found[-1] = most
+        return found
+
+    return make
+
+
 SERIES, TIME_FIRST = (floats(B, 7, 8),), (floats(7, B, 8),)
 KINDS = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 ARRANGEMENTS: dict[str, tuple[dict[str, Any], tuple[Maker, ...]]] = {
@@ -286,5 +334,26 @@ ENTRIES = (
     Entry("GRU, learnt initial state", GivenState, SERIES, outputs=("last",), units=14),
     Entry("LSTM, zero state written out", ZeroState, TIME_FIRST, outputs=("last",), units=14),
     Entry("Residual GRUs", ResidualStack, SERIES, outputs=("last",), units=14),
+    Entry(
+        "LSTM, packed sequences",
+        lambda: Packed(nn.LSTM, 1, True, True, 0.0, False),
+        (*SERIES, lengths(7)),
+        outputs=("last",),
+        units=14,
+    ),
+    Entry(
+        "GRU, packed and sorted, time first, largest output",
+        lambda: Packed(nn.GRU, 2, False, False, -torch.inf, True),
+        (*TIME_FIRST, lengths(7)),
+        outputs=("last",),
+        units=14,
+    ),
+    Entry(
+        "GRU feeding GRU, packed throughout",
+        PackedTagger,
+        (*SERIES, lengths(7)),
+        outputs=("last",),
+        units=12,
+    ),
     Entry("LSTM with projection", Projected, SERIES, outputs=("last",), units=16),
 )

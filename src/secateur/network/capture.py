@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
+from secateur.network.packed import Unpacked, refuse_packed
 
 __all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin", "user_line"]
 
@@ -113,8 +114,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     Raises:
         CaptureError: With torch's reason and a hint.
     """
+    refuse_packed((*args, *kwargs.values()))
     _check_devices(model, args, kwargs)
-    with slow_paths(), _quiet(), torch.enable_grad():
+    with slow_paths(), _quiet(), torch.enable_grad(), Unpacked():
         try:
             program = torch.export.export(twin(model), args, dict(kwargs), strict=False)
             if _writes_through_views(program.graph_module):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Network, unknown
 from secateur.network.atoms import Label
@@ -94,7 +95,8 @@ def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple
     """Return positional and keyword inputs for a tensor, a tuple, or a dict of keywords."""
     if isinstance(inputs, Mapping):
         return (), {**inputs, **(kwargs or {})}
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {})
+    several = isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
+    return tuple(inputs) if several else (inputs,), dict(kwargs or {})
 
 
 def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

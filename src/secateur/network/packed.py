@@ -1,0 +1,78 @@
+"""Packed sequences in a capture: they run as if all had the full length.
+
+The number of rows of a packed sequence is a sum of lengths, which `torch.export` cannot hold.  Which units
+live and die together does not depend on lengths, so a capture packs whole sequences, padding included: rows
+[time * batch, ...], one step after the other.  Masked and shrunk models are compared, as always, by running
+the model itself, with its lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+
+from secateur.core import InputError
+
+__all__ = ["Unpacked", "refuse_packed"]
+
+_FUNCTIONS: Any = torch._C._VariableFunctions
+
+
+def refuse_packed(inputs: Iterable[Any]) -> None:
+    """Raise `InputError` if one of a model's example inputs is a packed sequence itself."""
+    if any(isinstance(x, PackedSequence) for x in inputs):
+        raise InputError(
+            "an example input is a PackedSequence, whose rows no graph can count: trace with a padded "
+            "tensor, which recurrent layers take as well; the pruned model takes packed sequences as ever"
+        )
+
+
+class Unpacked(TorchFunctionMode):
+    """While it is entered, packing gives all rows, and sizes that stand for full lengths."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer for `torch._pack_padded_sequence` (input, lengths, batch first)."""
+        if func is not _FUNCTIONS._pack_padded_sequence:
+            return func(*args, **(kwargs or {}))
+        x, _, batch_first = args
+        x = x.transpose(0, 1) if batch_first else x
+        return x.flatten(0, 1), _FullSizes(*x.shape[:2])
+
+
+class _FullSizes:
+    """The batch sizes of full sequences: no tensor, but torch takes it for one and asks it what to do."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, steps: int, batch: int) -> None:
+        self.steps, self.batch = steps, batch
+
+    def __getitem__(self, step: int) -> int:
+        return self.batch
+
+    def size(self, axis: int = 0) -> int:
+        """Return the number of steps."""
+        return self.steps
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer for `torch._pad_packed_sequence`, and for kernels (rows, sizes, states, parameters, ...)."""
+        if not isinstance(args[1], cls):
+            return NotImplemented
+        rows, sizes, *rest = args
+        x = rows.unflatten(0, (sizes.steps, sizes.batch))
+        if func is _FUNCTIONS._pad_packed_sequence:
+            return sizes.padded(x, *rest)
+        y, *states = func(x, *rest, False)
+        return y.flatten(0, 1), *states
+
+    def padded(self, x: Tensor, batch_first: bool, value: float, steps: int) -> tuple[Tensor, Tensor]:
+        """Return full sequences and their lengths."""
+        if value:
+            x = x + value  # padding other than 0: a feature is not 0 wherever its unit is
+        return x.transpose(0, 1) if batch_first else x, torch.full((self.batch,), self.steps)
