@@ -285,6 +285,40 @@ def test_options_are_checked() -> None:
         leverage(torch.ones(3, 3), effective_resistance(S))
 
 
+@pytest.mark.parametrize("method", ["exact", "series", "auto"])
+def test_a_sum_that_is_not_fosters_is_an_error(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that went wrong, here one of a hundred, are noticed by the identity."""
+    place = "secateur.structures.spectral.resistance."
+    S = torch.rand(90, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setattr(place + "schur", lambda *_: (torch.ones(90, 60), 1.0, 149 * 1.01))
+    monkeypatch.setattr(place + "series", lambda *_: (torch.ones(90, 60), 149 * 1.5))
+    with pytest.raises(ArithmeticError, match=r"Foster.*nodes - components"):
+        effective_resistance(S, method)
+
+
+@pytest.mark.parametrize("choose", ["legacy", "new"])
+def test_float32_products_are_whole_whatever_the_user_chose(choose: str) -> None:
+    """Neither of torch's two ways to ask for less than float32 reaches the products, or is changed."""
+    matmul = torch.backends.mkldnn.matmul
+    if choose == "new" and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has only the legacy way")
+    S = torch.rand(120, 70, generator=torch.Generator().manual_seed(0))
+    truth = effective_resistance(S, "exact").values
+    before = torch.get_float32_matmul_precision()
+    try:
+        if choose == "legacy":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            matmul.fp32_precision = "bf16"
+        assert torch.equal(effective_resistance(S, "exact").values, truth)
+        asked = torch.get_float32_matmul_precision() if choose == "legacy" else matmul.fp32_precision
+        assert asked == ("medium" if choose == "legacy" else "bf16")
+    finally:
+        if choose == "new":
+            matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision(before)
+
+
 def test_graphs_that_no_type_can_resolve_are_errors() -> None:
     S = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
     S[0, 7] = 1e-17

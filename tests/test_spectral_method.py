@@ -179,6 +179,32 @@ def test_layer_graphs_follow_groups_and_gates() -> None:
     assert found.nodes[name] == 11
 
 
+def test_layers_of_one_shape_together_give_what_each_alone_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, done here on the processor."""
+    model = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(50, 50), nn.ReLU())], nn.Linear(50, 3))
+    network, evidence = setting(model, 50)
+    scores = edge_scores(network, evidence, "magnitude")
+    alone = layer_leverages(network, scores, tol=1e-5)
+    monkeypatch.setattr("secateur.methods.spectral.graphs._batched", lambda _: True)
+    together = layer_leverages(network, scores, tol=1e-5)
+    assert list(together.values) == list(alone.values)
+    assert together.nodes == alone.nodes
+    assert "0.weight" in together.notes
+    for name, value in alone.values.items():
+        assert torch.allclose(together.values[name], value, rtol=1e-4)
+
+
+def test_attention_projections_are_graphs_of_their_matrices() -> None:
+    """Queries, keys and values stacked are one layer that reads the same features."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True))
+    network, evidence = setting(model, 5, 6)
+    found = layer_leverages(network, edge_scores(network, evidence, "magnitude"))
+    w = model[1].self_attn.in_proj_weight.detach().abs()
+    name = "1.self_attn.in_proj_weight"
+    assert torch.allclose(found.values[name], leverage(w.T).T, rtol=1e-4)
+    assert (found.nodes[name], found.nodes["1.self_attn.out_proj.weight"]) == (8 + 24, 16)
+
+
 def test_units_are_scored_by_the_leverage_of_their_edges() -> None:
     network, evidence = setting(MLP, 12)
     lev = Spectral().leverages(network, evidence).values

@@ -36,21 +36,39 @@ def unfold(layer: Layer, scores: Tensor) -> spectral.LayerGraph:
 
 
 def layer_leverages(network: Network, scores: Mapping[str, Tensor], tol: float = 1e-2) -> Leverages:
-    """Compute the leverages layer by layer (Algorithm 2).
+    """Compute the leverages layer by layer (Algorithm 2); on a GPU, layers of one shape together.
 
     Args:
         network: The traced network.
         scores: By weight, non-negative.
         tol: Relative error of the resistances that is accepted.
     """
-    values, nodes, notes = {}, {}, {}
-    for name, value in scores.items():
-        graph = unfold(_layer(network, name), value)
-        found = _solved(name, graph.scores, tol)
-        values[name] = graph.fold(spectral.leverage(graph.scores, found))
-        nodes[name] = sum(graph.scores.shape[1:])
-        notes[name] = {"resistances": found.method, "bound": found.bound, "foster": found.foster}
-    return Leverages(values, nodes, notes)
+    graphs = {name: unfold(_layer(network, name), value) for name, value in scores.items()}
+    values, notes = {}, {}
+    for names in _together(graphs):
+        own = [graphs[name].scores for name in names]
+        S = own[0] if len(own) == 1 else torch.cat(own)
+        found = _solved(", ".join(names), S, tol)
+        parts = spectral.leverage(S, found).split([len(x) for x in own])
+        for name, part in zip(names, parts, strict=True):
+            values[name] = graphs[name].fold(part)
+            notes[name] = {"resistances": found.method, "bound": found.bound, "foster": found.foster}
+    nodes = {name: sum(graph.scores.shape[1:]) for name, graph in graphs.items()}
+    return Leverages({name: values[name] for name in scores}, nodes, notes)
+
+
+def _together(graphs: Mapping[str, spectral.LayerGraph]) -> list[list[str]]:
+    """Say which layers are solved at once: on a processor each alone, since batches gain nothing there."""
+    alike: dict[Any, list[str]] = {}
+    for name, graph in graphs.items():
+        S = graph.scores
+        key = (S.shape[1:], S.dtype, S.device) if _batched(S.device) else name
+        alike.setdefault(key, []).append(name)
+    return list(alike.values())
+
+
+def _batched(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def _solved(name: str, scores: Tensor, tol: float) -> spectral.Resistance:

@@ -73,7 +73,8 @@ def effective_resistance(
         tol: Relative error that "auto" accepts.
         rank: Up to this many singular triplets repair the "series" of a weakly connected graph: those that
             converge.
-        memory: Bytes that the call may allocate, the result included ("pinv" excepted).
+        memory: Bytes that the exact way may allocate, the result included; the series needs little beside
+            its result.
 
     Raises:
         ValueError: If the scores are no weighted graph, or an option does not exist.
@@ -101,7 +102,7 @@ def effective_resistance(
 def _batch(scores: Tensor, method: Way, tol: float, rank: int, memory: int) -> Resistance:
     """Work on all graphs at once where they are dense, else on one after the other."""
     if len(scores) > 1 and method in ("auto", "exact") and bool((scores > 0).all()):
-        result = _dense_batch(scores, tol, memory)
+        result = _dense_batch(scores, tol if method == "auto" else _EXACT, memory)
         if result is not None:
             return result
     if len(scores) == 1:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ __all__ = [
     "schur_batch",
 ]
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 
 
 class NotPositiveDefinite(ArithmeticError):
@@ -42,6 +43,23 @@ class NotPositiveDefinite(ArithmeticError):
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 (no TF32, no bfloat16) inside the context."""
+    places: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if not all(hasattr(place, "fp32_precision") for place in places):  # torch before 2.9
+        yield from _legacy_full_precision()
+        return
+    before = [place.fp32_precision for place in places]
+    try:
+        for place, value in zip(places, before, strict=True):
+            if value in ("tf32", "bf16"):
+                place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+
+def _legacy_full_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -63,18 +81,18 @@ def bytes_needed(n1: int, n2: int, dtype: torch.dtype, out: torch.dtype) -> int:
 
 
 def gram(S: Tensor, d1: Tensor) -> Tensor:
-    """Return H = S^T D1^-1 S [n2, n2] in the type of d1, computing only one triangle of blocks."""
+    """Return H = S^T D1^-1 S [n2, n2] in the type of d1, computing only its lower triangle, in strips."""
     n2 = S.shape[1]
     H = d1.new_zeros(n2, n2)
-    width = max(128, -(-n2 // 8))
+    width = max(64, -(-n2 // 16))
     for rows in row_blocks(S):
         block = S[rows].to(d1.dtype)
         z = block / d1[rows, None]
         for start in range(0, n2, width):
             stop = min(start + width, n2)
-            H[:stop, start:stop].addmm_(z[:, :stop].T, block[:, start:stop])
-    upper = H.triu(1)
-    return H.triu_().add_(upper.T)
+            H[start:stop, :stop].addmm_(z[:, start:stop].T, block[:, :stop])
+    lower = H.tril(-1)
+    return H.tril_().add_(lower.T)
 
 
 def _inverse(H: Tensor, q: Tensor, d2: Tensor) -> tuple[Tensor, float]:
@@ -96,6 +114,9 @@ def _inverse(H: Tensor, q: Tensor, d2: Tensor) -> tuple[Tensor, float]:
 def schur(graph: Bipartite, dtype: torch.dtype, H: Tensor | None = None) -> tuple[Tensor, float, float]:
     """Compute all resistances of a graph, working in `dtype`.
 
+    Foster's sum is taken from the same products, row by row: since z_u sums to 1 and S_u = d_u z_u, adding
+    a number to a row of R adds d_u times that number.
+
     Args:
         graph: A prepared graph.
         dtype: Working type; the result has the type of the scores.
@@ -113,16 +134,18 @@ def schur(graph: Bipartite, dtype: torch.dtype, H: Tensor | None = None) -> tupl
     K, norm = _inverse(gram(S, d1) if H is None else H, graph.kernel(d2), d2)
     k = K.diagonal().clone()
     out = torch.empty_like(S)
-    foster = 0.0
+    foster = d1.new_zeros((), dtype=torch.float64)
     for rows in row_blocks(S):
         z = S[rows].to(dtype) / d1[rows, None]
         R = torch.addmm(k, z, K, alpha=-2, out=out[rows] if out.dtype == dtype else None)
-        held = (z @ k - (z * R).sum(1)) / 2
-        R += (held + 1 / d1[rows])[:, None]
-        foster += float(z.mul_(R).sum(1) @ d1[rows])
+        held = z @ k
+        inner = z.mul_(R).sum(1)
+        held = (held - inner) / 2 + 1 / d1[rows]
+        R += held[:, None]
+        foster += (inner + held).double() @ d1[rows].double()
         if out.dtype != dtype:
             out[rows] = R
-    return out, norm, foster
+    return out, norm, float(foster)
 
 
 def schur_batch(S: Tensor) -> tuple[Tensor, float, Tensor]:
