@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.structures.spectral import effective_resistance, layer_graph, leverage
 from secateur.structures.spectral.graph import bipartite
+from secateur.structures.spectral.schur import full_precision
 from secateur.structures.spectral.series import gram_certificate, moments
 
 KINDS = ("dense", "sparse", "decades", "isolated", "blocks")
@@ -297,25 +298,26 @@ def test_a_sum_that_is_not_fosters_is_an_error(method: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("choose", ["legacy", "new"])
-def test_float32_products_are_whole_whatever_the_user_chose(choose: str) -> None:
-    """Neither of torch's two ways to ask for less than float32 reaches the products, or is changed."""
-    matmul = torch.backends.mkldnn.matmul
-    if choose == "new" and not hasattr(matmul, "fp32_precision"):
+def test_neither_way_to_ask_for_less_than_float32_reaches_the_products(choose: str) -> None:
+    places = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if not all(hasattr(place, "fp32_precision") for place in places):
         pytest.skip("this torch has only the legacy way")
-    S = torch.rand(120, 70, generator=torch.Generator().manual_seed(0))
-    truth = effective_resistance(S, "exact").values
-    before = torch.get_float32_matmul_precision()
+    before, values = torch.get_float32_matmul_precision(), [place.fp32_precision for place in places]
     try:
         if choose == "legacy":
             torch.set_float32_matmul_precision("medium")
         else:
-            matmul.fp32_precision = "bf16"
-        assert torch.equal(effective_resistance(S, "exact").values, truth)
-        asked = torch.get_float32_matmul_precision() if choose == "legacy" else matmul.fp32_precision
-        assert asked == ("medium" if choose == "legacy" else "bf16")
+            for place in places:
+                place.fp32_precision = "tf32"
+        asked = [place.fp32_precision for place in places]
+        assert "ieee" not in asked
+        with full_precision():
+            assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
+            effective_resistance(torch.ones(9, 5))
+        assert [place.fp32_precision for place in places] == asked
     finally:
-        if choose == "new":
-            matmul.fp32_precision = "ieee"
+        for place, value in zip(places, values, strict=True):
+            place.fp32_precision = value
         torch.set_float32_matmul_precision(before)
 
 
