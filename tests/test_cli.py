@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -19,10 +18,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur import cli, named
+from secateur import cli, named, studies
 from secateur.core import InputError, StoreError
 from secateur.demo import demonstrate, markdown, pivot
 from secateur.methods import METHODS
+from secateur.studies.common import Findings, Table
 
 NET = """
 import torch
@@ -349,19 +349,52 @@ def test_transformers_folder(place: Path) -> None:
     assert done.exit_code == 2 and "reading gpt2 failed" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["lattice", "matroid", "mip"])
-def test_studies_take_what_the_command_gives(name: str, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    assert {"full", "out", "seed"} <= set(inspect.signature(named.find_study(name)).parameters)
-    given = {}
+def told(title: str) -> Findings:
+    rows = [{"ours": 1.0, "published": 1.0, "verdict": "reproduced"}, {"ours": 3.0, "verdict": ""}]
+    return Findings("lattice", title, tables=[Table("one", "Table 1", rows)], paragraph="It was **1**.")
 
-    def study(**options: object) -> dict[str, list]:
-        given.update(options)
-        return {"part": [{"row": 1}]}
 
-    monkeypatch.setattr(cli, "find_study", lambda _: study)
-    done = run("study", name, "--full", "--seed", "4")
-    assert done.exit_code == 0 and "part: 1 rows" in done.stdout
-    assert given == {"full": True, "out": Path("runs") / f"study-{name}", "seed": 4}
+def test_study_writes_findings_and_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def study(*, full: bool, out: Path, seed: int, jobs: int, tell: object) -> Findings:
+        given.append((full, out, seed, jobs, callable(tell)))
+        return told("On lattices")
+
+    monkeypatch.setattr(studies, "find_study", lambda _: study)
+    done = run("study", "lattice", "--full", "--seed", "4", "--jobs", "1", "--docs", "pages")
+    assert done.exit_code == 0, done.output
+    assert given == [(True, Path("runs/studies/lattice"), 4, 1, True)]
+    assert "1 reproduced" in done.stdout and "It was **1**." in done.stdout and "differs" not in done.stdout
+    page = (place / "pages" / "lattice.md").read_text()
+    assert page == (place / "runs/studies/lattice/findings.md").read_text()
+    assert "# On lattices" in page
+
+
+def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str):
+        def study(**_: object) -> Findings:
+            if name == "spectral":
+                raise InputError("no such thing")
+            return told(name)
+
+        return study
+
+    monkeypatch.setattr(studies, "find_study", find)
+    monkeypatch.setattr(studies, "_called", lambda _, run, options: run(**options))
+    done = run("study", "all", "--docs", "pages", "--out", "all")
+    assert done.exit_code == 2 and "failed: spectral" in done.stderr
+    pages = {path.name for path in (place / "pages").iterdir()}
+    assert pages == {"README.md", *(f"{name}.md" for name in studies.STUDIES if name != "spectral")}
+    index = (place / "pages" / "README.md").read_text()
+    assert "(matroid.md)" in index and "Failed: InputError: no such thing" in index
+    assert index.count("| matroid | 1 | 1 | 0 | 0 | ok |") == 1
+    assert {"index.md", "index.html", "matroid"} <= {path.name for path in (place / "all").iterdir()}
+
+
+def test_an_unknown_study_is_refused() -> None:
+    done = run("study", "matriod")
+    assert done.exit_code == 2 and "did you mean 'matroid'" in done.stderr
 
 
 # --- the demonstration

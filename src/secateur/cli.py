@@ -20,7 +20,6 @@ from secateur.methods import METHODS
 from secateur.named import (
     Batches,
     example_of,
-    find_study,
     make_budget,
     make_data,
     make_method,
@@ -31,6 +30,7 @@ from secateur.network.onnx import export_onnx
 from secateur.network.trace import trace
 from secateur.prune import REPAIRS, Repair, prune
 from secateur.report import read_runs, write_html, write_json, write_text
+from secateur.studies import STUDIES, Outcome, run_studies, run_study
 
 
 class Guarded(TyperGroup):
@@ -203,22 +203,34 @@ def prune_command(
 
 @app.command("study")
 def study_command(
-    name: Annotated[str, typer.Argument(help="The study: one of the structures, such as matroid.")],
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder; by default runs/study-NAME.")] = None,
+    name: Annotated[str, typer.Argument(help="matroid, spectral, mip, lattice, joint, or all.")],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder with a folder for each study; what is done there stays.")
+    ] = Path("runs/studies"),
     full: Annotated[
         bool, typer.Option("--full", help="At the size of the publication: hours, not minutes.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 2,
+    docs: Annotated[Path | None, typer.Option(help="Folder for the pages of findings, NAME.md.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Reproduce the tables of a publication, beside the published numbers."""
-    run = find_study(name)
-    place = folder or Path("runs") / f"study-{name}"
-    check_writable(place)
-    with terminal.telling(f"study {name}"):
-        parts = run(full=full, out=place, seed=seed)
-    for part, rows in parts.items():
-        terminal.say(f"{part}: {len(rows)} rows")
-    terminal.say(f"written into {place}")
+    """Regenerate the tables and figures of a publication, beside the published numbers.
+
+    An interrupted study goes on where it stood when the same command is given again.
+    """
+    for place in (folder, *([docs] if docs else [])):
+        check_writable(place)
+    with terminal.telling(f"study {name}") as tell:
+        options = {"full": full, "seed": seed, "jobs": jobs, "tell": tell}
+        if name != "all":
+            outcomes = [Outcome(name, run_study(name, folder / name, docs, **options))]
+        else:
+            outcomes = run_studies(STUDIES, folder, docs, **options)
+    for outcome in outcomes:
+        terminal.show_study(outcome)
+    terminal.say(f"written into {folder}")
+    if failed := [outcome.study for outcome in outcomes if outcome.error]:
+        raise SecateurError(f"failed: {', '.join(failed)}; the other studies are written")
 
 
 @app.command("report")

@@ -16,6 +16,7 @@ from secateur.core import Network
 from secateur.demo import pivot, words
 from secateur.report import flatten, show
 from secateur.report.rows import label
+from secateur.studies import Outcome
 
 out, err = Console(), Console(stderr=True)
 
@@ -90,6 +91,23 @@ def show_demo(runs: Sequence[Mapping[str, Any]]) -> None:
                 complain(f"  {data}, {model}, {row['method']}: {row['status']}")
 
 
+def show_study(outcome: Outcome) -> None:
+    """Print what a study found: its tables, verdicts and conclusion."""
+    if outcome.findings is None:
+        complain(f"{outcome.study} failed: {outcome.error}")
+        return
+    table = Table("table", title=escape(outcome.findings.title), title_justify="left")
+    table.add_column("rows", justify="right")
+    for part in outcome.findings.tables:
+        table.add_row(escape(part.title), str(len(part.rows)))
+    out.print(table)
+    said = [f"{count} {word}" for word, count in outcome.verdicts.items() if count]
+    if said:
+        say(f"beside published numbers: {', '.join(said)}")
+    if outcome.findings.paragraph:
+        say(outcome.findings.paragraph)
+
+
 def _comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("method", title=escape(title), title_justify="left")
     for head in ("pruned", "pruned, folded", "parameters", "MACs", "speed"):
@@ -104,4 +122,5 @@ def _option(option: Field[Any]) -> str:
     return option.name if option.default is MISSING else f"{option.name}={option.default!r}"
 
 
-__all__ = ["complain", "out", "say", "show_demo", "show_methods", "show_network", "show_run", "telling"]
+__all__ = ["complain", "out", "say", "show_demo", "show_methods", "show_network", "show_run", "show_study",
+           "telling"]  # fmt: skip

@@ -1,1 +1,129 @@
-"""Studies: the tables and figures of publications, beside the published numbers."""
+"""Studies: the tables and figures of publications, beside the published numbers.
+
+Each study is a package here with a function ``run(full, out, seed, jobs, tell)`` that returns `Findings`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.core import InputError, SecateurError, unknown
+from secateur.report import write_html, write_text
+from secateur.studies.common import Findings, Table, markdown, page, write_findings
+
+STUDIES = ("matroid", "spectral", "mip", "lattice", "joint")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one study.
+
+    Attributes:
+        study: Its name.
+        findings: What it found, or None if it failed.
+        error: Why, if it failed.
+    """
+
+    study: str
+    findings: Findings | None = None
+    error: str = ""
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """How many rows beside published numbers were reproduced, differ, or cannot be run here."""
+        tables = self.findings.tables if self.findings else ()
+        said = Counter(row["verdict"] for table in tables for row in table.rows if row.get("verdict"))
+        return {word: said[word] for word in ("reproduced", "differs", "cannot be run here")}
+
+
+def find_study(name: str) -> Callable[..., Findings]:
+    """Return the function that runs a study.
+
+    Raises:
+        InputError: An unknown name, with the near matches.
+
+    Example:
+        >>> find_study("matroid").__name__
+        'run'
+    """
+    if name not in STUDIES:
+        raise InputError(unknown("study", name, [*STUDIES, "all"]))
+    return importlib.import_module(f"{__name__}.{name}").run
+
+
+def run_study(name: str, out: str | Path, docs: str | Path | None = None, **options: Any) -> Findings:
+    """Run one study, and write what it found.
+
+    Args:
+        name: One of `STUDIES`.
+        out: Folder for the cells, tables, figures and report; a run that was interrupted goes on from there.
+        docs: Folder for the page ``NAME.md``, or None.
+        options: ``full``, ``seed``, ``jobs``, ``tell``, and what else the study takes.
+
+    Raises:
+        InputError: An unknown study or option.
+        StoreError: A folder cannot be written.
+    """
+    findings = _called(name, find_study(name), {"out": Path(out), **options})
+    write_findings(findings, out)
+    if docs is not None:
+        write_text(Path(docs) / f"{name}.md", page(findings))
+    return findings
+
+
+def _called(name: str, run: Callable[..., Any], options: dict[str, Any]) -> Findings:
+    """Call a study, also one that does not take all options or returns rows by part."""
+    known = inspect.signature(run).parameters
+    found = run(**{key: value for key, value in options.items() if key in known})
+    if isinstance(found, Findings):
+        return found
+    return Findings(name, name, tables=[Table(part, part, rows) for part, rows in found.items()])
+
+
+def run_studies(
+    names: Sequence[str], out: str | Path, docs: str | Path | None = None, **options: Any
+) -> list[Outcome]:
+    """Run several studies, each in its folder below `out`, and write an index of them.
+
+    A study that fails is a line in the index with its reason; the others go on.  With `docs`, the index is
+    ``README.md`` there; it is ``index.md`` and ``index.html`` in `out` in any case.
+    """
+    outcomes = []
+    for name in names:
+        try:
+            outcomes.append(Outcome(name, run_study(name, Path(out) / name, docs, **options)))
+        except SecateurError as error:
+            outcomes.append(Outcome(name, error=f"{type(error).__name__}: {error}"))
+    write_text(Path(out) / "index.md", index(outcomes, lambda name: f"{name}/findings.md"))
+    write_html([_row(outcome) for outcome in outcomes], Path(out) / "index.html", title="Studies")
+    if docs is not None:
+        write_text(Path(docs) / "README.md", index(outcomes, lambda name: f"{name}.md"))
+    return outcomes
+
+
+def index(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
+    """Return the page that leads to the studies, as Markdown."""
+    parts = ["<!-- Written by `secateur study all`; changes by hand are lost. -->", "# Studies\n",
+             "How many numbers stand beside published ones, and how they compare:\n",
+             markdown([_row(outcome) for outcome in outcomes]) + "\n"]  # fmt: skip
+    for outcome in outcomes:
+        found = outcome.findings
+        heading = f"[{found.title}]({link(outcome.study)})" if found else outcome.study
+        words = found.paragraph.strip() if found else f"Failed: {outcome.error}"
+        parts.append(f"## {heading}\n\n{words}\n")
+    return "\n".join(parts)
+
+
+def _row(outcome: Outcome) -> Mapping[str, Any]:
+    tables = len(outcome.findings.tables) if outcome.findings else 0
+    return {"study": outcome.study, "tables": tables, **outcome.verdicts,
+            "status": "failed" if outcome.error else "ok"}  # fmt: skip
+
+
+__all__ = ["STUDIES", "Outcome", "find_study", "index", "run_studies", "run_study"]
