@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from secateur.core import InputError, Network
 from secateur.network.collect import collect
 from secateur.network.gates import Gates
-from secateur.network.gradients import SynapticFlow, cross_entropy, gradients, logits
+from secateur.network.gradients import SynapticFlow, cross_entropy, gradients
 from secateur.network.trace import trace
+from secateur.running import logits
 
 
 def mlp(*widths: int, bias: bool = True, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
@@ -259,10 +260,10 @@ def test_cross_entropy_finds_the_classes(outputs: tuple[int, ...], targets: tupl
 def test_logits_are_found_in_outputs() -> None:
     scores = torch.randn(2, 3)
     named = type("Output", (), {"logits": scores})()
-    for outputs in (scores, named, {"other": None, "logits": scores}, (scores, None), [scores]):
+    for outputs in (scores, named, {"other": None, "logits": scores}, (scores, None), [None, scores]):
         assert logits(outputs) is scores
-    with pytest.raises(InputError, match="no tensor of logits among the outputs"):
-        logits(("text", scores))
+    with pytest.raises(InputError, match="tuple, which holds no tensor of scores"):
+        logits(("text", 3))
 
 
 def test_synaptic_flow_is_conserved_through_every_layer() -> None:

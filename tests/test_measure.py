@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from secateur.analysis.cost import Cost, cost, evaluating, macs, nbytes, nonzero, parameters
+from secateur.analysis.cost import Cost, cost, macs, nbytes, nonzero, parameters
 from secateur.analysis.measure import (
     Agreement,
     Latency,
@@ -28,6 +28,7 @@ from secateur.analysis.measure import (
 )
 from secateur.analysis.summary import Measurement, Report, plain
 from secateur.core import InputError
+from secateur.running import evaluating
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from secateur.analysis.cost import call
 from secateur.core import InputError, PlanError, unknown
-from secateur.network.gradients import Loss, cross_entropy, logits
+from secateur.network.gradients import Loss, cross_entropy
+from secateur.running import call, logits
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.analysis.cost import evaluating, to_model
 from secateur.core import (
     Budget,
     InputError,
@@ -35,6 +33,7 @@ from secateur.core import (
 from secateur.data import DATASETS, Dataset, load
 from secateur.methods import METHODS, Method
 from secateur.network.weights import load_weights
+from secateur.running import evaluating, to_model
 
 BUDGETS: dict[str, Callable[..., Budget]] = {
     "units": Units,
@@ -154,21 +153,6 @@ def example_of(shape: str) -> Tensor:
     if min(sizes) < 1:
         raise InputError(f"the sizes of a shape are positive; got {shape!r}")
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-
-
-def find_study(name: str) -> Callable[..., Any]:
-    """Return the function ``run(full, out, seed)`` of a study, by its module in `secateur.studies`.
-
-    Example:
-        >>> find_study("matroid").__name__
-        'run'
-    """
-    import secateur.studies as package
-
-    known = [found.name for found in pkgutil.iter_modules(package.__path__)]
-    if name not in known:
-        raise InputError(unknown("study", name, known))
-    return importlib.import_module(f"{package.__name__}.{name}").run
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:
@@ -310,6 +294,6 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
 
 
 __all__ = [
-    "BUDGETS", "Batches", "example_of", "find_function", "find_study", "make_budget", "make_data",
+    "BUDGETS", "Batches", "example_of", "find_function", "make_budget", "make_data",
     "make_method", "make_model", "try_inputs",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.allocation.schedule import reached
-from secateur.analysis.cost import cost, place
+from secateur.analysis.cost import cost
 from secateur.analysis.latency import Latency, latency
 from secateur.analysis.measure import Agreement, Metric, agreement, evaluate, metric_named
 from secateur.analysis.summary import Measurement, Report
@@ -22,6 +22,7 @@ from secateur.network import store
 from secateur.network.collect import collect
 from secateur.network.gradients import Loss
 from secateur.network.trace import trace
+from secateur.running import place
 from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 
 Repair = Literal["fold", "finetune", "fold+finetune"]

@@ -9,97 +9,20 @@ counted as its two full matrix products, masked or not.  Element-wise work count
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.core import InputError
+from secateur.running import call, evaluating
 
 Shape = Sequence[int]
 aten = torch.ops.aten
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model into evaluation mode without gradients; restore its modes and its buffers at the end.
-
-    Example:
-        >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
-        >>> with evaluating(model): model.training
-        False
-        >>> model.training
-        True
-    """
-    training = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer)
-            if not torch.equal(buffer, value):
-                buffer.detach().copy_(value)
-
-
-def place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Return the device of a model's first parameter or buffer, and its first floating dtype."""
-    tensors = [*model.parameters(), *model.buffers()]
-    floating = [t.dtype for t in tensors if t.is_floating_point()]
-    return tensors[0].device if tensors else torch.device("cpu"), floating[0] if floating else None
-
-
-def to_model(value: Any, model: nn.Module) -> Any:
-    """Bring every tensor inside a value to the model's device, floating ones also to its dtype."""
-    device, dtype = place(model)
-
-    def move(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.to(device, dtype if x.is_floating_point() else None)
-        if isinstance(x, Mapping):
-            return {key: move(item) for key, item in x.items()}
-        if isinstance(x, tuple) and hasattr(x, "_fields"):
-            return type(x)(*map(move, x))
-        return type(x)(map(move, x)) if isinstance(x, (tuple, list)) else x
-
-    return move(value)
-
-
-def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
-    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
-
-    Tensors are brought to the model's device, floating ones also to its dtype.
-
-    Raises:
-        InputError: The model cannot take them.
-    """
-    inputs, named = to_model((inputs, dict(kwargs or {})), model)
-    if isinstance(inputs, Mapping):
-        inputs, named = (), {**inputs, **named}
-    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    try:
-        return model(*arguments, **named)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        given = ", ".join([*map(_shape, arguments), *(f"{k}={_shape(x)}" for k, x in named.items())])
-        raise InputError(f"{type(model).__name__} cannot take inputs of shapes {given}: {error}") from error
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
@@ -222,6 +145,4 @@ def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
 
 
-__all__ = [
-    "Cost", "call", "cost", "evaluating", "macs", "nbytes", "nonzero", "parameters", "place", "to_model",
-]
+__all__ = ["Cost", "cost", "macs", "nbytes", "nonzero", "parameters"]

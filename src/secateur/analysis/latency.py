@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.analysis.cost import evaluating, place, to_model
 from secateur.core import InputError
+from secateur.running import evaluating, place, to_model
 
 Run = Callable[[int], float]
 

@@ -16,28 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.analysis.cost import Cost, call, cost, evaluating, macs
+from secateur.analysis.cost import Cost, cost, macs
 from secateur.analysis.latency import Latency, latency
 from secateur.core import InputError, unknown
+from secateur.running import call, evaluating, logits
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 IGNORED = -100
-
-
-def logits(output: Any) -> Tensor:
-    """Return the tensor of scores in a model's output: itself, `.logits`, or its first tensor."""
-    if isinstance(output, Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(values, Iterable):
-        for value in values:
-            if isinstance(value, Tensor):
-                return value
-    raise InputError(f"the model returned {type(output).__name__}, which holds no tensor of scores; "
-                     "pass a metric of your own, a callable (model, batches) -> float")
 
 
 def class_axis(scores: Tensor, targets: Tensor) -> int:
@@ -245,5 +230,5 @@ def _some(total: int) -> int:
 
 __all__ = [
     "METRICS", "Agreement", "Cost", "Latency", "Metric", "accuracy", "agreement", "class_axis", "cost",
-    "distance_from", "evaluate", "latency", "log_likelihood", "logits", "macs", "metric_named", "perplexity",
+    "distance_from", "evaluate", "latency", "log_likelihood", "macs", "metric_named", "perplexity",
 ]

@@ -15,7 +15,7 @@ from secateur.network.gradients import Loss, SynapticFlow, cross_entropy, gradie
 from secateur.network.moments import Stream
 from secateur.network.reads import Read, Reads
 from secateur.network.rows import Rows
-from secateur.network.state import (
+from secateur.running import (
     all_finite,
     explained,
     finite_tensors,

@@ -13,26 +13,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from secateur.core import InputError, Network
-from secateur.network.state import tensors_of, untouched
+from secateur.running import logits, tensors_of, untouched
 
-__all__ = ["Loss", "SynapticFlow", "cross_entropy", "gradients", "logits"]
+__all__ = ["Loss", "SynapticFlow", "cross_entropy", "gradients"]
 
 Loss = Callable[[Any, Any], Tensor]
-
-
-def logits(outputs: Any) -> Tensor:
-    """Return the tensor of scores in a model's outputs: the tensor, `.logits`, or the first of a tuple."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(getattr(outputs, "logits", None), Tensor):
-        return outputs.logits
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    first = next(iter(values), None) if isinstance(outputs, (Mapping, tuple, list)) else None
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"]
-    if isinstance(first, Tensor):
-        return first
-    raise InputError(f"no tensor of logits among the outputs ({type(outputs).__name__}); pass loss=callable")
 
 
 def cross_entropy(outputs: Any, targets: Any) -> Tensor:

@@ -1,8 +1,12 @@
-"""Run a model without leaving a trace: its modes, buffers and the generators come back as they were."""
+"""Run a user's model and leave no trace: where it lives, how it is called, what it returns.
+
+Batches are pairs (inputs, targets); inputs are a tensor, a sequence of positional or a mapping of keyword
+arguments.  Modes, buffers, flags and generators come back as they were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,9 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from secateur.core import InputError
 
 __all__ = [
-    "all_finite", "device_of", "explained", "finite_tensors", "split_batch", "tensors_of", "to_device",
-    "to_model", "untouched",
-]
+    "all_finite", "call", "device_of", "evaluating", "explained", "finite_tensors", "logits", "place",
+    "split_batch", "tensors_of", "to_device", "to_model", "untouched",
+]  # fmt: skip
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -23,9 +27,49 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
+def place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Return the device of a model's first parameter or buffer, and its first floating dtype."""
+    tensors = [*model.parameters(), *model.buffers()]
+    floating = [t.dtype for t in tensors if t.is_floating_point()]
+    return tensors[0].device if tensors else torch.device("cpu"), floating[0] if floating else None
+
+
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first tensor."""
-    return next((t.device for t in tensors_of(model).values()), torch.device("cpu"))
+    """Return the device of a model's first parameter or buffer."""
+    return place(model)[0]
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; restore its modes and its buffers at the end."""
+    training = {module: module.training for module in model.modules()}
+    own = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
+    buffers = [(m, k, b, b.detach().clone()) for m, k, b in own]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                buffer.detach().copy_(value)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a model in evaluation mode without gradients; restore its modes and its buffers at the end.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
+        >>> with evaluating(model): model.training
+        False
+        >>> model.training
+        True
+    """
+    with _evaluation(model), torch.no_grad():
+        yield model
 
 
 @contextmanager
@@ -36,31 +80,23 @@ def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
     attention path, which is off inside because it hides the weights.  For recurrent models cuDNN is off too:
     its kernels refuse gradients in evaluation mode.
     """
-    training = {module: module.training for module in model.modules()}
     required = {p: p.requires_grad for p in model.parameters()}
-    own = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
-    buffers = [(m, k, b, b.detach().clone()) for m, k, b in own]
-    recurrent = any(isinstance(m, nn.RNNBase) for m in training)
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     fast, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     device = device_of(model)
     with ExitStack() as stack:
+        stack.enter_context(_evaluation(model))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         try:
             torch.manual_seed(seed)
             torch.backends.mha.set_fastpath_enabled(False)
             torch.backends.cudnn.enabled = cudnn and not recurrent
-            model.eval()
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             torch.backends.cudnn.enabled = cudnn
-            for module, flag in training.items():
-                module.training = flag
             for parameter, flag in required.items():
                 parameter.requires_grad_(flag)
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                buffer.detach().copy_(value)
 
 
 def to_device(value: Any, model: nn.Module) -> Any:
@@ -71,8 +107,7 @@ def to_device(value: Any, model: nn.Module) -> Any:
 
 def to_model(value: Any, model: nn.Module) -> Any:
     """Bring tensors to a model's device, floating ones also to its dtype."""
-    device = device_of(model)
-    dtype = next((t.dtype for t in tensors_of(model).values() if t.is_floating_point()), None)
+    device, dtype = place(model)
 
     def move(x: Any) -> Any:
         return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
@@ -135,3 +170,49 @@ def explained(where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
         shapes = [tuple(x.shape) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
         message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {error}"
         raise InputError(message) from error
+
+
+def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
+
+    Tensors are brought to the model's device, floating ones also to its dtype.
+
+    Raises:
+        InputError: The model cannot take them.
+    """
+    inputs, named = to_model((inputs, dict(kwargs or {})), model)
+    if isinstance(inputs, Mapping):
+        inputs, named = (), {**inputs, **named}
+    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    try:
+        return model(*arguments, **named)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = ", ".join([*map(_shape, arguments), *(f"{k}={_shape(x)}" for k, x in named.items())])
+        raise InputError(f"{type(model).__name__} cannot take inputs of shapes {given}: {error}") from error
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def logits(output: Any) -> Tensor:
+    """Return the tensor of scores in a model's output: itself, `.logits`, or its first tensor.
+
+    Example:
+        >>> logits({"loss": None, "logits": torch.zeros(2)})
+        tensor([0., 0.])
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    values = output.values() if isinstance(output, Mapping) else output
+    tensors = [named, *(values if isinstance(values, Iterable) else ())]
+    for value in tensors:
+        if isinstance(value, Tensor):
+            return value
+    raise InputError(
+        f"the model returned {type(output).__name__}, which holds no tensor of scores; pass a loss or a "
+        "metric of your own"
+    )
