@@ -17,16 +17,18 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT: dict[str, set[str]] = {
     "structures": set(),
     "core": set(),
+    "running": {"core"},
     "allocation": {"core", "structures"},
     "methods": {"core", "structures", "allocation"},
-    "network": {"core", "structures"},
-    "analysis": {"core", "structures"},
-    "finetune": {"core", "analysis", "network"},
+    "network": {"core", "structures", "running"},
+    "analysis": {"core", "structures", "running"},
+    "finetune": {"core", "running", "analysis", "network"},
 }
 for pipeline in ("schedule", "steps", "prune"):
-    MAY_IMPORT[pipeline] = {"structures", "core", "allocation", "methods", "network", "analysis", "finetune"}
+    MAY_IMPORT[pipeline] = {*MAY_IMPORT} - {"schedule", "steps"}
 MAY_IMPORT["steps"] |= {"schedule"}
 MAY_IMPORT["prune"] |= {"steps", "schedule"}
+MAY_IMPORT["portrait"] = {*MAY_IMPORT}
 MAY_IMPORT["data"] = {"core"}
 MAY_IMPORT["report"] = {"core", "analysis", "network"}
 MAY_IMPORT["zoo"] = {"core", "analysis", "finetune", "data"}
