@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
+from secateur.core import InputError
 from secateur.data import digits
-from secateur.studies.matroid import run
+from secateur.studies.matroid import cells, run
 from secateur.studies.matroid.audits import audit_network, audit_untrained
-from secateur.studies.matroid.figures import figures
-from secateur.studies.matroid.ordinary import intervals, planted
-from secateur.studies.matroid.post import CRITERIA, SEEDS, Post, accuracy, curve, grid, moons, train
+from secateur.studies.matroid.ordinary import planted
+from secateur.studies.matroid.paired import verdicts
+from secateur.studies.matroid.post import CRITERIA, Post, accuracy, curve, grid, moons, train
 from secateur.studies.matroid.published import AT_75, FACTS
-from secateur.studies.matroid.study import post_rows
-from secateur.studies.matroid.tables import report
+from secateur.studies.matroid.study import findings
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_permuting_the_units_keeps_the_function_and_loses_the_result(fifty):
     net = fifty[0]
     other = net.permuted(np.random.default_rng(0).permutation(50))
     np.testing.assert_allclose(other.logits(), net.logits(), rtol=1e-9)
-    audits = {row["audit"]: row for row in audit_network(net)}
+    audits = {row["part"]: row for row in audit_network(net)}
     assert curve(net, "matroid", net.tail.tail)[2] == 0
     assert audits["permuted"]["change"] < -5
     assert audits["partition"]["exact tail"] == audits["partition"]["zero biases"]
@@ -66,23 +67,32 @@ def test_tails_are_there_before_training_and_never_without_structure():
     assert len(net.tail.tail) == 0
 
 
+def outcomes(name: str, answers: np.ndarray, ours: np.ndarray) -> list[dict]:
+    """Rows of a criterion, given which test examples are right [seeds, examples]."""
+    cell = {"repair": "fold", "model": "m", "removed": 0.5, "criterion": name}
+    rows = [{**cell, "part": "ordinary", "lost": 90 - 100 * a.mean()} for a in answers]
+    for mine, a in zip(ours, answers, strict=True):
+        counts = {"only matroid": (mine & ~a).sum(), "only baseline": (a & ~mine).sum(), "tested": len(a)}
+        rows.append({**cell, "part": "paired", **counts})
+    return rows
+
+
 def test_intervals_call_a_difference_by_its_name():
     generator = np.random.default_rng(0)
-    right = generator.random((3, 2000)) < 0.9
-
-    def cell(name: str, answers: np.ndarray) -> list:
-        row = {"repair": "fold", "model": "m", "removed": 0.5, "criterion": name}
-        return [(row | {"lost": 90 - 100 * a.mean()}, a) for a in answers]
-
+    right = generator.random((4, 2000)) < 0.9
     worse = right & (generator.random(right.shape) < 0.95)
-    same = right.copy()
-    same[:, ::97] = ~same[:, ::97]
-    ahead = intervals(cell("matroid", right) + cell("magnitude", worse) + cell("random", right))
-    assert ahead[0]["verdict"] == "ahead"
-    assert ahead[0]["best"] == "magnitude"
-    assert ahead[0]["low"] < ahead[0]["ahead by"] < ahead[0]["high"]
-    assert intervals(cell("matroid", worse) + cell("taylor", right))[0]["verdict"] == "behind"
-    assert intervals(cell("matroid", right) + cell("taylor", right))[0]["verdict"] == "tie"
+    random = outcomes("random", right, right)
+    found = verdicts(outcomes("matroid", right, right) + outcomes("magnitude", worse, right) + random)[0]
+    assert (found["verdict"], found["best baseline"], found["seeds"]) == ("ahead", "magnitude", 4)
+    assert found["low"] < found["ahead by"] < found["high"]
+    exact = 100 * (right.mean(1) - worse.mean(1))
+    assert math.isclose(found["ahead by"], exact.mean())
+    # Networks are drawn again as well as examples: wider than the examples alone would have it.
+    spread = np.sqrt(sum(w * (1 - w) / 2000 for w in exact / 100)) / 4 * 100
+    assert found["high"] - found["low"] > 2 * 1.96 * spread * 0.95
+    behind = verdicts(outcomes("matroid", worse, worse) + outcomes("taylor", right, worse))[0]
+    tie = verdicts(outcomes("matroid", right, right) + outcomes("taylor", right, right))[0]
+    assert (behind["verdict"], tie["verdict"]) == ("behind", "tie")
 
 
 def test_planted_rows_of_a_trained_network_are_found():
@@ -92,36 +102,50 @@ def test_planted_rows_of_a_trained_network_are_found():
     assert row["accuracy before"] == row["accuracy after"]
 
 
-def test_the_report_sets_published_figures_beside_ours(fifty, tmp_path):
-    rows = list(post_rows(fifty))
-    text = report({"post": rows, "audits": list(audit_network(fifty[0]))})
-    assert "| 50 | random | -5.0 | -8.1 | -10.2 (-10.2) | -15.3 |" in text
-    assert "reproduced to the printed digit: 5 of 5" in text
-    figures(fifty, rows, tmp_path)
-    assert {p.name for p in tmp_path.glob("*.html")} == {f"figure{i}.html" for i in (2, 3, 4, 5)}
+def test_findings_set_published_figures_beside_ours(fifty):
+    rows = [row for net in fifty for row in cells._curves(net, net.seed)]
+    found = findings([*rows, *cells._boundaries(fifty[0])])
+    tables = {table.name: table.rows for table in found.tables}
+    verdicts_ = {(r["criterion"], r["of the tail"]): r["verdict"] for r in tables["published"]}
+    assert verdicts_ == {(criterion, "75%"): "reproduced" for criterion in CRITERIA}
+    assert {r["verdict"] for r in tables["whole-tail"]} == {"reproduced"}
+    assert "Of 5 published means 5 come out" in found.paragraph
+    other = [{**r, "change": r["change"] - 0.1 * (r["criterion"] == "random")} for r in rows]
+    assert "Of 5 published means 4 come out" in findings(other).paragraph
+    assert {f.name for f in found.figures} == {"figure2", "figure3", "figure4"}
+    side = next(f for f in found.figures if f.name == "figure2").figure["data"][0]["z"]
+    assert np.shape(side) == (cells.SIDE, cells.SIDE)
 
 
-def test_a_run_writes_what_it_returns(tmp_path, monkeypatch):
+def test_a_run_writes_what_it_finds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("secateur.studies.matroid.study.fashion_available", lambda: False)
-    found = run(out=tmp_path, parts=("planted",), seeds=1)
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["found"] for line in lines] == [row["found"] for row in found["planted"]] == [40]
-    assert "Planted" in (tmp_path / "report.md").read_text()
-    with pytest.raises(ValueError, match="parts"):
-        run(out=tmp_path, parts=("appendix",))
+    told: list[str] = []
+    found = run(out=tmp_path, parts=("planted",), seeds=1, jobs=1, tell=told.append)
+    rows = json.loads((tmp_path / "planted.json").read_text())
+    assert [row["found"] for row in rows] == [40] == [row["found"] for row in found.tables[0].rows]
+    assert found.paragraph in (tmp_path / "findings.md").read_text()
+    before = (tmp_path / "cells.jsonl").read_bytes()
+    assert run(out=tmp_path, parts=("planted",), seeds=1, jobs=1).paragraph == found.paragraph
+    assert (tmp_path / "cells.jsonl").read_bytes() == before
+    with pytest.raises(InputError, match="post"):
+        run(out=tmp_path, parts=("pots",))
 
 
 @pytest.mark.slow
 def test_every_published_entry_is_reproduced(tmp_path):
-    found = run(out=tmp_path, parts=("post", "audits"))
-    assert len(found["post"]) == 2 * 5 * len(SEEDS) * len(CRITERIA)
-    assert "reproduced to the printed digit: 38 of 38" in (tmp_path / "report.md").read_text()
+    found = run(out=tmp_path, parts=("post", "controls"))
+    tables = {table.name: table.rows for table in found.tables}
+    assert len(tables["post"]) == 2 * 5 * len(CRITERIA)
+    assert len(tables["published"]) == 38
+    assert {row["verdict"] for row in (*tables["published"], *tables["whole-tail"])} == {"reproduced"}
+    assert {f.name for f in found.figures} == {f"figure{i}" for i in range(1, 6)}
 
 
 @pytest.mark.slow
-def test_ordinary_networks_on_digits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("full", [False, True])
+def test_ordinary_networks_on_digits(tmp_path, monkeypatch, full):
     monkeypatch.setattr("secateur.studies.matroid.study.fashion_available", lambda: False)
-    found = run(out=tmp_path, parts=("ordinary",), models=("mlp",), seeds=2)
-    lost = {(r["criterion"], r["removed"], r["repair"]): r["lost"] for r in found["ordinary"] if "lost" in r}
-    assert lost["matroid", 0.9, "fold"] < lost["random", 0.9, "fold"]
-    assert {r["verdict"] for r in found["intervals"]} <= {"ahead", "tie", "behind"}
+    found = run(full, tmp_path, parts=("ordinary",), models=("mlp",), seeds=2, limit=600)
+    rows = {(r["criterion"], r["repair"]): r for r in found.tables[0].rows}
+    assert rows["matroid", "fold"]["90%"] < rows["random", "fold"]["90%"]
+    assert {r["verdict"] for r in found.tables[1].rows} <= {"ahead", "tie", "behind"}

@@ -1,104 +1,189 @@
-"""The post's figures, drawn again from the study's networks and rows."""
+"""The post's five figures, drawn again from the study's rows, and one of ordinary networks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from secateur.studies.matroid.post import CRITERIA, FRACTIONS, Post, accuracy
-from secateur.studies.matroid.published import CURVES_200, FACTS
-from secateur.studies.matroid.tables import Rows, changes
+from secateur.studies.common import Figure
+from secateur.studies.matroid.cells import EXTENT, FIGURE_1, FIGURE_2, SIDE
+from secateur.studies.matroid.post import CRITERIA, FRACTIONS, moons
+from secateur.studies.matroid.published import AT_75, CURVES_200
+from secateur.studies.matroid.tables import Rows, changes, mean_of, part
 
 __all__ = ["figures"]
 
-
-def figures(nets: Sequence[Post], rows: Rows, where: Path) -> None:
-    """Draw figures 1 to 5 again as HTML, the first two where their networks are among `nets`."""
-    chosen = {(n.mode, len(n.w2), n.seed): n for n in nets}
-    if ("tp_exponential", 20, 43) in chosen:
-        _arrangement(chosen["tp_exponential", 20, 43]).write_html(where / "figure1.html")
-    if ("tp_exponential", 50, 42) in chosen:
-        _boundaries(chosen["tp_exponential", 50, 42]).write_html(where / "figure2.html")
-    largest = max(r["units"] for r in rows)
-    _curves(rows, largest).write_html(where / "figure3.html")
-    _bars(rows).write_html(where / "figure4.html")
-    widest = max((n for n in nets if n.mode == "tp_exponential"), key=lambda n: len(n.w2))
-    _pipeline(widest).write_html(where / "figure5.html")
+Row = dict[str, Any]
+ESSENTIAL, TAIL = "#2e7d5b", "#c2553f"
 
 
-def _arrangement(net: Post) -> go.Figure:
-    tail, xs = net.tail, np.array([net.x[:, 0].min() - 0.5, net.x[:, 0].max() + 0.5])
-    published = f"{FACTS['figure 1: essential']:g} and {FACTS['figure 1: tail']:g} published"
-    title = f"{len(tail.essential)} essential, {len(tail.tail)} tail ({published})"
-    figure = go.Figure(layout={"title": title, "yaxis": {"range": [-2.5, 2]}})
-    figure.add_scatter(x=net.x[:, 0], y=net.x[:, 1], mode="markers", marker={"color": net.y}, name="data")
-    for i, (w0, w1) in enumerate(net.w1):
-        colour = "#cd5c5c" if tail.windows[i] else "#608d7b"
-        figure.add_scatter(x=xs, y=-(w0 * xs + net.b1[i]) / w1, mode="lines", line={"color": colour},
-                           showlegend=False)
-    return figure
+def figures(rows: Rows) -> list[Figure]:
+    """Return the figures that there are rows for."""
+    found = [_arrangement(rows), _boundaries(rows), _curves(rows), _bars(rows), _pipeline(rows), *_lost(rows)]
+    return [figure for figure in found if figure is not None]
 
 
-def _boundaries(net: Post) -> go.Figure:
-    """The original, 33 units of the tail removed, and the worst of 20 random removals of as many."""
-    tail, h = net.tail.tail, len(net.w2)
-    count = int(0.75 * len(tail))
-    draws = [np.random.default_rng(s).choice(h, size=count, replace=False) for s in range(20)]
-    worst = min(draws, key=lambda gone: accuracy(net, np.setdiff1d(np.arange(h), gone)))
-    panels = {"original": np.array([], dtype=int), "matroid": tail[:count], "random": worst}
-    keeps = {name: np.setdiff1d(np.arange(h), gone) for name, gone in panels.items()}
-    titles = [f"{name}: {accuracy(net, keep):.1%}" for name, keep in keeps.items()]
-    figure = make_subplots(1, 3, subplot_titles=titles)
-    xs, ys = np.linspace(-1.5, 2.5, 80), np.linspace(-2, 1.5, 80)
-    mesh = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-    for column, keep in enumerate(keeps.values(), 1):
-        side = (net.logits(keep, mesh) > 0).reshape(80, 80).astype(float)
-        figure.add_heatmap(x=xs, y=ys, z=side, showscale=False, opacity=0.4, row=1, col=column)
-        figure.add_scatter(x=net.x[:, 0], y=net.x[:, 1], mode="markers", marker={"color": net.y},
-                           showlegend=False, row=1, col=column)
-    return figure
+def _figure(name: str, title: str, data: list[Row], layout: Row, text: str, rows: Rows) -> Figure:
+    return Figure(name, title, {"data": data, "layout": layout}, text, rows)
 
 
-def _curves(rows: Rows, units: int) -> go.Figure:
-    figure = go.Figure(layout={"title": f"Change of accuracy, H = {units}, tp_exponential"})
-    for criterion in CRITERIA:
-        means = changes(rows, "tp_exponential", units, criterion).mean(0)
-        figure.add_scatter(x=[0, *FRACTIONS], y=[0, *means], name=criterion)
+def _points(seed: int, panel: str = "") -> Row:
+    x, y = moons(np.random.default_rng(seed))
+    return {
+        "type": "scatter", "mode": "markers", "x": x[:, 0].round(3).tolist(), "y": x[:, 1].round(3).tolist(),
+        "marker": {"color": y.astype(int).tolist(), "size": 4, "colorscale": "Portland"}, "showlegend": False,
+        "hoverinfo": "skip", "xaxis": f"x{panel}", "yaxis": f"y{panel}",
+    }  # fmt: skip
+
+
+def _arrangement(rows: Rows) -> Figure | None:
+    """Figure 1: the hyperplanes on which the units switch."""
+    lines = part(rows, "figure 1")
+    if not lines:
+        return None
+    data = [_points(FIGURE_1[2])]
+    for line in lines:
+        ys = [-(line["a"] * x + line["c"]) / line["b"] for x in EXTENT[0]]
+        data.append({
+            "type": "scatter", "mode": "lines", "x": list(EXTENT[0]), "y": ys, "showlegend": False,
+            "name": f"unit {line['unit']}, {line['kind']}",
+            "line": {"color": TAIL if line["kind"] == "tail" else ESSENTIAL, "width": 1.5},
+        })  # fmt: skip
+    count = sum(line["kind"] == "tail" for line in lines)
+    text = (
+        f"{len(lines) - count} of the {len(lines)} lines are essential (green), {count} are the tail (red)."
+    )
+    layout = {"yaxis": {"range": list(EXTENT[1])}, "xaxis": {"range": list(EXTENT[0])}}
+    shown = [{k: v for k, v in line.items() if k != "part"} for line in lines]
+    return _figure("figure1", "Figure 1: hyperplane arrangement, H = 20", data, layout, text, shown)
+
+
+def _boundaries(rows: Rows) -> Figure | None:
+    """Figure 2: decisions before and after."""
+    panels = part(rows, "figure 2")
+    if not panels:
+        return None
+    data: list[Row] = []
+    layout: Row = {"annotations": []}
+    xs, ys = (np.linspace(low, high, SIDE).round(3).tolist() for low, high in EXTENT)
+    for i, panel in enumerate(panels):
+        tag = "" if i == 0 else str(i + 1)
+        z = np.array([int(c) for c in panel["side"]]).reshape(SIDE, SIDE).tolist()
+        data += [{"type": "heatmap", "x": xs, "y": ys, "z": z, "showscale": False, "opacity": 0.4,
+                  "xaxis": f"x{tag}", "yaxis": f"y{tag}"}, _points(FIGURE_2[2], tag)]  # fmt: skip
+        layout |= {
+            f"xaxis{tag}": {"domain": [i / 3 + 0.01, (i + 1) / 3 - 0.01]},
+            f"yaxis{tag}": {"anchor": f"x{tag}"},
+        }  # fmt: skip
+        layout["annotations"].append({
+            "text": f"{panel['panel']}: {panel['accuracy']:.1%}", "x": (i + 0.5) / 3, "y": 1.05,
+            "xref": "paper", "yref": "paper", "showarrow": False,
+        })  # fmt: skip
+    shown = [{k: p[k] for k in ("panel", "removed", "accuracy")} for p in panels]
+    text = "Decision regions: " + "; ".join(
+        f"{p['panel']}, {p['removed']} of 50 units removed, accuracy {p['accuracy']:.1%}" for p in panels
+    ) + "."  # fmt: skip
+    return _figure("figure2", "Figure 2: decision boundaries, H = 50", data, layout, text, shown)
+
+
+def _curves(rows: Rows) -> Figure | None:
+    """Figure 3: every criterion along the tail, in the widest network."""
+    units = max((r["units"] for r in part(rows, "post")), default=0)
+    data: list[Row] = []
+    shown: list[Row] = []
+    for criterion in CRITERIA if units else ():
+        ours = [0.0, *changes(rows, "tp_exponential", units, criterion).mean(0).tolist()]
+        xs = [0.0, *FRACTIONS]
+        data.append({"type": "scatter", "x": xs, "y": ours, "name": criterion})
+        printed = [0.0, *CURVES_200[criterion]] if units == 200 else [None] * len(xs)
         if units == 200:
-            published = [0.0, *CURVES_200[criterion]]
-            figure.add_scatter(x=[0, *FRACTIONS], y=published, mode="markers", name=f"{criterion}, published")
-    return figure
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "x": xs,
+                    "y": printed,
+                    "name": f"{criterion}, published",
+                    "marker": {"symbol": "circle-open", "size": 10},
+                }
+            )
+        shown += [{"criterion": criterion, "of the tail": x, "ours": o, "published": p}
+                  for x, o, p in zip(xs, ours, printed, strict=True)]  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "share of the tail removed"}},
+        "yaxis": {"title": {"text": "points"}},
+    }
+    title = f"Figure 3: change of accuracy along the tail, H = {units}"
+    text = "Circles are the published points; lines ours."
+    return _figure("figure3", title, data, layout, text, shown) if data else None
 
 
-def _bars(rows: Rows) -> go.Figure:
-    dimensions = sorted({r["units"] for r in rows})
-    figure = go.Figure(layout={"title": "Change of accuracy at 75 % of the tail, tp_exponential"})
-    for criterion in CRITERIA:
-        heights = [changes(rows, "tp_exponential", h, criterion).mean(0)[2] for h in dimensions]
-        figure.add_bar(x=[f"H={h}" for h in dimensions], y=heights, name=criterion)
-    return figure
+def _bars(rows: Rows) -> Figure | None:
+    """Figure 4: 75 % of the tail, by width."""
+    dimensions = sorted({r["units"] for r in part(rows, "post")})
+    at = FRACTIONS.index(0.75)
+    shown = [
+        {"H": h, "criterion": c, "ours": float(changes(rows, "tp_exponential", h, c).mean(0)[at]),
+         "published": AT_75.get(h, {}).get(c)}
+        for h in dimensions for c in CRITERIA
+    ]  # fmt: skip
+    data = [
+        {"type": "bar", "name": c, "x": [f"H = {r['H']}" for r in shown if r["criterion"] == c],
+         "y": [r["ours"] for r in shown if r["criterion"] == c]}
+        for c in CRITERIA
+    ]  # fmt: skip
+    layout = {"barmode": "group", "yaxis": {"title": {"text": "points"}}}
+    text = "Bars hang down from 0 by the accuracy that each criterion loses."
+    title = "Figure 4: 75 % of the tail removed"
+    return _figure("figure4", title, data, layout, text, shown) if shown else None
 
 
-def _pipeline(net: Post) -> go.Figure:
-    """The four steps, with what they give on one network."""
-    tail, h = net.tail, len(net.w2)
-    count = round(0.75 * len(tail.tail))
-    keep = np.setdiff1d(np.arange(h), tail.tail[:count])
+def _pipeline(rows: Rows) -> Figure | None:
+    """Figure 5: the four steps, with the means of the widest networks."""
+    units = max((r["units"] for r in part(rows, "post")), default=0)
+    where = {"mode": "tp_exponential", "units": units}
+    tail = mean_of(part(rows, "partition"), "tail", **where)
+    accuracy = mean_of(part(rows, "partition"), "accuracy", **where)
+    if tail is None or accuracy is None:
+        return None
+    change = float(changes(rows, "tp_exponential", units, "matroid").mean(0)[FRACTIONS.index(0.75)])
     steps = [
-        f"[W1 | b1]: {h} x 3<br>rank {tail.rank}",
-        f"{len(tail.essential)} essential<br>{len(tail.tail)} tail",
-        f"remove 75 % of the tail<br>{count} units, {len(keep)} stay",
-        f"accuracy {accuracy(net):.1%}<br>to {accuracy(net, keep):.1%}",
+        {"step": "augmented matrix [W1 | b1]", "units": units},
+        {"step": "partition: tail", "units": tail},
+        {"step": "75 % of the tail removed: units left", "units": units - 0.75 * tail},
+        {"step": "accuracy in per cent", "units": 100 * accuracy},
+        {"step": "accuracy after, in per cent", "units": 100 * accuracy + change},
     ]
-    figure = go.Figure(layout={"title": f"The pipeline on one network, H = {h}", "height": 260})
-    for i, text in enumerate(steps):
-        figure.add_annotation(x=i, y=0, text=text, showarrow=False, bordercolor="#60728d", borderpad=8)
-        if i:
-            figure.add_annotation(x=i - 0.4, y=0, ax=-40, ay=0, text="", showarrow=True, arrowhead=2)
-    figure.update_xaxes(visible=False, range=[-0.5, 3.5])
-    figure.update_yaxes(visible=False, range=[-1, 1])
-    return figure
+    data = [{"type": "funnel", "y": [s["step"] for s in steps[:3]], "x": [s["units"] for s in steps[:3]]}]
+    text = (
+        f"Of {units} units {tail:.1f} are tail; 75 % of it goes, and accuracy changes by {change:.1f} points."
+    )
+    shown = [{"step": s["step"], "value": s["units"]} for s in steps]
+    return _figure("figure5", f"Figure 5: the pipeline, means at H = {units}", data, {}, text, shown)
+
+
+def _lost(rows: Rows) -> Iterator[Figure]:
+    """Yield, for each ordinary network, points lost with fold against the share removed."""
+    mine = [r for r in part(rows, "ordinary") if r["repair"] == "fold"]
+    for model in dict.fromkeys(r["model"] for r in mine):
+        cell = [r for r in mine if r["model"] == model]
+        shares = sorted({r["removed"] for r in cell})
+        shown = [
+            {"criterion": c, "removed": s, "lost": mean_of(cell, "lost", criterion=c, removed=s)}
+            for c in dict.fromkeys(r["criterion"] for r in cell) for s in shares
+        ]  # fmt: skip
+        data = [
+            {
+                "type": "scatter",
+                "name": c,
+                "x": shares,
+                "y": [r["lost"] for r in shown if r["criterion"] == c],
+            }
+            for c in dict.fromkeys(r["criterion"] for r in cell)
+        ]
+        layout = {"xaxis": {"title": {"text": "share of units removed"}},
+                  "yaxis": {"title": {"text": "points lost"}, "rangemode": "tozero"}}  # fmt: skip
+        text = f"Test accuracy lost with the fold, {model} on {cell[0]['data']}: the lower the better."
+        yield _figure(f"lost-{model}", f"{model}: points lost with fold", data, layout, text, shown)

@@ -18,8 +18,19 @@ from secateur.structures.matroid import Tail, parametrize_linear, tail_partition
 from secateur.structures.matroid.parametrize import Kind
 
 __all__ = [
-    "CRITERIA", "DIMENSIONS", "EPOCHS", "FRACTIONS", "MODES", "SEEDS", "Post", "accuracy", "curve", "grid",
-    "moons", "removals", "train",
+    "CRITERIA",
+    "DIMENSIONS",
+    "EPOCHS",
+    "FRACTIONS",
+    "MODES",
+    "SEEDS",
+    "Post",
+    "accuracy",
+    "curve",
+    "grid",
+    "moons",
+    "removals",
+    "train",
 ]
 
 Floats = NDArray[np.float64]
@@ -100,9 +111,7 @@ def moons(generator: np.random.Generator, samples: int = 200, noise: float = 0.1
     return x[order], y[order]
 
 
-def train(
-    mode: Kind, units: int, seed: int, data: tuple[Floats, Floats], epochs: int = EPOCHS
-) -> Post:
+def train(mode: Kind, units: int, seed: int, data: tuple[Floats, Floats], epochs: int = EPOCHS) -> Post:
     """Train one network; `seed` is the data's, to which the mode adds its offset."""
     own = seed + MODES[mode]
     generator = np.random.default_rng(own)
