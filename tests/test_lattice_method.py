@@ -177,6 +177,19 @@ def test_a_unit_that_fires_where_two_others_do_is_redundant_and_so_is_a_dead_one
     assert noted["objects"] == 400 and noted["reading"] == "context from data"
 
 
+def test_flow_is_what_leaves_a_unit_times_how_active_it_is():
+    h = torch.tensor([[3.0, 1, 0, 0, 2], [-4, 1, 0, 0, 2]])
+    model = Redundant()
+    network = trace(model, torch.randn(3, 2))
+    evidence = evidence_of(model, network, activations={"a": h})
+    order = Lattice().orders(network, evidence)["a"]
+    expected = model.b.weight.detach().abs().sum(0) * torch.tensor([12.5**0.5, 1, 0, 0, 2])
+    assert np.allclose(order.centrality("flow"), expected.numpy())
+    assert Lattice().centrality == "flow" and Lattice(adjacency="weights").centrality == "in-strength"
+    kept = Lattice(prefer="neither").plan(network, evidence, Units(0.4)).keep["a"]
+    assert kept.tolist() == sorted(np.argsort(-expected.numpy())[:2].tolist())
+
+
 def test_activations_are_collected_from_the_state_and_evenly():
     model = Recurrent(nn.GRU, 6, batch_first=True)
     network = trace(model, torch.randn(4, 7, 3))
@@ -262,6 +275,7 @@ def test_zeroed_rows_leave_a_unit_alive_where_removal_does_not():
     ({"adjacency": "weight"}, "did you mean 'weights'"), ({"reading": "folded"}, r"Lattice\.reading"),
     ({"density": 0.0}, "density"), ({"quantile": 1.0}, "quantile"), ({"tolerance": -0.1}, "tolerance"),
     ({"adjacency": "weights", "centrality": "gap"}, "has no centrality 'gap'"),
+    ({"adjacency": "binary", "centrality": "flow"}, "has no centrality 'flow'"),
 ])
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):

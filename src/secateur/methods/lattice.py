@@ -34,7 +34,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "adjacency": ("data", "weights", "binary", "continuous"),
     "reading": ("condensed", "unrolled"),
     "span": ("layer", "network"),
-    "centrality": ("in-strength", "out-strength", "mu", "moebius", "gap"),
+    "centrality": ("flow", "in-strength", "out-strength", "mu", "moebius", "gap"),
     "prefer": ("irreducible", "reducible", "neither"),
 }
 
@@ -56,8 +56,9 @@ class Lattice(ScoreMethod):
         span: For weights, ``"layer"``: each group by itself; ``"network"``: one digraph over all groups.
         density: For weights, share of the possible edges that make the digraph, the strongest.
         centrality: ``"in-strength"``: what enters a unit; ``"mu"``: its inverse, the paper's;
-            ``"out-strength"``; ``"moebius"``: |mu(0, x)|, Moebius function; ``"gap"``: for data, the sequence
-            in which units become redundant.
+            ``"out-strength"``; ``"moebius"``: |mu(0, x)|, Moebius function; for data also ``"flow"``:
+            out-strength times the root mean square of the activation; ``"gap"``: the sequence in which units
+            become redundant.  By default ``"flow"`` for data, else ``"in-strength"``.
         prefer: Which units stay first: irreducible ones (the paper's), reducible ones, or neither.
         include_top: For weights, whether a greatest element counts as irreducible.
         quantile: For data, a unit fires where its absolute activation is above this quantile of the group's.
@@ -76,7 +77,7 @@ class Lattice(ScoreMethod):
     reading: Literal["condensed", "unrolled"] = "condensed"
     span: Literal["layer", "network"] = "layer"
     density: float = 0.03
-    centrality: Literal["in-strength", "out-strength", "mu", "moebius", "gap"] = "in-strength"
+    centrality: Literal["flow", "in-strength", "out-strength", "mu", "moebius", "gap"] | None = None
     prefer: Literal["irreducible", "reducible", "neither"] = "irreducible"
     include_top: bool = False
     quantile: float = 0.8
@@ -84,6 +85,9 @@ class Lattice(ScoreMethod):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        if self.centrality is None:
+            default = "flow" if self.adjacency == "data" else "in-strength"
+            object.__setattr__(self, "centrality", default)
         for option, known in _CHOICES.items():
             if getattr(self, option) not in known:
                 raise InputError(unknown(f"Lattice.{option}", str(getattr(self, option)), known))
@@ -92,7 +96,8 @@ class Lattice(ScoreMethod):
                 f"density must be in (0, 1], quantile in (0, 1) and tolerance in [0, 1); got {self.density}, "
                 f"{self.quantile} and {self.tolerance}"
             )
-        lacking = {"weights": {"gap"}, "binary": {"gap", "moebius"}, "continuous": {"gap", "moebius"}}
+        drawn_lack = {"flow", "gap", "moebius"}
+        lacking = {"weights": {"flow", "gap"}, "binary": drawn_lack, "continuous": drawn_lack}
         if self.centrality in lacking.get(self.adjacency, ()):
             raise InputError(f"adjacency={self.adjacency!r} has no centrality {self.centrality!r}")
 
@@ -155,7 +160,7 @@ class Lattice(ScoreMethod):
             raise InputError(f"no order of influence: {error}") from error
 
     def _score(self, order: UnitOrder) -> Tensor:
-        values = order.centrality(self.centrality)
+        values = order.centrality(str(self.centrality))
         n = len(values)
         if self.prefer == "neither":
             kind = np.zeros(n, np.bool_)

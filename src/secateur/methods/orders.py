@@ -40,6 +40,7 @@ class UnitOrder:
         poset: The order itself, where there is one.
         element: Element of the poset that each unit is [units].
         place: For data, the sequence in which units become redundant, the last highest [units].
+        active: For data, root mean square of each unit's activation [units].
     """
 
     irreducible: NDArray[np.bool_]
@@ -49,9 +50,10 @@ class UnitOrder:
     poset: Poset | None = None
     element: NDArray[np.int64] | None = None
     place: FloatArray | None = None
+    active: FloatArray | None = None
 
     def centrality(self, name: str) -> FloatArray:
-        """Return "in-strength", "out-strength", "mu" (1 / in-strength), "moebius" (|mu(0, x)|) or "gap".
+        """Return "in-strength", "out-strength", "mu", "moebius", "flow" or "gap", as `Lattice` names them.
 
         Raises:
             InputError: If the order has no such centrality, or a Moebius value leaves the 64-bit integers.
@@ -63,7 +65,9 @@ class UnitOrder:
                 return np.abs(self.poset.moebius_from_bottom())[self.element].astype(np.float64)
             except OverflowError as error:
                 raise InputError(f"{error}; rank by another centrality") from error
-        values = {"in-strength": self.enters, "out-strength": self.leaves, "gap": self.place}.get(name)
+        flow = None if self.active is None else self.leaves * self.active
+        known = {"in-strength": self.enters, "out-strength": self.leaves, "gap": self.place, "flow": flow}
+        values = known.get(name)
         if values is None:
             raise InputError(f"an order of this kind has no centrality {name!r}")
         return values
@@ -179,7 +183,8 @@ def from_data(
         notes["warning"] = f"{group.name!r}: no unit ever fires; the order says nothing"
     poset = attribute_order(fires)
     enters, leaves = entering(network, evidence, group), onto_readers(network, evidence, group).sum(1)
-    return UnitOrder(irreducible, enters, leaves, notes, poset, poset.component, place)
+    active = np.sqrt(np.square(size).mean(0))
+    return UnitOrder(irreducible, enters, leaves, notes, poset, poset.component, place, active)
 
 
 def drawn(evidence: Evidence, group: Group, kind: str) -> UnitOrder:
