@@ -162,3 +162,21 @@ def test_bad_input(change: dict, error: type, words: str) -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(InputError, match="nothing to train"):
         finetune(mlp().requires_grad_(False), batches(), progress=False)
+
+
+def test_a_hook_sees_each_epoch_and_its_masks_are_held_from_then_on() -> None:
+    model, seen = mlp(), []
+    masks = {"0.weight": half(model[0].weight)}
+    gone = ~torch.as_tensor(masks["0.weight"])
+
+    def hook(epoch: int, trained: nn.Module) -> dict[str, np.ndarray] | None:
+        seen.append((epoch, float(trained[0].weight.detach()[gone].abs().max())))
+        return {2: masks, 4: {}}.get(epoch)
+
+    tuned, history = finetune(model, batches(), epochs=5, lr=0.05, after_epoch=hook, progress=False)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5] and len(history.losses) == 20
+    assert [largest == 0 for _, largest in seen] == [False, False, True, True, False]
+    assert tuned[0].weight[gone].all()
+    bad = {"nine.weight": masks["0.weight"]}
+    with pytest.raises(PlanError, match=r"no parameter 'nine\.weight'"):
+        finetune(model, batches(), after_epoch=lambda epoch, trained: bad, progress=False)

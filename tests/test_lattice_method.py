@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from secateur.analysis.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from secateur.analysis.dynamics import lyapunov_spectrum
 from secateur.core import Evidence, InputError, Network, NothingToPrune, Plan, SecateurError, Units, Weights
+from secateur.finetune import finetune
 from secateur.methods import METHODS
+from secateur.methods.during import prune_every
 from secateur.methods.influence import across, entering, onto_readers, within
 from secateur.methods.lattice import Lattice
 from secateur.network.collect import collect
@@ -257,6 +259,42 @@ def test_weight_budgets_zero_rows_of_recurrent_matrices_and_nothing_else():
     feed_forward = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(InputError, match="recurrent matrices"):
         WEIGHTS.plan(*traced(feed_forward, 2, 3), Weights(0.5))
+
+
+@pytest.mark.parametrize("adjacency", ["binary", "continuous"])
+@pytest.mark.parametrize("persist", [True, False])
+def test_algorithms_2_and_3_prune_every_few_epochs_while_the_network_trains(adjacency, persist):
+    model = Recurrent(nn.LSTM, 8, batch_first=True)
+    network = trace(model, torch.randn(4, 5, 3))
+    batches = [(torch.randn(16, 5, 3), torch.randn(16, 5, 2)) for _ in range(2)]
+    method = Lattice(adjacency=adjacency, centrality="mu")
+    zeros = []
+
+    def watched(epoch: int, trained: nn.Module):
+        masks = hook(epoch, trained)
+        zeros.append(int((trained.rnn.weight_hh_l0 == 0).sum()))
+        return masks
+
+    hook = prune_every(2, method, network, Weights(0.5), persist=persist, seed=5)
+    options = {"loss": nn.functional.mse_loss, "progress": False}
+    trained, _ = finetune(model, batches, epochs=5, after_epoch=watched, **options)
+    expected = method.plan(network, evidence_of(model, network, seed=5), Weights(0.5)).masks
+    gone = ~torch.from_numpy(expected["rnn.weight_hh_l0"])
+    count = int(gone.sum())
+    assert zeros == ([0, 0, count, count, count] if persist else [0, count, 0, count, 0])
+    assert bool((trained.rnn.weight_hh_l0[gone] == 0).all()) is persist
+    assert trained.rnn.weight_ih_l0.all()
+
+
+def test_pruning_during_training_refuses_what_it_cannot_do():
+    model = Recurrent(nn.GRU, 6)
+    network = trace(model, torch.randn(4, 7, 3))
+    for epochs, method, budget, message in (
+        (0, WEIGHTS, Weights(0.5), "at least 1"), (3, WEIGHTS, Units(0.5), "budget in Weights"),
+        (3, Lattice(), Weights(0.5), "needs activations"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prune_every(epochs, method, network, budget)
 
 
 def test_zeroed_rows_leave_a_unit_alive_where_removal_does_not():

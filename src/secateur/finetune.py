@@ -22,6 +22,7 @@ from secateur.network.gradients import Loss, cross_entropy
 from secateur.running import call, logits
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+AfterEpoch = Callable[[int, nn.Module], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def finetune(
     masks: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
     optimizer: MakeOptimizer = adam,
+    after_epoch: AfterEpoch | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, History]:
@@ -75,6 +77,8 @@ def finetune(
         masks: Weight name -> boolean array of its shape, True where the weight stays.
         loss: Callable (output, targets) -> scalar tensor; the cross-entropy of the logits if None.
         optimizer: Callable (parameters, lr) -> optimiser.
+        after_epoch: Called after each pass with its number, from 1, and the model that is trained, which it
+            may change in place.  Masks that it returns take the place of those so far; None leaves them.
         seed: Seed of torch's generators during the training; they are restored afterwards.
         progress: Whether to show a progress bar on a terminal's standard error.
 
@@ -105,8 +109,14 @@ def finetune(
     hold = _Hold(tuned, masks or {})
     rule, start = optimizer(trained, lr), time.perf_counter()
     losses: list[float] = []
+
+    def passed(epoch: int) -> None:
+        new = None if after_epoch is None else after_epoch(epoch, tuned)
+        if new is not None:
+            hold.take(new)
+
     with _training(tuned), _seeded(tuned, seed), _bar(progress, _total(data, epochs, steps)) as advance:
-        for batch in _stream(data, epochs, steps):
+        for batch in _stream(data, epochs, steps, passed):
             losses.append(_step(tuned, batch, loss or cross_entropy, rule, hold))
             if not math.isfinite(losses[-1]):
                 raise InputError(f"the loss is {losses[-1]} at step {len(losses)}; a smaller lr may help, or "
@@ -115,7 +125,9 @@ def finetune(
     return tuned, History(tuple(losses), lr, seed, time.perf_counter() - start)
 
 
-def _stream(data: Iterable[Any], epochs: int | None, steps: int | None) -> Iterator[Any]:
+def _stream(
+    data: Iterable[Any], epochs: int | None, steps: int | None, passed: Callable[[int], None]
+) -> Iterator[Any]:
     taken = 0
     for epoch in itertools.count(1):
         before = taken
@@ -126,6 +138,7 @@ def _stream(data: Iterable[Any], epochs: int | None, steps: int | None) -> Itera
                 return
         if taken == before:
             raise InputError("there are no batches to train on")
+        passed(epoch)
         if epoch == epochs:
             return
 
@@ -148,12 +161,16 @@ class _Hold:
     """Keeps masked weights of one model at zero."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Any]) -> None:
-        known = dict(model.named_parameters(remove_duplicate=False))
+        self.known = dict(model.named_parameters(remove_duplicate=False))
+        self.take(masks)
+
+    def take(self, masks: Mapping[str, Any]) -> None:
+        """Hold these masks instead of those before."""
         self.gone: list[tuple[nn.Parameter, Tensor]] = []
         for name, mask in masks.items():
-            if name not in known:
-                raise PlanError(unknown("parameter", name, list(known)))
-            weight = known[name]
+            if name not in self.known:
+                raise PlanError(unknown("parameter", name, list(self.known)))
+            weight = self.known[name]
             stays = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
             if stays.shape != weight.shape or stays.dtype != torch.bool:
                 raise PlanError(f"the mask of {name!r} must be boolean of shape {tuple(weight.shape)}; got "
@@ -209,4 +226,4 @@ def _bar(shown: bool, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["History", "adam", "finetune"]
+__all__ = ["AfterEpoch", "History", "adam", "finetune"]
