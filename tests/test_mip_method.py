@@ -126,11 +126,50 @@ def test_parallel_solves_give_the_same(setting):
         ({"threshold": 0.0}, "threshold must be"),
         ({"images": 0}, "at least 1"),
         ({"draws": 0}, "at least 1"),
+        ({"time_limit": 0.0}, "time_limit must be over 0"),
+        ({"time_limit": float("nan")}, "time_limit must be over 0"),
+        ({"nodes": -1}, "nodes 0 or more"),
     ],
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
         MIP(**options)
+
+
+def test_a_limit_does_not_stop_a_run_that_has_something(setting):
+    _, network, evidence, _, _ = setting
+    plan = MIP(images=9, bounds="free", lam=1.0, gap=1e-9, nodes=1).plan(network, evidence, Units(0.5))
+    note = plan.notes["mip"]
+    assert note["status"] == "node_limit" and note["bound"] < note["objective"]
+    assert {name: len(kept) for name, kept in plan.keep.items()} == {"0": 6, "2": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "per_class", "time_limit": 1e-6}, "mip, draw 0, class 0: writing the program down takes"),
+        ({"solver": "gurobi"}, "mip, draw 0: solver must be"),
+        ({"lam": -1.0}, "lam must be"),
+        ({"epsilon": -1.0}, "epsilon must be"),
+    ],
+)
+def test_what_goes_wrong_in_a_program_names_it(setting, options, message):
+    _, network, evidence, _, _ = setting
+    with pytest.raises(InputError, match=message):
+        MIP(images=3, **options).plan(network, evidence, Units(0.5))
+
+
+def test_the_time_limit_is_for_all_programs_together(setting, monkeypatch):
+    _, _, evidence, _, _ = setting
+    given, real = [], importance_scores
+
+    def solve(*args, **options):
+        given.append(options["time_limit"])
+        return real(*args, **options)
+
+    monkeypatch.setattr("secateur.structures.relu_mip.importance_scores", solve)
+    MIP(images=3, mode="per_class", time_limit=30.0, draws=2).importance(evidence)
+    assert given == [5.0] * 6
 
 
 def test_more_images_than_there_are(setting):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,15 +314,106 @@ def confident(width: int):
     return chain, x, chain.logits(x).argmax(1)
 
 
-def test_time_limits():
+def active(width: int):
+    """A network of which no unit is dead on the images, so that s = 1 is the only point known at first."""
+    rng = np.random.default_rng(0)
+    chain = Chain.dense(
+        [rng.random((width, 8)), rng.random((width, width)), rng.normal(size=(5, width))],
+        [np.zeros(width), np.zeros(width), np.zeros(5)],
+    )
+    x = rng.random((6, 8))
+    return chain, x, chain.logits(x).argmax(1)
+
+
+def test_time_limit_without_an_incumbent_is_an_error_that_says_how_far_it_came():
+    program = build(*active(150), kind="valid")
+    with pytest.raises(TimeoutError, match=r"no scores better than s = 1 within 0 s .*bound -2,.*relax=True"):
+        minimise(program, seconds=0.0)
+    with pytest.raises(TimeoutError, match="writing the program down takes about"):
+        importance_scores(*active(150), time_limit=1e-9)
+
+
+def test_time_limit_with_an_incumbent_gives_it_with_bound_and_warning():
     chain, x, labels = confident(40)
-    hard = tiny(0, (8, 200, 200, 5), 6)
-    hard = (hard[0], hard[3], hard[4])
-    with pytest.raises(TimeoutError, match="no scores better"):
-        minimise(build(*hard, kind="free"), seconds=0.0)
-    found = minimise(build(chain, x, labels, kind="free"), seconds=2.0, gap=1e-6)
-    assert found.status in ("time_limit", "optimal", "stalled")
-    assert found.bound <= found.objective + 1e-9
+    with pytest.warns(UserWarning, match="the time limit of 1 s ended the solve"):
+        found = importance_scores(chain, x, labels, bounds="free", time_limit=1.0, gap=1e-9, nodes=10**6)
+    assert found.status == "time_limit"
+    assert found.bound < found.objective and found.gap > 0
+    assert any((s < 1).any() for s in found.scores.values())
+    program = build(chain, x, labels, kind="free")
+    v = program.complete(found.scores)
+    assert program.value(v) == pytest.approx(found.objective, abs=1e-9) and program.violation(v) <= 1e-6
+
+
+def test_a_node_limit_ends_alike_every_time():
+    chain, x, labels = confident(8)
+    one, two = (
+        importance_scores(chain, x, labels, bounds="free", gap=1e-9, nodes=2, time_limit=300) for _ in "ab"
+    )
+    assert one.status == two.status == "node_limit"
+    assert one.stats["nodes"] == two.stats["nodes"] > 0
+    np.testing.assert_array_equal(one.scores["layer1"], two.scores["layer1"])
+    assert one.bound <= one.objective
+
+
+def test_the_bound_before_any_solve_is_valid():
+    chain, _, _, x, labels = tiny(3, (3, 4, 3), 2)
+    for rescale in (2.0, 1.0, 0.0):
+        program = build(chain, x, labels, rescale=rescale)
+        assert minimise(program, gap=1e-6).objective >= program.row_lower[0] - 1e-9
+
+
+def test_infeasibility_is_explained():
+    chain, _, _, x, labels = tiny(0)
+    program = build(chain, x, labels)
+    row = sparse.csr_array(([1.0], ([0], [0])), shape=(1, program.width))
+
+    def with_row(low: float):
+        rows, lazy = sparse.csr_array(sparse.vstack([program.rows, row])), np.append(program.lazy, False)
+        ends = np.append(program.row_lower, low), np.append(program.row_upper, np.inf)
+        return replace(program, rows=rows, lazy=lazy, row_lower=ends[0], row_upper=ends[1])
+
+    with pytest.raises(ArithmeticError, match=r"s = 1 misses the program's own rows by 0\.5"):
+        minimise(with_row(1.5))
+    # within our tolerance, beyond the solver's
+    with pytest.raises(ArithmeticError, match=r"'Infeasible', but s = 1 is feasible .*numerics"):
+        minimise(with_row(1 + 9e-7))
+
+
+def test_mosek_without_solver_or_licence_is_told(monkeypatch):
+    cp = pytest.importorskip("cvxpy")
+    chain, _, _, x, labels = tiny(0)
+    monkeypatch.setattr(cp, "installed_solvers", lambda: ["SCS"])
+    with pytest.raises(ImportError, match="cvxpy has no solver 'mosek' installed"):
+        importance_scores(chain, x, labels, solver="mosek")
+
+    class Error(Exception):
+        pass
+
+    def solve(*_, **__):
+        raise Error("err_missing_license_file(1008): License cannot be located")
+
+    monkeypatch.setattr(cp, "installed_solvers", lambda: ["MOSEK"])
+    monkeypatch.setitem(sys.modules, "mosek", SimpleNamespace(Error=Error))
+    monkeypatch.setattr(cp.Problem, "solve", solve)
+    with pytest.raises(PermissionError, match=r"no licence .*solver='highs' needs none"):
+        importance_scores(chain, x, labels, solver="mosek")
+
+
+def test_scip_gives_scores_and_a_missing_package_is_told(monkeypatch):
+    pytest.importorskip("pyscipopt")
+    chain, _, _, x, labels = tiny(11, (3, 5, 4, 3), 2)
+    ours, other = (
+        importance_scores(chain, x, labels, bounds="valid", gap=1e-6, solver=solver)
+        for solver in ("highs", "scip")
+    )
+    assert other.status == ours.status == "optimal"
+    assert other.objective == pytest.approx(ours.objective, abs=1e-4)
+    for name, scores in ours.scores.items():  # ties are broken, so the scores agree too
+        np.testing.assert_allclose(other.scores[name], scores, atol=5e-3)
+    monkeypatch.setitem(sys.modules, "pyscipopt", None)
+    with pytest.raises(ImportError, match="pip install pyscipopt"):
+        importance_scores(chain, x, labels, solver="scip")
 
 
 def test_interruption_returns_the_incumbent():

@@ -47,7 +47,10 @@ class MIP(ScoreMethod):
         objective: ``"layer_mean"`` or ``"paper"``; see `relu_mip.build`.
         rescale: c in s - c.
         gap: Relative gap at which a solve stops.
-        time_limit: Seconds for each program.
+        time_limit: Seconds for all programs together, each an equal share.  Where it ends a solve, scores
+            depend on the machine: a warning and ``notes["mip"]["status"]`` say so.
+        nodes: Limit on branch-and-bound nodes of each program, which ends a solve alike everywhere.
+        solver: ``"highs"``, ``"scip"``, ``"mosek"`` or ``"clarabel"``; see `relu_mip.importance_scores`.
         draws: Independent draws of images whose scores are averaged.
         correct: Draw only from images that the network gets right.
         jobs: Programs that are solved at once, by joblib; None leaves it to joblib's settings.
@@ -72,6 +75,8 @@ class MIP(ScoreMethod):
     rescale: float = 2.0
     gap: float = 1e-4
     time_limit: float = 300.0
+    nodes: int = 1000
+    solver: mip.Solver = "highs"
     draws: int = 1
     correct: bool = False
     jobs: int | None = None
@@ -85,6 +90,10 @@ class MIP(ScoreMethod):
             raise InputError(f"threshold must be in (0, 1]; got {self.threshold!r}")
         if self.draws < 1 or self.images < 1:
             raise InputError(f"images and draws must be at least 1; got {self.images} and {self.draws}")
+        if not self.time_limit > 0 or self.nodes < 0:
+            raise InputError(
+                f"time_limit must be over 0 and nodes 0 or more; got {self.time_limit!r} and {self.nodes!r}"
+            )
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Ask for the chain and the images, unless parts were given."""
@@ -112,25 +121,25 @@ class MIP(ScoreMethod):
     def importance(self, evidence: Evidence) -> mip.Scores:
         """Solve the programs, in parallel where there are several, and average or join their scores."""
         parts = self.parts if self.parts is not None else self._drawn(evidence)
-        try:
-            solved = joblib.Parallel(n_jobs=self.jobs)(
-                joblib.delayed(self._solve)(part, self.parts is None) for part in parts
-            )
-        except (ValueError, TimeoutError) as error:
-            raise InputError(str(error)) from error
-        except ArithmeticError as error:
-            raise SecateurError(str(error)) from error
+        at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
+        seconds = self.time_limit * at_once / len(parts)
+        solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
         return mip.joined(solved) if self.parts is not None else mip.average(solved)
 
-    def _solve(self, part: mip.Part, whole: bool) -> mip.Scores:
-        with warnings.catch_warnings():
-            if not whole:  # an auxiliary network's mistakes are not the network's
-                warnings.filterwarnings("ignore", message="the network misclassifies")
-            return mip.importance_scores(
-                part.chain, part.x, part.labels, lam=self.lam, epsilon=self.epsilon, bounds=self.bounds,
-                objective=self.objective, rescale=self.rescale, relax=self.relax, gap=self.gap,
-                time_limit=self.time_limit,
-            )  # fmt: skip
+    def _solve(self, part: mip.Part, seconds: float) -> mip.Scores:
+        try:
+            with warnings.catch_warnings():
+                if self.parts is not None:  # an auxiliary network's mistakes are not the network's
+                    warnings.filterwarnings("ignore", message="the network misclassifies")
+                return mip.importance_scores(
+                    part.chain, part.x, part.labels, lam=self.lam, epsilon=self.epsilon, bounds=self.bounds,
+                    objective=self.objective, rescale=self.rescale, relax=self.relax, gap=self.gap,
+                    time_limit=seconds, nodes=self.nodes, solver=self.solver,
+                )  # fmt: skip
+        except (ValueError, TimeoutError, ImportError, PermissionError) as error:
+            raise InputError(f"mip, {part.name}: {error}") from error
+        except ArithmeticError as error:
+            raise SecateurError(f"mip, {part.name}: {error}") from error
 
     def _drawn(self, evidence: Evidence) -> list[mip.Part]:
         """Draw images and divide them among programs."""
@@ -150,7 +159,7 @@ class MIP(ScoreMethod):
             groups = (
                 [chosen] if self.mode == "joint" else [chosen[y[chosen] == c] for c in np.unique(y[chosen])]
             )
-            parts += [mip.Part(f"draw {draw}", evidence.chain, x[g], y[g]) for g in groups]
+            parts += [mip.Part(_part_name(draw, y[g]), evidence.chain, x[g], y[g]) for g in groups]
         return parts
 
     def _choose(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -170,6 +179,11 @@ class MIP(ScoreMethod):
         return {
             name: torch.from_numpy(np.round(exact[name], 6) + 1e-7 * activity[name] / top) for name in exact
         }
+
+
+def _part_name(draw: int, labels: np.ndarray) -> str:
+    classes = np.unique(labels)
+    return f"draw {draw}" + (f", class {classes[0]}" if len(classes) == 1 else "")
 
 
 def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
@@ -207,6 +221,7 @@ def _notes(result: mip.Scores, threshold: float | None) -> dict[str, Any]:
         "gap": round(result.gap, 6),
         "free binaries": result.free_binaries,
         "dead units": {name: int(dead.sum()) for name, dead in result.dead.items()},
+        "scores": {name: np.round(values, 6).tolist() for name, values in result.scores.items()},
         "threshold": threshold,
         "seconds": round(result.stats["seconds"], 3),
     }

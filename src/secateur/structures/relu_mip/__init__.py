@@ -8,7 +8,16 @@ from .bounds import Bounds, bounds
 from .chain import Affine, Chain, MaxPool, ReLU, average_matrix, conv_matrix, pool_windows
 from .conic import minimise_conic
 from .program import Program, build
-from .scores import Part, Scores, average, balanced_images, imbalanced_images, importance_scores, joined
+from .scores import (
+    Part,
+    Scores,
+    Solver,
+    average,
+    balanced_images,
+    imbalanced_images,
+    importance_scores,
+    joined,
+)
 from .search import Progress, Solution, minimise
 from .tighten import tighten_by_lp
 
@@ -23,6 +32,7 @@ __all__ = [
     "ReLU",
     "Scores",
     "Solution",
+    "Solver",
     "average",
     "average_matrix",
     "balanced_images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from typing import Literal
 
@@ -29,7 +30,8 @@ def minimise_conic(
     Raises:
         ImportError: cvxpy, or the solver, is not installed.
         ValueError: Binaries with a solver that has none.
-        ArithmeticError: The solver found nothing.
+        PermissionError: MOSEK has no licence.
+        ArithmeticError: The solver failed or found nothing.
     """
     try:
         import cvxpy as cp
@@ -45,7 +47,13 @@ def minimise_conic(
     began = time.monotonic()
     problem, v = _problem(program, binary)
     limits = _limits(solver, seconds, gap)
-    value = problem.solve(solver=solver.upper(), **limits)
+    try:
+        value = problem.solve(solver=solver.upper(), **limits)
+    except _errors(solver) as error:
+        if "license" in str(error).lower():
+            words = str(error).strip()
+            raise PermissionError(f"MOSEK has no licence ({words}); solver='highs' needs none") from error
+        raise ArithmeticError(f"{solver} failed: {error}") from error
     if v.value is None:
         raise ArithmeticError(
             f"{solver} ended with {problem.status!r} and no point, but s = 1 is feasible: "
@@ -86,6 +94,15 @@ def _problem(program: Program, binary: bool):
         z = cp.Variable(len(program.integer), boolean=True)
         rules.append(v[program.integer] == z)
     return cp.Problem(cp.Minimize(program.cost @ v + program.offset), rules), v
+
+
+def _errors(solver: str) -> tuple[type[Exception], ...]:
+    """Return what cvxpy lets through when a solver fails; MOSEK's own errors are no SolverErrors."""
+    import cvxpy as cp
+
+    if solver != "mosek":
+        return (cp.error.SolverError,)
+    return (cp.error.SolverError, importlib.import_module("mosek").Error)
 
 
 def _limits(solver: str, seconds: float, gap: float) -> dict:

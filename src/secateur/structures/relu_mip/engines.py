@@ -15,7 +15,7 @@ from scipy import sparse
 
 from .chain import Float, Int
 
-Ending = Literal["optimal", "time_limit", "interrupted", "infeasible", "failed"]
+Ending = Literal["optimal", "time_limit", "node_limit", "interrupted", "infeasible", "failed"]
 
 _LARGE = 150_000
 
@@ -31,12 +31,14 @@ class Answer:
         v: The best point, or None.
         bound: A proven lower bound on the linear objective (-inf where there is none).
         detail: The solver's own word.
+        nodes: Branch-and-bound nodes that it took.
     """
 
     ending: Ending
     v: Float | None
     bound: float
     detail: str
+    nodes: int = 0
 
 
 class Engine(Protocol):
@@ -54,8 +56,10 @@ class Engine(Protocol):
     def integer(self, columns: Int) -> None:
         """Make columns binary."""
 
-    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None) -> Answer:
-        """Solve within `seconds` to the relative `gap`, from a feasible point where one is given."""
+    def solve(
+        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
+    ) -> Answer:
+        """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         ...
 
 
@@ -94,10 +98,13 @@ class Highs:
         self.h.changeColsIntegrality(len(columns), where, one.astype(np.uint8))
         self.mip = len(columns) > 0
 
-    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None) -> Answer:
-        """Solve within `seconds` to the relative `gap`, from a feasible point where one is given."""
+    def solve(
+        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
+    ) -> Answer:
+        """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         self.h.setOptionValue("time_limit", self.h.getRunTime() + max(seconds, 0.01))
         self.h.setOptionValue("mip_rel_gap", gap)
+        self.h.setOptionValue("mip_max_nodes", nodes)
         # a large first relaxation is an interior point's work; what is added later, the dual simplex's
         large = self.solves == 0 and self.h.getNumNz() > _LARGE
         self.h.setOptionValue("solver", "choose" if self.mip else "ipm" if large else "simplex")
@@ -112,7 +119,8 @@ class Highs:
         S = highspy.HighsModelStatus
         endings: dict[highspy.HighsModelStatus, Ending] = {
             S.kOptimal: "optimal", S.kTimeLimit: "time_limit", S.kInterrupt: "interrupted",
-            S.kInfeasible: "infeasible", S.kUnboundedOrInfeasible: "infeasible",
+            S.kSolutionLimit: "node_limit", S.kInfeasible: "infeasible",
+            S.kUnboundedOrInfeasible: "infeasible",
         }  # fmt: skip
         ending: Ending = "interrupted" if interrupted else endings.get(status, "failed")
         v = np.array(self.h.getSolution().col_value) if info.primal_solution_status == 2 else None
@@ -120,7 +128,8 @@ class Highs:
             bound = info.mip_dual_bound
         else:
             bound = info.objective_function_value if status == S.kOptimal else -np.inf
-        return Answer(ending, v, float(bound), self.h.modelStatusToString(status))
+        nodes = int(info.mip_node_count) if self.mip else 0
+        return Answer(ending, v, float(bound), self.h.modelStatusToString(status), max(nodes, 0))
 
 
 def _run(h: highspy.Highs) -> bool:
@@ -195,12 +204,15 @@ class Scip:
             self.model.chgVarType(self.columns[column], "B")
         self.mip = len(columns) > 0
 
-    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None) -> Answer:
-        """Solve within `seconds` to the relative `gap`, from a feasible point where one is given."""
+    def solve(
+        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
+    ) -> Answer:
+        """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         model = self.model
         model.freeTransform()
         model.setParam("limits/time", min(max(seconds, 0.01), 1e20))
         model.setParam("limits/gap", gap)
+        model.setParam("limits/nodes", nodes if self.mip else -1)
         if start is not None:
             known = model.createSol()
             for column, value in zip(self.columns, start, strict=True):
@@ -211,10 +223,12 @@ class Scip:
         self.solves += 1
         words: dict[str, Ending] = {
             "optimal": "optimal", "gaplimit": "optimal", "timelimit": "time_limit",
-            "userinterrupt": "interrupted", "infeasible": "infeasible", "inforunbd": "infeasible",
+            "nodelimit": "node_limit", "userinterrupt": "interrupted", "infeasible": "infeasible",
+            "inforunbd": "infeasible",
         }  # fmt: skip
         status = model.getStatus()
         found = model.getNSols() > 0
         v = np.array([model.getVal(column) for column in self.columns]) if found else None
         detail = f"{status} after {time.monotonic() - began:.1f} s"
-        return Answer(words.get(status, "failed"), v, float(model.getDualbound()), detail)
+        ending = words.get(status, "failed")
+        return Answer(ending, v, float(model.getDualbound()), detail, int(model.getNNodes()))

@@ -7,6 +7,7 @@ cuts or by a cone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -156,6 +157,7 @@ def build(
     rescale: float = 2.0,
     memory: float = 4e9,
     tighten: Tighten | None = None,
+    seconds: float = np.inf,
 ) -> Program:
     """Write the program down.
 
@@ -171,9 +173,11 @@ def build(
         rescale: c in s - c: 2 as published, 1 and 0 are the others of Table 4.
         memory: Bytes that the program may take; more is refused with the estimate.
         tighten: Improves the valid bounds before each ReLU; see `relu_mip.tighten`.
+        seconds: Time limit, looked at after every image.
 
     Raises:
         ValueError: Arguments that cannot be, or a program over the memory cap.
+        TimeoutError: Writing it down takes longer than that.
     """
     x, labels = check_images(chain, x, labels)
     if not (np.isfinite(lam) and lam >= 0):
@@ -188,9 +192,11 @@ def build(
     epigraph = builder.columns(np.full(len(x), -np.inf), np.full(len(x), np.inf))
     _sparsity_rows(builder, layers, sparsity, objective, rescale)
     images: list[Encoded] = []
+    began = time.monotonic()
     for image in x:
         images.append(encode(builder, chain, image, layers, kind, epsilon))
         _check_memory(builder, len(images), len(x), memory)
+        _check_time(time.monotonic() - began, len(images), len(x), seconds)
     weight = lam if objective == "paper" else lam / len(x)
     return _assemble(builder, chain, x, labels, layers, sparsity, epigraph, images, weight)
 
@@ -235,6 +241,15 @@ def _check_memory(builder: Builder, done: int, images: int, cap: float) -> None:
             f"the program would need about {estimate / 1e9:.1f} GB for {images} images "
             f"({builder.nonzeros / done:.2g} non-zeros an image), more than memory={cap / 1e9:.1f} GB; "
             "use fewer images, class by class, or layer by layer with auxiliary networks"
+        )
+
+
+def _check_time(spent: float, done: int, images: int, limit: float) -> None:
+    """Refuse a program that cannot be written down in time."""
+    if spent / done * images > limit:
+        raise TimeoutError(
+            f"writing the program down takes about {spent / done * images:.3g} s for {images} images, more "
+            f"than the {limit:.3g} s there are; give more time, fewer images, or go layer by layer"
         )
 
 

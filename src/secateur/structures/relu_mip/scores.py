@@ -6,6 +6,7 @@ must stay for the images' labels to stay.  Units with a score below a small thre
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ class Scores:
 
     Attributes:
         scores: By layer, [units], in [0, 1].
-        status: ``"optimal"``, ``"relaxed"``, ``"stalled"``, ``"time_limit"`` or ``"interrupted"``;
-            see `Solution`; of an average the least.
+        status: ``"optimal"``, ``"relaxed"``, ``"stalled"``, ``"node_limit"``, ``"time_limit"`` or
+            ``"interrupted"``; see `Solution`; of an average the least.
         objective: Objective (6) of the point found; of an average the mean.
         bound: Proven lower bound on it.
         gap: (objective - bound) / |objective|; of an average the largest.
@@ -90,6 +91,7 @@ def importance_scores(
     tighten: bool = False,
     gap: float = 1e-4,
     time_limit: float = 300.0,
+    nodes: int = 1000,
     memory: float = 4e9,
     solver: Solver = "highs",
     spread: bool = False,
@@ -112,7 +114,9 @@ def importance_scores(
         relax: Leave binaries in [0, 1], as most published runs do.
         tighten: Improve valid bounds by linear programs first.
         gap: Relative gap at which to stop.
-        time_limit: Seconds for the solver.
+        time_limit: Seconds, the writing of the program included.  Scores that it cut short depend on the
+            speed of the machine, and a warning says so.
+        nodes: Limit on branch-and-bound nodes (HiGHS and SCIP), which does not depend on it.
         memory: Bytes that the program may take.
         solver: ``"highs"``; ``"scip"`` (pyscipopt); ``"mosek"`` or ``"clarabel"`` (cvxpy; the latter only
             relaxed).
@@ -121,8 +125,10 @@ def importance_scores(
 
     Raises:
         ValueError: Arguments that cannot be; a program over the memory cap.
-        TimeoutError: The time limit came with nothing better than s = 1.
+        TimeoutError: A limit came with nothing better than s = 1.
         ArithmeticError: The solver contradicts the known feasible point.
+        ImportError: The solver is not installed.
+        PermissionError: MOSEK has no licence.
 
     Example:
         >>> W1 = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
@@ -132,21 +138,29 @@ def importance_scores(
         >>> found.status, found.scores["layer1"].round(1), found.dead["layer1"]
         ('optimal', array([0.8, 0.8, 0. ]), array([False, False,  True]))
     """
-    tightener = tighten_by_lp if tighten else None
+    began, tightener = time.monotonic(), tighten_by_lp if tighten else None
     if tighten and bounds == "paper":
         raise ValueError(
             "tighten=True needs bounds='valid' or 'free': the published bounds are constraints, not bounds"
         )
     program = build(
         chain, x, labels, lam=lam, epsilon=epsilon, kind=bounds, objective=objective, rescale=rescale,
-        memory=memory, tighten=tightener,
+        memory=memory, tighten=tightener, seconds=time_limit,
     )  # fmt: skip
     _warn(program)
+    left = max(time_limit - (time.monotonic() - began), 0.0)
     if solver == "mosek" or solver == "clarabel":
-        solution = minimise_conic(program, solver=solver, relax=relax, gap=gap, seconds=time_limit)
+        solution = minimise_conic(program, solver=solver, relax=relax, gap=gap, seconds=left)
     else:
         solution = minimise(
-            program, relax=relax, gap=gap, seconds=time_limit, solver=solver, spread=spread, progress=progress
+            program, relax=relax, gap=gap, seconds=left, nodes=nodes, solver=solver, spread=spread,
+            progress=progress,
+        )  # fmt: skip
+    if time.monotonic() - began > time_limit:
+        warnings.warn(
+            f"the time limit of {time_limit:g} s ended the solve (status {solution.status!r}, gap "
+            f"{solution.gap:.2g}): other machines may give other scores; a limit on nodes would not",
+            stacklevel=2,
         )
     return _result(program, solution)
 
@@ -158,7 +172,7 @@ def _warn(program: Program) -> None:
         warnings.warn(
             f"no image of class {', '.join(map(str, missing[:10]))}: units that only these need will look "
             "unimportant",
-            stacklevel=4,
+            stacklevel=3,
         )
     wrong = np.flatnonzero(program.chain.logits(program.x).argmax(1) != program.labels)
     if len(wrong):
@@ -166,7 +180,7 @@ def _warn(program: Program) -> None:
             f"the network misclassifies {len(wrong)} of {len(program.x)} images (numbers "
             f"{', '.join(map(str, wrong[:10]))}): scores then work towards the label, not towards what the "
             "network does",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
@@ -243,7 +257,7 @@ def _summary(
     activity: Mapping[str, Float],
 ) -> Scores:
     """Summarise independent solves: least status, mean objective and bound, largest gap, summed counts."""
-    order = ["optimal", "relaxed", "stalled", "time_limit", "interrupted"]
+    order = ["optimal", "relaxed", "stalled", "node_limit", "time_limit", "interrupted"]
     keys = set().union(*(r.stats for r in results))
     return Scores(
         scores,

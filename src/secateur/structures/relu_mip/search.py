@@ -20,7 +20,7 @@ from .chain import Float
 from .engines import Answer, Engine, Highs, Scip
 from .program import Program
 
-Status = Literal["optimal", "relaxed", "stalled", "time_limit", "interrupted"]
+Status = Literal["optimal", "relaxed", "stalled", "node_limit", "time_limit", "interrupted"]
 FEASIBLE = 1e-6
 _CUT = 5e-7  # above the solver's own feasibility tolerance, or cuts would be added for ever
 _AT_ONCE = 2000
@@ -52,14 +52,15 @@ class Solution:
 
     Attributes:
         v: The columns.
-        status: ``"optimal"`` within the gap, ``"relaxed"`` (optimum with z in [0, 1]), ``"time_limit"``,
-            ``"interrupted"``; ``"stalled"``: rounding keeps incumbent and bound apart by more than the gap.
+        status: ``"optimal"`` within the gap, ``"relaxed"`` (optimum with z in [0, 1]), ``"node_limit"``,
+            ``"time_limit"``, ``"interrupted"``; ``"stalled"``: rounding keeps incumbent and bound apart by
+            more than the gap.
         objective: True objective of `v`.
         bound: Proven lower bound.
         spread: By score column, how far the score can move at this objective: the largest-sum optimal
             solution less the smallest-sum one.  None where it was not computed.
         stats: Rounds, cuts, program rows in use, non-zeros that the solver held at the end (cuts included),
-            whether ties were broken, seconds.
+            branch-and-bound nodes, whether ties were broken, seconds.
     """
 
     v: Float
@@ -85,8 +86,9 @@ class _Search:
 
     def __init__(self, program: Program, engine: Engine, deadline: float, progress: Callable | None) -> None:
         self.program, self.engine, self.deadline, self.progress = program, engine, deadline, progress
-        self.began, self.rounds, self.cuts, self.nonzeros = time.monotonic(), 0, 0, 0
-        self.bound, self.phase = -np.inf, "relaxation"
+        self.began, self.rounds, self.cuts, self.nonzeros, self.nodes = time.monotonic(), 0, 0, 0, 0
+        # no loss, and every score 0: the sparsity rows come first, one a layer
+        self.bound, self.phase = float(program.row_lower[: len(program.layers)].max()), "relaxation"
         self.used = ~program.lazy
         self._rows(np.flatnonzero(self.used))
         ones = program.complete({name: np.ones(len(c)) for name, c in program.layers.items()})
@@ -176,10 +178,11 @@ class _Search:
                 self.offer(point)
                 return
 
-    def solve(self, gap: float = 0.0) -> Answer:
+    def solve(self, gap: float = 0.0, nodes: int = 0) -> Answer:
         """One round of the engine, its bound noted, the progress told."""
         self.rounds += 1
-        answer = self.engine.solve(self.deadline - time.monotonic(), gap, self.best)
+        answer = self.engine.solve(self.deadline - time.monotonic(), gap, self.best, nodes)
+        self.nodes += answer.nodes
         if answer.ending in ("infeasible", "failed") and self.phase != "ties":
             raise ArithmeticError(
                 f"the solver says {answer.detail!r}, but s = 1 is feasible by construction: this means "
@@ -213,6 +216,7 @@ def minimise(
     relax: bool = False,
     gap: float = 1e-4,
     seconds: float = np.inf,
+    nodes: int = 1000,
     solver: Literal["highs", "scip"] = "highs",
     ties: bool = True,
     spread: bool = False,
@@ -224,7 +228,8 @@ def minimise(
         program: From `build`.
         relax: Leave z and m in [0, 1] and stop there.
         gap: Relative gap at which the incumbent counts as optimal.
-        seconds: Time limit.
+        seconds: Time limit: what it cuts short depends on the machine.
+        nodes: Limit on branch-and-bound nodes of all trees, which does not.
         solver: ``"highs"`` or ``"scip"``.
         ties: Among solutions of equal objective take the one of least total score (small generic
             weights decide what is left), so that scores do not depend on the solver's path.
@@ -232,7 +237,7 @@ def minimise(
         progress: Called after every round.
 
     Raises:
-        TimeoutError: The time limit came before any bound, or any point better than s = 1, was found.
+        TimeoutError: The limit came before any point better than s = 1 was found.
         ArithmeticError: The solver calls the program infeasible, though s = 1 is feasible.
     """
     if solver not in ("highs", "scip"):
@@ -242,12 +247,12 @@ def minimise(
     search = _Search(program, engine, time.monotonic() + seconds, progress)
     ending = _relaxation(search, gap, relax)
     if ending is None and not relax and len(program.integer):
-        ending = _branch(search, gap)
-    if ending is not None and (search.best is search.start or search.bound == -np.inf):
+        ending = _branch(search, gap, nodes)
+    if ending is not None and search.best is search.start:
         raise TimeoutError(
-            f"no scores better than s = 1 and a bound within {seconds:g} s ({search.rounds} rounds, bound "
-            f"{search.bound:.6g}, objective at s = 1 {search.objective:.6g}); give more time, fewer images, "
-            "or relax=True"
+            f"no scores better than s = 1 within {seconds:.3g} s and {nodes} nodes ({search.rounds} rounds, "
+            f"bound {search.bound:.6g}, objective at s = 1 {search.objective:.6g}); give more time, fewer "
+            "images, or relax=True"
         )
     status: Status = ending or ("relaxed" if relax and len(program.integer) else "optimal")
     v, width = search.best, None
@@ -255,7 +260,7 @@ def minimise(
         v, width = _settle(search, relax, spread)
     seconds_used = time.monotonic() - search.began
     counts = {"rounds": search.rounds, "cuts": search.cuts, "rows": int(search.used.sum())}
-    counts["nonzeros"] = search.nonzeros
+    counts |= {"nonzeros": search.nonzeros, "nodes": search.nodes}
     counts["ties_broken"] = int(v is not search.best)
     stats = {**counts, "seconds": seconds_used}
     return Solution(v, status, program.value(v), search.bound, width, stats)
@@ -288,20 +293,20 @@ def _relaxed_value(search: _Search, v: Float, lowest: float) -> float:
     return min(lowest, p.value(point)) if p.violation(point) <= FEASIBLE else lowest
 
 
-def _branch(search: _Search, gap: float) -> Status | None:
+def _branch(search: _Search, gap: float, nodes: int) -> Status | None:
     """Solve with binaries, tree after tree, until incumbent and bound meet; return why it stopped early."""
     search.phase, still = "binaries", 0
     while not search.done(gap):
         search.engine.integer(search.program.integer)
         more, before = False, (search.objective, search.bound)
-        answer = search.solve(gap / 2)
+        answer = search.solve(gap / 2, max(nodes - search.nodes, 0))
         if answer.v is not None:
             search.forward(answer.v)
             more = search.tighten(answer.v, _CUT)
             if not search.done(gap):
                 more |= _polish(search, answer.v)
         if answer.ending != "optimal":
-            return answer.ending  # type: ignore[return-value]
+            return None if search.done(gap) else answer.ending  # type: ignore[return-value]
         if time.monotonic() > search.deadline:
             return "time_limit"
         still = still + 1 if before == (search.objective, search.bound) else 0
