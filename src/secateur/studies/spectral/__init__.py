@@ -1,5 +1,5 @@
-"""Study of spectral sparsification: Laenen, arXiv:2306.08849 (TAG-ML at ICML 2023), beside its controls."""
+"""Laenen, "One-shot neural network pruning via spectral graph sparsification" (arXiv:2306.08849), again."""
 
-from secateur.studies.spectral.run import PARTS, run
+from secateur.studies.spectral.study import run
 
-__all__ = ["PARTS", "run"]
+__all__ = ["run"]

@@ -7,8 +7,9 @@ by up to 4 pixels.  tinyImageNet: 200 epochs from 0.2, a tenth from 100 and 150,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.analysis.measure import accuracy
 from secateur.core import InputError, unknown
 from secateur.data import Batch, Dataset, cifar10, digits, fashion, fashion_available, split
 from secateur.finetune import finetune
 from secateur.zoo import resnet18, resnet20
 from secateur.zoo.plain import VGG_PLANS
 
-__all__ = ["DENSITIES", "FULL", "NETS", "QUICK", "Scale", "fit", "load_data", "make"]
+__all__ = ["FULL", "NETS", "QUICK", "Scale", "accuracy_of", "fit", "load_data", "make", "normalised"]
 
 NETS = {"VGG-11": "cifar10", "ResNet-20": "cifar10", "VGG-16": "cifar100", "ResNet-18": "tinyimagenet"}
-DENSITIES = (0.2, 0.05, 0.01)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Scale:
         sparser: Factor on the densities of Table 1.
         rounds: Rounds of SynFlow.
         paper: Whether to train by the paper's recipe (SGD, steps, augmentation) or by Adam, one cycle.
-        device: Where to train.
+        device: Where to train and test.
     """
 
     width: float = 1.0
@@ -57,9 +58,18 @@ class Scale:
     paper: bool = True
     device: str = "cpu"
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {**asdict(self), "densities": list(self.densities)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Scale:
+        """Return the scale that `to_json` wrote."""
+        return cls(**{**values, "densities": tuple(values["densities"])})
+
 
 FULL = Scale(device="cuda" if torch.cuda.is_available() else "cpu")
-QUICK = Scale(0.125, 16, 3000, 4000, 4, DENSITIES, 5.0, 10, paper=False)
+QUICK = Scale(0.125, 16, 3200, 4000, 3, (0.2, 0.1, 0.05, 0.02, 0.01), 5.0, 10, paper=False)
 
 
 def make(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
@@ -212,16 +222,16 @@ def fit(
         else (_cycle(epochs * len(batches)), 1e-2)
     )
     trained, _ = finetune(
-        model.to(scale.device),
-        batches,
-        epochs=epochs,
-        lr=lr,
-        masks=masks,
-        optimizer=rule,
-        seed=seed,
-        progress=False,
-    )
+        copy.deepcopy(model).to(scale.device), batches,
+        epochs=epochs, lr=lr, masks=masks, optimizer=rule, seed=seed, progress=False,
+    )  # fmt: skip
     return trained.cpu().eval()
+
+
+def accuracy_of(model: nn.Module, data: Dataset, scale: Scale) -> float:
+    """Measure the accuracy on the test part, in percent."""
+    batches = ((x.to(scale.device), y.to(scale.device)) for x, y in data.batches("test", 500, scale.test))
+    return 100 * accuracy(copy.deepcopy(model).to(scale.device), batches)
 
 
 def _steps(length: int, tiny: bool) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:

@@ -8,6 +8,7 @@ allocation alone does; ERK sizes; the same share for `sparsify` too; and the con
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from secateur.methods import Random
 from secateur.methods.spectral import Spectral, edge_scores
 from secateur.structures.spectral import layer_graph, sparsify
 
-__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of"]
+__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of", "sized_like"]
 
 Masks = dict[str, Any]
 MAIN = ("sparsify", "greedy")
@@ -58,12 +59,33 @@ def masks_of(
         return _greedy(network, evidence, replace(budget, scope=scope), score, rounds)
     if way not in WAYS:
         raise InputError(f"no way {way!r}; there are {WAYS}")
-    sized = masks_of("sparsify", network, evidence, density, score, rounds)
-    scores = edge_scores(network, evidence, score)  # type: ignore[arg-type]
+    sizes = masks_of("sparsify", network, evidence, density, score, rounds)
     if way.startswith("random"):
+        return sized_like(sizes, network, evidence, None)
+    return sized_like(sizes, network, evidence, score, _grown if way.startswith("coverage") else top)
+
+
+def sized_like(
+    sizes: Mapping[str, Any],
+    network: Network,
+    evidence: Evidence,
+    score: str | None,
+    pick: Callable[[Tensor, int], Tensor] = top,
+) -> Masks:
+    """Choose masks that keep as many weights of each layer as given masks do.
+
+    Args:
+        sizes: The given masks by weight name.
+        network: The traced network.
+        evidence: What the score needs.
+        score: Score of `Spectral`, or None for random ones (which is shuffling the masks within layers).
+        pick: Marks a number of weights by their scores.
+    """
+    if score is None:
         scores = dict(Random().weight_scores(network, evidence))
-    pick = _grown if way.startswith("coverage") else top
-    return {name: _numpy(pick(scores[name], int(mask.sum())), mask) for name, mask in sized.items()}
+    else:
+        scores = edge_scores(network, evidence, score)  # type: ignore[arg-type]
+    return {name: _numpy(pick(scores[name], int(mask.sum())), mask) for name, mask in sizes.items()}
 
 
 def _greedy(network: Network, evidence: Evidence, budget: Weights, score: str, rounds: int) -> Masks:
