@@ -62,7 +62,7 @@ def test_layers_are_listed_in_the_order_of_execution_with_their_uses() -> None:
 def test_outputs_and_inputs_stay_and_say_so() -> None:
     network = trace(mlp(), torch.randn(2, 4))
     assert "an output" in reason(network, "4.weight", 0)
-    assert "carries no units" in reason(network, "0.weight", 1)
+    assert "without units" in reason(network, "0.weight", 1)
 
 
 @pytest.mark.parametrize("ignored", [lambda m: m[0], lambda m: "0", lambda m: "0.weight"])

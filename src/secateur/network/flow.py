@@ -142,7 +142,7 @@ class Flow:
         """Say which node is being handled: for reasons and records."""
         self.node, (self.owner, self.owner_class) = node, owner
         self.operation, self.source = operation, source
-        self.atoms.why = f"tied by {self.place} to an axis that carries no units"
+        self.atoms.why = f"tied by {self.place} to an axis without units (an input or a constant)"
 
     @property
     def name(self) -> str:
