@@ -39,10 +39,22 @@ def fail(text: str) -> list[Row]:
     raise ValueError(text)
 
 
+def sleep(seconds: float) -> list[Row]:
+    """Wait for a time on the clock."""
+    time.sleep(seconds)
+    return [{"slept": seconds}]
+
+
+def crash_all() -> list[Row]:
+    """End the process that started this one."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    return sleep(60.0)
+
+
 def crash() -> list[Row]:
     """End the process as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []
 
 
-__all__ = ["crash", "draw", "echo", "fail", "spin"]
+__all__ = ["crash", "crash_all", "draw", "echo", "fail", "sleep", "spin"]

@@ -139,6 +139,13 @@ def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | 
             worker.close()
 
 
+def ray(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
+    """Run cells on a Ray cluster; needs the extra ray."""
+    from secateur.bench.cluster import run
+
+    return run(cells, jobs, limit, address)
+
+
 class _Progress:
     """Counts cells, and guesses the time left from the finished cells of the same job."""
 
@@ -185,6 +192,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-ENGINES: dict[str, Engine] = {"local": local, "inline": inline}
+ENGINES: dict[str, Engine] = {"local": local, "ray": ray, "inline": inline}
 
 __all__ = ["ENGINES", "EngineError", "duration", "run_grid"]
