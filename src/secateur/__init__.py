@@ -60,6 +60,7 @@ from secateur.network.store import load, load_plan
 from secateur.network.surgery import hold, mask, shrink
 from secateur.network.trace import trace
 from secateur.network.weights import load_weights
+from secateur.portrait import portray
 from secateur.prune import Result, Step, load_report, plan, prune
 
 __version__ = version("secateur")
@@ -120,6 +121,7 @@ __all__ = [
     "plan",
     "plan_from_json",
     "plan_to_json",
+    "portray",
     "prune",
     "shrink",
     "trace",

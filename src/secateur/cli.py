@@ -16,7 +16,7 @@ from secateur import terminal
 from secateur.analysis.summary import versions
 from secateur.core import InputError, SecateurError, StoreError, unknown
 from secateur.demo import demonstrate, markdown
-from secateur.methods import METHODS
+from secateur.methods import METHODS, Method
 from secateur.named import (
     Batches,
     example_of,
@@ -28,7 +28,8 @@ from secateur.named import (
 )
 from secateur.network.onnx import export_onnx
 from secateur.network.trace import trace
-from secateur.prune import REPAIRS, Repair, prune
+from secateur.portrait import PORTRAITS, portray
+from secateur.prune import REPAIRS, Repair, Result, prune
 from secateur.report import read_runs, write_html, write_json, write_text
 from secateur.studies import STUDIES, Outcome, run_studies, run_study
 
@@ -194,11 +195,11 @@ def prune_command(
     if folder is None:
         terminal.complain("nothing was saved: name a folder with --out")
         return
+    result = _portrayed(result, made, chosen, batches.fit)
     result.save(folder)
     if onnx:
         export_onnx(result.model, example, folder / "model.onnx")
-    page = write_html(result.report, folder / "report.html")
-    terminal.say(f"saved in {folder}; report: {page}")
+    terminal.say(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
 
 
 @app.command("study")
@@ -279,6 +280,17 @@ def _model(
         raise InputError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
     try_inputs(model, example)
     return model, example
+
+
+def _portrayed(result: Result, model: torch.nn.Module, method: Method, data: Any) -> Result:
+    """Put into the report what the method's structure looks like, where it has one that can be had."""
+    if method.name not in PORTRAITS:
+        return result
+    try:
+        return portray(result, model, data, method)
+    except SecateurError as error:
+        terminal.complain(f"warning: no page on the structure of {method.name!r} in the report: {error}")
+        return result
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from secateur import data, zoo
 from secateur.core import SecateurError, Units
 from secateur.data import Dataset
 from secateur.methods import METHODS
+from secateur.portrait import PORTRAITS, portray
 from secateur.prune import prune
 from secateur.report import flatten
 
@@ -157,6 +158,8 @@ def _run(
     except SecateurError as error:
         return {**what, "seed": seed, "status": " ".join(str(error).split())}
     warned = sorted({str(warning.message) for warning in said})
+    if repair is None and method in PORTRAITS:
+        result = portray(result, model, calibration)
     return {**result.report.to_dict(), **what, "status": "ok", "warnings": warned}
 
 

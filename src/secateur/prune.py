@@ -209,7 +209,7 @@ def prune(
     metric_named(metric)
     batches, kept = _listed(data), _listed(holdout)
     check_data(chosen.name, repairs, batches)
-    fitting, guard = _apart(batches) if "fold" in repairs else (batches, None)
+    fitting, guard = apart(batches) if "fold" in repairs else (batches, None)
     clock = Clock()
     with clock("measure"):
         baseline = None if kept is None else evaluate(model, kept, metric)
@@ -252,7 +252,7 @@ def _listed(data: Iterable[Any] | None) -> list[Any] | None:
     return list(data)
 
 
-def _apart(batches: list[Any] | None) -> tuple[list[Any] | None, list[Any] | None]:
+def apart(batches: list[Any] | None) -> tuple[list[Any] | None, list[Any] | None]:
     """Keep a fifth of the batches apart; of a single batch a fifth of its rows."""
     if not batches:
         return batches, None
@@ -325,4 +325,4 @@ def _report(
     )
 
 
-__all__ = ["Repair", "Result", "Step", "find_method", "load_report", "plan", "prune"]
+__all__ = ["Repair", "Result", "Step", "apart", "find_method", "load_report", "plan", "prune"]

@@ -85,6 +85,7 @@ class Report:
         folds: What the fold reports, by weight or group: residuals, undone folds.
         steps: One entry for each step taken.
         finetune: What the fine-tuning reports.
+        structure: Portrait along the structure of the method, where `secateur.portray` made one.
         seconds: Time that each stage took.
         versions: Of Python, secateur, torch, numpy.
         threads: Threads that torch used within an operation.
@@ -108,6 +109,7 @@ class Report:
     folds: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Mapping[str, Any]] = ()
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    structure: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
     threads: int = field(default_factory=torch.get_num_threads)
@@ -187,7 +189,9 @@ class Report:
 
 
 _COSTS = {"parameters": "parameters", "nonzero": "nonzero parameters", "bytes": "bytes", "macs": "MACs"}
-_FREE = ("groups", "masks", "frozen", "notes", "folds", "steps", "finetune", "seconds", "versions")
+_FREE = (
+    "groups", "masks", "frozen", "notes", "folds", "steps", "finetune", "structure", "seconds", "versions",
+)  # fmt: skip
 
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from secateur.core.network import BoolArray, IntArray, Network
 
+LISTED = 6
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -126,7 +128,7 @@ class Plan:
             left = int(mask.sum())
             lines.append(f"  {name}: keeps {left} of {mask.size} weights{_note(self.notes.get(name))}")
         named = set(self.keep) | set(self.masks)
-        lines += [f"  {key}: {value}" for key, value in self.notes.items() if key not in named]
+        lines += [f"  {key}: {_short(value)}" for key, value in self.notes.items() if key not in named]
         return "\n".join(lines)
 
 
@@ -134,5 +136,14 @@ def _note(note: Any) -> str:
     if note is None:
         return ""
     if isinstance(note, Mapping):
-        return "; " + ", ".join(f"{key} {value}" for key, value in note.items())
-    return f"; {note}"
+        return "; " + ", ".join(f"{key} {_short(value)}" for key, value in note.items())
+    return f"; {_short(note)}"
+
+
+def _short(note: Any) -> str:
+    """Word a note; of a long list the first entries."""
+    if isinstance(note, Mapping):
+        return "{" + ", ".join(f"{key}: {_short(value)}" for key, value in note.items()) + "}"
+    if isinstance(note, (list, tuple)) and len(note) > LISTED:
+        return "[" + ", ".join(map(_short, note[:LISTED])) + f", ... {len(note) - LISTED} more]"
+    return str(note)

@@ -5,8 +5,9 @@ any flat dictionary, for instance of a run that failed.
 """
 
 from secateur.report.files import read_runs, write_csv, write_json, write_text
-from secateur.report.page import Section, write_html
+from secateur.report.page import write_html
 from secateur.report.rows import Run, flatten, show
+from secateur.report.section import Section
 
 __all__ = [
     "Run",

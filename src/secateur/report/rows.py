@@ -29,10 +29,10 @@ def as_dict(run: Run) -> Row:
     return run.to_dict() if isinstance(run, Report) else plain(run)
 
 
-def as_dicts(runs: Run | Iterable[Run]) -> list[Row]:
-    """Return one or many runs as JSON can hold them, or raise `InputError` where there are none."""
+def as_dicts(runs: Run | Iterable[Run], some: bool = True) -> list[Row]:
+    """Return one or many runs as JSON can hold them; if there must be some, raise `InputError` for none."""
     listed: list[Run] = [runs] if isinstance(runs, (Report, Mapping)) else list(runs)
-    if not listed:
+    if some and not listed:
         raise InputError("there are no runs to report")
     return [as_dict(run) for run in listed]
 
