@@ -50,8 +50,10 @@ def run(
     with _connected(address, jobs) as ray:
         left, lost = dict(enumerate(cells)), Counter[int]()
         while left:
-            desk = ray.remote(Desk).options(num_cpus=0, resources=HEAD).remote(
-                {at: (cell.job, dict(cell.params)) for at, cell in left.items()}
+            desk = (
+                ray.remote(Desk)
+                .options(num_cpus=0, resources=HEAD)
+                .remote({at: (cell.job, dict(cell.params)) for at, cell in left.items()})
             )
             for at, outcome in _round(ray, desk, min(jobs, len(left)), limit):
                 yield left.pop(at), outcome
