@@ -7,8 +7,7 @@ after the removal of half of the units, without repair.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,33 +22,28 @@ from secateur.data import Dataset
 from secateur.methods import Magnitude, Method, Random
 from secateur.methods.lattice import Lattice
 from secateur.network.surgery import shrink
-from secateur.studies.lattice.rigorous import prepare
+from secateur.studies.lattice.rigorous import Case, quiet
 
-__all__ = ["measure", "rows"]
+__all__ = ["effects", "measure"]
 
 _CRITERIA: dict[str, Method] = {
     "paper: irreducible, then mu": Lattice(adjacency="weights", centrality="mu"),
     "in-strength alone": Lattice(adjacency="weights", prefer="neither"),
-    "context from data, then in-strength": Lattice(),
+    "context from data, then flow (default)": Lattice(),
     "magnitude": Magnitude(),
     "random": Random(),
 }
 
 
-def rows(dataset: Callable[[int], Dataset], full: bool, seed: int) -> list[dict[str, Any]]:
-    """Measure the trained network and each pruned one; one row each."""
-    found = []
-    for s in range(seed, seed + (6 if full else 4)):
-        case = prepare(dataset(s), full, s)
-        models: dict[str, nn.Module] = {"none": case.model}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(order says little|units are irreducible)")
-            for name, method in _CRITERIA.items():
-                models[name] = shrink(case.model, method.plan(case.network, case.evidence, Units(0.5)))
-        for name, model in models.items():
-            row = {"data": case.data.name, "seed": s, "criterion": name, "accuracy": case.test(model)}
-            found.append({**row, **measure(model, case.data)})
-    return found
+def effects(case: Case) -> Iterator[dict[str, Any]]:
+    """Measure the trained network and each that lost half of its units; one row each."""
+    models: dict[str, nn.Module] = {"none": case.model}
+    with quiet():
+        for name, method in _CRITERIA.items():
+            models[name] = shrink(case.model, method.plan(case.network, case.evidence, Units(0.5)))
+    for name, model in models.items():
+        row = {"part": "effect", "data": case.data.name, "seed": case.seed, "criterion": name}
+        yield {**row, "accuracy": case.test(model), **measure(model, case.data, case.size.steps)}
 
 
 @torch.no_grad()

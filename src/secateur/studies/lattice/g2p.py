@@ -11,29 +11,21 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import random
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.analysis.latency import latency
-from secateur.core import Evidence, InputError, Network, Plan, Units
-from secateur.finetune import finetune
-from secateur.methods import METHODS, Method, Random
-from secateur.methods.lattice import Lattice
-from secateur.network.collect import collect
-from secateur.network.fold import fold
-from secateur.network.surgery import shrink
-from secateur.network.trace import trace
+from secateur.core import InputError
 
 __all__ = [
-    "G2P", "LETTERS", "PHONEMES", "available", "batches", "edit_distance", "pairs", "phoneme_error", "rows",
-]
+    "G2P", "LETTERS", "PHONEMES", "Batch", "Word", "available", "batches", "edit_distance", "pairs",
+    "phoneme_errors",
+]  # fmt: skip
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
@@ -46,7 +38,6 @@ PHONEMES = [
     *sorted([*(v + stress for v in _VOWELS for stress in "012"), *_OTHERS]),
 ]
 _START, _END, _LONGEST = 2, 3, 20
-RATIOS = (0.1, 0.25, 0.5)
 Word = tuple[str, list[str]]
 Batch = tuple[tuple[Tensor, Tensor], Tensor]
 
@@ -177,99 +168,17 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
     return row[-1]
 
 
-def phoneme_error(model: G2P, words: Sequence[Word]) -> tuple[float, float]:
-    """Return (phoneme error, share of words with none)."""
-    errors = total = right = 0
+def phoneme_errors(model: G2P, words: Sequence[Word]) -> NDArray[np.int64]:
+    """Return for each word how many edits its phonemes need, and how many phonemes it has [words, 2].
+
+    The words are taken by length.
+    """
     by_length: dict[int, list[Word]] = {}
     for word in words:
         by_length.setdefault(len(word[0]), []).append(word)
+    counts = []
     for same in by_length.values():
         for found, (_, sound) in zip(model.decode(_letters(same)).tolist(), same, strict=True):
             heard = [PHONEMES[p] for p in (found[: found.index(_END)] if _END in found else found)]
-            distance = edit_distance(heard, sound)
-            errors, total, right = errors + distance, total + len(sound), right + (distance == 0)
-    return errors / total, right / len(words)
-
-
-def rows(full: bool, seed: int, weights: str | Path | None = None) -> list[dict[str, Any]]:
-    """Compare criteria, ratios and repairs; one row each, the whole network first."""
-    model = G2P.load(weights)
-    sizes = (3000, 2000, 1000, 105000) if full else (500, 500, 200, 10000)
-    test, calibration, held, tuning = pairs(seed, sizes)
-    example = batches(calibration[:64])[0][0]
-    network = trace(model, example, ignored_layers=("letters", "phonemes"))
-    needs = {"activations", "moments", "gram", "taylor", "gradients"}
-    evidence = collect(model, network, batches(calibration), needs)
-    guard = collect(model, network, batches(held), {"gram"})
-    error, right = phoneme_error(model, test)
-    shared = {"seed": seed, "words": len(test), "base": error}
-    whole = {"criterion": "whole network", "repair": "none", "removed": 0.0}
-    found = [{**shared, **whole, "phoneme error": error, "words right": right}]
-    repair = _Repair(model, evidence, guard, batches(held), batches(tuning, 128, 0), 2 if full else 1)
-    for ratio in RATIOS:
-        for name, plan in _plans(network, evidence, ratio):
-            small = shrink(model, plan)
-            speed = {"speed-up, batch 64": _speed(model, small, example)} if name == "lattice" else {}
-            for done, repaired in repair(small, plan, full or ratio == 0.25):
-                error, right = phoneme_error(repaired, test)
-                row = {"criterion": name, "repair": done, "removed": ratio}
-                found.append({**shared, **row, "phoneme error": error, "words right": right, **speed})
-    return found
-
-
-def _plans(network: Network, evidence: Evidence, ratio: float) -> Iterator[tuple[str, Plan]]:
-    methods: dict[str, Method] = {
-        name: METHODS[name]()
-        for name in ("magnitude", "activation", "sensitivity", "taylor", "snip", "lattice", "random")
-    }
-    methods["lattice: paper"] = Lattice(adjacency="weights", centrality="mu")
-    methods["lattice: context alone"] = Lattice(centrality="gap")
-    methods["in-strength alone"] = Lattice(adjacency="weights", prefer="neither")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(order says little|units are irreducible)")
-        for name, method in methods.items():
-            yield name, method.plan(network, evidence, Units(1 - ratio))
-    for draw in (1, 2):
-        yield "random", Random().plan(network, Evidence(evidence.weights, seed=draw), Units(1 - ratio))
-
-
-@dataclass(frozen=True, eq=False)
-class _Repair:
-    """Yields a shrunk model as it is, folded, and then trained with a falling learning rate."""
-
-    model: G2P
-    evidence: Evidence
-    guard: Evidence
-    held: list[Batch]
-    tuning: list[Batch]
-    epochs: int
-
-    def __call__(self, small: Any, plan: Plan, tune: bool) -> Iterator[tuple[str, Any]]:
-        yield "none", small
-        folded, _ = fold(self.model, small, plan, self.evidence, self.guard, self._distance)
-        yield "fold", folded
-        if tune:
-            yield "fold, tuned", self._tuned(folded)
-
-    def _tuned(self, model: Any) -> Any:
-        steps = self.epochs * len(self.tuning)
-
-        def falling(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-            adam = torch.optim.Adam(parameters, lr)
-            schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, steps)
-            adam.register_step_post_hook(lambda *_: schedule.step())
-            return adam
-
-        tuned, _ = finetune(
-            model, self.tuning, epochs=self.epochs, lr=2e-3, optimizer=falling, progress=False
-        )
-        return tuned
-
-    @torch.no_grad()
-    def _distance(self, other: nn.Module) -> float:
-        return sum(float((other(*x) - self.model(*x)).square().sum()) for x, _ in self.held)
-
-
-def _speed(model: nn.Module, small: nn.Module, example: tuple[Tensor, Tensor]) -> float:
-    times = latency({"whole": model, "small": small}, example, batch_sizes=(64,), repeats=15)
-    return times["whole"][0].median / times["small"][0].median
+            counts.append((edit_distance(heard, sound), len(sound)))
+    return np.array(counts)
