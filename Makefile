@@ -8,13 +8,14 @@ PACKAGES := dataset-fashion-mnist chromium chromium-driver
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help test test-all lint demo table packages clean
+.PHONY: help test test-all lint demo table docs packages clean
 
 help:
 	@echo "make demo      train small networks, prune them by every method, leave a report in runs/demo"
 	@echo "make test      lint, types, doctests and tests: minutes"
 	@echo "make test-all  the slow tests, too"
 	@echo "make table     run the demonstration and write its table into README.md"
+	@echo "make docs      build the API reference from the docstrings into build/api"
 	@echo "make packages  install Debian's packages with Fashion-MNIST and a browser (root only)"
 
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +50,9 @@ demo: $(READY) packages
 
 table: demo
 	$(BIN)/python benchmarks/readme_table.py runs/demo/runs.json README.md
+
+docs: $(READY)
+	$(BIN)/python docs/api.py build/api
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

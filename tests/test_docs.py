@@ -7,6 +7,7 @@ methods speak of a `model`, its `network`, `batches` and the like without making
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 import shlex
 import sys
@@ -15,16 +16,23 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import test_method_laws as laws
 import torch
+import typer
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import cli, data, zoo
+from secateur import cli, data, named, zoo
+from secateur.core import InputError
 from secateur.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WHOLE = {"README.md", "getting-started.md", "command-line.md", "design.md"}
+WHOLE = {
+    "README.md", "getting-started.md", "command-line.md", "design.md", "criterion.md", "report.md",
+    "torch-pruning.md",
+}  # fmt: skip
+FILE = re.compile(r"# (\w+)\.py\n")
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
@@ -55,15 +63,14 @@ def common() -> dict[str, Any]:
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for module in ("net", "secateur_user_net"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
     here = ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, here.__name__, here)
     vars(here).update({} if page.name in WHOLE else common)
     for kind, text in BLOCK.findall(page.read_text()):
-        file = re.match(r"# (\w+\.py)\n", text)
-        if file:
-            (tmp_path / file[1]).write_text(text)
+        if file := FILE.match(text):
+            (tmp_path / f"{file[1]}.py").write_text(text)
+            for module in (file[1], f"secateur_user_{file[1]}"):
+                monkeypatch.delitem(sys.modules, module, raising=False)
         elif kind == "console":
             command(text)
         elif text.startswith(">>>"):
@@ -100,3 +107,122 @@ def test_version_and_commands_are_those_of_the_package() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text()
     names = [info.name for info in cli.app.registered_commands]
     assert [name for name in names if f"`secateur {name}" not in page] == []
+
+
+# --- commands that are spoken of, beside those that are run
+
+INLINE = re.compile(r"`([^`\n]+)`|^    (\S.*)$", re.MULTILINE)
+EVERYWHERE = [*PAGES, *ROOT.glob("C*.md")]
+
+
+def spoken(program: str) -> list[tuple[str, list[str]]]:
+    """Return what the pages tell a reader to type that begins with a program's name: page, words."""
+    found = []
+    for page in EVERYWHERE:
+        for code, indented in INLINE.findall(page.read_text()):
+            words = (code or indented).split("  #")[0].split()
+            if len(words) > 1 and words[0] == program:
+                found.append((page.name, words[1:]))
+    return found
+
+
+def test_commands_that_are_spoken_of_exist() -> None:
+    commands = typer.main.get_command(cli.app).commands
+    known = {name: {flag for p in c.params for flag in p.opts} | {"--help"} for name, c in commands.items()}
+    told = [(page, words) for page, words in spoken("secateur") if words[0].islower() and words[0].isalpha()]
+    assert len(told) > 5
+    wrong = [(page, words) for page, words in told if words[0] not in known]
+    wrong += [
+        (page, words)
+        for page, words in told
+        for flag in words[1:]
+        if words[0] in known and flag.startswith("--") and flag.split("=")[0] not in known[words[0]]
+    ]
+    assert wrong == []
+
+
+def test_scripts_and_targets_that_are_spoken_of_exist() -> None:
+    scripts = spoken("python")
+    assert len(scripts) > 5
+    for page, (name, *rest) in scripts:
+        path = ROOT / name
+        assert path.exists(), f"{page} speaks of {name}"
+        options = [word for word in rest if word.startswith("--")]
+        assert [o for o in options if o not in path.read_text()] == [], f"{page}: options of {name}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = {words[0] for _, words in spoken("make") if "=" not in words[0]}
+    assert made <= targets and {"demo", "test", "docs"} <= made
+
+
+# --- a criterion of one's own
+
+
+@pytest.fixture
+def spread(tmp_path: Path) -> Any:
+    """The method that docs/criterion.md writes, from a file, as the command line reads it."""
+    text = next(
+        text for _, text in BLOCK.findall((ROOT / "docs" / "criterion.md").read_text()) if FILE.match(text)
+    )
+    (tmp_path / "spread.py").write_text(text)
+    return named.make_method(f"{tmp_path / 'spread.py'}:Spread")
+
+
+def test_the_criterion_of_the_docs_takes_thirty_lines(spread: Any, tmp_path: Path) -> None:
+    lines = [line for line in (tmp_path / "spread.py").read_text().splitlines() if line.strip()]
+    assert len(lines) <= 30
+
+
+@pytest.mark.parametrize("model", laws.MODELS)
+def test_the_criterion_of_the_docs_obeys_the_laws(model: str, spread: Any) -> None:
+    units, rankings = laws.TestUnits(), laws.TestRankings()
+    units.test_counts_are_exact(model, spread)
+    units.test_same_seed_same_plan(model, spread)
+    units.test_shrunk_model_is_exact(model, spread)
+    rankings.test_smaller_budgets_are_nested(model, spread)
+    rankings.test_global_scope_keeps_the_total(model, spread)
+
+
+def test_methods_of_ones_own_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("class Empty:\n    pass\n\n\ndef fail(x):\n    return x\n")
+    place = tmp_path / "own.py"
+    for spec, words in {
+        f"{place}:Empty": "makes a Empty: a method has",
+        f"{place}:Empt": "did you mean 'Empty'",
+        f"{place}:fail": "missing 1 required",
+        f"{place}:Empty:power=2": "no option of Empty 'power'",
+        f"{tmp_path / 'absent.py'}:Empty": "there is no file",
+        "secateur.methods:Magnitude:power=2": "no option of Magnitude 'power'",
+        "magnitud:p=2": "did you mean 'magnitude'",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(words)):
+            named.make_method(spec)
+    assert named.make_method("secateur.methods:Magnitude:p=2") == METHODS["magnitude"](p=2)
+
+
+# --- the API reference
+
+
+def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("docs_api", ROOT / "docs" / "api.py")
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    names = api.build(tmp_path)
+    packages = {p.parent for p in (ROOT / "src" / "secateur").rglob("__init__.py")}
+    assert {"secateur." + ".".join(p.relative_to(ROOT / "src" / "secateur").parts) for p in packages} <= {
+        *names, "secateur."
+    }  # fmt: skip
+    missing = []
+    for name in names:
+        module = importlib.import_module(name)
+        page = tmp_path / f"{name.replace('.', '/')}.html"
+        text = page.read_text()
+        shown = set(re.findall(r'id="([\w.]+)"', text))
+        wanted = [x for x in getattr(module, "__all__", ()) if not isinstance(getattr(module, x), ModuleType)]
+        missing += [f"{name}.{x}" for x in wanted if x not in shown]
+    assert missing == [] and len(names) > 40
+    assert "Return a copy of the model without the units" in (tmp_path / "secateur.html").read_text()
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "docs" / "index.md").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked

@@ -74,6 +74,13 @@ Data = Annotated[
         "targets), named like a model."
     ),
 ]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help="Method, with options if need be: magnitude, magnitude:p=2,over=both; or one of your own: "
+        "file.py:Class, file.py:Class:option=value."
+    ),
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Layer whose units all stay; may be repeated.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
@@ -141,9 +148,7 @@ def inspect_command(
 @app.command("prune")
 def prune_command(
     model: ModelName,
-    method: Annotated[
-        str, typer.Option(help="Method, with options if need be: magnitude, magnitude:p=2,over=both.")
-    ] = "magnitude",
+    method: MethodName = "magnitude",
     budget: Annotated[
         str, typer.Option(help="What stays: units=0.5, params=0.3, macs=0.5, weights=0.1, or tolerance=0.01.")
     ] = "units=0.5",

@@ -164,28 +164,44 @@ def try_inputs(model: nn.Module, inputs: Any) -> None:
 
 
 def make_method(spec: str) -> Method:
-    """Return the method that ``name`` or ``name:option=value,option=value`` describes.
+    """Return the method that ``name``, ``file.py:Class`` or ``package.module:Class`` describes.
+
+    Options follow a colon: ``name:option=value,option=value``, ``file.py:Class:option=value``.
 
     Raises:
-        InputError: For an unknown name or option, with the near matches, or a value that cannot be.
+        InputError: For an unknown name or option, with the near matches, a value that cannot be, or a class
+            that makes no method.
 
     Example:
         >>> make_method("magnitude:p=2,over=both").over
         'both'
+        >>> make_method("secateur.methods:Matroid:swaps=0").swaps
+        0
     """
-    name, _, options = spec.partition(":")
-    if name not in METHODS:
-        raise InputError(unknown("method", name, list(METHODS)))
-    kind = METHODS[name]
+    name, kind, options = _kind(spec)
     known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
     chosen = _options(options)
     for key in chosen:
         if key not in known:
             raise InputError(unknown(f"option of {name}", key, known))
     try:
-        return kind(**chosen)
+        found = kind(**chosen)
     except TypeError as error:
         raise InputError(f"{spec!r}: {error}") from error
+    if not isinstance(found, Method):
+        raise InputError(f"{name} makes a {type(found).__name__}: a method has a name, needs and plan")
+    return found
+
+
+def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
+    """Divide a method's description into its name, its class, and its options."""
+    first, _, rest = spec.partition(":")
+    if first in METHODS:
+        return first, METHODS[first], rest
+    if "." not in first:
+        raise InputError(unknown("method", first, list(METHODS)))
+    second, _, options = rest.partition(":")
+    return second, find_function(f"{first}:{second}"), options
 
 
 def make_budget(spec: str, scope: str = "layer", floor: int = 1, round_to: int = 1) -> Budget:
