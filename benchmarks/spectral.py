@@ -3,29 +3,43 @@
     OMP_NUM_THREADS=1 python benchmarks/spectral.py [--upto N] [--wide] [--json FILE]
 
 Processor time, one thread.  The pseudo-inverse (`torch.linalg.pinv(L, hermitian=True)` in float64, and the
-resistances read from it) takes minutes on the largest layers: each distinct shape is run once and counted as
+resistances read from it) takes a minute on the largest layers: each distinct shape is run once and counted as
 often as it occurs.  With `--upto N` only graphs of at most N nodes are run, and larger ones are extrapolated
-by the law n^3 fitted to the two largest measured.  Everything else is the least of three or four runs.
+by the law n^3 fitted to the two largest measured, which the result says.  Everything else is the least of
+four runs.  Then: connectivity of sparsifiers at 5 % density, by four ways to choose the edges; and with
+`--wide`, time and memory of a layer of 14336 x 4096.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.structures.spectral import chain_resistance, effective_resistance, layer_graph
+from secateur.structures.spectral import (
+    chain_resistance,
+    connectivity,
+    effective_resistance,
+    layer_graph,
+    leverage,
+    sparsifier_quality,
+    sparsify,
+)
 
 CHANNELS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256), (256, 512)) + (
     (512, 512),
 ) * 5
+LARGE = 2304 * 256  # edges from which a layer counts among the largest
+DENSITY = 0.05
+Shape = tuple[int, ...]
+Result = dict[str, Any]
 
 
 def vgg16(seed: int = 0) -> list[Tensor]:
@@ -35,7 +49,7 @@ def vgg16(seed: int = 0) -> list[Tensor]:
     return [torch.randn(*s, generator=g).abs() * (2 / (torch.Size(s).numel() / s[0])) ** 0.5 for s in shapes]
 
 
-def cpu(call: Callable[[], Any], runs: int = 3) -> float:
+def cpu(call: Callable[[], Any], runs: int = 4) -> float:
     """Least processor time of several runs, in seconds; the first of them warms up."""
     times = []
     for _ in range(runs):
@@ -60,21 +74,43 @@ def peak(dtype: torch.dtype) -> float:
     """Multiplications and additions a second of a large square product."""
     a, b = torch.rand(2048, 2048, dtype=dtype), torch.rand(2048, 2048, dtype=dtype)
     out = torch.empty_like(a)
-    return 2 * 2048**3 / cpu(lambda: torch.mm(a, b, out=out), 4)
+    return 2 * 2048**3 / cpu(lambda: torch.mm(a, b, out=out))
 
 
-def operations(S: Tensor) -> float:
+def operations(shape: Shape) -> float:
     """What the exact way has to do: half of S^T S, S K, and a symmetric inverse."""
-    n1, n2 = max(S.shape), min(S.shape)
+    n1, n2 = max(shape), min(shape)
     return 3.0 * n1 * n2**2 + n2**3
 
 
-def reference(
-    layers: list[Tensor], upto: int
-) -> tuple[float, dict[str, float], dict[tuple[int, ...], Tensor]]:
+def name_of(shape: Shape) -> str:
+    """Write a shape as rows x columns."""
+    return " x ".join(map(str, shape))
+
+
+def ways(layers: list[Tensor]) -> Result:
+    """Time every way on all layers; of the exact ones, the largest layers' share of the peak."""
+    found: Result = {}
+    for dtype in (torch.float64, torch.float32):
+        typed, fastest = [S.to(dtype) for S in layers], peak(dtype)
+        for method in ("exact", "auto"):
+            times = [cpu(lambda S=S, m=method: effective_resistance(S, m)) for S in typed]
+            entry = {"seconds": sum(times)}
+            if method == "exact":
+                entry["share of the peak"] = {
+                    name_of(S.shape): operations(tuple(S.shape)) / t / fastest
+                    for S, t in zip(layers, times, strict=True) if S.numel() >= LARGE
+                }  # fmt: skip
+            else:
+                entry["chosen"] = [effective_resistance(S).method for S in typed]
+            found[f"{method}, {str(dtype)[6:]}"] = entry
+    return found
+
+
+def reference(layers: list[Tensor], upto: int) -> tuple[Result, dict[Shape, Tensor]]:
     """Processor time of the pseudo-inverse over all layers, what was measured, and its resistances."""
-    measured: dict[tuple[int, ...], float] = {}
-    values: dict[tuple[int, ...], Tensor] = {}
+    measured: dict[Shape, float] = {}
+    values: dict[Shape, Tensor] = {}
     for S in sorted(layers, key=lambda x: sum(x.shape)):
         shape = tuple(S.shape)
         if sum(shape) <= upto and shape not in measured:
@@ -84,17 +120,93 @@ def reference(
     largest = sorted(measured, key=sum)[-2:]
     law = sum(measured[s] for s in largest) / sum(float(sum(s)) ** 3 for s in largest)
     total = sum(measured.get(tuple(S.shape), law * float(sum(S.shape)) ** 3) for S in layers)
-    return total, {"x".join(map(str, s)): round(t, 3) for s, t in measured.items()}, values
+    beyond = sorted({name_of(S.shape) for S in layers if tuple(S.shape) not in measured})
+    seconds = {name_of(s): round(t, 3) for s, t in measured.items()}
+    return {"seconds": total, "measured": seconds, "extrapolated": beyond}, values
 
 
-def error(
-    values: dict[tuple[int, ...], Tensor], first: dict[tuple[int, ...], Tensor], **options: Any
-) -> float:
+def error(values: dict[Shape, Tensor], layers: list[Tensor], dtype: torch.dtype, method: str) -> float:
     """Largest relative error over the layers whose pseudo-inverse was computed."""
+    first = {tuple(S.shape): S for S in reversed(layers)}
     return max(
-        float(((effective_resistance(first[s], **options).values.double() - R).abs() / R).max())
+        float(((effective_resistance(first[s].to(dtype), method).values.double() - R).abs() / R).max())  # type: ignore[arg-type]
         for s, R in values.items()
     )
+
+
+def choices(S: Tensor, count: int) -> Iterator[tuple[str, Tensor]]:
+    """Masks of that many edges, by four ways."""
+    lev, g = leverage(S), torch.Generator().manual_seed(1)
+    yield "coverage", sparsify(S, count, mode="coverage").mask
+    yield "sampled by leverage", sparsify(S, count, generator=g, leverages=lev).mask
+    for name, scores in (("largest leverage", lev), ("largest weight (greedy)", S)):
+        mask = torch.zeros(S.numel(), dtype=torch.bool)
+        mask[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
+        yield name, mask.view(S.shape)
+
+
+def sparsifiers(layers: list[Tensor], upto: int = 1500) -> Result:
+    """Connectivity at 5 % density of the layers whose dense eigenproblem is small.
+
+    As they are at initialisation, and with each row times a number uniform in (0, 1), which stands for inputs
+    of unequal importance.
+    """
+    found: Result = {}
+    for shape, S in {tuple(S.shape): S.double() for S in layers if 640 <= sum(S.shape) <= upto}.items():
+        factors = torch.rand(shape[0], 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        for kind, graph in (("as initialised", S), ("rows scaled", S * factors)):
+            found[f"{name_of(shape)}, {kind}"] = {
+                way: quality(graph, mask) for way, mask in choices(graph, round(DENSITY * S.numel()))
+            }
+    return found
+
+
+def quality(S: Tensor, mask: Tensor) -> str:
+    """Word how a mask leaves a graph."""
+    left, condition = connectivity(S * mask), sparsifier_quality(S, S * mask).condition
+    dead = left.dead_inputs + left.dead_outputs
+    number = f"{condition:.2f}" if math.isfinite(condition) else "infinite"
+    return f"{left.components} components, {dead} dead units, condition number {number}"
+
+
+def memory(field: str) -> float:
+    """Resident memory of this process in GiB: now ("VmRSS") or at its largest ("VmHWM")."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 2**20
+
+
+def wide() -> Result:
+    """One layer of a large language model: time, share of the peak, and the process's memory."""
+    S = torch.empty(14336, 4096).normal_(generator=torch.Generator().manual_seed(0)).abs_()
+    Path("/proc/self/clear_refs").write_text("5")  # count the largest memory anew
+    before = memory("VmRSS")
+    seconds = cpu(lambda: effective_resistance(S, "exact"), 1)
+    largest = memory("VmHWM")
+    return {
+        "exact, seconds": seconds,
+        "share of the peak": operations(tuple(S.shape)) / seconds / peak(torch.float32),
+        "largest memory of the process, GiB": largest,
+        "of that before the call, scores included, GiB": before,
+        "auto, seconds": cpu(lambda: effective_resistance(S, "auto"), 1),
+    }
+
+
+def measure(upto: int, with_wide: bool) -> Result:
+    """Run everything."""
+    weights = vgg16()
+    layers = [layer_graph(w).scores[0] for w in weights]
+    result: Result = {"14336 x 4096, float32": wide()} if with_wide else {}
+    result["ways"] = ways(layers)
+    network = {"seconds": cpu(lambda: chain_resistance([w.double() for w in weights]))}
+    network["layer by layer, same run"] = result["ways"]["exact, float64"]["seconds"]
+    result["whole network, float64"] = network
+    result["sparsifiers"] = sparsifiers(layers)
+    result["pseudo-inverse"], values = reference(layers, upto)
+    for name, way in result["ways"].items():
+        method, dtype = name.split(", ")
+        way["times faster"] = result["pseudo-inverse"]["seconds"] / way["seconds"]
+        way["largest relative error"] = error(values, layers, getattr(torch, dtype), method)
+    return result
 
 
 def main() -> None:
@@ -103,60 +215,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--upto", type=int, default=10**9, help="largest graph to pseudo-invert, in nodes")
-    parser.add_argument("--wide", action="store_true", help="also one 4096 x 14336 layer, with its memory")
+    parser.add_argument("--wide", action="store_true", help="also one 14336 x 4096 layer, with its memory")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    weights = vgg16()
-    layers = [layer_graph(w).scores[0] for w in weights]
-    result: dict[str, Any] = {"ways": {}}
-    if options.wide:  # first, while the process is small: its memory is read from the largest it ever was
-        result["4096 x 14336, float32"] = wide()
-    for name, dtype, method in (
-        ("exact, float64", torch.float64, "exact"),
-        ("exact, float32", torch.float32, "exact"),
-        ("auto, float64", torch.float64, "auto"),
-        ("auto, float32", torch.float32, "auto"),
-    ):
-        typed = [S.to(dtype) for S in layers]
-        times = [cpu(lambda S=S, m=method: effective_resistance(S, m), 4) for S in typed]
-        result["ways"][name] = {"seconds": sum(times)}
-        if method == "exact":
-            top = max(range(len(layers)), key=lambda i: operations(layers[i]))
-            result["ways"][name]["share of peak, largest layer"] = (
-                operations(layers[top]) / times[top] / peak(dtype)
-            )
-    for name, dtype in (("whole network, float64", torch.float64), ("whole network, float32", torch.float32)):
-        typed = [w.to(dtype) for w in weights]
-        result["ways"][name] = {"seconds": cpu(lambda t=typed: chain_resistance(t))}
-    total, measured, values = reference(layers, options.upto)
-    result["pseudo-inverse"] = {"seconds": total, "measured": measured}
-    first = {tuple(S.shape): S for S in reversed(layers)}
-    for name, way in result["ways"].items():
-        way["times faster"] = total / way["seconds"]
-        if "network" not in name:
-            dtype = torch.float64 if "64" in name else torch.float32
-            typed = {s: S.to(dtype) for s, S in first.items()}
-            way["largest relative error"] = error(values, typed, method=name.split(",")[0])
+    result = measure(options.upto, options.wide)
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def wide() -> dict[str, float]:
-    """One layer of a large language model: time, share of the peak, and growth of the resident memory."""
-    S = torch.randn(14336, 4096, generator=torch.Generator().manual_seed(0)).abs()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = cpu(lambda: effective_resistance(S, "exact"), 1)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    fast = cpu(lambda: effective_resistance(S, "auto"), 1)
-    share = operations(S) / seconds / peak(torch.float32)
-    return {
-        "exact": seconds,
-        "share of peak": share,
-        "GiB above the scores": grown / 2**20,
-        "auto": fast,
-    }
 
 
 if __name__ == "__main__":

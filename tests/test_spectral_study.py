@@ -37,7 +37,7 @@ def test_cells_say_what_they_did() -> None:
     assert all(row["share"] == 1 and row["condition"] is None for row in dense[1:])
     grown = cells.figure3(**after, way="coverage, sizes of sparsify")
     assert all(1 <= row["condition"] < 10 for row in grown[1:])
-    rows = cells.oneshot(**{**after, "densities": [0.5]}, units=[0.5])
+    rows = cells.oneshot(**{**after, "densities": [0.5]}, units=[0.5], floor=0.1)
     assert {row["what"] for row in rows} == {"weights", "units"}
     assert {"leverage, 2:4", "magnitude", "random, sizes of leverage"} <= {row["way"] for row in rows}
 
@@ -91,12 +91,14 @@ def test_differences_are_paired() -> None:
 
 
 def test_a_run_writes_its_findings_and_goes_on(tmp_path: Path) -> None:
-    options = {"out": tmp_path, "parts": ["oneshot"], "nets": ["VGG-11"], "seeds": 1, "jobs": 1}
-    found = run(**options, scale=TINY)
+    options = {"out": tmp_path, "parts": ["oneshot"], "nets": [], "seeds": 1, "jobs": 1}
+    options["scale"] = Scale(1.0, 28, 200, 100, 1, paper=False)
+    found = run(**options)
     assert [table.name for table in found.tables] == ["one-shot", "one-shot-paired"]
     assert "less global magnitude" in (tmp_path / "findings.md").read_text()
     before = (tmp_path / "cells.jsonl").read_text()
-    assert run(**options, scale=TINY) == found
+    assert [row["network"] for row in found.tables[0].rows if row["way"] == "dense"] == ["MLP", "LeNet-5"]
+    assert run(**options) == found
     assert (tmp_path / "cells.jsonl").read_text() == before
 
 

@@ -24,7 +24,7 @@ from secateur.network.scale import scaled
 from secateur.network.surgery import mask, shrink
 from secateur.network.trace import trace
 from secateur.studies.spectral.subjects import FULL, Scale, accuracy_of, fit, load_data, make, normalised
-from secateur.studies.spectral.ways import masks_of, sized_like
+from secateur.studies.spectral.ways import masks_of, ranked, sized_like
 
 __all__ = ["figure2", "figure3", "oneshot", "table1"]
 
@@ -200,6 +200,7 @@ def oneshot(
     folders: dict[str, str],
     densities: list[float],
     units: list[float],
+    floor: float,
 ) -> Rows:
     """Prune a trained network without retraining: single weights, ranked globally with a floor; units.
 
@@ -210,6 +211,7 @@ def oneshot(
         folders: Folders of data by name.
         densities: Shares of the weights that stay.
         units: Shares of the units that stay.
+        floor: Every layer keeps at least this part of the even share of the smallest layer.
     """
     subject = _Subject(net, seed, scale, folders)
     trained = subject.trained()
@@ -221,16 +223,17 @@ def oneshot(
 
     rows = [row("weights", "dense", 1.0, trained)]
     for density in densities:
-        pruned = _weights(trained, subject.network, evidence, density)
+        least = min(math.prod(subject.network.shapes[x.weight]) for x in subject.network.prunable_weights())
+        budget = Weights(density, scope="global", floor=max(1, round(floor * density * least)))
+        pruned = _weights(trained, subject.network, evidence, budget)
         rows += [row("weights", way, density, model) for way, model in pruned]
     smaller = _units(trained, subject.network, evidence, units)
     return rows + [row("units", way, keep, model) for way, keep, model in smaller]
 
 
 def _weights(
-    model: nn.Module, network: Network, evidence: Evidence, density: float
+    model: nn.Module, network: Network, evidence: Evidence, budget: Weights
 ) -> Iterator[tuple[str, nn.Module]]:
-    budget = Weights(density, scope="global", floor=_floor(network, density))
     methods: dict[str, Method] = {
         "magnitude": Magnitude(),
         "leverage of |w|": Spectral(mode="top", allocation="global"),
@@ -242,13 +245,13 @@ def _weights(
     yield from ((way, mask(model, plan)) for way, plan in plans.items())
     factors = drawn.factors(network, evidence, plans["one epsilon"])
     yield "one epsilon, times 1 / p", scaled(mask(model, plans["one epsilon"]), factors)
-    masks = masks_of("greedy, global", network, evidence, density, "activation")
+    masks = ranked(network, evidence, budget, "activation")
     yield "|w| input", mask(model, Plan(network, "greedy", masks=masks))
     sizes = plans["leverage of (|w| input)^2"].masks
     for way, score in (("magnitude, sizes of leverage", "magnitude"), ("random, sizes of leverage", None)):
         masks = sized_like(sizes, network, evidence, score)
         yield way, mask(model, Plan(network, "greedy", masks=masks))
-    if density == 0.5:
+    if budget.density == 0.5:
         yield "leverage, 2:4", mask(model, Spectral(pattern="2:4").plan(network, evidence, Weights(0.5)))
 
 
@@ -259,9 +262,3 @@ def _units(
     for way, method in methods.items():
         for keep in shares:
             yield way, keep, shrink(model, method.plan(network, evidence, Units(keep)))
-
-
-def _floor(network: Network, density: float) -> int:
-    """A tenth of the even share of the smallest layer, at least one weight."""
-    least = min(math.prod(network.shapes[x.weight]) for x in network.prunable_weights())
-    return max(1, round(0.1 * density * least))

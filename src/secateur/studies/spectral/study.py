@@ -12,7 +12,7 @@ from secateur.studies.common import Findings, Table, failures, rows_of, write_fi
 from secateur.studies.spectral.figures import figures
 from secateur.studies.spectral.paired import difference, order, part
 from secateur.studies.spectral.published import TABLE_1
-from secateur.studies.spectral.subjects import FULL, NETS, QUICK, Scale
+from secateur.studies.spectral.subjects import FULL, NETS, PLAIN, PLAIN_FULL, PLAIN_QUICK, QUICK, Scale
 from secateur.studies.spectral.tables import LOW, tables
 from secateur.studies.spectral.ways import CONTROLS, MAIN
 
@@ -24,6 +24,7 @@ SCORES = ("magnitude", "snip", "synflow")
 AFTER = ("dense", *MAIN, "greedy, global", "greedy, ERK", "coverage, sizes of sparsify")
 SHARES = (0.5, 0.2, 0.1, 0.05)
 UNITS = (0.7, 0.5, 0.3)
+FLOOR = 0.1
 HERE = "secateur.studies.spectral.cells"
 
 
@@ -53,7 +54,8 @@ def run(
             ``"controls"`` (of Figure 2), ``"figure3"`` (after training, retrained from the initial weights;
             with the numbers of Figure 4), ``"oneshot"`` (after training, not retrained).
         nets: Any of VGG-11, ResNet-20, VGG-16, ResNet-18; controls and Figures 3 and 4 are of the first.
-        seeds: Number of seeds.
+            Part ``"oneshot"`` has a perceptron and LeNet-5 too.
+        seeds: Number of seeds; two more for the perceptron and LeNet-5.
         folders: Folders of the paper's data: ``"cifar10"``, ``"cifar100"`` (binary versions) and
             ``"tinyimagenet"``.  Where one is not named, Fashion-MNIST stands in, or digits.
         scale: Another scale.
@@ -70,6 +72,9 @@ def run(
     if seeds < 1:
         raise InputError(f"seeds must be at least 1; got {seeds}")
     asked = cells(scale or (FULL if full else QUICK), named, parts, nets, range(seed, seed + seeds))
+    if "oneshot" in parts:
+        plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
+        asked += [_oneshot(net, s, plain, named) for s in range(seed, seed + seeds + 2) for net in PLAIN]
     where = Path(out)
     records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
@@ -93,9 +98,14 @@ def cells(
                 some = [[]] if facts["way"] == "dense" else densities
                 found += [Cell(f"{HERE}:{job}", {**known, **facts, "densities": list(d)}) for d in some]
             if "oneshot" in parts and (net in ("VGG-11", "ResNet-20") or len(nets) == 1):
-                budgets = {"densities": list(SHARES), "units": list(UNITS)}
-                found.append(Cell(f"{HERE}:oneshot", {**known, **budgets}))
+                found.append(_oneshot(net, seed, scale, folders))
     return found
+
+
+def _oneshot(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> Cell:
+    about = {"net": net, "seed": seed, "scale": scale.to_json(), "folders": dict(folders)}
+    budgets = {"densities": list(SHARES), "units": list(UNITS), "floor": FLOOR}
+    return Cell(f"{HERE}:oneshot", {**about, **budgets})
 
 
 def _trainings(parts: Sequence[str], first: bool) -> Iterator[tuple[str, dict[str, str]]]:
@@ -160,10 +170,12 @@ def _gain(rows: Rows) -> Iterator[str]:
 def _after(rows: Rows) -> Iterator[str]:
     found = part(rows, "one shot")
     for kept in (0.2, 0.1):
-        away = difference(found, {"way": "leverage of (|w| input)^2"}, {"way": "magnitude"},
-                          what="weights", kept=kept)  # fmt: skip
-        if away is not None:
+        away = {net: difference(found, {"way": "leverage of (|w| input)^2"}, {"way": "magnitude"},
+                                what="weights", kept=kept, net=net)
+                for net in order(found, "net")}  # fmt: skip
+        if any(away.values()):
+            said = "; ".join(f"{net} {words}" for net, words in away.items() if words)
             yield (
                 f"After training, without retraining, at {kept:.0%} of the weights, the leverage of "
-                f"(|w| input)^2 less global magnitude: {away}."
+                f"(|w| input)^2 less global magnitude: {said}."
             )

@@ -22,11 +22,15 @@ from secateur.analysis.measure import accuracy
 from secateur.core import InputError, unknown
 from secateur.data import Batch, Dataset, cifar10, digits, fashion, fashion_available, split
 from secateur.finetune import finetune
-from secateur.zoo import resnet18, resnet20
+from secateur.zoo import lenet5, mlp, resnet18, resnet20
 from secateur.zoo.plain import VGG_PLANS
 
-__all__ = ["FULL", "NETS", "QUICK", "Scale", "accuracy_of", "fit", "load_data", "make", "normalised"]
+__all__ = [
+    "FULL", "NETS", "PLAIN", "PLAIN_FULL", "PLAIN_QUICK", "QUICK", "Scale", "accuracy_of", "fit", "load_data",
+    "make", "normalised",
+]  # fmt: skip
 
+PLAIN = ("MLP", "LeNet-5")  # networks without normalisation, for pruning without retraining
 NETS = {"VGG-11": "cifar10", "ResNet-20": "cifar10", "VGG-16": "cifar100", "ResNet-18": "tinyimagenet"}
 
 
@@ -70,6 +74,8 @@ class Scale:
 
 FULL = Scale(device="cuda" if torch.cuda.is_available() else "cpu")
 QUICK = Scale(0.125, 16, 3200, 4000, 3, (0.2, 0.1, 0.05, 0.02, 0.01), 5.0, 10, paper=False)
+PLAIN_FULL = Scale(1.0, 28, epochs=20, paper=False, device=FULL.device)
+PLAIN_QUICK = Scale(1.0, 28, 12000, 4000, 4, paper=False)
 
 
 def make(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
@@ -84,10 +90,14 @@ def make(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
             model = resnet18(
                 width=max(4, round(64 * scale.width)), channels=channels, classes=data.classes, seed=seed
             )
+        elif net == "MLP":
+            model = mlp((channels * side**2, 300, 100, data.classes), seed=seed)
+        elif net == "LeNet-5":
+            model = lenet5(channels=channels, side=side, classes=data.classes, seed=seed)
         elif net in NETS:
             model = _vgg(VGG_PLANS[net[4:]], scale.width, channels, side, data.classes)
         else:
-            raise InputError(unknown("network", net, list(NETS)))
+            raise InputError(unknown("network", net, [*NETS, *PLAIN]))
     return model.eval()
 
 
@@ -108,7 +118,7 @@ def _vgg(plan: Any, width: float, channels: int, side: int, classes: int) -> nn.
 
 def load_data(net: str, folders: Mapping[str, str | Path], scale: Scale, seed: int) -> Dataset:
     """Return the paper's data for a network if its folder is named; else Fashion-MNIST, else digits."""
-    name = NETS[net]
+    name = NETS.get(net, "fashion")
     if name in folders:
         readers: dict[str, Callable[..., Dataset]] = {
             "cifar10": cifar10, "cifar100": _cifar100, "tinyimagenet": _tiny_imagenet,

@@ -68,7 +68,7 @@ def tables(rows: Rows) -> list[Table]:
               _CONNECTIVITY),
         Table("one-shot", "After training, without retraining", list(_oneshot(rows)), _ONE_SHOT),
         Table("one-shot-paired", "After training, without retraining: less global magnitude",
-              list(_oneshot_paired(rows)), "In points, paired over networks and seeds."),
+              list(_oneshot_paired(rows)), "In points, paired over seeds."),
     ]  # fmt: skip
     return [table for table in found if table.rows]
 
@@ -213,7 +213,7 @@ def _oneshot(rows: Rows) -> Iterator[Row]:
         own = [row for row in found if row["net"] == net]
         yield {"network": net, "what": "", "way": "dense", "whole": spread(values(own, way="dense"))}
         for what in order(own, "what"):
-            for way in order([row for row in own if row["what"] == what and row["way"] != "dense"], "way"):
+            for way in _ways(own, what):
                 cells = {f"{s:.0%}": spread(values(own, what=what, way=way, kept=s)) for s in shares}
                 yield {"network": net, "what": what, "way": way, **cells}
 
@@ -221,8 +221,14 @@ def _oneshot(rows: Rows) -> Iterator[Row]:
 def _oneshot_paired(rows: Rows) -> Iterator[Row]:
     found = [row for row in part(rows, "one shot") if row["way"] != "dense"]
     shares = sorted(order(found, "kept"), reverse=True)
-    for what in order(found, "what"):
-        for way in order([row for row in found if row["what"] == what and row["way"] != "magnitude"], "way"):
-            cells = {f"{s:.0%}": difference(found, {"way": way}, {"way": "magnitude"}, what=what, kept=s)
+    for net in order(found, "net"):
+        own = [row for row in found if row["net"] == net]
+        for what, way in ((w, x) for w in order(own, "what") for x in _ways(own, w) if x != "magnitude"):
+            cells = {f"{s:.0%}": difference(own, {"way": way}, {"way": "magnitude"}, what=what, kept=s)
                      for s in shares}  # fmt: skip
-            yield {"what": what, "way": way, **{k: str(v) if v else "" for k, v in cells.items()}}
+            yield {"network": net, "what": what, "way": way,
+                   **{k: str(v) if v else "" for k, v in cells.items()}}  # fmt: skip
+
+
+def _ways(rows: Rows, what: str) -> list[str]:
+    return order([row for row in rows if row["what"] == what and row["way"] != "dense"], "way")

@@ -20,7 +20,7 @@ from secateur.methods import Random
 from secateur.methods.spectral import Spectral, edge_scores
 from secateur.structures.spectral import layer_graph, sparsify
 
-__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of", "sized_like"]
+__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of", "ranked", "sized_like"]
 
 Masks = dict[str, Any]
 MAIN = ("sparsify", "greedy")
@@ -56,7 +56,7 @@ def masks_of(
         return dict(method.plan(network, evidence, budget).masks)
     if way in ("greedy", "greedy, global", "greedy, ERK"):
         scope: Any = {"greedy": "layer", "greedy, global": "global", "greedy, ERK": "erk"}[way]
-        return _greedy(network, evidence, replace(budget, scope=scope), score, rounds)
+        return ranked(network, evidence, replace(budget, scope=scope), score, rounds)
     if way not in WAYS:
         raise InputError(f"no way {way!r}; there are {WAYS}")
     sizes = masks_of("sparsify", network, evidence, density, score, rounds)
@@ -88,7 +88,8 @@ def sized_like(
     return {name: _numpy(pick(scores[name], int(mask.sum())), mask) for name, mask in sizes.items()}
 
 
-def _greedy(network: Network, evidence: Evidence, budget: Weights, score: str, rounds: int) -> Masks:
+def ranked(network: Network, evidence: Evidence, budget: Weights, score: str, rounds: int = 1) -> Masks:
+    """Keep the weights of largest score; the budget's scope says how many each layer keeps."""
     masks: dict[str, Tensor] = {}
     for t in range(1, rounds + 1):
         scores = edge_scores(network, evidence, score, masks=masks)  # type: ignore[arg-type]
