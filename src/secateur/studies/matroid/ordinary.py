@@ -53,16 +53,18 @@ class Scale:
         epochs: Passes over the training examples.
         limit: Number of training examples, None for all.
         tests: Number of test examples, None for all.
+        seeds: Number of networks.
     """
 
     build: Callable[[Dataset, int], nn.Module]
     epochs: int
     limit: int | None = None
     tests: int | None = None
+    seeds: int = 5
 
 
 MODELS: dict[str, Scale] = {
-    "mlp": Scale(_mlp, 5),
+    "mlp": Scale(_mlp, 5, seeds=10),
     "cnn": Scale(_cnn, 3, 20_000, 4_000),
     "lstm": Scale(_lstm, 3, 20_000, 4_000),
 }

@@ -35,7 +35,7 @@ def run(
     folder: str | Path | None = None,
     dimensions: Sequence[int] = DIMENSIONS,
     models: Sequence[str] = tuple(MODELS),
-    seeds: int = 5,
+    seeds: int | None = None,
     limit: int | None = None,
 ) -> Findings:
     """Reproduce the post's tables beside the published ones, audit them, and compare on ordinary networks.
@@ -50,7 +50,7 @@ def run(
         folder: Where Fashion-MNIST lies; without it, and without Debian's package, digits stand in.
         dimensions: Hidden units of the post's networks.
         models: Ordinary networks: ``"mlp"``, ``"cnn"``, ``"lstm"``.
-        seeds: Number of ordinary networks of each kind.
+        seeds: Number of ordinary networks of each kind; by default ten perceptrons, five of the others.
         limit: Train ordinary networks on at most so many examples.
 
     Raises:
@@ -61,8 +61,8 @@ def run(
             if name not in known:
                 raise InputError(unknown(what, name, known))
     where = Path(out)
-    several = range(seed, seed + (max(10, seeds) if full and limit is None else seeds))
-    asked = cells(full, parts, folder, dimensions, models, several, limit)
+    several = seeds if seeds is not None else 10 if full else None
+    asked = cells(full, parts, folder, dimensions, models, seed, several, limit)
     records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
@@ -75,7 +75,8 @@ def cells(
     folder: str | Path | None,
     dimensions: Sequence[int],
     models: Sequence[str],
-    seeds: Sequence[int],
+    seed: int,
+    seeds: int | None,
     limit: int | None,
 ) -> list[Cell]:
     """Return the grid, the dearest cells first."""
@@ -87,7 +88,8 @@ def cells(
         size = {"epochs": scale.epochs * (2 if full else 1), "limit": None if full else scale.limit,
                 "tests": None if full else scale.tests, "draws": 20 if full else 10}  # fmt: skip
         size |= {} if limit is None else {"limit": limit, "draws": 2}
-        found += [Cell(f"{HERE}:ordinary", {**images, "model": model, "seed": s, **size}) for s in seeds]
+        several = range(seed, seed + (scale.seeds if seeds is None else seeds))
+        found += [Cell(f"{HERE}:ordinary", {**images, "model": model, "seed": s, **size}) for s in several]
     found.sort(key=lambda cell: -["mlp", "cnn", "lstm"].index(cell.params["model"]))
     if "post" in parts:
         found += [Cell(f"{HERE}:post", {"seed": s, "mode": mode, "units": list(dimensions)})
@@ -95,7 +97,8 @@ def cells(
     if "controls" in parts:
         found += [Cell(f"{HERE}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
     if "planted" in parts:
-        found += [Cell(f"{HERE}:planted", {**images, "seed": s, "count": 40}) for s in seeds]
+        several = range(seed, seed + (5 if seeds is None else seeds))
+        found += [Cell(f"{HERE}:planted", {**images, "seed": s, "count": 40}) for s in several]
     return found
 
 
