@@ -194,6 +194,13 @@ def test_a_group_without_a_relu_is_named():
         MIP(images=1, correct=False).plan(network, evidence, Units(0.5))
 
 
+@pytest.mark.parametrize(("batches", "epochs"), [([], 1), ([(torch.zeros(2, 1, 8, 8), torch.zeros(2))], 0)])
+def test_auxiliary_networks_need_something_to_train_on(batches, epochs):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten())
+    with pytest.raises(InputError, match=f"got {len(batches)} batches and epochs={epochs}"):
+        attach_auxiliaries(model, batches, epochs=epochs)
+
+
 def test_decoupled_parts_score_every_layer_of_a_deep_network():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(3).repeat(20)
@@ -205,7 +212,7 @@ def test_decoupled_parts_score_every_layer_of_a_deep_network():
         nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10), nn.ReLU(),
         nn.Linear(10, 3), x=x, y=y,
     )  # fmt: skip
-    decoupled = attach_auxiliaries(model, [(x, y)] * 20, width=6, seed=0)
+    decoupled = attach_auxiliaries(model, [(x, y)], epochs=20, width=6, seed=0)
     pieces = parts(decoupled, x[:3], y[:3])
     assert [list(part.chain.layers) for part in pieces] == [
         ["0.weight"],

@@ -12,7 +12,7 @@ built as matrices, so all positions of early layers are kept and none needs to b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,7 @@ def attach_auxiliaries(
     model: nn.Module,
     batches: Iterable[Any],
     *,
+    epochs: int = 1,
     width: int = 32,
     classes: int | None = None,
     lr: float = 1e-3,
@@ -85,7 +86,8 @@ def attach_auxiliaries(
 
     Args:
         model: Modules applied one after the other (found by running it once); it is not changed.
-        batches: Pairs (inputs, targets), each used for one step.
+        batches: Pairs (inputs, targets), each used for one step; iterated once an epoch.
+        epochs: Passes over the batches.
         width: Channels of the auxiliary networks.
         classes: Number of classes; the model's outputs by default.
         lr: Learning rate.
@@ -93,19 +95,22 @@ def attach_auxiliaries(
         seed: Seed of the auxiliary networks' weights.
 
     Raises:
-        InputError: Functional calls between modules, fewer than two convolutions, no batches.
+        InputError: Functional calls between modules, fewer than two convolutions, no batches or epochs.
     """
     copied = copy.deepcopy(model)
-    data = list(batches)
-    if not data:
-        raise InputError("auxiliary networks need batches of (inputs, targets) to train on; there are none")
-    first = data[0][0]
+    data = batches if isinstance(batches, Sized) else list(batches)
+    if epochs < 1 or not len(data):
+        raise InputError(
+            f"auxiliary networks need batches of (inputs, targets) and an epoch or more to train; got "
+            f"{len(data)} batches and epochs={epochs}"
+        )
+    first = next(iter(data))[0]
     copied.eval()
     leaves = _leaves(copied, first[:2])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         blocks = _blocks(leaves, first[:2], width, classes or copied(first[:2]).shape[1])
-    _train(blocks, data, lr, train_layers)
+    _train(blocks, data, epochs, lr, train_layers)
     copied.eval()
     return Decoupled(copied, blocks)
 
@@ -163,7 +168,9 @@ def _blocks(leaves: list[tuple[str, nn.Module]], x: Tensor, width: int, classes:
     return tuple(blocks)
 
 
-def _train(blocks: tuple[Block, ...], data: list[Any], lr: float, train_layers: bool) -> None:
+def _train(
+    blocks: tuple[Block, ...], data: Iterable[Any], epochs: int, lr: float, train_layers: bool
+) -> None:
     """One step a batch for every piece, inputs detached."""
     rules: list[torch.optim.Optimizer | None] = []
     for block in blocks:
@@ -175,7 +182,7 @@ def _train(blocks: tuple[Block, ...], data: list[Any], lr: float, train_layers: 
         if block.auxiliary is not None:
             block.auxiliary.train()
     with torch.enable_grad():
-        for inputs, targets in data:
+        for inputs, targets in (pair for _ in range(epochs) for pair in data):
             x = inputs
             for block, rule in zip(blocks, rules, strict=True):
                 x = _step(block, rule, x, targets, train_layers)

@@ -1,53 +1,78 @@
-"""The networks and data of the study, and the ways to remove units from them."""
+"""The networks and data of the study, how they are trained, and the ways to remove units from them.
+
+Training follows section 4.1 of arXiv:2002.07376: RMSprop at 1e-3 (batches of 128, which it does not say);
+VGG-16 by decoupled learning with Adam at 1e-2.  How many units are dead on a few images, and so what there is
+to prune, depends much on that: a schedule that falls to zero leaves a third of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from secateur.analysis.measure import accuracy
-from secateur.core import Evidence, Network, Plan
+from secateur.bench.cells import made_with
+from secateur.core import Evidence, Network
 from secateur.data import Dataset, load
-from secateur.methods import MIP, Activation, Magnitude
-from secateur.methods.mip import group_scores
+from secateur.finetune import finetune
+from secateur.methods import MIP
 from secateur.network.collect import collect
-from secateur.network.fold import fold
-from secateur.network.surgery import mask, shrink
+from secateur.network.decoupled import attach_auxiliaries, parts
 from secateur.network.trace import trace
-from secateur.structures.relu_mip import Scores
-from secateur.zoo import lenet5, mlp, train, vgg16
+from secateur.structures.relu_mip import Part, Scores, balanced_images
+from secateur.zoo import lenet5, mlp
+from secateur.zoo.plain import VGG_PLANS
+from secateur.zoo.training import Shuffled
 
-Keep = dict[str, np.ndarray]
-
-__all__ = [
-    "NETS", "THRESHOLDS", "Keep", "Scale", "Subject", "as_plan", "at_threshold", "dataset", "make", "others",
-    "pruned", "random_keep", "ranked", "share", "subject", "test",
-]  # fmt: skip
+__all__ = ["NETS", "THRESHOLDS", "Setting", "Subject", "dataset", "fit", "make", "subject"]
 
 THRESHOLDS = {"FC-3": 0.1, "FC-4": 0.1, "LeNet-5": 0.2, "VGG-16": 0.3}
 NETS = tuple(THRESHOLDS)
+BATCH = 128
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much is done: training examples and epochs, test examples, seconds a program, random draws."""
+class Setting:
+    """How much is done.
 
-    train: int
-    epochs: int
-    test: int
-    seconds: float
-    draws: int
-    sets: int
+    Attributes:
+        train: Training examples, at most, of perceptrons; convolutional networks get `share` of them.
+        share: That share.
+        epochs: Passes over them; three times as many over the small digits, but for VGG-16.
+        test: Test examples, at most.
+        draws: Random prunings that are averaged.
+        sets: Sets of images in Figure 2a.
+        seconds: Time limit of a solve, far from what it takes, so that results do not depend on it.
+        width: Width of VGG-16 relative to the paper's.
+        folders: Folders of data sets, by name.
+        cache: Folder for trained networks, or None.
+    """
+
+    train: int = 10_000
+    share: float = 0.4
+    epochs: int = 15
+    test: int = 3000
+    draws: int = 20
+    sets: int = 8
+    seconds: float = 1200
+    width: float = 0.125
+    folders: Mapping[str, str] = field(default_factory=dict)
+    cache: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A trained network, its trace, its data, and its initial state."""
+    """A trained network, its trace, its data, its initial state, and (VGG-16) its programs by layer."""
 
     net: str
     data: Dataset
@@ -55,41 +80,69 @@ class Subject:
     initial: nn.Module
     model: nn.Module
     network: Network
-    reference: float
-    scale: Scale
+    setting: Setting
+    parts: tuple[Part, ...] | None = None
 
-    def evidence(self, needs: set[str], model: nn.Module | None = None) -> Evidence:
+    @property
+    def reference(self) -> float:
+        """Test accuracy of the whole network, in percent."""
+        return 100 * accuracy(self.model, self.data.batches("test", 500))
+
+    def evidence(self, needs: set[str]) -> Evidence:
         """Collect from the calibration part."""
         batches = self.data.batches("calibration", 256, 3000)
-        return collect(model or self.model, self.network, batches, needs, self.seed)
+        return collect(self.model, self.network, batches, needs, self.seed)
 
-    def scores(self, method: MIP, seed: int | None = None, model: nn.Module | None = None) -> Scores:
-        """Solve the method's programs."""
-        found = self.evidence({"chain", "images"}, model)
-        return method.importance(replace(found, seed=self.seed if seed is None else seed))
+    def scores(self, seed: int | None = None, **options: Any) -> Scores:
+        """Solve; by default with correctly classified images, one a class, to a gap of 1e-3."""
+        settled = {"gap": 1e-3, "correct": True, "time_limit": self.setting.seconds} | options
+        if self.parts is not None:
+            return MIP(**settled, parts=self.parts).importance(Evidence({}, seed=self.seed))
+        found = self.evidence({"chain", "images"})
+        return MIP(**settled).importance(replace(found, seed=self.seed if seed is None else seed))
 
 
-def make(net: str, data: Dataset, seed: int) -> nn.Module:
+def make(net: str, data: Dataset, seed: int, width: float = 1.0) -> nn.Module:
     """Return an untrained network of the paper that fits the data."""
     channels, side, _ = data.shape
-    width = channels * side * side
+    pixels = channels * side * side
     if net == "FC-3":
-        return mlp((width, 300, 100, data.classes), seed=seed)
+        return mlp((pixels, 300, 100, data.classes), seed=seed)
     if net == "FC-4":
-        return mlp((width, 200, 100, 100, data.classes), seed=seed)
+        return mlp((pixels, 200, 100, 100, data.classes), seed=seed)
     if net == "LeNet-5":
         return lenet5("avg", channels=channels, side=side, classes=data.classes, seed=seed)
-    return vgg16(channels=channels, side=side, classes=data.classes, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _vgg16(channels, side, data.classes, width)
 
 
-def dataset(name: str, net: str, folders: Mapping[str, str | Path], scale: Scale, seed: int) -> Dataset:
+def _vgg16(channels: int, side: int, classes: int, width: float) -> nn.Sequential:
+    """VGG-16 as in section 4.1: average pooling, two hidden linear layers of 512 (times `width`)."""
+    layers: list[nn.Module] = []
+    for step in VGG_PLANS["16"]:
+        if step == "M":
+            layers.append(nn.AvgPool2d(2))
+            side //= 2
+            continue
+        out = max(1, round(width * int(step)))
+        layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    hidden = max(1, round(width * 512))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes),
+    )  # fmt: skip
+
+
+def dataset(name: str, net: str, setting: Setting) -> Dataset:
     """Return a data set as the paper uses it: 3 x 32 x 32 for convolutions, as it is for perceptrons."""
-    data = load(name, folders.get(name), seed)
-    limits = {"train": scale.train, "test": scale.test}
-    parts = {part: (x[: limits.get(part)], y[: limits.get(part)]) for part, (x, y) in data.parts.items()}
-    if not net.startswith("FC"):
-        parts = {part: (_resized(x), y) for part, (x, y) in parts.items()}
-    return replace(data, parts=MappingProxyType(parts))
+    data, flat = load(name, setting.folders.get(name), 0), net.startswith("FC")
+    limits = {"train": round(setting.train * (1 if flat else setting.share)), "test": setting.test}
+    shares = {part: (x[: limits.get(part)], y[: limits.get(part)]) for part, (x, y) in data.parts.items()}
+    if not flat:
+        shares = {part: (_resized(x), y) for part, (x, y) in shares.items()}
+    return replace(data, parts=MappingProxyType(shares))
 
 
 def _resized(x: Tensor) -> Tensor:
@@ -97,72 +150,66 @@ def _resized(x: Tensor) -> Tensor:
     return grown if x.shape[1] == 3 else grown.expand(-1, 3, -1, -1)
 
 
-def subject(
-    net: str, name: str, folders: Mapping[str, str | Path], scale: Scale, seed: int, epochs: int | None = None
-) -> Subject:
-    """Train a network and trace it."""
-    data = dataset(name, net, folders, scale, 0)
-    initial = make(net, data, seed)
-    trained = train(initial, data, epochs or scale.epochs, seed=seed)
-    network = trace(trained.model, data.parts["calibration"][0][:2])
-    return Subject(net, data, seed, initial, trained.model, network, trained.accuracy, scale)
+def passes(data: Dataset, setting: Setting, net: str = "") -> int:
+    """Return the number of epochs."""
+    return setting.epochs * (3 if data.name == "digits" and net != "VGG-16" else 1)
 
 
-def at_threshold(network: Network, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:
-    """Keep what scores at least the threshold, and the best unit of a group where nothing does."""
-    groups = group_scores(network.groups, scores)
-    return {n: np.flatnonzero(s >= min(threshold, float(s.max()))) for n, s in groups.items()}
+def batches(data: Dataset, seed: int) -> Shuffled:
+    """Return the training examples, in a new order at each pass."""
+    return Shuffled(*data.parts["train"], BATCH, torch.Generator().manual_seed(seed))
 
 
-def ranked(network: Network, scores: Mapping[str, np.ndarray], like: Keep) -> Keep:
-    """Keep the best scored units, as many a group as `like` keeps."""
-    return {n: np.sort(np.argsort(-scores[n], kind="stable")[: len(like[n])]) for n in like}
+def fit(
+    model: nn.Module, data: Dataset, setting: Setting, seed: int, epochs: int | None = None, **options: Any
+) -> nn.Module:
+    """Train a copy of a network as the paper does, in evaluation mode at the end."""
+    fitted, _ = finetune(
+        model, batches(data, seed), epochs=epochs or passes(data, setting), lr=1e-3,
+        optimizer=lambda parameters, lr: torch.optim.RMSprop(parameters, lr), seed=seed, progress=False,
+        **options,
+    )  # fmt: skip
+    return fitted.eval()
 
 
-def others(subject: Subject, result: Scores, like: Keep) -> dict[str, Keep]:
-    """Return the comparators at the counts of `like`: critical, L1, mean activation; and dead units alone."""
-    importance = group_scores(subject.network.groups, result.scores)
-    alive = group_scores(subject.network.groups, {n: (~d).astype(float) for n, d in result.dead.items()})
-    counts = {n: len(kept) for n, kept in like.items()}
-    plain = {"L1": Magnitude(p=1), "mean activation": Activation()}
-    found: dict[str, Keep] = {
-        "critical": ranked(subject.network, {n: -s for n, s in importance.items()}, like)
-    }
-    for name, method in plain.items():
-        evidence = subject.evidence({"moments"})
-        found[name] = dict(method.choose(subject.network, evidence, counts).keep)  # type: ignore[union-attr]
-    found["dead only"] = {n: np.flatnonzero(s >= min(1.0, s.max())) for n, s in alive.items()}
-    return found
+def subject(net: str, name: str, setting: Setting, seed: int) -> Subject:
+    """Train a network, or read it from the cache, and trace it."""
+    data = dataset(name, net, setting)
+    initial = make(net, data, seed, setting.width)
+    if net == "VGG-16":
+        model, programs = _decoupled(initial, data, setting, seed)
+    else:
+        model, programs = _cached(net, initial, data, setting, seed), None
+    network = trace(model, data.parts["calibration"][0][:2])
+    return Subject(net, data, seed, initial, model, network, setting, programs)
 
 
-def random_keep(like: Keep, network: Network, generator: np.random.Generator) -> Keep:
-    """Keep as many units a group as `like`, at random."""
-    sizes = {g.name: g.size for g in network.groups}
-    return {n: np.sort(generator.permutation(sizes[n])[: len(kept)]) for n, kept in like.items()}
+def _decoupled(
+    initial: nn.Module, data: Dataset, setting: Setting, seed: int
+) -> tuple[nn.Module, tuple[Part, ...]]:
+    """Train layer by layer with auxiliary networks, and prepare a program for each."""
+    found = attach_auxiliaries(
+        initial, batches(data, seed), epochs=passes(data, setting, "VGG-16"), lr=1e-2, train_layers=True,
+        seed=seed, width=max(8, round(32 * setting.width)),
+    )  # fmt: skip
+    x, y = data.parts["calibration"]
+    chosen = balanced_images(y.numpy(), data.classes, np.random.default_rng(seed))
+    return found.model, parts(found, x[chosen], y[chosen])
 
 
-def as_plan(network: Network, keep: Keep) -> Plan:
-    """Return the plan that keeps these units."""
-    return Plan(network, "mip", {n: np.asarray(kept, np.int64) for n, kept in keep.items()})
-
-
-def pruned(subject: Subject, keep: Keep, model: nn.Module | None = None) -> nn.Module:
-    """Return the masked network."""
-    return mask(model or subject.model, as_plan(subject.network, keep))
-
-
-def test(subject: Subject, keep: Keep, repair: bool = False) -> float:
-    """Return the pruned network's test accuracy in percent; with `repair` after a least-squares fold."""
-    batches = subject.data.batches("test", 500)
-    if not repair:
-        return 100 * accuracy(pruned(subject, keep), batches)
-    plan = as_plan(subject.network, keep)
-    small = shrink(subject.model, plan)
-    folded, _ = fold(subject.model, small, plan, subject.evidence({"gram"}))
-    return 100 * accuracy(folded, batches)
-
-
-def share(network: Network, keep: Keep) -> float:
-    """Return the share of all units that goes, in percent."""
-    total = sum(g.size for g in network.groups)
-    return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in network.groups) / total)
+def _cached(net: str, initial: nn.Module, data: Dataset, setting: Setting, seed: int) -> nn.Module:
+    """Train, or read what another cell of the same setting has trained."""
+    if setting.cache is None:
+        return fit(initial, data, setting, seed)
+    said = [net, data.name, len(data.parts["train"][1]), passes(data, setting), seed, made_with(),
+            asdict(setting)["folders"]]  # fmt: skip
+    name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(setting.cache) / f"{net}-{data.name}-{seed}-{name}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        torch.save(fit(initial, data, setting, seed).state_dict(), fresh)
+        fresh.replace(path)  # another process sees all of it or nothing
+    model = make(net, data, seed, setting.width)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()

@@ -1,0 +1,163 @@
+"""Run the study: a grid of cells, then tables, figures and a paragraph from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from secateur.bench import Cell, run_grid
+from secateur.core import InputError, unknown
+from secateur.data import fashion_available
+from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.mip.figures import figures
+from secateur.studies.mip.subjects import NETS, Setting
+from secateur.studies.mip.tables import Rows, claims, tables
+
+__all__ = ["FULL", "PARTS", "QUICK", "cells", "findings", "run"]
+
+FIGURES = ("images", "epochs", "lambdas")
+PARTS = ("pruning", "modes", "transfer", "rescale", "snip", *FIGURES)
+QUICK = Setting()
+FULL = Setting(train=60_000, share=1.0, epochs=30, test=10_000, sets=25, seconds=7200, width=1.0)
+HERE = "secateur.studies.mip.cells"
+SOURCE = (
+    'M. ElAraby, G. Wolf, M. Carvalho, "Identifying Critical Neurons in ANN Architectures using Mixed '
+    'Integer Programming", arXiv:2002.07376'
+)
+
+
+def run(
+    full: bool = False,
+    out: str | Path = "mip-study",
+    seed: int = 0,
+    *,
+    jobs: int = 2,
+    tell: Callable[[str], None] | None = None,
+    parts: Sequence[str] = PARTS,
+    nets: Sequence[str] = NETS,
+    folders: Mapping[str, str | Path] | None = None,
+    setting: Setting | None = None,
+    seeds: int = 3,
+) -> Findings:
+    """Reproduce the paper's tables and figures beside the published numbers.
+
+    Args:
+        full: The paper's scale (30 epochs, all examples, VGG-16 at full width; hours) instead of one that
+            takes minutes.
+        out: Folder for the cells, the tables, the figures and the report.
+        seed: First seed of the initialisations.
+        jobs: Worker processes.
+        tell: Called with a few words after each cell.
+        parts: Which parts to run, of `PARTS`.
+        nets: Networks of Table 2.
+        folders: Folders of data sets by name: ``"mnist"``, ``"cifar10"``, ``"fashion"``.  Digits are always
+            used, Fashion-MNIST where it is installed.
+        setting: Another scale.
+        seeds: Number of initialisations in the tables.
+
+    Raises:
+        InputError: Unknown parts, networks or data sets.
+    """
+    known_data = ("fashion", "mnist", "cifar10")
+    asked = (("part", parts, PARTS), ("network", nets, NETS), ("data set", tuple(folders or ()), known_data))
+    for what, given, known in asked:
+        for name in given:
+            if name not in known:
+                raise InputError(unknown(what, name, list(known)))
+    where = Path(out)
+    named = {name: str(folder) for name, folder in (folders or {}).items()}
+    scale = replace(setting or (FULL if full else QUICK), folders=named, cache=str(where / "networks"))
+    grid = cells(scale, parts, nets, range(seed, seed + seeds), full)
+    records = run_grid(grid, where / "cells.jsonl", jobs=jobs, tell=tell)
+    found = findings({part: rows_of(records, f":{part}") for part in PARTS}, scale, failures(records))
+    write_findings(found, where)
+    return found
+
+
+def cells(
+    setting: Setting, parts: Sequence[str], nets: Sequence[str], seeds: Sequence[int], full: bool = False
+) -> list[Cell]:
+    """Return the grid: Table 2 first, whose networks the other cells read from the cache."""
+    named = [name for name in ("fashion", "mnist", "cifar10") if name in setting.folders]
+    here = ["fashion"] if "fashion" not in named and fashion_available() else []
+    data = [*here, *named, "digits"]
+    pairs = [(a, b) for a in data for b in data if a != b]
+    deep = [n for n in nets if n == "LeNet-5" or (full and n == "VGG-16")]
+    drawn = [net for net in nets if net in ("FC-3", "LeNet-5")]
+    one = {"seed": seeds[0]}
+    work: dict[str, list[dict[str, Any]]] = {
+        "pruning": [
+            {"net": n, "data": d, "seed": s, "valid": n == "FC-3" or (full and n == "FC-4")}
+            for n in nets
+            for d in data
+            for s in seeds
+            if n != "VGG-16" or full
+        ],
+        "modes": [{"data": d, "seed": s} for d in data for s in seeds],
+        "transfer": [
+            {"net": n, "source": a, "target": b, "seed": s} for n in deep for a, b in pairs for s in seeds
+        ],
+        "rescale": [{"data": d, "seed": s} for d in data for s in seeds],
+        "snip": [{"source": a, "target": b, "seed": s} for a, b in pairs for s in seeds],
+    }
+    work |= {part: [{"net": n, "data": data[0], **one} for n in drawn] for part in FIGURES}
+    if "VGG-16" in nets and not full:
+        work["pruning"].append({"net": "VGG-16", "data": "digits", **one, "valid": False})
+    scale = asdict(setting)
+    return [Cell(f"{HERE}:{part}", {**what, "setting": scale}) for part in parts for what in work[part]]
+
+
+def findings(rows: Mapping[str, Rows], setting: Setting, failed: Table | None = None) -> Findings:
+    """Turn the rows of the cells into what the study found."""
+    made = [*tables(rows), *([failed] if failed else [])]
+    title = "Neuron importance by mixed-integer programming"
+    words = " ".join([*_scale(setting), *_sentences(rows, made)])
+    return Findings("mip", title, SOURCE, made, figures(rows), words)
+
+
+def _scale(setting: Setting) -> Iterator[str]:
+    convolutional = round(setting.share * setting.train)
+    yield (
+        f"At most {setting.train} training examples ({convolutional} for convolutional networks), "
+        f"{setting.epochs} epochs (three times as many on digits; 30 in the paper), at most {setting.test} "
+        f"test examples. VGG-16 has {setting.width:g} times the paper's width."
+    )
+
+
+def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]:
+    """Say what came out; the numbers are those of the tables."""
+    entries = [row for table in made for row in table.rows if row.get("verdict")]
+    by = {word: sum(row["verdict"] == word for row in entries) for word in ("reproduced", "differs")}
+    if entries:
+        yield (
+            f"Of {len(entries)} printed numbers and differences {by['reproduced']} are reproduced, "
+            f"{by['differs']} differ, and {len(entries) - sum(by.values())} need data that is not here."
+        )
+    found = claims(rows["pruning"])
+    for form, words in (("paper", "the published form"), ("valid", "the valid form")):
+        for other in ("random", "L1", "mean activation"):
+            these = [row for row in found if row["form"] == form and row["difference"] == f"ours - {other}"]
+            if these:
+                yield _counted(these, words, other)
+    valid = [row for row in rows["pruning"] if row["bounds"] == "valid" and row["net"] == "FC-3"]
+    for data in dict.fromkeys(row["data"] for row in valid):
+        same = [row for row in valid if row["data"] == data]
+        live = mean(row["live units removed"] for row in same)
+        more = mean(row["pruned"] - row["pruned dead only"] for row in same)
+        yield (
+            f"On FC-3 and {data} the valid form removes {live:.0f} units that are live on its images, and "
+            f"{more:.1f} % of the units more than dead only, at "
+            f"{mean(row['ref'] - row['ours'] for row in same):.1f} points lost."
+        )
+
+
+def _counted(these: Sequence[Mapping[str, Any]], form: str, other: str) -> str:
+    by = {word: [row for row in these if row["outcome"] == word] for word in ("ahead", "tie", "behind")}
+    means = ", ".join(f"{row['net']} on {row['data']} {row['mean']:+.1f}" for row in these)
+    return (
+        f"At equal counts {form} is ahead of {other} in {len(by['ahead'])} of {len(these)} cases, ties in "
+        f"{len(by['tie'])}, and is behind in {len(by['behind'])} (points: {means})."
+    )
