@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from secateur.structures.spectral import effective_resistance, layer_graph, leverage
 from secateur.structures.spectral.graph import bipartite
-from secateur.structures.spectral.schur import full_precision
+from secateur.structures.spectral.schur import bytes_needed, full_precision
 from secateur.structures.spectral.series import gram_certificate, moments
 
 KINDS = ("dense", "sparse", "decades", "isolated", "blocks")
@@ -257,6 +260,38 @@ def test_memory_is_capped() -> None:
     with pytest.raises(MemoryError, match="series"):
         effective_resistance(S, "exact", memory=2**20)
     assert effective_resistance(S, "series", memory=2**20).method == "series"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_layer_fits_the_stated_memory(dtype: torch.dtype) -> None:
+    assert bytes_needed(14336, 4096, dtype, dtype) < 3 * 2**30
+    assert bytes_needed(14336, 4096, torch.float64, torch.float32) < 3 * 2**30
+
+
+PEAK = """
+import torch
+from pathlib import Path
+from secateur.structures.spectral import effective_resistance
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith(field)).split()[1]) * 1024
+
+S = torch.rand(6000, 2048, generator=torch.Generator().manual_seed(0))
+effective_resistance(S[:100, :100], "exact")
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+effective_resistance(S, "exact")
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's account of memory")
+def test_the_stated_memory_is_an_upper_bound() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    stated = bytes_needed(6000, 2048, torch.float32, torch.float32)
+    assert 0.3 * stated < int(done.stdout) <= stated
 
 
 @pytest.mark.parametrize(
