@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.bench.statistics import bootstrap
 from secateur.studies.common import Table, verdict
 
 __all__ = ["by_seed", "interval", "mean_of", "part", "tables"]
@@ -46,12 +47,12 @@ def mean_of(rows: Rows, value: str) -> float | None:
     return float(np.mean(list(seeds.values()))) if seeds else None
 
 
-def interval(differences: Sequence[float], draws: int = 4000) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of paired differences (seeded)."""
-    values = np.asarray(differences, np.float64)
-    picks = np.random.default_rng(0).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
-    return float(low), float(high)
+def interval(differences: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % bootstrap interval of the mean of paired differences, or Nones for fewer than two."""
+    if len(differences) < 2:
+        return None, None
+    found = bootstrap(differences)
+    return found.low, found.high
 
 
 def tables(rows: Rows) -> list[Table]:
@@ -101,7 +102,7 @@ def _literal(data: str, rows: list[Row]) -> Table:
         own = [r for r in rows if r["variant"] == variant]
         seeds = by_seed(own, "accuracy")
         both = [seeds[s] - control[s] for s in seeds if s in control]
-        low, high = interval(both) if both else (None, None)
+        low, high = interval(both)
         above = {"above control": float(np.mean(both)) if both else None, "low": low, "high": high}
         means = {"zeros in W_hh": mean_of(own, "zeros"), "accuracy": mean_of(own, "accuracy")}
         found.append({"variant": variant, **means, "seeds": len(seeds), **above})
@@ -133,9 +134,11 @@ def _signed(rows: Rows, criterion: str) -> str:
     ours, random = (
         by_seed([r for r in rows if r["criterion"] == name], "accuracy") for name in (criterion, "random")
     )
-    low, high = interval([ours[s] - random[s] for s in ours if s in random] or [0.0])
-    sign = "" if criterion == "random" else " +" if low > 0 else " -" if high < 0 else ""
-    return f"{np.mean(list(ours.values())):.3f}{sign}"
+    low, high = interval([ours[s] - random[s] for s in ours if s in random])
+    if criterion == "random" or low is None or high is None or low <= 0 <= high:
+        return f"{np.mean(list(ours.values())):.3f}"
+    sign = "+" if low > 0 else "-"
+    return f"{np.mean(list(ours.values())):.3f} {sign}"
 
 
 def _effect(data: str, rows: list[Row]) -> Table:
