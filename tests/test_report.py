@@ -132,6 +132,13 @@ def test_spreads_gather_what_differs_in_the_seed_alone() -> None:
     assert spreads([row for row in rows if row["seed"] == 1], ["after"]) == []
 
 
+def test_draws_of_a_seed_count_as_their_mean() -> None:
+    drawn = {0: (0.1, 0.5), 1: (0.6, 0.8), 2: (0.2,)}
+    rows = [{"method": "random", "seed": s, "x": v} for s, values in drawn.items() for v in values]
+    (found,) = spreads(rows, ["x"])
+    assert found["seeds"] == 3 and found["values"]["x"] == pytest.approx(interval([0.3, 0.7, 0.2]))
+
+
 def test_spreads_leave_out_what_failed() -> None:
     rows = [{"method": "a", "seed": s, "accuracy": None if s else 0.5} for s in range(2)]
     assert spreads(rows, ["accuracy"])[0]["values"]["accuracy"] == [0.5, 0.5, 0.5]

@@ -207,7 +207,7 @@ def test_seeds_become_means_with_intervals(visit: Callable[..., Any], downloads:
     assert len(bars) == 2 and bars[0] == pytest.approx(3.182446 * 0.01 * (5 / 3) ** 0.5 / 2, rel=1e-5)
     press(page, "[data-json=points]")
     told = json.loads(saved(downloads, "marks.json"))
-    assert told[0]["runs"] == 4 and "seed" not in told[0]
+    assert told[0]["seeds"] == 4 and "seed" not in told[0]
     low, mean, high = (told[0][f"quality after{end}"] for end in (", low", "", ", high"))
     assert low < mean < high and high - mean == pytest.approx(bars[0])
     page.find_element("css selector", "#seeds option[value=each]").click()

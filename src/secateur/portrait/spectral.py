@@ -16,7 +16,7 @@ from secateur.network.surgery import mask
 from secateur.portrait.look import Look, short
 
 SIDE = 2048
-BINS = 40
+FEWEST, MOST = 8, 40
 
 
 def spectral_portrait(look: Look) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def _histogram(leverage: Tensor, stays: BoolArray) -> dict[str, Any]:
     values, kept = leverage.detach().double().cpu().numpy().ravel(), stays.ravel()
     edge = values > 0
     low, high = values[edge].min(), values[edge].max()
-    edges = np.geomspace(low * (1 - 1e-9), max(high, low * 1.01) * (1 + 1e-9), BINS + 1)
+    bins = int(np.clip(np.sqrt(edge.sum()), FEWEST, MOST))
+    edges = np.geomspace(low * (1 - 1e-9), max(high, low * 1.01) * (1 + 1e-9), bins + 1)
     counts = {
         name: np.histogram(values[edge & chosen], edges)[0].tolist()
         for name, chosen in (("stays", kept), ("goes", ~kept))

@@ -14,6 +14,7 @@ from secateur.report.section import Section
 from secateur.report.spread import spreads
 
 LONG_TEXT = 40
+COUNTERS = ("seed", "draw")
 
 
 def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> Row:
@@ -26,7 +27,7 @@ def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> 
     """
     keys = keys_of(rows)
     full = [{key: row.get(key) for key in keys} for row in rows]
-    numbers = [key for key in keys if key != "seed" and any(_is_number(row[key]) for row in full)]
+    numbers = [key for key in keys if key not in COUNTERS and any(_is_number(row[key]) for row in full)]
     axes = [key for key in numbers if not key.endswith("_before") and key != "before"]
     shown = axes if len(axes) > 1 else []
     return {

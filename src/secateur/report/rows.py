@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ Run = Report | Mapping[str, Any]
 Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
+USUAL = re.compile(r"(?<=\()(keep|density)=|, scope='layer'|, floor=1(?=[,)])|, round_to=1(?=[,)])")
 LABELS = {
     "before": "quality before",
     "after": "quality after",
@@ -54,7 +56,7 @@ def flatten(run: Run) -> Row:
     if not is_report(values):
         return flat
     row = {key: flat.pop(key) for key in IDENTITY if key in flat}
-    row["repair"] = row["repair"] or "none"
+    row |= {"repair": row["repair"] or "none", "budget": brief(row["budget"])}
     return {**row, **_measured(values), **{key: flat[key] for key in flat if key not in ENVIRONMENT}}
 
 
@@ -70,6 +72,18 @@ def _measured(values: Row) -> Row:
     agreement = values["agreement"] or {}
     row |= {"top1": agreement.get("top1"), "largest": agreement.get("largest")}
     return {**row, "seconds": sum(values["seconds"].values())}
+
+
+def brief(budget: str) -> str:
+    """Word a budget without what goes without saying.
+
+    Example:
+        >>> brief("Units(keep=0.5, scope='layer', floor=1, round_to=1)")
+        'Units(0.5)'
+        >>> brief("Macs(keep=0.3, scope='global', floor=2, round_to=1)")
+        "Macs(0.3, scope='global', floor=2)"
+    """
+    return USUAL.sub("", budget)
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
@@ -118,6 +132,7 @@ __all__ = [
     "Run",
     "as_dict",
     "as_dicts",
+    "brief",
     "flatten",
     "is_report",
     "keys_of",

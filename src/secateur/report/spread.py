@@ -29,32 +29,37 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def spreads(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
-    """Gather the rows that differ in the seed alone.
+    """Gather the rows that differ in the seed alone; several draws of one seed count as their mean.
 
     Args:
         rows: Flat runs.
         axes: Columns with numbers.
 
     Returns:
-        For each of them ``"rows"`` (their numbers) and ``"values"``: by axis mean, lower and upper end.
-        Empty where no two runs differ in the seed alone.
+        For each of them ``"rows"`` (their numbers), ``"seeds"`` (how many) and ``"values"``: by axis mean,
+        lower and upper end.  Empty where no two runs differ in the seed alone.
     """
     keys = [key for key in IDENTITY if key != "seed"]
     found: dict[tuple[str, ...], list[int]] = {}
     for at, row in enumerate(rows):
         found.setdefault(tuple(str(row.get(key)) for key in keys), []).append(at)
-    if all(len({rows[at].get("seed") for at in group}) < 2 for group in found.values()):
+    seeds = {key: len({rows[at].get("seed") for at in group}) for key, group in found.items()}
+    if max(seeds.values(), default=0) < 2:
         return []
     return [
-        {"rows": group, "values": {axis: _values(rows, group, axis) for axis in axes}}
-        for group in found.values()
+        {"rows": group, "seeds": seeds[key], "values": {axis: _values(rows, group, axis) for axis in axes}}
+        for key, group in found.items()
     ]
 
 
 def _values(rows: Sequence[Row], group: Sequence[int], axis: str) -> list[float] | None:
-    found = [rows[at].get(axis) for at in group]
-    numbers = [v for v in found if isinstance(v, (int, float)) and math.isfinite(v)]
-    return list(interval(numbers)) if numbers else None
+    by_seed: dict[str, list[float]] = {}
+    for at in group:
+        value = rows[at].get(axis)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            by_seed.setdefault(str(rows[at].get("seed")), []).append(value)
+    means = [math.fsum(found) / len(found) for found in by_seed.values()]
+    return list(interval(means)) if means else None
 
 
 __all__ = ["LEVEL", "interval", "spreads"]

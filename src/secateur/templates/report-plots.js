@@ -20,7 +20,7 @@ function hover(row, runs) {
   const known = data.identity.filter((key) => row[key] !== null && row[key] !== undefined);
   const told = runs > 1 ? known.filter((key) => key !== "seed") : known;
   const lines = told.map((key) => `${label(key)}: ${escaped(row[key])}`);
-  return [...lines, ...(runs > 1 ? [`mean of ${runs} runs`] : [])].join("<br>");
+  return [...lines, ...(runs > 1 ? [`mean of ${runs} seeds`] : [])].join("<br>");
 }
 
 // What the scatter plot shows: [{row, runs, x: [mean, low, high], y: likewise}].
@@ -32,7 +32,7 @@ function marks(shown) {
     const visible = new Set(shown.map(({ at }) => at));
     found = data.spreads.filter((s) => s.rows.some((at) => visible.has(at))).map((s) => {
       const row = data.rows[s.rows[0]];
-      return { row, runs: s.rows.length, x: x === "method" ? [row.method] : s.values[x], y: s.values[y] };
+      return { row, runs: s.seeds, x: x === "method" ? [row.method] : s.values[x], y: s.values[y] };
     });
   } else {
     found = shown.map(({ row }) => ({ row, runs: 1, x: alone(row, x), y: alone(row, y) }));

@@ -26,6 +26,7 @@ function pick(chapter) {
     layer.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name })));
     layer.value = names.includes(before) ? before : names[0] ?? "";
     layer.closest("label").hidden = names.length < 2;
+    layer.form.hidden = !of && names.length < 2;
   }
   const shown = new Set(here.filter((part) => !layer || !part.dataset.layer || part.dataset.layer === layer.value));
   parts.forEach((part) => { part.hidden = !shown.has(part); });

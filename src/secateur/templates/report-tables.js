@@ -5,7 +5,7 @@ function pointsTable() {
   const told = data.identity.filter((key) => !(several && key === "seed"));
   const sides = (key) => (key === "method" ? [] : several ? [label(key), `${label(key)}, low`, `${label(key)}, high`] : [label(key)]);
   const numbers = (key, value) => (key === "method" ? [] : several ? value : [value[0]]);
-  return { title: "marks", columns: [...told.map(label), "runs", ...sides(x), ...sides(y)],
+  return { title: "marks", columns: [...told.map(label), several ? "seeds" : "runs", ...sides(x), ...sides(y)],
            rows: found.map((m) => [...told.map((key) => m.row[key]), m.runs, ...numbers(x, m.x), ...numbers(y, m.y)]) };
 }
 

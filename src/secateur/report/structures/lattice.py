@@ -40,7 +40,7 @@ def _hasse(name: str, order: Mapping[str, Any]) -> Section:
             [v for a, b in edges for v in (x[a], x[b], None)],
             [v for a, b in edges for v in (y[a], y[b], None)],
             "covers",
-            "var(--line)",
+            "var(--soft)",
             width=1,
             hoverinfo="skip",
         )

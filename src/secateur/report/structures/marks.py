@@ -13,7 +13,7 @@ def points(x: Sequence[Any], y: Sequence[Any], name: str, colour: str, **more: A
     """Return a trace of marks; `symbol`, `size` and `text` may be given."""
     marker = {"color": colour, "symbol": more.get("symbol", "circle"), "size": more.get("size", 8)}
     trace: Json = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "name": name}
-    trace["marker"] = marker
+    trace |= {"marker": marker, "cliponaxis": False}
     if "text" in more:
         trace |= {"text": list(more["text"]), "hovertemplate": "%{text}<extra></extra>"}
     return trace

@@ -155,7 +155,7 @@ def _windows(name: str, layer: Mapping[str, Any]) -> Section:
         traces,
         "unit, in the order of the layer",
         "rank; deficient windows that hold the unit",
-        yaxis={"rangemode": "tozero"},
+        yaxis={"rangemode": "tozero"} | ({"dtick": 1} if rank < 10 else {}),
     )
     return Section(
         f"Windows of rows of group {name}, and their tail",
