@@ -105,7 +105,7 @@ def cells(
 def findings(rows: Rows, failed: Table | None = None) -> Findings:
     """Turn the rows of the cells into what the study found."""
     made = [table for table in tables(rows) if table.rows] + ([failed] if failed else [])
-    title = "Four structures and seven baselines, on the same networks"
+    title = "The four structures and all baselines, on the same networks"
     return Findings("joint", title, "", made, figures(blocks(rows)), conclusion(made))
 
 
@@ -114,7 +114,7 @@ def conclusion(made: Sequence[Table]) -> str:
     found = {table.name: table.rows for table in made}
     if "standings" not in found:
         return "No network was pruned."
-    return " ".join([_scope(found), *_by_repair(found), *_structures(found)])
+    return " ".join([_scope(found), *_by_repair(found), *_structures(found), *_price(found)])
 
 
 def _scope(found: Mapping[str, Rows]) -> str:
@@ -161,3 +161,15 @@ def _structures(found: Mapping[str, Rows]) -> Iterator[str]:
             said = [f"{words[v]} {', '.join(names)}" for v, names in by.items() if names]
             count = max(row["networks"] for row in rows)
             yield f"With the fold, over {count} networks, {structure} is {'; '.join(said)}."
+
+
+def _price(found: Mapping[str, Rows]) -> Iterator[str]:
+    """Say which methods take longest to decide."""
+    costs = {
+        row["method"]: max(v for k, v in row.items() if k.endswith(", s") and v is not None)
+        for row in found.get("cost", ())
+    }
+    dearest = sorted(costs, key=lambda name: -costs[name])[:3]
+    if dearest:
+        said = ", ".join(f"{name} {costs[name]:.2g} s" for name in dearest)
+        yield f"Deciding takes longest, on the network that takes each of them longest, with {said}."
