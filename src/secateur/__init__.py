@@ -56,6 +56,7 @@ from secateur.network.codec import plan_from_json, plan_to_json
 from secateur.network.collect import collect
 from secateur.network.fold import fold
 from secateur.network.onnx import export_onnx
+from secateur.network.refit import refit
 from secateur.network.store import load, load_plan
 from secateur.network.surgery import hold, mask, shrink
 from secateur.network.trace import trace
@@ -123,6 +124,7 @@ __all__ = [
     "plan_to_json",
     "portray",
     "prune",
+    "refit",
     "shrink",
     "trace",
 ]

@@ -25,12 +25,14 @@ from secateur.network.trace import trace
 from secateur.running import place
 from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 
-Repair = Literal["fold", "finetune", "fold+finetune"]
+Repair = Literal["fold", "refit", "finetune", "fold+finetune", "refit+finetune"]
 REPAIRS: dict[str | None, frozenset[str]] = {
     None: frozenset(),
     "fold": frozenset({"fold"}),
+    "refit": frozenset({"fold", "refit"}),
     "finetune": frozenset({"finetune"}),
     "fold+finetune": frozenset({"fold", "finetune"}),
+    "refit+finetune": frozenset({"fold", "refit", "finetune"}),
 }
 
 
@@ -170,8 +172,9 @@ def prune(
         data: Batches of (inputs, targets) to calibrate, repair and fine-tune on.  With a fold, a fifth of
             them is kept apart and undoes what hurts there.
         holdout: Batches that nothing looks at but the metric.
-        repair: None, ``"fold"`` (the removed units' contribution into what read them), ``"finetune"``, or
-            ``"fold+finetune"``.
+        repair: None, ``"fold"`` (the removed units' contribution into what read them), ``"refit"`` (the fold,
+            then each reader solved anew from what reaches it in the pruned model), ``"finetune"``,
+            ``"fold+finetune"``, or ``"refit+finetune"``.
         steps: Number of steps, each keeping the same share of what there is and followed by the repair.
         callback: Called after each step with a `Step`; it may change the model or return another.
         metric: ``"accuracy"``, ``"log_likelihood"``, or (model, batches) -> float, more being better.  A

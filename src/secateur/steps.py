@@ -37,6 +37,7 @@ from secateur.network.collect import collect
 from secateur.network.compose import compose, narrow_masks, restrict, shapes
 from secateur.network.fold import fold, merge
 from secateur.network.gradients import Loss
+from secateur.network.refit import refit
 from secateur.network.surgery import shrink
 
 
@@ -119,7 +120,7 @@ class Work:
         tuning: Batches to fine-tune on.
         holdout: Batches that a tolerance is judged on.
         baseline: The metric of the original model on them.
-        repair: Of "fold" and "finetune".
+        repair: Of "fold", "refit" and "finetune".
         seed: Seed of everything.
         loss: Loss for gradients and fine-tuning.
         callback: Called between the steps.
@@ -181,6 +182,8 @@ class Work:
         if "fold" in self.repair:
             with self.clock("fold"):
                 small, folds = self._fold(state, small, plan, evidence)
+                if "refit" in self.repair:
+                    small, folds = self._refit(small, whole, folds)
                 _zero(small, whole)
         elif plan.merges:
             with self.clock("fold"):
@@ -195,6 +198,13 @@ class Work:
             return fold(state.model, small, plan, evidence)
         held_out = collect(state.model, state.network, self.guard, {"gram"}, self.seed)
         return fold(state.model, small, plan, evidence, held_out, distance_from(state.model, self.guard))
+
+    def _refit(
+        self, small: nn.Module, whole: Plan, folds: Mapping[str, Any]
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        judge = distance_from(self.model, self.guard) if self.guard else None
+        small, found = refit(self.model, small, whole, self.fitting or (), self.guard, judge)
+        return small, {**folds, **{key: {**folds.get(key, {}), "refit": note} for key, note in found.items()}}
 
     def tune(self, state: State) -> State:
         """Fine-tune, where that was asked for."""

@@ -72,7 +72,7 @@ class Report:
         model: Class of the model.
         method: Name of the method.
         budget: The budget, in words.
-        repair: None, ``"fold"``, ``"finetune"`` or ``"fold+finetune"``.
+        repair: None, or a name of `secateur.prune.Repair`.
         seed: The seed.
         metric: Name of the metric.
         before: The original model.

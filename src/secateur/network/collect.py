@@ -26,7 +26,7 @@ from secateur.running import (
     untouched,
 )
 
-__all__ = ["NEEDS", "collect"]
+__all__ = ["NEEDS", "checked_batches", "collect", "listening", "reading_layers"]
 
 NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
 Args = tuple[Any, ...]
@@ -87,7 +87,7 @@ def collect(
     run = _Pass(model, network, wanted, loss or cross_entropy)
     streams = _streams(model, network, wanted, max_patch, grams)
     with untouched(model, seed):
-        for where, args, kwargs, targets in _batches(batches, model, wanted):
+        for where, args, kwargs, targets in checked_batches(batches, model, wanted):
             run(where, args, kwargs, targets, streams)
         chain = _chain(model, network) if "chain" in wanted else None
     return Evidence(
@@ -120,7 +120,7 @@ class _Pass:
         """Take one batch."""
         with explained(where, args, kwargs):
             if streams or self.rows is not None:
-                with torch.no_grad(), _reads(self._model, self._network, self._recorder(streams)):
+                with torch.no_grad(), listening(self._model, self._network, self._recorder(streams)):
                     self._model(*args, **kwargs)
             if "gradients" in self._wanted:
                 found = gradients(self._model, args, kwargs, targets, self._loss)
@@ -151,7 +151,7 @@ class _Pass:
             total[name] = x.double() if name not in total else total[name] + x.double()
 
 
-def _batches(
+def checked_batches(
     batches: Iterable[Any] | None, model: nn.Module, wanted: set[str]
 ) -> Iterator[tuple[str, Args, dict[str, Any], Any]]:
     """Yield each batch as (where, args, kwargs, targets), checked, on the model's device."""
@@ -173,14 +173,15 @@ def _batches(
         raise InputError(f"{what}: the iterable of batches is empty")
 
 
-def _reading(network: Network) -> dict[str, Layer]:
+def reading_layers(network: Network) -> dict[str, Layer]:
     """Return the layers that read, by the key of their input."""
     return {network.input_key(layer): layer for layer in network.layers if layer.in_axis is not None}
 
 
-def _reads(model: nn.Module, network: Network, record: Callable[[Read], None]) -> Reads:
+def listening(model: nn.Module, network: Network, record: Callable[[Read], None]) -> Reads:
+    """Return a context in which each use of a reading weight of the model is reported."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    axes = {key: (layer.weight, layer.in_axis) for key, layer in _reading(network).items()}
+    axes = {key: (layer.weight, layer.in_axis) for key, layer in reading_layers(network).items()}
     return Reads({k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record)
 
 
@@ -189,7 +190,7 @@ def _streams(
 ) -> dict[str, Stream]:
     if not wanted & {"gram", "moments"}:
         return {}
-    names = _reading(network)
+    names = reading_layers(network)
     if grams is None:
         full = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
     else:
@@ -219,13 +220,13 @@ def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> 
         if not all_finite(read.x):
             reached.append(read.key)
 
-    with torch.no_grad(), _reads(model, network, look):
+    with torch.no_grad(), listening(model, network, look):
         model(*args, **kwargs)
     return f": NaN or infinite activations reach {_layer_name(network, reached[0])}" if reached else ""
 
 
 def _layer_name(network: Network, key: str) -> str:
-    layer = _reading(network)[key]
+    layer = reading_layers(network)[key]
     return f"layer {layer.name!r} (weight {layer.weight!r})"
 
 

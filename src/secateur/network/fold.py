@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from secateur.core import Evidence, InputError, IntArray, Layer, Moments, Network, Plan
 from secateur.network.surgery import kept_indices
 
-__all__ = ["fold", "merge"]
+__all__ = ["as_matrix", "fold", "merge", "reading_axis"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
 RIDGE = 1e-6
@@ -97,7 +97,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         for layer, slot in readers:
             coefficients = torch.from_numpy(merged.coefficients)
             offset = torch.from_numpy(merged.offset)
-            whole = _matrix(model.get_parameter(layer.weight), layer).double()
+            whole = as_matrix(model.get_parameter(layer.weight), layer).double()
             for p in range(slot.index.shape[1]):
                 fit = Fit(slot.index[merged.kept, p], slot.index[merged.removed, p], coefficients, offset)
                 _apply(whole, result, layer, kept, fit, 1, np.arange(len(whole)))
@@ -199,9 +199,9 @@ def _fit_reader(
     model: nn.Module, plan: Plan, layer: Layer, kept: Kept, moments: Moments, check: Moments | None
 ) -> Reader:
     """Fit one reader, group by group of a convolution, and note what that gives."""
-    matrix = _matrix(model.get_parameter(layer.weight), layer).double()
+    matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
     alive = np.zeros(matrix.shape[1], dtype=bool)
-    alive[kept[layer.weight][_axis(layer)]] = True
+    alive[kept[layer.weight][reading_axis(layer)]] = True
     skip = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
@@ -220,7 +220,8 @@ def _fit_reader(
     return Reader(layer, matrix, moments.taps, tuple(fits), note)
 
 
-def _axis(layer: Layer) -> int:
+def reading_axis(layer: Layer) -> int:
+    """Return the axis along which a layer's weight reads."""
     if layer.in_axis is None:
         raise InputError(f"{layer.weight!r} reads nothing")
     return layer.in_axis
@@ -310,9 +311,9 @@ def _errors(matrix: Tensor, moments: Moments, inside: IntArray, fit: Fit) -> Any
     return np.array([plain, folded, float((W @ gram * W).sum())])
 
 
-def _matrix(weight: Tensor, layer: Layer) -> Tensor:
+def as_matrix(weight: Tensor, layer: Layer) -> Tensor:
     """View a weight as [out, in, taps]."""
-    matrix = weight.detach().movedim((layer.out_axis or 0, _axis(layer)), (0, 1))
+    matrix = weight.detach().movedim((layer.out_axis or 0, reading_axis(layer)), (0, 1))
     return matrix.flatten(2) if matrix.ndim > 2 else matrix[..., None]
 
 
@@ -331,7 +332,7 @@ def _apply(
         rows: Output rows that it holds for.
     """
     made = kept[layer.weight].get(layer.out_axis or 0, np.arange(whole.shape[0]))
-    read = kept[layer.weight].get(_axis(layer), np.arange(whole.shape[1]))
+    read = kept[layer.weight].get(reading_axis(layer), np.arange(whole.shape[1]))
     mine = np.intersect1d(made, rows)
     if not len(mine):
         return  # a group of the convolution that went whole
@@ -341,12 +342,12 @@ def _apply(
     gain = flat[..., fit.removed] @ fit.coefficients.to(whole.device)
     shift = (flat[..., fit.removed] @ fit.offset.to(whole.device)).reshape(len(mine), -1).sum(1)
     target = result.get_parameter(layer.weight)
-    view = _matrix(target, layer).double()
+    view = as_matrix(target, layer).double()
     if taps > 1:
         view[at, columns, torch.from_numpy(fit.kept % taps)] += gain
     else:
         view[at, columns] += gain.transpose(1, 2)
-    order = (layer.out_axis or 0, _axis(layer))
+    order = (layer.out_axis or 0, reading_axis(layer))
     kernel = [n for axis, n in enumerate(target.shape) if axis not in order]
     with torch.no_grad():
         target.copy_(view.reshape(*view.shape[:2], *kernel).movedim((0, 1), order))
