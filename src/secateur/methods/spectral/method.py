@@ -227,9 +227,8 @@ class Spectral(ScoreMethod):
 
 def _one_epsilon(network: Network, budget: Weights, found: Leverages) -> Allocation:
     """Give each layer the number of weights that one epsilon keeps on average, rounded to the total."""
-    full = allocate(network, replace(budget, scope="global"), found.values)
-    total = sum(full.counts.values())
-    names = list(full.counts)
+    checked = allocate(network, replace(budget, scope="erk")).counts
+    names, total = list(checked), sum(checked.values())
     levs, nodes = [found.values[x] for x in names], [found.nodes[x] for x in names]
     edges = sum(int((x > 0).sum()) for x in levs)
     if total > edges:

@@ -71,16 +71,19 @@ def epsilon_for_count(leverages: Sequence[Tensor], nodes: Sequence[int], count: 
         >>> round(epsilon_for_count([torch.full((4,), 0.5)], [4], 2) * 5 * math.log(4) * 0.5, 6)
         0.5
     """
-    t = torch.cat([x[x > 0].double() * (5 * math.log(n)) for x, n in zip(leverages, nodes, strict=True)])
-    if not 0 < count <= len(t):
-        raise ValueError(f"cannot keep {count} edges: the graphs have {len(t)} edges of positive leverage")
+    t = torch.cat([x.flatten().double() * (5 * math.log(n)) for x, n in zip(leverages, nodes, strict=True)])
+    edges = int(torch.count_nonzero(t))
+    if not 0 < count <= edges:
+        raise ValueError(f"cannot keep {count} edges: the graphs have {edges} edges of positive leverage")
+    if count == edges:
+        return 1 / float(t[t > 0].min())
     left = float(count)
     while True:
         epsilon = left / float(t.sum())
         saturated = t * epsilon >= 1
         number = int(saturated.sum())
-        if number == 0 or number == len(t):
-            return epsilon if number == 0 else 1 / float(t.min())
+        if number == 0:
+            return epsilon
         t, left = t[~saturated], left - number
         if left <= 0:
             return epsilon

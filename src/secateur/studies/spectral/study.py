@@ -93,7 +93,8 @@ def cells(
         for net in nets:
             known = {"net": net, "seed": seed, **base}
             if "table1" in parts and (net, "layer") in TABLE_1:
-                found.append(Cell(f"{HERE}:table1", {**known, "density": TABLE_1[net, "layer"][4]}))
+                timed = {"density": TABLE_1[net, "layer"][4], "repeats": 3}
+                found.append(Cell(f"{HERE}:table1", {**known, **timed}))
             for job, facts in _trainings(parts, net == nets[0]):
                 some = [[]] if facts["way"] == "dense" else densities
                 found += [Cell(f"{HERE}:{job}", {**known, **facts, "densities": list(d)}) for d in some]
