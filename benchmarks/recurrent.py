@@ -1,21 +1,23 @@
-"""Time nn.LSTM before and after whole units went, dense and pruned in turn.
+"""Time nn.LSTM before and after whole units went, whole and pruned in turn.
 
-Run `python benchmarks/recurrent.py` (a minute or two).  Prints one JSON line a case: median seconds of one
-forward pass over 32 steps, speed-up over the whole layer, and the largest difference between the shrunk and
-the masked model in float64.
+Run `python benchmarks/recurrent.py` (a minute or two).  Prints one JSON line a case: median CPU seconds of
+one forward pass over 32 steps in one thread, speed-up over the whole layer, and the largest difference
+between the shrunk and the masked model in float64.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from secateur.analysis.latency import latency
 from secateur.core import Evidence, Units
-from secateur.methods.lattice import Lattice
+from secateur.methods import Magnitude
 from secateur.network.surgery import mask, shrink
 from secateur.network.trace import trace
 
@@ -34,18 +36,29 @@ class Reader(nn.Module):
         return self.fc(self.rnn(x)[0])
 
 
-def compare(inputs: int, hidden: int, batch: int, repeats: int, threads: int) -> list[dict[str, object]]:
+@torch.no_grad()
+def medians(models: Mapping[str, nn.Module], x: Tensor, repeats: int) -> dict[str, float]:
+    """Return the median CPU seconds of a pass of each model; every round runs each once."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats + 1):
+        for name, model in models.items():
+            start = time.process_time()
+            model(x)
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def compare(inputs: int, hidden: int, batch: int, repeats: int) -> list[dict[str, object]]:
     """Time one layer whole and with a quarter, a half and three quarters of its units removed."""
     torch.manual_seed(0)
     model = Reader(inputs, hidden).eval()
     example = torch.randn(2, 32, inputs)
     network = trace(model, example)
     evidence = Evidence({name: p.detach() for name, p in model.named_parameters()})
-    method = Lattice(adjacency="weights", density=0.005)
     models: dict[str, nn.Module] = {"whole": model}
     gaps = {"whole": 0.0}
     for removed in (0.25, 0.5, 0.75):
-        plan = method.plan(network, evidence, Units(1 - removed))
+        plan = Magnitude().plan(network, evidence, Units(1 - removed))
         name = f"{removed:.0%} removed"
         models[name] = shrink(model, plan)
         x = example.double()
@@ -53,13 +66,12 @@ def compare(inputs: int, hidden: int, batch: int, repeats: int, threads: int) ->
             masked, small = mask(model, plan).double()(x), models[name].double()(x)
         gaps[name] = float((masked - small).abs().max())
         models[name].float()
-    times = latency(models, example, batch_sizes=(batch,), repeats=repeats, threads=threads)
-    whole = times["whole"][0].median
-    shared = {"inputs": inputs, "hidden": hidden, "batch": batch, "threads": threads}
+    times = medians(models, torch.randn(batch, 32, inputs), repeats)
+    shared = {"inputs": inputs, "hidden": hidden, "batch": batch}
     return [
-        {**shared, "model": name, "seconds": round(row[0].median, 5),
-         "speed-up": round(whole / row[0].median, 2), "difference": gaps[name]}
-        for name, row in times.items()
+        {**shared, "model": name, "seconds": round(seconds, 5),
+         "speed-up": round(times["whole"] / seconds, 2), "difference": gaps[name]}
+        for name, seconds in times.items()
     ]
 
 
@@ -67,10 +79,10 @@ def main() -> None:
     """Print one JSON line a model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     for inputs, hidden in ((64, 128), (64, 512), (512, 512)):
-        for row in compare(inputs, hidden, 64, options.repeats, options.threads):
+        for row in compare(inputs, hidden, 64, options.repeats):
             print(json.dumps(row), flush=True)
 
 
