@@ -172,8 +172,8 @@ def _g2p(rows: Rows) -> Iterator[Table]:
         speeds = _across([r for r in own if "speed-up" in r], ("criterion",), "speed-up")
         left = {r["criterion"]: r["left"] for r in own if "left" in r and r["removed"] == 0.25}
         shown = [{**line, "left at 25%": left.get(line["criterion"])} for line in speeds]
-        yield Table(f"g2p-speed-{name}", f"g2p-en: times as fast, share of {units} removed", shown,
-                    "One pass over a batch of 64 words, against the whole network in turn.")  # fmt: skip
+        note = "CPU time of a pass over a batch of words in one thread, whole and pruned in turn."
+        yield Table(f"g2p-speed-{name}", f"g2p-en: times as fast, share of {units} removed", shown, note)
 
 
 def _across(rows: Rows, names: tuple[str, ...], value: str) -> list[Row]:
