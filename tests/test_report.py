@@ -144,6 +144,12 @@ def test_spreads_leave_out_what_failed() -> None:
     assert spreads(rows, ["accuracy"])[0]["values"]["accuracy"] == [0.5, 0.5, 0.5]
 
 
+def test_rows_without_a_cost_are_only_a_table() -> None:
+    rows = [{"study": "s", "ours": 0.1 * i, "published": 0.1 * i} for i in range(4)]
+    assert payload(rows, rows, [])["axes"] == []
+    assert payload([{**row, "macs": 10} for row in rows], rows, [])["axes"] == ["ours", "published", "macs"]
+
+
 def test_payload_tells_every_group(runs: list[dict]) -> None:
     data = payload([flatten(run) for run in runs], runs, [])
     assert len(data["cells"]) == 2 * 24 and data["cells"][0] == [0, "fc1", 64, 32]

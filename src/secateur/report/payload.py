@@ -15,6 +15,7 @@ from secateur.report.spread import spreads
 
 LONG_TEXT = 40
 COUNTERS = ("seed", "draw")
+COSTS = ("parameters", "macs", "bytes", "nonzero")
 
 
 def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> Row:
@@ -29,7 +30,7 @@ def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> 
     full = [{key: row.get(key) for key in keys} for row in rows]
     numbers = [key for key in keys if key not in COUNTERS and any(_is_number(row[key]) for row in full)]
     axes = [key for key in numbers if not key.endswith("_before") and key != "before"]
-    shown = axes if len(axes) > 1 else []
+    shown = axes if len(axes) > 1 and any(_is_cost(key) for key in axes) else []
     return {
         "rows": [[row[key] for key in keys] for row in full],
         "columns": [
@@ -94,6 +95,10 @@ def _twin(key: str) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_cost(key: str) -> bool:
+    return key in COSTS or key.startswith("latency_")
 
 
 def _first(wanted: Sequence[str], axes: Sequence[str]) -> str | None:
