@@ -311,8 +311,10 @@ def prune_to(folder: Path, method: str) -> str:
 def test_saved_results_hold_the_portrait(method: str, drawn: bool, tmp_path: Path) -> None:
     prune_to(tmp_path, method)
     assert (sc.load_report(tmp_path).structure != {}) is drawn
-    page = (tmp_path / "report.html").read_text()
-    assert ("Spectrum: how each layer hangs together" in page) is drawn
+    assert ("Spectrum: how each layer hangs together" in (tmp_path / "report.html").read_text()) is drawn
+    done = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--out", str(tmp_path / "all.html")])
+    assert done.exit_code == 0, done.output
+    assert ("Spectrum: how each layer hangs together" in (tmp_path / "all.html").read_text()) is drawn
 
 
 def test_a_portrait_that_fails_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
