@@ -15,7 +15,6 @@ from secateur.methods import SNIP
 from secateur.network.trace import trace
 from secateur.structures.relu_mip import Scores
 from secateur.studies.mip.removal import (
-    Keep,
     at_threshold,
     others,
     random_keep,
@@ -31,7 +30,7 @@ from secateur.studies.mip.subjects import THRESHOLDS, Setting, Subject, dataset,
 Row = dict[str, Any]
 LAMBDAS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
-__all__ = ["epochs", "images", "lambdas", "modes", "pruning", "rescale", "snip", "transfer"]
+__all__ = ["epochs", "images", "lambdas", "modes", "pruning", "rescale", "snip", "transfer", "tuned"]
 
 
 @contextmanager
@@ -68,22 +67,26 @@ def _pruned(s: Subject, options: Mapping[str, Any]) -> Row:
         "pruned": share(s.network, keep), "pruned dead only": share(s.network, rest["dead only"]),
         "live units removed": low, "dead units": dead, "draws": len(chance), **_solved(result),
     }  # fmt: skip
-    return row | _repaired(s, keep, rest, chance[0], options["bounds"])
+    if options["bounds"] == "paper":
+        return row
+    folded = {"ours": keep, "random": chance[0], **{n: k for n, k in rest.items() if n != "critical"}}
+    return row | {f"{name} + fold": test_folded(s, kept) for name, kept in folded.items()}
 
 
 def _solved(result: Scores) -> Row:
     return {"status": result.status, "gap": result.gap, "solver seconds": result.stats["seconds"]}
 
 
-def _repaired(s: Subject, keep: Keep, rest: Mapping[str, Keep], chance: Keep, bounds: str) -> Row:
-    """What an epoch of training, or (valid form) a fold, makes of ours and of the others."""
-    if s.net == "VGG-16":
-        tuned = {"ours": keep, "random": chance, **rest}
-        return {f"{name} + ft": test_tuned(s, kept) for name, kept in tuned.items()}
-    if bounds == "paper":
-        return {"ours + ft": test_tuned(s, keep)}
-    folded = {"ours": keep, "random": chance, **{n: k for n, k in rest.items() if n != "critical"}}
-    return {f"{name} + fold": test_folded(s, kept) for name, kept in folded.items()}
+def tuned(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+    """Table 2 with fine-tuning: the published form and its comparators after one epoch each."""
+    s = subject(net, data, Setting(**setting), seed)
+    with _expected():
+        result = s.scores()
+    keep = at_threshold(s.network, result.scores, THRESHOLDS[net])
+    chance = random_keep(keep, s.network, np.random.default_rng(seed))
+    masks = {"ours": keep, "random": chance, **others(s, result, keep)}
+    same = {"net": net, "data": data, "seed": seed}
+    return [same | {f"{name} + ft": test_tuned(s, kept) for name, kept in masks.items()}]
 
 
 def modes(data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:

@@ -14,12 +14,12 @@ from secateur.data import fashion_available
 from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
 from secateur.studies.mip.figures import figures
 from secateur.studies.mip.subjects import NETS, Setting
-from secateur.studies.mip.tables import Rows, claims, tables
+from secateur.studies.mip.tables import Rows, claims, tables, with_tuning
 
 __all__ = ["FULL", "PARTS", "QUICK", "cells", "findings", "run"]
 
 FIGURES = ("images", "epochs", "lambdas")
-PARTS = ("pruning", "modes", "transfer", "rescale", "snip", *FIGURES)
+PARTS = ("pruning", "tuned", "modes", "transfer", "rescale", "snip", *FIGURES)
 QUICK = Setting()
 FULL = Setting(train=60_000, share=1.0, epochs=30, test=10_000, sets=25, seconds=7200, width=1.0)
 HERE = "secateur.studies.mip.cells"
@@ -85,6 +85,7 @@ def cells(
     here = ["fashion"] if "fashion" not in named and fashion_available() else []
     data = [*here, *named, "digits"]
     pairs = [(a, b) for a in data for b in data if a != b]
+    alone = [(name, name) for name in data if name != "digits"]
     deep = [n for n in nets if n == "LeNet-5" or (full and n == "VGG-16")]
     drawn = [net for net in nets if net in ("FC-3", "LeNet-5")]
     one = {"seed": seeds[0]}
@@ -96,16 +97,24 @@ def cells(
             for s in seeds
             if n != "VGG-16" or full
         ],
+        "tuned": [
+            {"net": n, "data": d, "seed": s}
+            for n in nets
+            for d in data
+            for s in seeds
+            if n != "VGG-16" or full
+        ],
         "modes": [{"data": d, "seed": s} for d in data for s in seeds],
         "transfer": [
             {"net": n, "source": a, "target": b, "seed": s} for n in deep for a, b in pairs for s in seeds
         ],
         "rescale": [{"data": d, "seed": s} for d in data for s in seeds],
-        "snip": [{"source": a, "target": b, "seed": s} for a, b in pairs for s in seeds],
+        "snip": [{"source": a, "target": b, "seed": s} for a, b in [*pairs, *alone] for s in seeds],
     }
     work |= {part: [{"net": n, "data": data[0], **one} for n in drawn] for part in FIGURES}
     if "VGG-16" in nets and not full:
         work["pruning"].append({"net": "VGG-16", "data": "digits", **one, "valid": False})
+        work["tuned"].append({"net": "VGG-16", "data": "digits", **one})
     scale = asdict(setting)
     return [Cell(f"{HERE}:{part}", {**what, "setting": scale}) for part in parts for what in work[part]]
 
@@ -136,7 +145,7 @@ def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]
             f"Of {len(entries)} printed numbers and differences {by['reproduced']} are reproduced, "
             f"{by['differs']} differ, and {len(entries) - sum(by.values())} need data that is not here."
         )
-    found = claims(rows["pruning"])
+    found = claims(with_tuning(rows))
     for form, words in (("paper", "the published form"), ("valid", "the valid form")):
         for other in ("random", "L1", "mean activation"):
             these = [row for row in found if row["form"] == form and row["difference"] == f"ours - {other}"]

@@ -34,7 +34,7 @@ from secateur.zoo import lenet5, mlp
 from secateur.zoo.plain import VGG_PLANS
 from secateur.zoo.training import Shuffled
 
-__all__ = ["NETS", "THRESHOLDS", "Setting", "Subject", "dataset", "fit", "make", "subject"]
+__all__ = ["NETS", "THRESHOLDS", "Setting", "Subject", "batches", "dataset", "fit", "make", "subject"]
 
 THRESHOLDS = {"FC-3": 0.1, "FC-4": 0.1, "LeNet-5": 0.2, "VGG-16": 0.3}
 NETS = tuple(THRESHOLDS)
