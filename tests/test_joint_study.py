@@ -51,7 +51,8 @@ def test_a_planted_winner_wins_everywhere_and_is_named():
     tables = {table.name: table.rows for table in found.tables}
     assert {row["best"] for row in tables["winners-fold"]} == {"spectral"}
     assert {row["tied with it"] for row in tables["winners-fold"]} == {"none"}
-    assert "With the fold, **spectral** stands first: best or tied in 8 of 8 blocks" in found.paragraph
+    assert "With the fold, **spectral** stands first: it loses least in 8 of 8 blocks" in found.paragraph
+    assert "8.0 points ahead of magnitude, the second" in found.paragraph
     assert "spectral is ahead of magnitude, random." in found.paragraph
     first = next(row for row in tables["standings"] if row["repair"] == "fold")
     assert (first["method"], first["best"], first["tied"], first["blocks"]) == ("spectral", 8, 0, 8)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bench import Cell, run_grid
+from secateur.bench.statistics import bootstrap
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur.methods import METHODS
 from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
 from secateur.studies.joint.figures import figures
-from secateur.studies.joint.standing import STRUCTURES, blocks
+from secateur.studies.joint.standing import STRUCTURES, Block, blocks, meetings
 from secateur.studies.joint.subjects import NETWORKS, SIZES
 from secateur.studies.joint.tables import WORDS, Rows, tables
 
@@ -104,17 +105,18 @@ def cells(
 
 def findings(rows: Rows, failed: Table | None = None) -> Findings:
     """Turn the rows of the cells into what the study found."""
+    there = blocks(rows)
     made = [table for table in tables(rows) if table.rows] + ([failed] if failed else [])
     title = "The four structures and all baselines, on the same networks"
-    return Findings("joint", title, "", made, figures(blocks(rows)), conclusion(made))
+    return Findings("joint", title, "", made, figures(there), conclusion(made, there))
 
 
-def conclusion(made: Sequence[Table]) -> str:
-    """Say who wins, from the tables, whoever it is."""
+def conclusion(made: Sequence[Table], there: Sequence[Block]) -> str:
+    """Say who wins, from tables and blocks, whoever it is."""
     found = {table.name: table.rows for table in made}
-    if "standings" not in found:
+    if not there:
         return "No network was pruned."
-    return " ".join([_scope(found), *_by_repair(found), *_structures(found), *_price(found)])
+    return " ".join([_scope(found), *_by_repair(found, there), *_structures(found), *_price(found)])
 
 
 def _scope(found: Mapping[str, Rows]) -> str:
@@ -125,28 +127,31 @@ def _scope(found: Mapping[str, Rows]) -> str:
     )
     least = min(row["seeds"] for row in networks)
     return (
-        f"{len({row['method'] for row in found['standings']})} criteria at the same sizes, on {kinds} "
-        f"networks, {data}, {least} seeds or more each."
+        f"{len({row['method'] for row in found['standings']})} criteria on the same networks at the same "
+        f"sizes: {kinds} kinds of network, {data}, {least} seeds or more each."
     )
 
 
-def _by_repair(found: Mapping[str, Rows]) -> Iterator[str]:
+def _by_repair(found: Mapping[str, Rows], there: Sequence[Block]) -> Iterator[str]:
     """Name the method that is nearest to the best over all blocks, for each repair."""
     for repair, words in WORDS.items():
-        rows = [row for row in found["standings"] if row["repair"] == repair]
-        every = max((row["blocks"] for row in rows), default=0)
-        whole = [row for row in rows if row["blocks"] == every]
-        if not whole:
+        mine = [block for block in there if block.repair == repair]
+        whole = [r for r in found["standings"] if r["repair"] == repair and r["blocks"] == len(mine)]
+        if len(whole) < 2:
             continue
-        first, *others = whole
-        random = next((row for row in whole if row["method"] == "random"), None)
-        text = (
-            f"{words.capitalize()}, **{first['method']}** stands first: best or tied in "
-            f"{first['best'] + first['tied']} of {every} blocks, {first['lost']:.1f} points lost on average"
+        first, second = whole[:2]
+        beaten = len(mine) - first["best"] - first["tied"]
+        lead = bootstrap(meetings(mine, first["method"], second["method"]))
+        ahead = f"{lead.estimate:.1f} points ahead of {second['method']}, the second"
+        if lead.count > 1:
+            ahead += f" (95 % interval over networks {lead.low:.1f} to {lead.high:.1f})"
+        random = next((row["lost"] for row in whole if row["method"] == "random"), None)
+        yield (
+            f"{words.capitalize()}, **{first['method']}** stands first: it loses least in {first['best']} of "
+            f"{len(mine)} blocks and is beaten in {beaten}; {first['lost']:.1f} points lost on average, "
+            f"{ahead}"
+            + (f"; random removal loses {random:.1f}." if random is not None else ".")
         )
-        if others:
-            text += f"; {others[0]['method']} follows with {others[0]['lost']:.1f}"
-        yield text + (f", random loses {random['lost']:.1f}." if random and random is not first else ".")
 
 
 def _structures(found: Mapping[str, Rows]) -> Iterator[str]:
