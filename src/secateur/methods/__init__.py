@@ -2,6 +2,7 @@
 
 from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
 from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
+from secateur.methods.during import prune_every
 from secateur.methods.lattice import Lattice
 from secateur.methods.matroid import Matroid
 from secateur.methods.mip import MIP
@@ -24,5 +25,5 @@ METHODS: dict[str, type[SetMethod]] = {
 
 __all__ = [
     "METHODS", "MIP", "SNIP", "Activation", "Choice", "Lattice", "Magnitude", "Matroid", "Method", "Random",
-    "ScoreMethod", "Sensitivity", "SetMethod", "Spectral", "SynFlow", "Taylor",
+    "ScoreMethod", "Sensitivity", "SetMethod", "Spectral", "SynFlow", "Taylor", "prune_every",
 ]
