@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from secateur.core import InputError, PlanError, unknown
-from secateur.network.gradients import Loss, cross_entropy
-from secateur.running import call, logits
+from secateur.network.gradients import Loss, check_loss, cross_entropy
+from secateur.running import call, check_seed, duplicate, logits
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 AfterEpoch = Callable[[int, nn.Module], Mapping[str, Any] | None]
@@ -99,9 +99,9 @@ def finetune(
     if epochs is not None and steps is not None:
         raise InputError("give epochs or steps, not both")
     epochs = 1 if epochs is None and steps is None else epochs
-    if (epochs or steps or 0) < 1 or not lr > 0:
-        raise InputError(f"epochs, steps and lr must be positive; got {epochs}, {steps} and {lr}")
-    tuned = copy.deepcopy(model)
+    check_training(epochs if steps is None else steps, lr)
+    check_seed(seed)
+    tuned = duplicate(model)
     trained = [p for p in tuned.parameters() if p.requires_grad]
     if not trained:
         raise InputError("no parameter requires a gradient: there is nothing to train")
@@ -123,6 +123,15 @@ def finetune(
                                  "look for NaN in weights and batches")
             advance()
     return tuned, History(tuple(losses), lr, seed, time.perf_counter() - start)
+
+
+def check_training(passes: Any, lr: Any) -> None:
+    """Raise `InputError` if epochs or steps, or a learning rate, cannot be."""
+    if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
+        raise InputError(f"epochs or steps must be a positive integer; got {passes!r}")
+    number = isinstance(lr, Real)
+    if not (number and 0 < lr < math.inf):
+        raise InputError(f"lr must be a positive number; got {lr!r}")
 
 
 def _stream(
@@ -149,6 +158,7 @@ def _step(model: nn.Module, batch: Any, loss: Loss, optimizer: torch.optim.Optim
     inputs, targets = batch
     output = call(model, inputs)
     value = loss(output, targets.to(logits(output).device) if isinstance(targets, Tensor) else targets)
+    check_loss(value)
     optimizer.zero_grad()
     value.backward()
     hold.gradients()
@@ -226,4 +236,4 @@ def _bar(shown: bool, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["AfterEpoch", "History", "adam", "finetune"]
+__all__ = ["AfterEpoch", "History", "adam", "check_training", "finetune"]

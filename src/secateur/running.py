@@ -6,8 +6,10 @@ arguments.  Modes, buffers, flags and generators come back as they were.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from secateur.core import InputError
 
 __all__ = [
-    "all_finite", "call", "device_of", "evaluating", "explained", "finite_tensors", "logits", "place",
-    "split_batch", "tensors_of", "to_device", "to_model", "untouched",
+    "all_finite", "call", "check_seed", "device_of", "duplicate", "evaluating", "explained", "finite_tensors",
+    "logits", "place", "split_batch", "tensors_of", "to_device", "to_model", "untouched",
 ]  # fmt: skip
 
 
@@ -39,16 +41,51 @@ def device_of(model: nn.Module) -> torch.device:
     return place(model)[0]
 
 
+def check_seed(seed: Any) -> None:
+    """Raise `InputError` if a seed is none that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise InputError(f"a seed is an integer from 0 to 2**63 - 1; got {seed!r}")
+
+
+def duplicate(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy a module tree.
+
+    Tensors that a forward pass left in attributes (features that are kept, weights that a hook computes)
+    cannot be copied with their history; they come without it.
+
+    Args:
+        model: Left as it is.
+        tensors: id of a tensor -> the tensor that stands in for it in the copy.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.seen = layer(torch.ones(1, 2))
+        >>> bool(duplicate(layer).seen.equal(layer.seen))
+        True
+    """
+    memo: dict[int, Any] = dict(tensors or {})
+    for module in model.modules():
+        for x in tree_leaves(list(vars(module).values())):
+            if isinstance(x, Tensor) and not x.is_leaf:
+                memo.setdefault(id(x), x.detach().clone())
+    return copy.deepcopy(model, memo)
+
+
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; restore its modes and its buffers at the end."""
+    """Put a model into evaluation mode; restore its modes, buffers and other attributes at the end."""
     training = {module: module.training for module in model.modules()}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     own = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
     buffers = [(m, k, b, b.detach().clone()) for m, k, b in own]
     try:
         model.eval()
         yield
     finally:
+        for module, held in attributes.items():
+            for name in set(vars(module)) - set(held):
+                del vars(module)[name]
+            vars(module).update(held)
         for module, flag in training.items():
             module.training = flag
         for module, name, buffer, value in buffers:
@@ -76,9 +113,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Run a model in evaluation mode, seeded, and restore it and the generators at the end.
 
-    Restored are training flags, `requires_grad`, buffers, PyTorch's generators and the switch of the fused
-    attention path, which is off inside because it hides the weights.  For recurrent models cuDNN is off too:
-    its kernels refuse gradients in evaluation mode.
+    Restored are training flags, `requires_grad`, buffers and other attributes, PyTorch's generators and the
+    switch of the fused attention path, which is off inside because it hides the weights.  For recurrent
+    models cuDNN is off too: its kernels refuse gradients in evaluation mode.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import InputError
-from secateur.running import evaluating, place, to_model
+from secateur.running import call, evaluating, place, to_model
 
 Run = Callable[[int], float]
 
@@ -83,10 +84,11 @@ def latency(
     Returns:
         By model name, one `Latency` for each batch size.
     """
-    if not models or repeats < 1 or warmup < 0 or any(size < 1 for size in batch_sizes):
-        raise InputError(f"latency needs a model, at least one repeat and positive batch sizes; got "
-                         f"{len(models)} models, repeats={repeats}, warmup={warmup}, {tuple(batch_sizes)}")
-    arguments = (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {}))
+    if not models or repeats < 1 or warmup < 0:
+        raise InputError(f"latency needs a model and at least one repeat; got {len(models)} models, "
+                         f"repeats={repeats}, warmup={warmup}")
+    check_sizes(batch_sizes, batch_axis)
+    arguments = _arguments(inputs, kwargs)
     found: dict[str, list[Latency]] = {name: [] for name in models}
     with ExitStack() as stack:
         stack.enter_context(_threads(threads))
@@ -95,10 +97,50 @@ def latency(
         for size in batch_sizes:
             resized = _resize(arguments, batch_axis, size)
             runs = {name: _runner(model, *to_model(resized, model)) for name, model in models.items()}
+            _try(models, resized, size, batch_axis)
             times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
             for name, model in models.items():
                 found[name].append(_latency(size, times[name], place(model)[0]))
     return {name: tuple(rows) for name, rows in found.items()}
+
+
+def try_sizes(
+    model: nn.Module,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    batch_sizes: Sequence[int],
+    batch_axis: int,
+) -> None:
+    """Run a model once at each batch size; raise `InputError` where it cannot be measured."""
+    check_sizes(batch_sizes, batch_axis)
+    with evaluating(model):
+        for size in batch_sizes:
+            _try({"": model}, _resize(_arguments(inputs, kwargs), batch_axis, size), size, batch_axis)
+
+
+def check_sizes(batch_sizes: Any, batch_axis: Any) -> None:
+    """Raise `InputError` if batch sizes or the batch's axis cannot be."""
+    listed = isinstance(batch_sizes, Sequence) and not isinstance(batch_sizes, str)
+    if not listed or any(isinstance(x, bool) or not isinstance(x, Integral) or x < 1 for x in batch_sizes):
+        raise InputError(f"batch_sizes are positive integers, none to measure nothing; got {batch_sizes!r}")
+    if isinstance(batch_axis, bool) or not isinstance(batch_axis, Integral) or batch_axis < 0:
+        raise InputError(f"batch_axis is the number of an axis, from 0; got {batch_axis!r}")
+
+
+def _try(models: Mapping[str, nn.Module], arguments: Any, size: int, axis: int) -> None:
+    args, kwargs = arguments
+    for model in models.values():
+        try:
+            call(model, args, kwargs)
+        except InputError as error:
+            raise InputError(
+                f"the latency cannot be measured with {size} examples along axis {axis}: {error}. Choose "
+                "other batch_sizes or batch_axis; with batch_sizes=() nothing is measured"
+            ) from error
+
+
+def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {}))
 
 
 def _latency(size: int, times: Sequence[float], device: torch.device) -> Latency:
@@ -177,4 +219,4 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-__all__ = ["Latency", "latency"]
+__all__ = ["Latency", "check_sizes", "latency", "try_sizes"]

@@ -38,6 +38,15 @@ def class_axis(scores: Tensor, targets: Tensor) -> int:
                      "must be class numbers and have the scores' shape without its class axis, of 2 or more")
 
 
+def _classes(scores: Tensor, targets: Tensor) -> int:
+    axis = class_axis(scores, targets)
+    wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= scores.shape[axis])]
+    if wrong.numel():
+        classes = scores.shape[axis]
+        raise InputError(f"targets go from 0 to {classes - 1} for {classes} classes; got {int(wrong[0])}")
+    return axis
+
+
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """Return the share of targets whose class has the highest score; targets of -100 do not count.
 
@@ -49,7 +58,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     right = total = 0
     for scores, targets in _scored(model, batches):
         counted = targets != IGNORED
-        hits = scores.argmax(class_axis(scores, targets)) == targets
+        hits = scores.argmax(_classes(scores, targets)) == targets
         right += int((hits & counted).sum())
         total += int(counted.sum())
     return right / _some(total)
@@ -68,7 +77,7 @@ def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
     """
     summed, total = 0.0, 0
     for scores, targets in _scored(model, map(_shifted, batches)):
-        moved = scores.movedim(class_axis(scores, targets), -1)
+        moved = scores.movedim(_classes(scores, targets), -1)
         wide = moved.reshape(-1, moved.shape[-1]).to(torch.promote_types(moved.dtype, torch.float32))
         losses = functional.cross_entropy(wide, targets.reshape(-1), ignore_index=IGNORED, reduction="none")
         summed -= float(losses.double().sum())
@@ -101,7 +110,11 @@ def metric_named(metric: str | Metric) -> tuple[str, Metric]:
 def evaluate(model: nn.Module, batches: Iterable[Any], metric: str | Metric = "accuracy") -> float:
     """Return a metric of a model as a finite number, or raise `InputError`."""
     name, function = metric_named(metric)
-    value = float(function(model, batches))
+    given = function(model, batches)
+    try:
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the metric {name!r} must return one number; got {type(given).__name__}") from error
     if not math.isfinite(value):
         raise InputError(f"the metric {name!r} is {value}; it must be a finite number")
     return value

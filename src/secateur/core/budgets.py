@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from secateur.core.errors import InputError, unknown
 
 Scope = Literal["layer", "global", "erk"]
 
 
-def _fraction(what: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value <= 1):
-        raise InputError(f"{what} must be in (0, 1], a share that stays; got {value!r}")
+def _fraction(what: str, value: Any) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 < value <= 1):
+        raise InputError(f"{what} must be a number in (0, 1]; got {value!r}")
+    return float(value)
 
 
 def _common(scope: str, floor: int, round_to: int) -> None:
     if scope not in ("layer", "global", "erk"):
         raise InputError(unknown("scope", str(scope), ["layer", "global", "erk"]))
-    if floor < 1 or round_to < 1:
-        raise InputError(f"floor and round_to must be at least 1; got {floor} and {round_to}")
+    if not all(isinstance(x, Integral) and x >= 1 for x in (floor, round_to)):
+        raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Units:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        _fraction("Units.keep", self.keep)
+        object.__setattr__(self, "keep", _fraction("Units.keep", self.keep))
         _common(self.scope, self.floor, self.round_to)
 
 
@@ -53,7 +56,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        _fraction("Weights.density", self.density)
+        object.__setattr__(self, "density", _fraction("Weights.density", self.density))
         _common(self.scope, self.floor, 1)
 
 
@@ -68,7 +71,7 @@ class Params:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        _fraction("Params.keep", self.keep)
+        object.__setattr__(self, "keep", _fraction("Params.keep", self.keep))
         _common(self.scope, self.floor, self.round_to)
 
 
@@ -83,7 +86,7 @@ class Macs:
 
     def __post_init__(self) -> None:
         """Check the share."""
-        _fraction("Macs.keep", self.keep)
+        object.__setattr__(self, "keep", _fraction("Macs.keep", self.keep))
         _common(self.scope, self.floor, self.round_to)
 
 
@@ -106,9 +109,9 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         """Check drop and step."""
-        if not self.drop >= 0:
-            raise InputError(f"Tolerance.drop must be 0 or more; got {self.drop!r}")
-        _fraction("Tolerance.step", self.step)
+        if not (isinstance(self.drop, Real) and self.drop >= 0):
+            raise InputError(f"Tolerance.drop must be a number, 0 or more; got {self.drop!r}")
+        object.__setattr__(self, "step", _fraction("Tolerance.step", self.step))
         _common(self.scope, self.floor, self.round_to)
 
 

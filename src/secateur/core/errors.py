@@ -33,8 +33,12 @@ class StoreError(SecateurError):
     """A saved folder is missing, damaged, or cannot be written."""
 
 
+LISTED = 20
+
+
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Word an error about an unknown name, with the near matches."""
+    """Word an error about an unknown name, with the near matches; of many known names, the first."""
     near = get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-    return f"no {what} {name!r}{hint} Known: {', '.join(map(repr, sorted(known))) or 'none'}"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"no {what} {name!r}{hint} Known: {', '.join(map(repr, sorted(known)[:LISTED])) or 'none'}{more}"

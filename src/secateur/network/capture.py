@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import re
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,8 @@ from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
 from secateur.network.packed import Unpacked, refuse_packed
+from secateur.network.wrapped import refuse_wrapped
+from secateur.running import duplicate
 
 __all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin", "user_line"]
 
@@ -59,9 +61,9 @@ def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Mo
         model: Left as it is.
         tensors: id of a parameter or buffer -> the tensor that stands in for it in the copy.
     """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo.update(tensors or {})
-    copied = copy.deepcopy(model, memo).eval()
+    copied = duplicate(model, memo).eval()
     for module in copied.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):
@@ -114,6 +116,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     Raises:
         CaptureError: With torch's reason and a hint.
     """
+    refuse_wrapped(model)
     refuse_packed((*args, *kwargs.values()))
     _check_devices(model, args, kwargs)
     with slow_paths(), _quiet(), torch.enable_grad(), Unpacked():
@@ -155,7 +158,8 @@ def first_names(model: nn.Module) -> dict[str, str]:
 def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     given = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     if not given:
-        raise InputError("example_inputs hold no tensor; give what the model is called with, as a tuple")
+        kinds = ", ".join(type(x).__name__ for x in (*args, *kwargs.values())) or "nothing"
+        raise InputError(f"example_inputs hold no tensor; give what the model is called with; got {kinds}")
     for t in given:
         if t.numel() == 0:
             raise InputError(f"example_inputs hold an empty tensor of shape {tuple(t.shape)}")
@@ -172,6 +176,8 @@ def _explain(model: nn.Module, error: Exception) -> str:
     reason = " ".join(lines[:3] or [type(error).__name__]).rstrip(".")
     if any(word in str(error) for word in ("data-dependent", "DataDependent", ".item()")):
         hint = "the path depends on values of the data, which no graph can hold; prune a part of the model"
+    elif "deepcopy" in str(error) or "pickle" in str(error):
+        hint = "a copy is captured: remove the attribute that copy.deepcopy(model) cannot copy"
     else:
         hint = "check that model(*example_inputs) runs"
     return (
@@ -181,15 +187,25 @@ def _explain(model: nn.Module, error: Exception) -> str:
     )
 
 
+INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
 def user_line(error: BaseException) -> str:
-    """Return ``file:line: code`` of the innermost frame outside torch and this package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    own = [f for f in frames if not f.filename.startswith(inside)]
+    """Return ``file:line: code`` of the innermost frame outside torch, Python's library and this package.
+
+    Where there is none, of the innermost one in a module of torch's.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    own = [f for f in frames if not (f.filename.startswith(INSIDE) or _standard(f.filename))]
+    layers = [f for f in frames if f.filename.startswith(str(Path(nn.__file__).parent))]
     if not frames:
         return "an unknown line"
-    frame = (own or frames)[-1]
+    frame = (own or layers or frames)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def _standard(file: str) -> bool:
+    return file.startswith(sysconfig.get_path("stdlib")) and "-packages" not in file
 
 
 def _writes_through_views(module: GraphModule) -> bool:

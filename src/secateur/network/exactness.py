@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.core import CaptureError, ExactnessError, Plan
+from secateur.core import CaptureError, ExactnessError, InputError, Plan
 from secateur.network.capture import Capture, capture, slow_paths, source, user_line
 from secateur.network.flow import Axes
+from secateur.running import duplicate
 
 __all__ = ["deviation", "in_float64", "run_float64", "verify"]
 
@@ -50,7 +50,7 @@ def in_float64() -> Iterator[None]:
 
 def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) -> list[Tensor]:
     """Run a float64 copy of a model in evaluation mode; return its floating-point outputs."""
-    model = copy.deepcopy(model).double().eval()
+    model = duplicate(model).double().eval()
     for module in model.modules():
         if getattr(getattr(module, "config", None), "use_cache", False):
             module.config.use_cache = False  # type: ignore[union-attr]
@@ -95,7 +95,16 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
         ExactnessError: More than 1e-10, or the shrunk model does not run; names the operation.
     """
     args, kwargs = plan.network.example_inputs, plan.network.example_kwargs
-    expected = run_float64(masked, args, kwargs, device)
+    device = None if device is None else _usable(device)
+    if any(p.is_meta for p in masked.parameters()):
+        raise InputError("a model on the meta device has no values to compare: say check=False")
+    try:
+        expected = run_float64(masked, args, kwargs, device)
+    except Exception as error:
+        raise InputError(
+            f"{type(masked).__name__} does not run in float64 on its example inputs: {type(error).__name__}: "
+            f"{error}. Check that model(*example_inputs) runs; check=False leaves the comparison out"
+        ) from error
     try:
         found = run_float64(small, args, kwargs, device)
     except Exception as error:
@@ -112,6 +121,17 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
             "name the layer in ignored_layers to leave it whole"
         )
     return worst
+
+
+def _usable(device: Any) -> torch.device:
+    try:
+        found = torch.ones((), device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise InputError(f"check_device {device!r} cannot be used: {said}") from error
+    if found.type == "meta":
+        raise InputError("check_device must be one that computes, such as 'cpu'; got 'meta'")
+    return found
 
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:

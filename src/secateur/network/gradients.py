@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from secateur.core import InputError, Network
 from secateur.running import logits, tensors_of, untouched
 
-__all__ = ["Loss", "SynapticFlow", "cross_entropy", "gradients"]
+__all__ = ["Loss", "SynapticFlow", "check_loss", "cross_entropy", "gradients"]
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -67,13 +67,14 @@ def gradients(
     parameters = {k: p.detach().requires_grad_() for k, p in floating}
     with torch.enable_grad():
         value = loss(functional_call(model, parameters, args, dict(kwargs)), targets)
-        _check_loss(value)
+        check_loss(value)
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     pairs = zip(parameters.items(), found, strict=True)
     return {k: torch.zeros_like(p) if g is None else g.detach() for (k, p), g in pairs}
 
 
-def _check_loss(value: Any) -> None:
+def check_loss(value: Any) -> None:
+    """Raise `InputError` if a loss is none that gradients can be taken of."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"a loss must be one number for the batch; got {shape}")

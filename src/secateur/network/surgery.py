@@ -7,7 +7,6 @@ give the same outputs in float64 on the example inputs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from secateur.network.attention import SlimAttention
 from secateur.network.exactness import verify
 from secateur.network.layers import resize
 from secateur.network.norms import narrowed
+from secateur.running import duplicate
 
 __all__ = ["hold", "kept_indices", "mask", "shrink"]
 
@@ -163,13 +163,13 @@ def _like(old: Tensor, value: Tensor) -> Tensor:
 
 def _rebuild(model: nn.Module, replacements: dict[int, Tensor]) -> nn.Module:
     """Deep-copy the model with other tensors in the place of some; ties stay ties, gradients go."""
-    memo: dict[int, Any] = dict(replacements)
+    memo = dict(replacements)
     for parameter in model.parameters():
         if id(parameter) not in memo:
             memo[id(parameter)] = nn.Parameter(
                 parameter.detach().clone(), requires_grad=parameter.requires_grad
             )
-    return copy.deepcopy(model, memo)
+    return duplicate(model, memo)
 
 
 def _set_size(model: nn.Module, original: nn.Module, size: Size, plan: Plan) -> nn.Module:

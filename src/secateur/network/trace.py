@@ -64,15 +64,16 @@ def trace(
         >>> [(g.name, g.size) for g in network.groups]
         [('0', 8)]
     """
-    args, kwargs = as_call(example_inputs, example_kwargs)
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    ignored = _ignored(model, ignored_layers)
     taken = capture(model, args, kwargs)
     norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
     flow = Flow(batch=_batch(args, kwargs), norms=norms)
     tensors = _label_tensors(model, flow)
     _walk(taken, flow, tensors)
-    _ignore(model, flow, tensors, ignored_layers)
+    _ignore(flow, tensors, ignored)
     settle(taken, flow, args, kwargs)
     families = find_groups(flow, tensors)
     taken.atoms, taken.roots = flow.atoms.size, {f.group.name: f.roots for f in families}
@@ -93,6 +94,8 @@ def trace(
 
 def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword inputs for a tensor, a tuple, or a dict of keywords."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"example_kwargs are a mapping of keywords; got {type(kwargs).__name__}")
     if isinstance(inputs, Mapping):
         return (), {**inputs, **(kwargs or {})}
     several = isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
@@ -241,17 +244,29 @@ def _unknown(flow: Flow, states: list[Axes], shapes: list[tuple[int, ...]], node
     return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
 
 
-def _ignore(model: nn.Module, flow: Flow, tensors: Tensors, ignored: Iterable[str | nn.Module]) -> None:
-    names = {id(m): n for n, m in model.named_modules()}
-    known = {n for n, _ in model.named_modules()} | set(first_names(model))
-    first = first_names(model)
+def _ignored(model: nn.Module, ignored: Any) -> dict[str, set[str]]:
+    """Return, for each entry, the first names of the tensors inside it."""
+    if isinstance(ignored, (str, nn.Module)) or not isinstance(ignored, Iterable):
+        raise InputError(f"ignored_layers is a list of modules and names; got {type(ignored).__name__}")
+    named, first = list(model.named_modules(remove_duplicate=False)), first_names(model)
+    names = {id(module): name for name, module in reversed(named)}
+    known = {*dict(named), *first}
+    found = {}
     for entry in ignored:
         name = names.get(id(entry)) if isinstance(entry, nn.Module) else entry
-        if name is None or name not in known:
+        if not isinstance(name, str) or name not in known:
             shown = name if isinstance(name, str) else type(entry).__name__
             raise InputError(unknown("layer", shown, sorted(known - {""})))
         prefix = name + "." if name else ""
-        inside = {f for n, f in first.items() if n == name or n.startswith(prefix)}
+        found[name] = {f for n, f in first.items() if n == name or n.startswith(prefix)}
+        if not found[name]:
+            kind = type(model.get_submodule(name)).__name__
+            raise InputError(f"ignored_layers: {name!r} ({kind}) makes no units; name the layer before it")
+    return found
+
+
+def _ignore(flow: Flow, tensors: Tensors, ignored: Mapping[str, set[str]]) -> None:
+    for name, inside in ignored.items():
         for (tensor, axis), role in flow.roles.items():
             if tensor in inside and role != "in":
                 flow.atoms.freeze(tensors.states[tensor].labels[axis], f"ignored_layers has {name!r}")
