@@ -106,15 +106,18 @@ def test_differences_are_paired_and_judged_beside_the_published_sign():
 def test_every_printed_number_has_a_verdict():
     empty = {part: [] for part in PARTS}
     tuned = {"net": "FC-3", "data": "fashion", "seed": 0, "ours + ft": 87.0}
-    found = findings(empty | {"pruning": [_row("FC-3", 0, ours=81.0)], "tuned": [tuned]}, QUICK)
+    rows = [_row("FC-3", k, ours=81.0) for k in (0, 1)]
+    found = findings(empty | {"pruning": rows, "tuned": [tuned]}, QUICK)
     table = {t.name: t.rows for t in found.tables}["table2-published"]
-    assert len(table) == sum(len(numbers) for numbers in published.PRUNING.values())
+    with_ours = sum("ours" in numbers for numbers in published.PRUNING.values())
+    assert len(table) == sum(len(numbers) for numbers in published.PRUNING.values()) + with_ours
     mine = {row["what"]: row for row in table if (row["net"], row["data"]) == ("FC-3", "fashion")}
     assert mine["OURS"]["verdict"] == "reproduced" and mine["RP"]["verdict"] == "differs"
+    assert mine["points lost"]["ours"] == -1.0 and mine["points lost"]["published"] == 7.7
     assert mine["OURS + FT"]["ours"] == 87.0 and mine["OURS + FT"]["published"] == 88.1
     away = {row["verdict"] for row in table if row["data"] in ("mnist", "cifar10")}
     assert away == {"cannot be run here"}
-    assert "1 of 1" in found.paragraph or "ahead of random" in found.paragraph
+    assert "ours is ahead of random in 1 of 1 cases" in found.paragraph
 
 
 def test_the_grid_has_three_initialisations_and_vgg_at_both_sizes():

@@ -145,28 +145,32 @@ def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]
             f"Of {len(entries)} printed numbers and differences {by['reproduced']} are reproduced, "
             f"{by['differs']} differ, and {len(entries) - sum(by.values())} need data that is not here."
         )
-    found = claims(with_tuning(rows))
-    for form, words in (("paper", "the published form"), ("valid", "the valid form")):
-        for other in ("random", "L1", "mean activation"):
-            these = [row for row in found if row["form"] == form and row["difference"] == f"ours - {other}"]
+    found = [row for row in claims(with_tuning(rows)) if row["n"] > 1]
+    for form, words in (("paper", "published form"), ("valid", "valid form")):
+        for pair in ("ours - random", "random - critical", "ours - L1", "ours - mean activation"):
+            these = [row for row in found if row["form"] == form and row["difference"] == pair]
             if these:
-                yield _counted(these, words, other)
+                yield _counted(these, words, *pair.split(" - "))
     valid = [row for row in rows["pruning"] if row["bounds"] == "valid" and row["net"] == "FC-3"]
     for data in dict.fromkeys(row["data"] for row in valid):
         same = [row for row in valid if row["data"] == data]
-        live = mean(row["live units removed"] for row in same)
+        live, ours, random, plain = (mean(row[key] for row in same) for key in _SAID)
         more = mean(row["pruned"] - row["pruned dead only"] for row in same)
+        lost = mean(row["ref"] - row["ours"] for row in same)
         yield (
             f"On FC-3 and {data} the valid form removes {live:.0f} units that are live on its images, and "
-            f"{more:.1f} % of the units more than dead only, at "
-            f"{mean(row['ref'] - row['ours'] for row in same):.1f} points lost."
+            f"{more:.1f} % of the units more than dead only, at {lost:.1f} points lost; with the same fold it "
+            f"has {ours:.1f} %, L1 {plain:.1f} % and random removal {random:.1f} %."
         )
 
 
-def _counted(these: Sequence[Mapping[str, Any]], form: str, other: str) -> str:
-    by = {word: [row for row in these if row["outcome"] == word] for word in ("ahead", "tie", "behind")}
+_SAID = ("live units removed", "ours + fold", "random + fold", "L1 + fold")
+
+
+def _counted(these: Sequence[Mapping[str, Any]], form: str, one: str, two: str) -> str:
+    by = {word: sum(row["outcome"] == word for row in these) for word in ("ahead", "tie", "behind")}
     means = ", ".join(f"{row['net']} on {row['data']} {row['mean']:+.1f}" for row in these)
     return (
-        f"At equal counts {form} is ahead of {other} in {len(by['ahead'])} of {len(these)} cases, ties in "
-        f"{len(by['tie'])}, and is behind in {len(by['behind'])} (points: {means})."
+        f"In the {form}, at equal counts, {one} is ahead of {two} in {by['ahead']} of {len(these)} cases, "
+        f"ties in {by['tie']}, and is behind in {by['behind']} (points: {means})."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -57,7 +57,7 @@ def spread(rows: Rows, key: str) -> str:
 def average(rows: Rows, key: str) -> float | None:
     """Return the mean of a column, or None where no row has it."""
     values = [row[key] for row in rows if row.get(key) is not None]
-    return round(mean(values), 3) if values else None
+    return round(mean(values), 3) + 0.0 if values else None  # no -0
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -136,6 +136,10 @@ def _printed2(rows: Rows) -> Table:
             ours = f"{key} + ft" if net == "VGG-16" and key in ("random", "critical") else key
             if key in numbers:
                 found.append(_beside({"net": net, "data": data, "what": title}, same, ours, numbers[key]))
+        if "ours" in numbers:
+            lost = [{"lost": row["ref"] - row["ours"]} for row in same]
+            what = {"net": net, "data": data, "what": "points lost"}
+            found.append(_beside(what, lost, "lost", _minus(numbers["ref"], numbers["ours"])))
     note = (
         f"In percent; reproduced: within {TOLERANCE:g} points. MNIST and CIFAR-10 are read from folders that "
         "the user names."
@@ -233,69 +237,71 @@ def _folded(rows: Rows) -> Table:
 def _modes(rows: Rows) -> Iterator[Table]:
     """Tables 1 (threshold 0.01) and 6 (both thresholds, without the imbalanced mode)."""
     titles = {
-        0.01: "Table 1 (and half of 6): class by class, imbalanced, all at once; threshold 0.01",
-        0.1: "Table 6: the same at threshold 0.1",
+        0.01: ("table1", "Table 1 (and half of 6): class by class, imbalanced, all at once; threshold 0.01"),
+        0.1: ("table6", "Table 6: the same at threshold 0.1"),
     }
-    here = grouped(rows, "data", "mode", "threshold")
-    for threshold, title in titles.items():
-        keys = {(d, m) for d, m, t in [*here, *published.MODES] if t == threshold}
-        order = sorted(keys, key=lambda k: (k[0], ("per_class", "imbalanced", "joint").index(k[1])))
-        found = []
-        for data, mode in order:
-            same = here.get((data, mode, threshold), [])
-            printed = published.MODES.get((data, mode, threshold), (None, None))
-            what = {"data": data, "mode": mode, "n": len(same)}
-            found += _pair(what, same, printed)
-        yield Table(f"table{1 if threshold == 0.01 else 6}", title, found if rows else [], _PAIR_NOTE)
+    for threshold, (name, title) in titles.items():
+        known = {
+            (data, mode): (published.REFERENCE[data], *numbers)
+            for (data, mode, at), numbers in published.MODES.items()
+            if at == threshold
+        }
+        same = [row for row in rows if row["threshold"] == threshold]
+        yield Table(name, title, _keyed(same, ("data", "mode"), known), _NOTE)
 
 
-_PAIR_NOTE = f"LeNet-5, in percent; reproduced: within {TOLERANCE:g} points."
+_NOTE = (
+    "LeNet-5, in percent; points lost: accuracy of the whole network less that of the pruned one. "
+    f"Reproduced: within {TOLERANCE:g} points."
+)
 
 
-def _pair(what: Row, same: Rows, printed: tuple[float | None, float | None]) -> list[Row]:
-    """Accuracy and share pruned, each beside what is printed."""
-    first = {**what, "REF": average(same, "ref"), "seconds": average(same, "solver seconds")}
-    entries = (("accuracy", "ours", printed[0]), ("pruned %", "pruned", printed[1]))
-    return [_beside({**first, "what": title}, same, key, number) for title, key, number in entries]
+def _keyed(rows: Rows, keys: tuple[str, ...], known: Mapping[tuple, tuple[float | None, ...]]) -> list[Row]:
+    """For what was run and for what is printed: accuracy, points lost, share pruned, beside what is printed.
 
-
-def _keyed(
-    rows: Rows, keys: tuple[str, ...], known: Mapping[tuple, tuple], make: Callable[[tuple], Row]
-) -> list[Row]:
-    """Pairs of rows for what was run and for what is printed."""
+    `known` holds the printed accuracy of the whole network, of the pruned one, and the share.
+    """
     here, found = grouped(rows, *keys), []
     for key in dict.fromkeys([*here, *known]):
-        same = here.get(key, [])
-        found += _pair({**make(key), "n": len(same)}, same, known.get(key, (None, None)))
+        same = [{**row, "lost": row["ref"] - row["ours"]} for row in here.get(key, [])]
+        whole, accuracy, share = known.get(key, (None, None, None))
+        what = {**dict(zip(keys, key, strict=True)), "n": len(same), "REF": average(same, "ref")}
+        printed = {"ours": accuracy, "lost": _minus(whole, accuracy), "pruned": share}
+        found += [_beside({**what, "what": _WHAT[k]}, same, k, number) for k, number in printed.items()]
     return found if rows else []
 
 
+_WHAT = {"ours": "accuracy", "lost": "points lost", "pruned": "pruned %"}
+
+
 def _transfer(rows: Rows) -> Table:
-    known = {key: numbers[1:] for key, numbers in published.TRANSFER.items()}
     keys = ("net", "source", "target")
-    found = _keyed(rows, keys, known, lambda key: dict(zip(keys, key, strict=True)))
+    found = _keyed(rows, keys, published.TRANSFER)
     here = grouped(rows, *keys)
     for row in found:
-        row["random mask"] = average(here.get(tuple(row[k] for k in keys), []), "random")
-        row["random mask"] = row["random mask"] if row["what"] == "accuracy" else None
+        same = here.get(tuple(row[key] for key in keys), [])
+        row["random mask"] = average(same, "random") if row["what"] == "accuracy" else None
     title = "Table 3: mask from one data set, retrained on another from the same initialisation"
     return Table("table3", title, found, f"In percent; reproduced: within {TOLERANCE:g} points.")
 
 
 def _rescale(rows: Rows) -> Table:
-    found = _keyed(
-        rows, ("data", "c"), published.RESCALE, lambda key: {"data": key[0], "objective": f"s - {key[1]:g}"}
-    )
-    return Table("table4", "Table 4: s - 2, s - 1 and s in the objective, threshold 0.05", found, _PAIR_NOTE)
+    named = [{**row, "objective": f"s - {row['c']:g}"} for row in rows]
+    known = {
+        (data, f"s - {c:g}"): (published.REFERENCE_4[data], *numbers)
+        for (data, c), numbers in published.RESCALE.items()
+    }
+    found = _keyed(named, ("data", "objective"), known)
+    return Table("table4", "Table 4: s - 2, s - 1 and s in the objective, threshold 0.05", found, _NOTE)
 
 
 def _snip(rows: Rows) -> Table:
-    keys = ("method", "source", "target")
     renamed = [{**row, "ours": row["masked"]} for row in rows]
-    found = _keyed(renamed, keys, published.SNIP, lambda key: dict(zip(keys, key, strict=True)))
+    known = {key: (published.REFERENCE_5[key[2]], *numbers) for key, numbers in published.SNIP.items()}
+    found = _keyed(renamed, ("method", "source", "target"), known)
     note = (
-        f"{_PAIR_NOTE} Every method removes as many units a layer as ours. The shares of the last two "
-        "printed rows repeat their accuracies and are left out."
+        f"{_NOTE} Every method removes as many units a layer as ours. Shares printed with CIFAR-10 repeat "
+        "its accuracies and are left out; those printed with one data set throughout are of parameters."
     )
     title = "Table 5: at initialisation, beside SNIP by neurons (lambda 1, threshold 0.2)"
     return Table("table5", title, found, note)
