@@ -159,8 +159,8 @@ def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]
         lost = mean(row["ref"] - row["ours"] for row in same)
         yield (
             f"On FC-3 and {data} the valid form removes {live:.0f} units that are live on its images, and "
-            f"{more:.1f} % of the units more than dead only, at {lost:.1f} points lost; with the same fold it "
-            f"has {ours:.1f} %, L1 {plain:.1f} % and random removal {random:.1f} %."
+            f"{more:.1f} % of the units more than dead only, at {lost:.1f} points lost; with the same fold "
+            f"it has {ours:.1f} %, L1 {plain:.1f} % and random removal {random:.1f} %."
         )
 
 
