@@ -1,4 +1,4 @@
-"""The command line: ``secateur demo | methods | inspect | prune | report | study``."""
+"""The command line: ``secateur demo | methods | inspect | prune | bench | study | report``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typer.core import TyperGroup
 
 from secateur import terminal
 from secateur.analysis.summary import versions
+from secateur.bench.comparison import comparison
+from secateur.bench.harness import Bench, ratios_of, run_bench, seeds_of, split_methods
+from secateur.bench.output import write_comparison
 from secateur.core import InputError, SecateurError, StoreError, unknown
 from secateur.demo import demonstrate, markdown
 from secateur.methods import METHODS, Method
@@ -159,7 +162,9 @@ def prune_command(
     holdout: Annotated[
         str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
     ] = None,
-    repair: Annotated[str | None, typer.Option(help="fold, finetune, or fold+finetune.")] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="fold, refit, finetune, fold+finetune, or refit+finetune.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Number of steps, each followed by the repair.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuning.")] = 1e-3,
@@ -205,6 +210,67 @@ def prune_command(
     if onnx:
         export_onnx(result.model, example, folder / "model.onnx")
     terminal.say(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
+
+
+@app.command("bench")
+def bench_command(
+    model: ModelName,
+    data: Annotated[str, typer.Option(help="As for prune: digits, fashion, ..., or a function.")],
+    methods: Annotated[
+        str, typer.Option(help="Methods with options, as in a,b:p=1,q=2; or all. random is added as control.")
+    ] = "magnitude,magnitude:p=2,activation,sensitivity,taylor,matroid,spectral,lattice",
+    ratios: Annotated[str, typer.Option(help="What stays, each in (0, 1].")] = "0.75,0.5,0.35,0.25,0.125",
+    seeds: Annotated[str, typer.Option(help="Seeds; five or more, to tell methods apart.")] = "0,1,2,3,4",
+    repair: Annotated[
+        str, typer.Option(help="Of none, fold, refit, finetune, fold+finetune, ...; each is compared apart.")
+    ] = "none,fold",
+    budget_kind: Annotated[
+        str, typer.Option(help="What ratios count: units, params, macs, weights.")
+    ] = "units",
+    scope: Annotated[str, typer.Option(help="layer, global, or erk; the same for all methods.")] = "layer",
+    holdout: Annotated[
+        str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
+    ] = None,
+    weights: Weights = None,
+    example_shape: Shape = None,
+    ignore: Ignore = None,
+    draws: Annotated[int, typer.Option(help="Draws of random for each seed.")] = 3,
+    examples: Annotated[
+        int | None, typer.Option(help="Examples to calibrate and fine-tune on, at most.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of a fine-tuning.")] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate of a fine-tuning.")] = 1e-3,
+    metric: Annotated[str, typer.Option(help="accuracy or log_likelihood.")] = "accuracy",
+    loss: Annotated[float, typer.Option(help="Loss for the largest compression at a given loss.")] = 0.01,
+    latency: Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Prunings at a time, each with one thread.")] = 2,
+    engine: Annotated[str, typer.Option(help="local, ray, or inline.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster: HOST:PORT or auto.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Seconds after which one pruning is stopped, and recorded as that.")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder; the same command goes on from what is there.")
+    ] = Path("runs/bench"),
+) -> None:
+    """Compare methods on a model of your own: who wins where, who ties, and how far it can go.
+
+    Every method gets the same examples, allocation and repair, and is paired with the others by seed.
+    """
+    check_writable(folder)
+    bench = Bench(
+        model=model, data=data, holdout=holdout, methods=split_methods(methods), ratios=ratios_of(ratios),
+        seeds=seeds_of(seeds), repairs=repair.split(","), kind=budget_kind, scope=scope,
+        weights=None if weights is None else str(weights), shape=example_shape, ignore=ignore or (),
+        draws=draws, count=examples, epochs=epochs, lr=lr, metric=metric, latency=latency,
+    )  # fmt: skip
+    with terminal.telling("bench") as tell:
+        rows, varies = run_bench(
+            bench, folder, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
+        )  # fmt: skip
+    found = comparison(rows, varies, loss)
+    terminal.show_comparison(found)
+    terminal.say(f"report: {write_comparison(found, folder, f'Comparison of methods on {model}')}")
 
 
 @app.command("study")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from secateur.bench.comparison import Comparison
 from secateur.core import Network
 from secateur.demo import pivot, words
 from secateur.report import flatten, show
@@ -108,6 +109,39 @@ def show_study(outcome: Outcome) -> None:
         say(outcome.findings.paragraph)
 
 
+def show_comparison(found: Comparison) -> None:
+    """Print who wins where: a table for each repair, a row a method, a column a ratio."""
+    for repair in dict.fromkeys(row["repair"] for row in found.means):
+        out.print(_standings([row for row in found.means if row["repair"] == repair], found.curves, repair))
+    say("* wins; = tied with the best, as far as the seeds can tell; ? too few seeds to tell")
+    for row in found.standings:
+        rest = f" with {row['cannot be told from it']}" if row["cannot be told from it"] else ""
+        say(f"repair {row['repair']}, {row['ratio']:g}: {row['best']} {row['verdict']}{rest}")
+    for row in found.failures:
+        where = f"{row['method']}, repair {row['repair']}, {row['ratios']}"
+        complain(f"{where} ({row['runs']} runs): {row['why']}")
+    say(found.varies)
+
+
+def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:
+    marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?", "behind": " "}
+    table = Table("method", title=f"repair: {repair}, before {rows[0]['before']:.3f}", title_justify="left")
+    ratios = list(dict.fromkeys(row["ratio"] for row in rows))
+    areas = {row["method"]: row for row in curves if row["repair"] == repair}
+    removed = next((key for key in (curves[0] if curves else {}) if key.startswith("removed at")), None)
+    for head in [f"{ratio:g}" for ratio in ratios] + ["area", *([removed] if removed else [])]:
+        table.add_column(head, justify="right")
+    means = {(row["method"], row["ratio"]): row for row in rows}
+    for method in dict.fromkeys([*areas, *(row["method"] for row in rows)]):
+        cells = [means.get((method, ratio)) for ratio in ratios]
+        shown = [f"{cell['after']:.3f}{marks[cell['standing']]}" if cell else "" for cell in cells]
+        area = areas.get(method)
+        if area and removed:
+            shown += [f"{area['area']:.3f}{marks[area['standing']]}", f"{area[removed]:.0%}"]
+        table.add_row(escape(method), *shown)
+    return table
+
+
 def _comparison(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("method", title=escape(title), title_justify="left")
     for head in ("pruned", "pruned, folded", "parameters", "MACs", "speed"):
@@ -122,5 +156,7 @@ def _option(option: Field[Any]) -> str:
     return option.name if option.default is MISSING else f"{option.name}={option.default!r}"
 
 
-__all__ = ["complain", "out", "say", "show_demo", "show_methods", "show_network", "show_run", "show_study",
-           "telling"]  # fmt: skip
+__all__ = [
+    "complain", "out", "say", "show_comparison", "show_demo", "show_methods", "show_network", "show_run",
+    "show_study", "telling",
+]  # fmt: skip

@@ -72,7 +72,7 @@ def run_grid(
         >>> [(record.status, record.rows[0]["seed"]) for record in records]
         [('ok', 0), ('ok', 1)]
     """
-    run = _engine(engine, jobs, address, limit)
+    run = find_engine(engine, jobs, address, limit)
     say = tell or (lambda _: None)
     with Ledger(path) as ledger:
         if ledger.said:
@@ -97,7 +97,12 @@ def _good(ledger: Ledger, cell: Cell) -> bool:
     return cell.key in ledger.records and ledger.records[cell.key].status == "ok"
 
 
-def _engine(name: str, jobs: int, address: str | None, limit: float | None) -> Engine:
+def find_engine(name: str, jobs: int, address: str | None, limit: float | None) -> Engine:
+    """Return an engine by its name.
+
+    Raises:
+        InputError: An unknown name, with the near matches, or arguments that it cannot have.
+    """
     if name not in ENGINES:
         raise InputError(unknown("engine", name, list(ENGINES)))
     if jobs < 1 or (limit is not None and limit <= 0):
@@ -194,4 +199,4 @@ def duration(seconds: float) -> str:
 
 ENGINES: dict[str, Engine] = {"local": local, "ray": ray, "inline": inline}
 
-__all__ = ["ENGINES", "EngineError", "duration", "run_grid"]
+__all__ = ["ENGINES", "EngineError", "duration", "find_engine", "run_grid"]

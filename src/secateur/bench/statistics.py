@@ -127,21 +127,56 @@ def _means(x: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]
     return x[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(1)
 
 
-def paired_p(differences: Sequence[float]) -> float:
+def paired_p(differences: Sequence[float], examples: int | None = None) -> float:
     """Return the p-value of the paired t-test; NaN for fewer than two differences.
 
-    Where all differences are the same, it is 1 if they are zero, and 0 if not.
+    Args:
+        differences: One a seed.
+        examples: Where they are differences of shares (accuracies), the number of examples behind each.
+            Shares move in steps, so a few seeds may agree by chance to the last digit.  To differ by d, two
+            methods must judge d x examples of them differently, which has a variance of d / examples at
+            least (McNemar): the test uses no smaller one.
+
+    Without `examples`, where all differences are the same, it is 1 if they are zero, and 0 if not.
 
     Example:
         >>> paired_p([0.0, 0.0]), paired_p([0.1, 0.1]), round(paired_p([1.0, 2.0, 3.0]), 3)
         (1.0, 0.0, 0.074)
+        >>> paired_p([1 / 180] * 3, examples=180) > 0.05
+        True
     """
     x = np.asarray(differences, dtype=np.float64)
     if len(x) < 2:
         return math.nan
-    if np.ptp(x) <= 1e-12 * max(1.0, float(np.abs(x).max())):
-        return 1.0 if abs(float(x[0])) <= 1e-12 else 0.0
-    return float(stats.ttest_1samp(x, 0.0).pvalue)
+    if np.abs(x).max() <= 1e-12:
+        return 1.0
+    error = _error(x, examples)
+    if error <= 1e-12 * float(np.abs(x).max()):
+        return 0.0
+    return float(2 * stats.t.sf(abs(x.mean()) / error, len(x) - 1))
+
+
+def _error(x: NDArray[np.float64], examples: int | None) -> float:
+    """Return the standard error of the mean, no smaller than that of the examples."""
+    between = float(x.std(ddof=1)) / math.sqrt(len(x))
+    return between if examples is None else max(between, _least(x, examples))
+
+
+def _least(x: NDArray[np.float64], examples: int) -> float:
+    return math.sqrt(float(np.abs(x).sum()) / examples) / len(x)
+
+
+def _interval(differences: Sequence[float], level: float, seed: int, examples: int | None) -> Interval:
+    """Return the bootstrap interval, or that of the examples alone where it is wider."""
+    if not differences:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    found = bootstrap(differences, level, seed=seed)
+    if examples is None or len(differences) < 2:
+        return found
+    t = stats.t.ppf((1 + level) / 2, len(differences) - 1)
+    half = float(t) * _least(np.asarray(differences, dtype=np.float64), examples)
+    low, high = min(found.low, found.estimate - half), max(found.high, found.estimate + half)
+    return Interval(found.estimate, low, high, found.count)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -159,13 +194,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(scores: Scores, level: float = LEVEL, seed: int = 0) -> tuple[Difference, ...]:
+def compare(
+    scores: Scores, level: float = LEVEL, seed: int = 0, examples: int | None = None
+) -> tuple[Difference, ...]:
     """Compare all pairs of methods, each pair on the seeds that both have.
 
     Args:
         scores: Method -> seed -> its figure, more being better.
         level: One minus the chance of one false difference or more among all pairs.
         seed: Seed of the bootstrap.
+        examples: Examples behind each figure, where the figures are shares; see `paired_p`.
 
     Example:
         >>> scores = {"a": {0: 0.9, 1: 0.8, 2: 0.91}, "b": {0: 0.5, 1: 0.41, 2: 0.5}, "c": {0: 0.5}}
@@ -176,15 +214,12 @@ def compare(scores: Scores, level: float = LEVEL, seed: int = 0) -> tuple[Differ
     values = [
         [scores[a][s] - scores[b][s] for s in sorted(set(scores[a]) & set(scores[b]))] for a, b in pairs
     ]
-    p = [paired_p(differences) for differences in values]
+    p = [paired_p(differences, examples) for differences in values]
     found = []
     for (a, b), differences, one, adjusted in zip(pairs, values, p, holm(p), strict=True):
-        mean = bootstrap(differences, level, seed=seed) if differences else _NOTHING
+        mean = _interval(differences, level, seed, examples)
         found.append(Difference(a, b, mean, one, adjusted, _verdict(mean.estimate, adjusted, level)))
     return tuple(found)
-
-
-_NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def _verdict(mean: float, adjusted: float, level: float) -> str:
@@ -195,8 +230,10 @@ def _verdict(mean: float, adjusted: float, level: float) -> str:
     return "better" if mean > 0 else "worse"
 
 
-def standing(scores: Scores, level: float = LEVEL, seed: int = 0) -> Standing:
-    """Say who wins, and who cannot be told from the winner.
+def standing(
+    scores: Scores, level: float = LEVEL, seed: int = 0, examples: int | None = None
+) -> Standing:
+    """Say who wins, and who cannot be told from the winner; arguments as of `compare`.
 
     Raises:
         InputError: No method has a figure.
@@ -211,7 +248,7 @@ def standing(scores: Scores, level: float = LEVEL, seed: int = 0) -> Standing:
         raise InputError("no method has a figure to compare")
     means = {name: math.fsum(by_seed.values()) / len(by_seed) for name, by_seed in there.items()}
     leader = max(means, key=lambda name: means[name])
-    differences = compare(there, level, seed)
+    differences = compare(there, level, seed, examples)
     beaten = {
         d.second if d.verdict == "better" else d.first
         for d in differences

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from secateur.analysis.summary import versions
 from secateur.bench.cells import Record
+from secateur.bench.words import markdown
 from secateur.core import InputError
-from secateur.report import Section, show, write_csv, write_html, write_json, write_text
+from secateur.report import Section, write_csv, write_html, write_json, write_text
 
 Row = Mapping[str, Any]
 Verdict = Literal["reproduced", "differs", "cannot be run here", ""]
@@ -181,23 +182,6 @@ def sections(findings: Findings) -> list[Section]:
     return [*first, *(Section(t.title, t.note, t.rows) for t in findings.tables), *drawn]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table; numbers stand on the right.
-
-    Example:
-        >>> print(markdown([{"method": "random", "accuracy": 0.51234}]))
-        | method | accuracy |
-        |---|---:|
-        | random | 0.5123 |
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    numbers = {key for key in columns if any(_is_number(row.get(key)) for row in rows)}
-    lines = ["| " + " | ".join(columns) + " |",
-             "|" + "".join("---:|" if key in numbers else "---|" for key in columns)]  # fmt: skip
-    lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _tables(findings: Findings) -> Iterator[str]:
     for table in findings.tables:
         yield f"## {table.title}\n"
@@ -217,18 +201,6 @@ def _figure(figure: Figure) -> Iterator[str]:
 
 def _flat(params: Row) -> dict[str, Any]:
     return {key: value for key, value in params.items() if not isinstance(value, (dict, list))}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    if isinstance(value, (tuple, list)):
-        return ", ".join(map(_cell, value))
-    return show(value).replace("|", "\\|").replace("\n", " ")
 
 
 __all__ = [

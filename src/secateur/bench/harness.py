@@ -1,0 +1,314 @@
+"""Compare methods on a user's own model: which prunings there are to do, and their rows.
+
+A cell is one pruning: a method with its options, a budget, a repair, a seed.  At one place (budget and
+repair) all methods get the same model, examples, allocation and repair, and are paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.bench.cells import Cell, Record, Row
+from secateur.bench.grid import find_engine, run_grid
+from secateur.bench.runner import execute
+from secateur.bench.subject import SAMPLE, examples, subject
+from secateur.bench.worker import Worker
+from secateur.core import InputError, Tolerance, unknown
+from secateur.methods import METHODS
+from secateur.named import make_budget, make_method
+from secateur.prune import REPAIRS
+
+JOB, LOOK = "secateur.bench.pruning:prune_once", "secateur.bench.pruning:look"
+LEDGER = "cells.jsonl"
+CONTROL = "random"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to compare.
+
+    Attributes:
+        model: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.  A
+            factory with a parameter `seed` is called for each seed, and may train.
+        data: A data set, or a function that returns batches.
+        holdout: Function that returns the batches for the metric; a data set brings its own.
+        methods: Names with options; "random" is added, as the control of every comparison.
+        ratios: What stays, each in (0, 1].
+        seeds: Seeds, each a pair for every pair of methods.
+        repairs: Of ``"none"``, ``"fold"``, ``"finetune"``, ``"fold+finetune"``.
+        kind: What the ratios count: ``"units"``, ``"params"``, ``"macs"`` or ``"weights"``.
+        scope: ``"layer"``, ``"global"`` or ``"erk"``.
+        weights: Safetensors file with the model's state.
+        shape: Shape of the example inputs, as in ``"2,3,32,32"``.
+        ignore: Layers whose units all stay.
+        draws: Draws of "random" for each seed; their mean counts.
+        count: Examples to calibrate and fine-tune on, at most.
+        epochs: Epochs of a fine-tuning.
+        lr: Its learning rate.
+        metric: ``"accuracy"`` or ``"log_likelihood"``.
+        latency: Whether to measure latencies, at batch 1 and 64.
+
+    Raises:
+        InputError: Names, ratios, seeds or options that cannot be, with near matches.
+    """
+
+    model: str
+    data: str
+    holdout: str | None = None
+    methods: Sequence[str] = ("magnitude",)
+    ratios: Sequence[float] = (0.75, 0.5, 0.35, 0.25, 0.125)
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    repairs: Sequence[str] = ("none", "fold")
+    kind: str = "units"
+    scope: str = "layer"
+    weights: str | None = None
+    shape: str | None = None
+    ignore: Sequence[str] = ()
+    draws: int = 3
+    count: int | None = None
+    epochs: int = 1
+    lr: float = 1e-3
+    metric: str = "accuracy"
+    latency: bool = True
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without the model."""
+        for what in ("methods", "ratios", "seeds", "repairs"):
+            values = list(getattr(self, what))
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{what} are one or more, each once; got {values}")
+        for method in self.methods:
+            make_method(method)
+        for repair in self.repairs:
+            if repair != "none" and repair not in REPAIRS:
+                raise InputError(unknown("repair", repair, ["none", *(name for name in REPAIRS if name)]))
+        for budget in self.budgets:
+            if isinstance(make_budget(budget, self.scope), Tolerance):
+                raise InputError("ratios count units, params, macs or weights: a tolerance has no ratio")
+        if min(self.draws, self.epochs, 1 if self.count is None else self.count) < 1 or min(self.seeds) < 0:
+            raise InputError("draws, epochs and the count of examples are positive, and seeds not negative")
+
+    @property
+    def budgets(self) -> list[str]:
+        """The budgets as the command line writes them."""
+        return [f"{self.kind}={ratio}" for ratio in self.ratios]
+
+    @property
+    def contestants(self) -> list[str]:
+        """The methods, the control among them."""
+        return [*self.methods, *([] if CONTROL in self.methods else [CONTROL])]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a comparison.
+
+    Attributes:
+        cells: One a pruning.
+        varies: What differs between seeds, in words.
+    """
+
+    cells: Sequence[Cell]
+    varies: str
+
+
+def make_grid(bench: Bench, inline: bool = False) -> Grid:
+    """Make the cells, once the model is known to run and to be captured.
+
+    Args:
+        bench: What to compare.
+        inline: Whether to make model and data in this process, rather than in one like those that prune.
+
+    Raises:
+        InputError: The model or the data cannot be, or the model cannot be captured.
+    """
+    absolute = _Absolute(bench)
+    tuned = sorted({"finetune" in repair for repair in bench.repairs})
+    seen = _look(absolute, tuned, bench.seeds, inline)
+    hashes, own = seen["models"], len(set(seen["models"])) == len(bench.seeds) > 1
+    if seen["seeded"] and not own and len(set(hashes)) > 1:
+        raise InputError(f"{bench.model} gives the same model for some of the seeds {list(bench.seeds)}")
+    data = dict(zip(tuned, seen["data"], strict=True))
+    cells = [
+        Cell(JOB, {
+            **absolute.params,
+            "model_hash": hashes[at],
+            "model_seed": seed if seen["seeded"] else None,
+            "data_hash": data["finetune" in repair],
+            "part_of_holdout": [0, 1] if own else [at, len(bench.seeds)],
+            "method": method,
+            "draw": draw,
+            "budget": budget,
+            "repair": None if repair == "none" else repair,
+            "seed": seed,
+        })
+        for at, seed in enumerate(bench.seeds)
+        for repair in bench.repairs
+        for method in absolute.methods
+        for budget in bench.budgets
+        for draw in range(bench.draws if method.partition(":")[0] == CONTROL else 1)
+    ]  # fmt: skip
+    return Grid(cells, _varies(bench, own))
+
+
+class _Absolute:
+    """Names that mean the same in any folder and on any machine that has the files."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.model, self.data = _absolute(bench.model), _absolute(bench.data)
+        self.holdout = None if bench.holdout is None else _absolute(bench.holdout)
+        self.weights = None if bench.weights is None else str(Path(bench.weights).resolve())
+        self.methods = [_absolute(method) for method in bench.contestants]
+        self.params: dict[str, Any] = {
+            "model": self.model, "weights": self.weights, "shape": bench.shape, "ignore": list(bench.ignore),
+            "data": self.data, "holdout": self.holdout, "examples_at_most": bench.count,
+            "scope": bench.scope, "epochs": bench.epochs, "lr": bench.lr, "metric": bench.metric,
+            "latency": bench.latency,
+        }  # fmt: skip
+
+
+def _absolute(name: str) -> str:
+    file, colon, rest = name.partition(":")
+    if Path(name).is_dir() or file.endswith(".py"):
+        return f"{Path(file).resolve()}{colon}{rest}"
+    known, colon, folder = name.partition(":")
+    return f"{known}:{Path(folder).resolve()}" if colon and Path(folder).is_dir() else name
+
+
+def _look(absolute: _Absolute, tuned: list[bool], seeds: Sequence[int], inline: bool) -> Row:
+    """Make model and data as the cells will, so that they are the same to the last bit."""
+    names = ("model", "weights", "shape", "ignore", "data", "holdout")
+    params = {**{name: absolute.params[name] for name in names}, "tuned": tuned, "seeds": list(seeds)}
+    if inline:
+        subject.cache_clear()
+        examples.cache_clear()
+        done = execute(LOOK, params)
+    else:
+        with Worker() as worker:
+            done = worker.run(LOOK, params, None)
+    if done["status"] != "ok":
+        raise InputError(done["error"].removeprefix("InputError: "))
+    return done["rows"][0]
+
+
+def _varies(bench: Bench, own: bool) -> str:
+    what = "the model, which the factory makes for each seed" if own else (
+        "the held-out examples: one model, and each seed has a part of them of its own"
+    )  # fmt: skip
+    draws = f"; {CONTROL} is the mean of {bench.draws} draws a seed" if bench.draws > 1 else ""
+    return (
+        f"Seeds differ in {what}; in the sample ({SAMPLE:.0%}) of the examples that methods and repairs look "
+        f"at, and its order; and in the methods' own draws{draws}. Samples overlap between seeds."
+    )
+
+
+def run_bench(
+    bench: Bench,
+    out: str | Path,
+    *,
+    engine: str = "local",
+    jobs: int = 2,
+    address: str | None = None,
+    limit: float | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> tuple[list[Row], str]:
+    """Run a comparison, or what is left of it, and return its rows and what varies between seeds.
+
+    Args:
+        bench: What to compare.
+        out: Folder; its file ``cells.jsonl`` keeps each pruning as it comes.
+        engine: As in `run_grid`.
+        jobs: Prunings at a time.
+        address: Of a Ray cluster.
+        limit: Seconds for one pruning.
+        tell: Called with words on how far it is.
+
+    Raises:
+        SecateurError: As `make_grid` and `run_grid`.
+    """
+    find_engine(engine, jobs, address, limit)
+    if tell is not None:
+        tell("making the model and the data")
+    grid = make_grid(bench, inline=engine == "inline")
+    records = run_grid(
+        grid.cells, Path(out) / LEDGER, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
+    )
+    return [row for record in records for row in _rows(record, bench)], grid.varies
+
+
+def split_methods(text: str) -> list[str]:
+    """Return the methods in a list with commas, in which options have commas too; "all" is all of METHODS.
+
+    Example:
+        >>> split_methods("random,magnitude:p=2,over=both,file.py:Mine")
+        ['random', 'magnitude:p=2,over=both', 'file.py:Mine']
+    """
+    if text == "all":
+        return list(METHODS)
+    found: list[str] = []
+    for piece in text.split(","):
+        if found and "=" in piece.partition(":")[0]:
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece.strip())
+    return found
+
+
+def ratios_of(text: str) -> list[float]:
+    """Return the ratios in a list with commas.
+
+    Raises:
+        InputError: Something else stands there.
+
+    Example:
+        >>> ratios_of("0.5,0.25")
+        [0.5, 0.25]
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"ratios are numbers with commas, as in 0.5,0.25; got {text!r}") from error
+
+
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds in a list with commas.
+
+    Raises:
+        InputError: Something else stands there.
+
+    Example:
+        >>> seeds_of("0,1,2")
+        [0, 1, 2]
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"seeds are whole numbers with commas, as in 0,1,2; got {text!r}") from error
+
+
+def _rows(record: Record, bench: Bench) -> list[Row]:
+    """Return the row of a record, named as the user named things; of a failed one too."""
+    params = record.cell.params
+    said = {
+        "data": bench.data,
+        "method": _given(params["method"], bench),
+        "ratio": float(params["budget"].partition("=")[2]),
+        "scope": bench.scope,
+        "memory": round(record.memory, 1),
+    }
+    if record.status == "ok":
+        return [{**row, **said} for row in record.rows]
+    word = "stopped" if record.status == "timeout" else "failed"
+    budget = repr(make_budget(params["budget"], bench.scope))
+    what = {"model": bench.model, "repair": params["repair"], "seed": params["seed"], "draw": params["draw"]}
+    return [{**said, **what, "budget": budget, "status": f"{word}: {record.error}"}]
+
+
+def _given(method: str, bench: Bench) -> str:
+    return next(name for name in bench.contestants if _absolute(name) == method)
+
+
+__all__ = ["Bench", "Grid", "make_grid", "ratios_of", "run_bench", "seeds_of", "split_methods"]

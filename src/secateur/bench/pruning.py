@@ -1,0 +1,176 @@
+"""The job behind a cell of a comparison: prune the user's model once, and measure."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from secateur.analysis.summary import plain
+from secateur.bench.cells import Row
+from secateur.bench.subject import example_inputs, examples, part, sample, subject, takes_seed
+from secateur.core import InputError, SecateurError
+from secateur.named import make_budget, make_method, try_inputs
+from secateur.network.trace import trace
+from secateur.prune import Repair, Result, prune
+
+LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {}}
+HEAVY = (*LIGHT, "structure")
+DRAWN = 1_000_003
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """One pruning, in words.
+
+    Attributes:
+        model: As on the command line.
+        model_hash: What the model must be.
+        weights: Safetensors file, or None.
+        model_seed: Seed that its factory gets, or None.
+        shape: Shape of the example inputs, or None.
+        ignore: Layers whose units all stay.
+        data: As on the command line.
+        data_hash: What the data must be.
+        holdout: Function that returns the batches for the metric, or None.
+        examples_at_most: Examples that methods and repairs get, at most.
+        part_of_holdout: Number of the part of the held-out examples, and of how many.
+        method: Name with options.
+        draw: Number of the draw, for methods that only draw.
+        budget: What stays, as in ``units=0.5``.
+        scope: ``layer``, ``global`` or ``erk``.
+        repair: A repair, or None.
+        epochs: Epochs of a fine-tuning.
+        lr: Its learning rate.
+        metric: ``accuracy`` or ``log_likelihood``.
+        latency: Whether to measure it.
+        seed: Seed of the sample, the method and the fine-tuning.
+    """
+
+    model: str
+    model_hash: str
+    weights: str | None
+    model_seed: int | None
+    shape: str | None
+    ignore: Sequence[str]
+    data: str
+    data_hash: str
+    holdout: str | None
+    examples_at_most: int | None
+    part_of_holdout: Sequence[int]
+    method: str
+    draw: int
+    budget: str
+    scope: str
+    repair: str | None
+    epochs: int
+    lr: float
+    metric: str
+    latency: bool
+    seed: int
+
+    def run(self) -> Result:
+        """Make model and data, and prune.
+
+        Raises:
+            InputError: The model or the data are not the same as when the cells were made.
+        """
+        made, example, found = subject(self.model, self.weights, self.model_seed)
+        if found != self.model_hash:
+            raise ChangedError(
+                f"{self.model} gives another model each time (or on each machine): seed it, or give --weights"
+            )
+        batches, hashed = examples(self.data, self.holdout, "finetune" in (self.repair or ""))
+        if hashed != self.data_hash:
+            raise ChangedError(f"{self.data} gives other batches each time it is called: seed it")
+        first, of = self.part_of_holdout
+        return prune(
+            made, example_inputs(example, self.shape, batches), make_method(self.method),
+            make_budget(self.budget, self.scope),
+            sample(batches.fit or [], self.seed, count=self.examples_at_most),
+            holdout=part(batches.holdout or [], first, of), repair=cast(Repair, self.repair),
+            metric=self.metric, epochs=self.epochs, lr=self.lr, ignored_layers=self.ignore,
+            batch_sizes=(1, 64) if self.latency else (), progress=False, seed=self.seed + DRAWN * self.draw,
+        )  # fmt: skip
+
+
+class ChangedError(InputError):
+    """A model or data that are not what the cells were made for: no result, rather than a refusal."""
+
+
+def prune_once(**params: Any) -> list[Row]:
+    """Prune a model once and return one row: the report, and what the cell was.
+
+    A method that refuses is a row whose "status" says why.
+
+    Args:
+        params: The attributes of a `Pruning`.
+
+    Raises:
+        InputError: The model or the data are not the same as when the cells were made.
+    """
+    work = Pruning(**params)
+    what = {"data": work.data, "method": work.method, "budget": repr(make_budget(work.budget, work.scope)),
+            "repair": work.repair, "seed": work.seed, "draw": work.draw}  # fmt: skip
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            result = work.run()
+    except ChangedError:
+        raise
+    except SecateurError as error:
+        status = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return [{"model": work.model, **what, "status": status}]
+    report = {key: value for key, value in result.report.to_dict().items() if key not in HEAVY}
+    warned = sorted({" ".join(str(warning.message).split()) for warning in said})
+    return [plain({**report, **LIGHT, **what, "status": "ok", "warnings": warned})]
+
+
+def look(
+    *,
+    model: str,
+    weights: str | None,
+    shape: str | None,
+    ignore: list[str],
+    data: str,
+    holdout: str | None,
+    tuned: list[bool],
+    seeds: list[int],
+) -> list[Row]:
+    """Make model and data, find out what would make every pruning fail, and return their hashes.
+
+    Args:
+        model: As on the command line, as all that follows.
+        weights: Safetensors file, or None.
+        shape: Shape of the example inputs, or None.
+        ignore: Layers whose units all stay.
+        data: Data set or function.
+        holdout: Function, or None.
+        tuned: Whether batches are for fine-tuning as well, and whether not.
+        seeds: Seeds.
+
+    Returns:
+        One row: "models" and "data" hold hashes in the order of `seeds` and `tuned`; "seeded" says whether
+        the factory takes the seed.
+
+    Raises:
+        InputError: The model or the data cannot be.
+        CaptureError: The model cannot be captured.
+    """
+    seeded = takes_seed(model, weights)
+    hashed = []
+    for kind in tuned:
+        batches, found = examples(data, holdout, kind)
+        sample(batches.fit or [], seeds[0])
+        part(batches.holdout or [], 0, len(seeds))
+        hashed.append(found)
+    made, example, _ = subject(model, weights, seeds[0] if seeded else None)
+    inputs = example_inputs(example, shape, batches)
+    try_inputs(made, inputs)
+    trace(made, inputs, ignored_layers=ignore)
+    models = [subject(model, weights, seed if seeded else None)[2] for seed in seeds]
+    return [{"seeded": seeded, "models": models, "data": hashed}]
+
+
+__all__ = ["ChangedError", "Pruning", "look", "prune_once"]

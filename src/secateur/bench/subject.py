@@ -1,0 +1,234 @@
+"""What a comparison is made on: a model for each seed, and examples that every method gets alike.
+
+Nothing is shared between what methods look at and what the metric is taken on.  With one trained model, each
+seed has a part of its own of the held-out examples, so that seeds are independent of each other there, and a
+sample of its own of the examples to calibrate on.  With a model for each seed, all held-out examples are used
+each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.core import InputError
+from secateur.named import Batches, example_of, find_function, make_data, make_model
+
+SAMPLE = 0.8
+KNOWN = 2
+
+
+def takes_seed(model: str, weights: str | None) -> bool:
+    """Say whether a model is made anew for each seed: its factory has a parameter `seed`, and no weights.
+
+    Example:
+        >>> takes_seed("secateur.zoo:lenet5", None), takes_seed("secateur.zoo:lenet5", "w.safetensors")
+        (True, False)
+    """
+    if weights is not None or Path(model).is_dir():
+        return False
+    try:
+        return "seed" in inspect.signature(find_function(model)).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+@lru_cache(maxsize=KNOWN)
+def subject(name: str, weights: str | None, seed: int | None) -> tuple[nn.Module, Any, str]:
+    """Return a model in evaluation mode, the example inputs that it brings (or None), and its hash.
+
+    Args:
+        name: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.
+        weights: Safetensors file with its state, or None.
+        seed: Given to the factory; None for one that takes none.
+    """
+    if seed is None:
+        model, example = make_model(name, weights)
+        return model, example, model_hash(model)
+    factory = find_function(name)
+    try:
+        model = factory(seed=seed)
+    except Exception as error:
+        raise InputError(f"{name}(seed={seed}) failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name}(seed={seed}) returned a {type(model).__name__}, not a torch.nn.Module")
+    example = getattr(factory, "example_inputs", None)
+    return model.eval(), example() if callable(example) else example, model_hash(model)
+
+
+@lru_cache(maxsize=KNOWN)
+def examples(data: str, holdout: str | None, tuned: bool) -> tuple[Batches, str]:
+    """Return the batches to calibrate on and those held out, and the hash of both.
+
+    Args:
+        data: As ``--data``: a data set, or a function that returns batches.
+        holdout: Function that returns the held-out batches; a data set brings its own.
+        tuned: Whether the batches are for fine-tuning as well: a data set's training part then.
+
+    Raises:
+        InputError: Nothing is held out, or the same examples are.
+    """
+    found = make_data(data, "finetune" if tuned else None)
+    held = make_data(holdout).fit if holdout is not None else found.holdout
+    if found.fit is None or held is None:
+        raise InputError(
+            f"what is {data} judged on? Name other batches with --holdout: methods must not see them"
+        )
+    batches = Batches(found.fit, held, found.example)
+    shared = overlap(found.fit, held)
+    if shared > 0.5:
+        raise InputError(
+            f"{shared:.0%} of the held-out examples are among those that methods look at: hold others out"
+        )
+    return batches, batch_hash([*found.fit, *held])
+
+
+def example_inputs(example: Any, shape: str | None, batches: Batches) -> Any:
+    """Return what the model is called with: of the shape that is named, or from the data, or its own.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = example_of(shape) if shape is not None else batches.example
+    if found is None and example is None:
+        raise InputError("what is the model called with? Give --example-shape, as in 2,3,32,32")
+    return example if found is None else found
+
+
+def model_hash(model: nn.Module) -> str:
+    """Return what tells a model from others: SHA-256 of its structure, parameters and buffers.
+
+    Example:
+        >>> torch.manual_seed(0) and None
+        >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> model_hash(a) == model_hash(a), model_hash(a) == model_hash(b)
+        (True, False)
+    """
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode())
+            _update(digest, tensor)
+    return digest.hexdigest()
+
+
+def batch_hash(batches: Iterable[Any]) -> str:
+    """Return what tells batches from others: SHA-256 of their tensors."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, Tensor):
+                _update(digest, leaf)
+            else:
+                digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    held = tensor.detach().cpu().contiguous()
+    digest.update(f"{held.dtype} {tuple(held.shape)}".encode())
+    digest.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def overlap(fit: Sequence[Any], held: Sequence[Any]) -> float:
+    """Return the share of held-out examples (or batches, where examples cannot be told apart) also in `fit`.
+
+    Example:
+        >>> one, other = (torch.eye(3), torch.arange(3)), (2 * torch.eye(3), torch.arange(3))
+        >>> overlap([one], [one, other])
+        0.5
+    """
+    seen, asked = set(_units(fit)), _units(held)
+    return sum(unit in seen for unit in asked) / max(1, len(asked))
+
+
+def _units(batches: Sequence[Any]) -> list[str]:
+    if not _plain(batches):
+        return [batch_hash([batch]) for batch in batches]
+    return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for b in batches for x in b[0].cpu()]
+
+
+def _plain(batches: Sequence[Any]) -> bool:
+    """Say whether all batches are (inputs, targets) of tensors that can be put one after the other."""
+    pairs = [b for b in batches if isinstance(b, (tuple, list)) and len(b) == 2]
+    if len(pairs) < len(batches) or not all(isinstance(x, Tensor) and x.ndim for b in pairs for x in b):
+        return False
+    if any(len(b[0]) != len(b[1]) for b in pairs):
+        return False
+    return len({(b[0].shape[1:], b[1].shape[1:], b[0].dtype, b[1].dtype) for b in pairs}) == 1
+
+
+def sample(batches: Sequence[Any], seed: int, share: float = SAMPLE, count: int | None = None) -> list[Any]:
+    """Return a share of the examples, drawn by the seed and in its order, in batches of the same size.
+
+    Where examples cannot be told apart (inputs that are no single tensor), whole batches are drawn.
+
+    Args:
+        batches: Pairs (inputs, targets).
+        seed: Seed of the draw.
+        share: Share that is drawn, at least one.
+        count: At most so many examples.
+
+    Example:
+        >>> drawn = sample([(torch.arange(10.0)[:, None], torch.arange(10))], seed=0)
+        >>> len(drawn[0][1]), bool((drawn[0][0][:, 0] == drawn[0][1]).all())
+        (8, True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if not _plain(batches):
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[at] for at in order[: max(1, round(share * len(batches)))]]
+    inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
+    drawn = torch.randperm(len(targets), generator=generator)[: max(1, round(share * len(targets)))][:count]
+    size = len(batches[0][1])
+    return [(inputs[at], targets[at]) for at in drawn.split(size)]
+
+
+def part(batches: Sequence[Any], number: int, of: int) -> list[Any]:
+    """Return one of several disjoint parts of the examples (or batches), the same whatever it is used for.
+
+    Raises:
+        InputError: There are fewer examples (or batches) than parts.
+
+    Example:
+        >>> whole = [(torch.arange(5.0)[:, None], torch.arange(5))]
+        >>> sorted(int(y) for at in range(2) for _, targets in part(whole, at, 2) for y in targets)
+        [0, 1, 2, 3, 4]
+    """
+    if of == 1:
+        return list(batches)
+    if not _plain(batches):
+        chosen = list(batches)[number::of]
+        _enough(len(batches), of, "batches")
+        return chosen
+    inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
+    _enough(len(targets), of, "examples")
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[number::of]
+    return [(inputs[at], targets[at]) for at in order.split(len(batches[0][1]))]
+
+
+def _enough(there: int, parts: int, what: str) -> None:
+    if there < parts:
+        raise InputError(f"{there} held-out {what} cannot be divided among {parts} seeds: hold out more")
+
+
+__all__ = [
+    "SAMPLE",
+    "batch_hash",
+    "example_inputs",
+    "examples",
+    "model_hash",
+    "overlap",
+    "part",
+    "sample",
+    "subject",
+    "takes_seed",
+]
