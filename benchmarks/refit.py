@@ -1,7 +1,7 @@
 """What each repair gives back without training: none, fold, and refit, on the networks of the demonstration.
 
 Run `python benchmarks/refit.py` (about ten minutes on one core).  Trains each network once a seed, keeps a
-quarter of the units of every group, repairs from a thousand calibration examples, and prints one JSON line
+quarter of the units of every group, repairs from the calibration examples, and prints one JSON line
 a pruning: test accuracy before and after, and the seconds that the repair took.
 """
 
