@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur.core import CaptureError, InputError, Plan
 from secateur.core.errors import unknown
+from secateur.methods import Magnitude
 from secateur.network.surgery import shrink
 from secateur.network.trace import trace
 
@@ -108,6 +113,66 @@ def test_a_model_without_values_is_shrunk_unchecked() -> None:
     with pytest.raises(InputError, match="check=False"):
         shrink(model, plan)
     assert shrink(model, plan, check=False)[0].weight.shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 1.5}, "steps must be an integer"),
+        ({"repair": ["fold"]}, "no repair"),
+        ({"callback": 3}, "callback must be a callable; got int"),
+        ({"loss": "mse"}, "loss must be a callable; got str"),
+        ({"data": 5}, "iterable of batches"),
+        ({"data": [(X, torch.zeros(4).long())], "repair": "finetune", "epochs": 1.5}, "integer; got 1.5"),
+        ({"seed": 2**64}, "a seed is an integer"),
+        ({"batch_sizes": 3}, "batch_sizes are positive integers"),
+        ({"batch_sizes": (1.5,)}, "batch_sizes are positive integers"),
+        ({"batch_axis": -1}, "batch_axis is the number of an axis"),
+        ({"batch_axis": 1, "batch_sizes": (2,)}, "2 examples along axis 1: Sequential cannot take"),
+        ({"holdout": [(X, torch.full((4,), 3))]}, "targets go from 0 to 2 for 3 classes; got 3"),
+        ({"holdout": [(X, None)], "metric": lambda model, batches: None}, "must return one number; got None"),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_anything_is_decided(
+    options: dict[str, Any], words: str
+) -> None:
+    class Never(Magnitude):
+        def plan(self, *_: Any) -> Plan:
+            raise AssertionError("too late")
+
+    with pytest.raises(InputError, match=words):
+        sc.prune(mlp(), X, Never(), sc.Units(0.5), **{"batch_sizes": (), **options})
+
+
+def test_whatever_a_model_raises_is_told_with_the_shapes() -> None:
+    class Four(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == 4, "only four"
+            return super().forward(x)
+
+    with pytest.raises(InputError, match=r"with 1 examples along axis 0: Four .* \(1, 6\): .*only four"):
+        sc.prune(Four(*mlp()), X, "magnitude", sc.Units(0.5))
+    with pytest.raises(InputError, match=r"batch 0, .*\(2, 6\)\]: AssertionError: only four"):
+        sc.prune(Four(*mlp()), X, "activation", sc.Units(0.5), [(X[:2], None)], batch_sizes=())
+
+
+def test_a_plan_is_of_a_network_and_a_model_with_values() -> None:
+    model = mlp().to("meta")
+    network = trace(model, X.to("meta"))
+    for arguments, words in (((model,), "what trace"), ((network,), "meta device")):
+        with pytest.raises(InputError, match=words):
+            sc.plan(*arguments, "magnitude", sc.Units(0.5))
+    with pytest.raises(InputError, match="must be a torch"):
+        sc.plan(network, "magnitude", sc.Units(0.5), model=3)
+
+
+@pytest.mark.parametrize("options", [{"floor": 1.5}, {"floor": "2"}, {"round_to": np.nan}, {"keep": True}])
+def test_budgets_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"integers of at least 1|in \(0, 1\]; got True"):
+        sc.Units(**{"keep": 0.5, **options})
+    with pytest.raises(InputError, match="a number, 0 or more; got 'a'"):
+        sc.Tolerance("a")
+    assert repr(sc.Units(np.float32(0.5))) == repr(sc.Units(0.5))
 
 
 def test_of_many_known_names_some_are_listed() -> None:

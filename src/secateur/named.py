@@ -152,7 +152,10 @@ def example_of(shape: str) -> Tensor:
         raise InputError(f"a shape is numbers with commas, as in 2,3,32,32; got {shape!r}") from error
     if min(sizes) < 1:
         raise InputError(f"the sizes of a shape are positive; got {shape!r}")
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    def draw() -> Tensor:
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+    return _run(f"making example inputs of shape {shape}", draw)
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +14,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.allocation.schedule import reached
 from secateur.analysis.cost import cost
-from secateur.analysis.latency import Latency, latency
+from secateur.analysis.latency import Latency, latency, try_sizes
 from secateur.analysis.measure import Agreement, Metric, agreement, evaluate, metric_named
 from secateur.analysis.summary import Measurement, Report
 from secateur.core import Budget, InputError, Network, Plan, StoreError, Tolerance, unknown
+from secateur.finetune import check_training
 from secateur.methods import METHODS, Method
 from secateur.network import store
 from secateur.network.collect import collect
 from secateur.network.gradients import Loss
 from secateur.network.trace import trace
-from secateur.running import place
+from secateur.running import check_seed, place
 from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 
 Repair = Literal["fold", "refit", "finetune", "fold+finetune", "refit+finetune"]
@@ -124,6 +126,8 @@ def plan(
         >>> [len(kept) for kept in plan(net, "magnitude", Units(0.5)).keep.values()]
         [4]
     """
+    if not isinstance(network, Network):
+        raise InputError(f"network is what trace() returns; got {type(network).__name__}")
     chosen = find_method(method)
     _check_budget(budget)
     if isinstance(budget, Tolerance):
@@ -131,6 +135,8 @@ def plan(
     looked = model if model is not None else getattr(network.graph, "model", None)
     if looked is None:
         raise InputError("this network was not traced in this process: pass model=, the model it speaks of")
+    if not isinstance(looked, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; got {type(looked).__name__}")
     needs = chosen.needs(budget)
     check_data(chosen.name, needs, data)
     evidence = collect(looked, network, data, needs, seed, loss=loss)
@@ -206,10 +212,15 @@ def prune(
     """
     chosen, repairs = find_method(method), _repairs(repair)
     _check_budget(budget)
-    if steps < 1 or (steps > 1 and isinstance(budget, Tolerance)):
-        raise InputError(f"steps must be at least 1, and a Tolerance makes its own; got {steps}")
+    _check_steps(steps, budget)
     metric = budget.metric if isinstance(budget, Tolerance) else metric
     metric_named(metric)
+    check_seed(seed)
+    if "finetune" in repairs:
+        check_training(epochs, lr)
+    for name, given in (("callback", callback), ("loss", loss)):
+        if given is not None and not callable(given):
+            raise InputError(f"{name} must be a callable; got {type(given).__name__}")
     batches, kept = _listed(data), _listed(holdout)
     check_data(chosen.name, repairs, batches)
     fitting, guard = apart(batches) if "fold" in repairs else (batches, None)
@@ -218,6 +229,8 @@ def prune(
         baseline = None if kept is None else evaluate(model, kept, metric)
     with clock("trace"):
         network = trace(model, example_inputs, ignored_layers, example_kwargs)
+    with clock("measure"):
+        try_sizes(model, network.example_inputs, network.example_kwargs, batch_sizes, batch_axis)
     work = Work(
         model, network, chosen, fitting, guard, batches, kept, baseline, repairs, seed, loss, callback,
         epochs, lr, progress, check, check_device, clock,
@@ -241,8 +254,15 @@ def _check_budget(budget: Budget) -> None:
         raise InputError(f"a budget says what it counts: {kinds}{hint}; got {type(budget).__name__}")
 
 
+def _check_steps(steps: Any, budget: Budget) -> None:
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
+    if not (whole and steps >= 1) or (steps > 1 and isinstance(budget, Tolerance)):
+        said = "steps must be an integer of at least 1, and a Tolerance makes its own"
+        raise InputError(f"{said}; got {steps!r}")
+
+
 def _repairs(repair: str | None) -> frozenset[str]:
-    if repair not in REPAIRS:
+    if not isinstance(repair, (str, type(None))) or repair not in REPAIRS:
         raise InputError(unknown("repair", str(repair), [name for name in REPAIRS if name]))
     return REPAIRS[repair]
 
@@ -250,7 +270,7 @@ def _repairs(repair: str | None) -> frozenset[str]:
 def _listed(data: Iterable[Any] | None) -> list[Any] | None:
     if data is None or isinstance(data, list):
         return data
-    if isinstance(data, (Tensor, Mapping, str)):
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
         raise InputError(f"data is an iterable of batches (inputs, targets); got a {type(data).__name__}")
     return list(data)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.core import InputError
+from secateur.core import InputError, SecateurError
 
 __all__ = [
     "all_finite", "call", "check_seed", "device_of", "duplicate", "evaluating", "explained", "finite_tensors",
@@ -201,11 +201,11 @@ def explained(where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> I
     """Turn what the model or the loss cannot take into an `InputError` that shows the shapes."""
     try:
         yield
-    except InputError:
+    except (SecateurError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
         shapes = [tuple(x.shape) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
-        message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {error}"
+        message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {_said(error)}"
         raise InputError(message) from error
 
 
@@ -223,11 +223,16 @@ def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None)
     arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     try:
         return model(*arguments, **named)
-    except torch.OutOfMemoryError:
+    except (SecateurError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:
         given = ", ".join([*map(_shape, arguments), *(f"{k}={_shape(x)}" for k, x in named.items())])
-        raise InputError(f"{type(model).__name__} cannot take inputs of shapes {given}: {error}") from error
+        who = type(model).__name__
+        raise InputError(f"{who} cannot take inputs of shapes {given}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
 
 
 def _shape(value: Any) -> str:

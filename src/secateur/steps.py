@@ -7,7 +7,6 @@ evidence, and removes more, until the metric falls too far.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from secateur.network.fold import fold, merge
 from secateur.network.gradients import Loss
 from secateur.network.refit import refit
 from secateur.network.surgery import shrink
+from secateur.running import duplicate
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +318,7 @@ def hold(model: nn.Module, plan: Plan) -> nn.Module:
     """Return the model with the plan's masked weights at zero: itself where they are, or a copy."""
     if not any(bool(weight[gone].any()) for weight, gone in _masked(model, plan)):
         return model
-    held = copy.deepcopy(model)
+    held = duplicate(model)
     _zero(held, plan)
     return held
 

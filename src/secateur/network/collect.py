@@ -17,6 +17,7 @@ from secateur.network.reads import Read, Reads
 from secateur.network.rows import Rows
 from secateur.running import (
     all_finite,
+    check_seed,
     explained,
     finite_tensors,
     split_batch,
@@ -83,6 +84,7 @@ def collect(
         torch.Size([8, 8])
     """
     wanted = _check_needs(needs)
+    check_seed(seed)
     _check_weights(model, network)
     run = _Pass(model, network, wanted, loss or cross_entropy)
     streams = _streams(model, network, wanted, max_patch, grams)
@@ -158,7 +160,7 @@ def checked_batches(
     if not (data := wanted & _WITH_DATA):
         return
     what = ", ".join(sorted(data))
-    if batches is None or isinstance(batches, (Tensor, Mapping, str)):
+    if batches is None or isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise InputError(f"{what}: data is an iterable of (inputs, targets); got {type(batches).__name__}")
     where = ""
     for number, batch in enumerate(batches):
@@ -258,6 +260,8 @@ def _check_weights(model: nn.Module, network: Network) -> None:
             here = tuple(tensors[name].shape) if name in tensors else "missing"
             raise InputError(f"the network is of another model: {name!r} is {shape} there and {here} here")
     for name, _ in model.named_parameters():
+        if tensors[name].is_meta:
+            raise InputError(f"{name!r} is on the meta device and has no values: load weights first")
         if not all_finite(tensors[name]):
             raise InputError(f"NaN or infinite values among the weights of {name!r}")
     for name, buffer in model.named_buffers():
