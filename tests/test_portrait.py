@@ -122,6 +122,15 @@ def test_curves_fall_and_meet_the_plan() -> None:
         assert residuals[curve["kept"]] == pytest.approx(result.plan.notes[name]["residual"], rel=1e-3)
 
 
+def test_a_dead_layer_and_a_single_example_are_drawn_as_far_as_they_go() -> None:
+    model = perceptron()
+    with torch.no_grad():
+        model[0].weight.zero_(), model[0].bias.zero_()
+    structure = pruned(model, "matroid", [(torch.ones(1, 6), torch.zeros(1).long())]).report.structure
+    layer = structure["layers"]["0"]
+    assert (layer["rank"], layer["ranks"], layer["tail"], layer["arrangement"]) == (0, [], [], None)
+
+
 def test_channels_have_no_rows_and_say_so() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
     structure = pruned(model, "matroid", labelled(1, 6, 6)).report.structure

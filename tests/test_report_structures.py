@@ -71,16 +71,7 @@ def test_what_is_drawn_stands_in_the_table(title: str, sections: list[Section]) 
     assert found
     for section in found:
         drawn = [v for trace in section.figure["data"] for v in numbers(trace["y"])]
-        assert drawn and {round(v, 9) for v in drawn} - {0} <= table(section) | plan_marks(section)
-
-
-def plan_marks(section: Section) -> set[float]:
-    """The residuals of the plans, which are marks on the curves."""
-    return (
-        {round(v, 9) for t in section.figure["data"] if t["mode"] == "markers" for v in numbers(t["y"])}
-        if ("unexplained" in section.title)
-        else set()
-    )
+        assert drawn and {round(v, 9) for v in drawn} - {0} <= table(section)
 
 
 def test_histograms_count_every_weight(sections: list[Section], runs: list[dict]) -> None:

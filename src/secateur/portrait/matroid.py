@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.allocation import prunable
-from secateur.core import Evidence, Group, InputError
+from secateur.core import Evidence, Group
 from secateur.methods.matroid.activations import basis_order
 from secateur.methods.matroid.augmented import augmented_rows, eligible
 from secateur.portrait.look import Look, short
@@ -80,7 +80,7 @@ def _layer(look: Look, group: Group, rows: Floats) -> dict[str, Any]:
 
 def _ranks(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int]:
     if rank in (0, len(rows)):
-        return [rank]
+        return [rank] if rank else []
     if exact:
         return IntervalMatroid(rows).window_ranks(rank).tolist()
     return window_ranks(normalized(rows), rank, rtol=rtol).ranks.tolist()
@@ -90,7 +90,7 @@ def _arrangement(look: Look, group: Group, rows: Floats) -> dict[str, Any] | Non
     """Cut the hyperplanes by a plane through the inputs: theirs, or that of most variance."""
     layer, _ = look.plan.network.makers(group)[0]
     found = look.inputs(layer.weight)
-    if found is None or rows.shape[1] < 3:
+    if found is None or rows.shape[1] < 3 or len(found[0]) < 3:
         return None
     x, labels = found
     centre, axes, plane, names = _plane(x)
@@ -99,9 +99,8 @@ def _arrangement(look: Look, group: Group, rows: Floats) -> dict[str, Any] | Non
     margin = 0.1 * np.maximum(high - low, 1e-9)
     low, high = low - margin, high + margin
     cut = np.column_stack([rows[:, :-1] @ axes.T, rows[:, :-1] @ centre + rows[:, -1]])
-    ends = [segment(a, b, c, low, high) for a, b, c in cut.tolist()]
-    crossing = [unit for unit, found_ends in enumerate(ends) if found_ends is not None]
-    chosen = crossing if len(crossing) <= LINES else _evenly(crossing, LINES)
+    ends = {unit: segment(a, b, c, low, high) for unit, (a, b, c) in enumerate(cut.tolist())}
+    crossing = [(unit, found_ends) for unit, found_ends in ends.items() if found_ends is not None]
     stays = look.stays(group)
     return {
         "plane": plane,
@@ -109,7 +108,7 @@ def _arrangement(look: Look, group: Group, rows: Floats) -> dict[str, Any] | Non
         "box": short([low, high]),
         "crossing": len(crossing),
         "points": [[*short(p), label] for p, label in zip(cloud.tolist(), labels, strict=True)],
-        "lines": [_line(unit, ends[unit], stays[unit]) for unit in chosen],
+        "lines": [_line(unit, parts, stays[unit]) for unit, parts in _evenly(crossing, LINES)],
     }
 
 
@@ -124,14 +123,13 @@ def _plane(x: Floats) -> tuple[Floats, Floats, str, list[str]]:
     return centre, axes[:2], words, ["first principal direction", "second principal direction"]
 
 
-def _evenly(units: list[int], count: int) -> list[int]:
-    return [units[i] for i in np.linspace(0, len(units) - 1, count).round().astype(int)]
+def _evenly(items: list[Any], count: int) -> list[Any]:
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in chosen]
 
 
-def _line(unit: int, ends: tuple[Floats, Floats] | None, stays: bool) -> dict[str, Any]:
-    if ends is None:
-        raise InputError(f"unit {unit} does not cross the box")
-    (x, y), (to_x, to_y) = short(ends[0]), short(ends[1])
+def _line(unit: int, ends: tuple[Floats, Floats], stays: bool) -> dict[str, Any]:
+    (x, y), (to_x, to_y) = map(short, ends)
     return {"unit": unit, "stays": stays, "x": x, "y": y, "to x": to_x, "to y": to_y}
 
 

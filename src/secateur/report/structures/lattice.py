@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report.section import Section
-from secateur.report.structures.marks import GOES, STAYS, figure, lines, listed, points
+from secateur.report.structures.marks import GOES, STAYS, Json, figure, lines, listed, points
 
 KINDS = (
     (True, True, "irreducible, stays", STAYS, "circle"),
@@ -16,6 +16,8 @@ KINDS = (
 )
 COUNTS = ("elements", "largest", "parts", "irreducible")
 SWEEPS = 6
+Nodes = Sequence[Mapping[str, Any]]
+Edges = Sequence[Sequence[int]]
 
 
 def lattice_sections(portrait: Mapping[str, Any]) -> list[Section]:
@@ -35,39 +37,47 @@ def _hasse(name: str, order: Mapping[str, Any]) -> Section:
     nodes, edges = order["nodes"], order["covers"]
     x = places([node["height"] for node in nodes], edges)
     y = [node["height"] for node in nodes]
-    traces = [
-        lines(
-            [v for a, b in edges for v in (x[a], x[b], None)],
-            [v for a, b in edges for v in (y[a], y[b], None)],
-            "covers",
-            "var(--soft)",
-            width=1,
-            hoverinfo="skip",
-        )
-    ]
-    for irreducible, stays, title, colour, symbol in KINDS:
-        own = [i for i, n in enumerate(nodes) if n["irreducible"] is irreducible and n["stays"] is stays]
-        if own:
-            words = [_words(nodes[i]) for i in own]
-            size = 14 if len(nodes) <= 60 else 9
-            traces.append(
-                points(
-                    [x[i] for i in own],
-                    [y[i] for i in own],
-                    title,
-                    colour,
-                    symbol=symbol,
-                    text=words,
-                    size=size,
-                )
-            )
     more = "" if len(nodes) == order["elements"] else f" The {len(nodes)} of them with most covers are drawn."
     text = (
         f"Reading: {order['reading']}. {order['units']} units are {order['elements']} elements, of height "
         f"{order['height']}; {order['irreducible']} units are meet-irreducible.{more} A line leads up from "
         "an element to one that covers it; an element stays if any of its units does."
     )
-    rows = [
+    drawn = figure(
+        _diagram(nodes, edges, x, y),
+        "",
+        "height",
+        xaxis={"visible": False},
+        yaxis={"dtick": max(1, max(y) // 10)},
+        height=520,
+    )
+    return Section(
+        f"Hasse diagram of group {name}",
+        text,
+        _rows(nodes, edges),
+        drawn,
+        f"Hasse diagram of {len(nodes)} elements and {len(edges)} covers in {name}",
+        layer=name,
+    )
+
+
+def _diagram(nodes: Nodes, edges: Edges, x: Sequence[float], y: Sequence[float]) -> list[Json]:
+    """Return the traces: covers, and the elements by kind."""
+    across, up = ([v for a, b in edges for v in (side[a], side[b], None)] for side in (x, y))
+    traces = [lines(across, up, "covers", "var(--soft)", width=1, hoverinfo="skip")]
+    size = 14 if len(nodes) <= 60 else 9
+    for irreducible, stays, title, colour, symbol in KINDS:
+        own = [i for i, n in enumerate(nodes) if n["irreducible"] is irreducible and n["stays"] is stays]
+        if own:
+            here, there = ([side[i] for i in own] for side in (x, y))
+            words = [_words(nodes[i]) for i in own]
+            traces.append(points(here, there, title, colour, symbol=symbol, text=words, size=size))
+    return traces
+
+
+def _rows(nodes: Nodes, edges: Edges) -> list[Json]:
+    """Return the table: one row an element."""
+    return [
         {
             "element": n["element"],
             "units": ", ".join(map(str, n["units"])),
@@ -79,17 +89,6 @@ def _hasse(name: str, order: Mapping[str, Any]) -> Section:
         }
         for i, n in enumerate(nodes)
     ]
-    drawn = figure(
-        traces, "", "height", xaxis={"visible": False}, yaxis={"dtick": max(1, max(y) // 10)}, height=520
-    )
-    return Section(
-        f"Hasse diagram of group {name}",
-        text,
-        rows,
-        drawn,
-        f"Hasse diagram of {len(nodes)} elements and {len(edges)} covers in {name}",
-        layer=name,
-    )
 
 
 def _words(node: Mapping[str, Any]) -> str:

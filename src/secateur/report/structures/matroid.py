@@ -48,8 +48,9 @@ def _curves(curves: Mapping[str, Any]) -> Section:
         if curve["residual"] is not None:
             at = points([curve["kept"] / units], [curve["residual"]], f"{name}: the plan", colour, size=11)
             traces.append(at | {"showlegend": False})
+        by_plan = {curve["kept"]: curve["residual"]}
         rows += [
-            {"group": name, "kept": m, "of": units, "unexplained": r}
+            {"group": name, "kept": m, "of": units, "unexplained": r, "by the plan": by_plan.get(m)}
             for m, r in enumerate(curve["residuals"])
         ]
     text = (
@@ -123,8 +124,7 @@ def _cloud(cloud: list[list[Any]]) -> list[Json]:
 
 
 def _windows(name: str, layer: Mapping[str, Any]) -> Section:
-    n, rank, windows = layer["units"], layer["rank"], layer["ranks"]
-    tail, stays = set(layer["tail"]), [unit not in set(layer["removed"]) for unit in range(n)]
+    n, rank, windows, tail = layer["units"], layer["rank"], layer["ranks"], layer["tail"]
     text = (
         f"{n} rows [W | b] with {layer['inputs']} inputs have rank {rank}: {len(windows)} windows of {rank} "
         f"neighbours, {layer['deficient']} of them deficient, smallest gap {show(layer['gap'])}. "
@@ -132,39 +132,43 @@ def _windows(name: str, layer: Mapping[str, Any]) -> Section:
     )
     if len(windows) == 1:
         text += " A single window holds every row, so there can be no tail."
-    rows = [
+    rows = _rows(layer)
+    line = lines(range(len(windows)), windows, "rank of the window that starts here", "var(--soft)")
+    drawn = figure(
+        [line | {"mode": "lines+markers"}, *_units(rows)],
+        "unit, in the order of the layer",
+        "rank; deficient windows that hold the unit",
+        yaxis={"rangemode": "tozero"} | ({"dtick": 1} if rank < 10 else {}),
+    )
+    words = f"Window ranks of {name}, and for each unit the number of deficient windows"
+    return Section(f"Windows of rows of group {name}, and their tail", text, rows, drawn, words, layer=name)
+
+
+def _rows(layer: Mapping[str, Any]) -> list[Json]:
+    """Return the table of the windows: one row a unit."""
+    tail, removed, ranks = set(layer["tail"]), set(layer["removed"]), layer["ranks"]
+    return [
         {
-            "unit": u,
-            "deficient windows": c,
-            "part": "tail" if u in tail else "essential",
-            "stays": stays[u],
-            "rank of the window from here": windows[u] if u < len(windows) else None,
+            "unit": unit,
+            "deficient windows": count,
+            "part": "tail" if unit in tail else "essential",
+            "stays": unit not in removed,
+            "rank of the window from here": ranks[unit] if unit < len(ranks) else None,
         }
-        for u, c in enumerate(layer["windows"])
+        for unit, count in enumerate(layer["windows"])
     ]
-    traces = [lines(range(len(windows)), windows, "rank of the window that starts here", "var(--soft)")]
-    if len(windows) == 1:
-        traces[0] |= {"mode": "markers"}
+
+
+def _units(rows: list[Json]) -> list[Json]:
+    """Return a trace for each kind of unit that there is."""
+    traces = []
     for part, symbol in (("essential", "circle"), ("tail", "diamond")):
         for keeps, word, colour in ((True, "stays", STAYS), (False, "goes", GOES)):
             own = [row for row in rows if row["part"] == part and row["stays"] is keeps]
             if own:
                 x, y = [row["unit"] for row in own], [row["deficient windows"] for row in own]
                 traces.append(points(x, y, f"{part}, {word}", colour, symbol=symbol))
-    drawn = figure(
-        traces,
-        "unit, in the order of the layer",
-        "rank; deficient windows that hold the unit",
-        yaxis={"rangemode": "tozero"} | ({"dtick": 1} if rank < 10 else {}),
-    )
-    return Section(
-        f"Windows of rows of group {name}, and their tail",
-        text,
-        rows,
-        drawn,
-        f"Window ranks of {name}, and for each unit the number of deficient windows",
-        layer=name,
-    )
+    return traces
 
 
 __all__ = ["matroid_sections"]
