@@ -169,6 +169,7 @@ def prune_command(
     epochs: Annotated[int, typer.Option(help="Epochs of each fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuning.")] = 1e-3,
     metric: Annotated[str, typer.Option(help="accuracy or log_likelihood.")] = "accuracy",
+    latency: Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")] = True,
     weights: Weights = None,
     example_shape: Shape = None,
     ignore: Ignore = None,
@@ -198,6 +199,7 @@ def prune_command(
     result = prune(
         made, example, chosen, share, batches.fit, holdout=held, repair=cast(Repair, repair), steps=steps,
         metric=metric, epochs=epochs, lr=lr, ignored_layers=ignore or (), seed=seed,
+        batch_sizes=(1, 64) if latency else (),
     )  # fmt: skip
     if explain:
         terminal.say(result.plan.explain())
@@ -319,8 +321,9 @@ def report_command(
 
 def check_writable(folder: Path) -> None:
     """Raise `StoreError` if a folder cannot be made or written; leave everything as it was."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made: list[Path] = []
     try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -135,7 +135,7 @@ def _try(models: Mapping[str, nn.Module], arguments: Any, size: int, axis: int) 
         except InputError as error:
             raise InputError(
                 f"the latency cannot be measured with {size} examples along axis {axis}: {error}. Choose "
-                "other batch_sizes or batch_axis; with batch_sizes=() nothing is measured"
+                "other batch_sizes or batch_axis; with batch_sizes=() (--no-latency) nothing is measured"
             ) from error
 
 
