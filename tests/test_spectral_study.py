@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from secateur import cli
 from secateur.core import InputError
 from secateur.studies.spectral import cells, run
 from secateur.studies.spectral.paired import difference
@@ -155,6 +157,18 @@ def test_the_papers_settings_run(tmp_path: Path) -> None:
     (tmp_path / "test.bin").write_bytes(b"short")
     with pytest.raises(InputError, match="3074"):
         load_data("VGG-16", folders, scale, 0)
+
+
+def test_the_command_names_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = ["study", "spectral", "--full", "--folder"]
+    for given, message in (("cifar11=data", "cifar10"), ("cifar10", "NAME=DIR")):
+        done = CliRunner().invoke(cli.app, [*call, given])
+        assert done.exit_code == 2
+        assert message in done.output
+    done = CliRunner().invoke(cli.app, ["study", "lattice", "--folder", "cifar10=data"])
+    assert done.exit_code == 2
+    assert "reads no folders" in done.output
 
 
 def test_tiny_imagenet_is_read_as_published(tmp_path: Path) -> None:

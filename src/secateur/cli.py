@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 import warnings
@@ -34,7 +35,7 @@ from secateur.network.trace import trace
 from secateur.portrait import PORTRAITS, portray
 from secateur.prune import REPAIRS, Repair, Result, prune
 from secateur.report import read_runs, write_html, write_json, write_text
-from secateur.studies import STUDIES, Outcome, run_studies, run_study
+from secateur.studies import STUDIES, Outcome, find_study, run_studies, run_study
 
 
 class Guarded(TyperGroup):
@@ -286,6 +287,11 @@ def study_command(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 2,
     docs: Annotated[Path | None, typer.Option(help="Folder for the pages of findings, NAME.md.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--folder", help="Folder of a data set that the study names, as in cifar10=DIR; may be "
+                     "repeated."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Regenerate the tables and figures of a publication, beside the published numbers.
@@ -295,7 +301,8 @@ def study_command(
     for place in (folder, *([docs] if docs else [])):
         check_writable(place)
     with terminal.telling(f"study {name}") as tell:
-        options = {"full": full, "seed": seed, "jobs": jobs, "tell": tell}
+        options: dict[str, Any] = {"full": full, "seed": seed, "jobs": jobs, "tell": tell}
+        options |= {"folders": read_folders(name, data)} if data else {}
         if name != "all":
             outcomes = [Outcome(name, run_study(name, folder / name, docs, **options))]
         else:
@@ -305,6 +312,16 @@ def study_command(
     terminal.say(f"written into {folder}")
     if failed := [outcome.study for outcome in outcomes if outcome.error]:
         raise SecateurError(f"failed: {', '.join(failed)}; the other studies are written")
+
+
+def read_folders(study: str, given: list[str]) -> dict[str, str]:
+    """Read NAME=DIR, for a study that takes folders."""
+    pairs = [text.partition("=") for text in given]
+    if wrong := [text for text, (name, _, folder) in zip(given, pairs, strict=True) if not (name and folder)]:
+        raise InputError(f"a folder is given as NAME=DIR, as in cifar10=data/cifar; got {', '.join(wrong)}")
+    if study != "all" and "folders" not in inspect.signature(find_study(study)).parameters:
+        raise InputError(f"the study {study} reads no folders; leave out --folder")
+    return {name: folder for name, _, folder in pairs}
 
 
 @app.command("report")
