@@ -627,3 +627,11 @@ def test_an_overflow_in_the_loss_names_the_layer() -> None:
     batches = [(torch.full((3, 4), 10.0), torch.zeros(3).long())]
     with pytest.raises(InputError, match=r"in batch 0: NaN or infinite activations reach layer '4'"):
         collect(model, network, batches, {"gradients"})
+
+
+def test_a_loss_that_no_unit_changes_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(5, 4)
+    batches = [(x, torch.zeros(5, dtype=torch.long))]
+    with pytest.raises(InputError, match="does not change with any unit"):
+        collect(model, trace(model, x), batches, {"taylor"}, loss=lambda y, t: y.detach().sum())

@@ -68,6 +68,8 @@ def test_damaged_runs_are_named(text: str, tmp_path: Path) -> None:
 
 
 def test_missing_runs(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="names a folder"):
+        write_text(Path(), "")
     with pytest.raises(StoreError, match="no folder"):
         read_runs(tmp_path / "absent")
     with pytest.raises(StoreError, match="or below"):

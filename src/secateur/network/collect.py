@@ -92,6 +92,8 @@ def collect(
         for where, args, kwargs, targets in checked_batches(batches, model, wanted):
             run(where, args, kwargs, targets, streams)
         chain = _chain(model, network) if "chain" in wanted else None
+    if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
+        raise InputError("taylor: the loss does not change with any unit, so that it tells none from another")
     return Evidence(
         weights=tensors_of(model),
         moments=_moments(network, streams),

@@ -39,6 +39,8 @@ def write_text(path: str | Path, text: str) -> Path:
         StoreError: If it cannot be written.
     """
     path = Path(path)
+    if not path.name:
+        raise StoreError(f"cannot write {str(path)!r}: it names a folder; give the name of a file")
     draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
