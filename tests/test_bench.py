@@ -140,7 +140,7 @@ def bench(model: str = "make", **more) -> Bench:
     return Bench(f"planted.py:{model}", "planted.py:fit", "planted.py:held", **{**given, **more})
 
 
-@pytest.mark.parametrize("model", ["make", "single"])
+@pytest.mark.parametrize("model", ["make", pytest.param("single", marks=pytest.mark.slow)])
 def test_a_planted_winner_wins_and_twins_tie(model: str, place: Path) -> None:
     rows, varies = run_bench(bench(model), place / "out", engine="inline")
     assert ("the factory makes for each seed" in varies) == (model == "make")
@@ -158,6 +158,7 @@ def test_a_planted_winner_wins_and_twins_tie(model: str, place: Path) -> None:
     assert found.curves[0]["method"] in ("planted.py:Truth", "planted.py:Twin")
 
 
+@pytest.mark.slow
 def test_the_same_cell_gives_the_same_row_in_another_process(place: Path) -> None:
     grid = make_grid(bench(methods=["random"], repairs=["fold+finetune"], seeds=[3, 5]))
     rows = []

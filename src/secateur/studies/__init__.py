@@ -6,7 +6,6 @@ Each study is a package here with a function ``run(full, out, seed, jobs, tell)`
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from secateur.core import InputError, SecateurError, unknown
 from secateur.report import write_html, write_text
-from secateur.studies.common import Findings, Table, markdown, page, write_findings
+from secateur.studies.common import Findings, markdown, page, write_findings
 
 STUDIES = ("matroid", "spectral", "mip", "lattice", "joint")
 
@@ -70,20 +69,11 @@ def run_study(name: str, out: str | Path, docs: str | Path | None = None, **opti
         InputError: An unknown study or option.
         StoreError: A folder cannot be written.
     """
-    findings = _called(name, find_study(name), {"out": Path(out), **options})
+    findings = find_study(name)(out=Path(out), **options)
     write_findings(findings, out)
     if docs is not None:
         write_text(Path(docs) / f"{name}.md", page(findings))
     return findings
-
-
-def _called(name: str, run: Callable[..., Any], options: dict[str, Any]) -> Findings:
-    """Call a study, also one that does not take all options or returns rows by part."""
-    known = inspect.signature(run).parameters
-    found = run(**{key: value for key, value in options.items() if key in known})
-    if isinstance(found, Findings):
-        return found
-    return Findings(name, name, tables=[Table(part, part, rows) for part, rows in found.items()])
 
 
 def run_studies(

@@ -152,11 +152,9 @@ def write_findings(findings: Findings, out: str | Path) -> None:
             write_json(part.rows, folder / f"{part.name}.json")
     write_text(folder / "tables.md", "\n".join(_tables(findings)) + "\n")
     write_text(folder / "findings.md", page(findings))
-    rows = [{"study": findings.study, **row} for table in findings.tables[:1] for row in table.rows]
-    write_html(
-        rows or [{"study": findings.study}], folder / "report.html",
-        title=findings.title, sections=sections(findings),
-    )  # fmt: skip
+    shown = sections(findings)
+    runs = [] if shown else [{"study": findings.study}]
+    write_html(runs, folder / "report.html", title=findings.title, sections=shown)
 
 
 def page(findings: Findings) -> str:
