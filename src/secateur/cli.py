@@ -85,6 +85,9 @@ MethodName = Annotated[
         "file.py:Class, file.py:Class:option=value."
     ),
 ]
+Holdout = Annotated[
+    str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Layer whose units all stay; may be repeated.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
@@ -160,9 +163,7 @@ def prune_command(
     floor: Annotated[int, typer.Option(help="Least number of units in a group.")] = 1,
     round_to: Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")] = 1,
     data: Data = None,
-    holdout: Annotated[
-        str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
-    ] = None,
+    holdout: Holdout = None,
     repair: Annotated[
         str | None, typer.Option(help="fold, refit, finetune, fold+finetune, or refit+finetune.")
     ] = None,
@@ -231,9 +232,7 @@ def bench_command(
         str, typer.Option(help="What ratios count: units, params, macs, weights.")
     ] = "units",
     scope: Annotated[str, typer.Option(help="layer, global, or erk; the same for all methods.")] = "layer",
-    holdout: Annotated[
-        str | None, typer.Option(help="Batches for the metric, named like --data; a data set brings its own.")
-    ] = None,
+    holdout: Holdout = None,
     weights: Weights = None,
     example_shape: Shape = None,
     ignore: Ignore = None,
