@@ -144,7 +144,10 @@ def _by_repair(found: Mapping[str, Rows], there: Sequence[Block]) -> Iterator[st
         lead = bootstrap(meetings(mine, first["method"], second["method"]))
         ahead = f"{lead.estimate:.1f} points ahead of {second['method']}, the second"
         if lead.count > 1:
-            ahead += f" (95 % interval over networks {lead.low:.1f} to {lead.high:.1f})"
+            ahead += f" (95 % interval {lead.low:.1f} to {lead.high:.1f})"
+        often = max(whole, key=lambda row: row["best"])
+        if often["best"] > first["best"]:
+            ahead += f"; {often['method']} loses least most often, in {often['best']}"
         random = next((row["lost"] for row in whole if row["method"] == "random"), None)
         yield (
             f"{words.capitalize()}, **{first['method']}** stands first: it loses least in {first['best']} of "
@@ -165,7 +168,7 @@ def _structures(found: Mapping[str, Rows]) -> Iterator[str]:
             words = {"ahead": "ahead of", "tie": "tied with", "behind": "behind"}
             said = [f"{words[v]} {', '.join(names)}" for v, names in by.items() if names]
             count = max(row["networks"] for row in rows)
-            yield f"With the fold, over {count} networks, {structure} is {'; '.join(said)}."
+            yield f"With the fold, over {count} pairs of network and data, {structure} is {'; '.join(said)}."
 
 
 def _price(found: Mapping[str, Rows]) -> Iterator[str]:
