@@ -14,7 +14,7 @@ from secateur.data import fashion_available
 from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
 from secateur.studies.mip.figures import figures
 from secateur.studies.mip.subjects import NETS, Setting
-from secateur.studies.mip.tables import Rows, claims, tables, with_tuning
+from secateur.studies.mip.tables import Rows, claims, grouped, tables, with_tuning
 
 __all__ = ["FULL", "PARTS", "QUICK", "cells", "findings", "run"]
 
@@ -151,6 +151,7 @@ def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]
             these = [row for row in found if row["form"] == form and row["difference"] == pair]
             if these:
                 yield _counted(these, words, *pair.split(" - "))
+    yield from _retrained(rows)
     valid = [row for row in rows["pruning"] if row["bounds"] == "valid" and row["net"] == "FC-3"]
     for data in dict.fromkeys(row["data"] for row in valid):
         same = [row for row in valid if row["data"] == data]
@@ -162,6 +163,25 @@ def _sentences(rows: Mapping[str, Rows], made: Sequence[Table]) -> Iterator[str]
             f"{more:.1f} % of the units more than dead only, at {lost:.1f} points lost; with the same fold "
             f"it has {ours:.1f} %, L1 {plain:.1f} % and random removal {random:.1f} %."
         )
+
+
+def _retrained(rows: Mapping[str, Rows]) -> Iterator[str]:
+    """Say how masks do that are carried over, or made before training, beside random ones."""
+    carried = [
+        f"{net} from {source} to {target} {mean(row['ours'] - row['random'] for row in same):+.1f}"
+        for (net, source, target), same in grouped(rows["transfer"], "net", "source", "target").items()
+    ]
+    if carried:
+        yield f"Retrained on other data, the mask less a random one gives, in points: {', '.join(carried)}."
+    first = []
+    for (source, target), same in grouped(rows["snip"], "source", "target").items():
+        by = {method: mean(row["masked"] for row in same if row["method"] == method)
+              for method in ("ours", "snip", "random")}  # fmt: skip
+        first.append(
+            f"{source} to {target} {by['ours'] - by['snip']:+.1f} and {by['ours'] - by['random']:+.1f}"
+        )
+    if first:
+        yield f"At initialisation, ours less SNIP, and less random: {', '.join(first)}."
 
 
 _SAID = ("live units removed", "ours + fold", "random + fold", "L1 + fold")

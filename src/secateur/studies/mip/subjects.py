@@ -2,7 +2,7 @@
 
 Training follows section 4.1 of arXiv:2002.07376: RMSprop at 1e-3 (batches of 128, which it does not say);
 VGG-16 by decoupled learning with Adam at 1e-2.  How many units are dead on a few images, and so what there is
-to prune, depends much on that: a schedule that falls to zero leaves a third of them.
+to prune, depends much on that.
 """
 
 from __future__ import annotations
