@@ -51,6 +51,7 @@ def test_table_2_compares_at_equal_counts(net):
         ("tuned", ["LeNet-5", "digits"], 1),
         ("modes", ["digits"], 6),
         ("transfer", ["LeNet-5", "digits", "digits"], 1),
+        ("transfer", ["VGG-16", "digits", "digits"], 1),
         ("rescale", ["digits"], 3),
         ("snip", ["digits", "digits"], 3),
         ("images", ["FC-3", "digits"], 2),
