@@ -101,6 +101,15 @@ def test_readme_shows_every_method_of_the_demonstration() -> None:
     assert set(METHODS) <= rows
 
 
+def test_the_headline_is_what_the_joint_study_found() -> None:
+    spec = importlib.util.spec_from_file_location("headline", ROOT / "benchmarks" / "readme_headline.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.headline((ROOT / "docs" / "studies" / "joint.md").read_text("utf-8"))
+    assert len(made.split("**")) == 7  # a winner for each of three repairs
+    assert module.START + made + module.END in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_version_and_commands_are_those_of_the_package() -> None:
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
