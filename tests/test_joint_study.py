@@ -32,7 +32,8 @@ def rows(quality: dict[str, float], noise: float = 0.002) -> list[dict]:
         for seed in SEEDS:
             common = {"data": data, "network": name, "seed": seed}
             dense = 0.9 + 0.01 * seed
-            found.append({**common, "part": "dense", "accuracy": dense, "parameters": 100, "units": 10})
+            sizes = {"examples": 10_000, "parameters": 100, "units": 10}
+            found.append({**common, "part": "dense", "accuracy": dense, **sizes})
             for method, lost in quality.items():
                 cell = {**common, "method": method}
                 found.append({**cell, "part": "cost", "seconds": 0.1, "memory": 1.0})

@@ -38,7 +38,7 @@ class Bench:
         methods: Names with options; "random" is added, as the control of every comparison.
         ratios: What stays, each in (0, 1].
         seeds: Seeds, each a pair for every pair of methods.
-        repairs: Of ``"none"``, ``"fold"``, ``"finetune"``, ``"fold+finetune"``.
+        repairs: ``"none"``, or names of `secateur.prune.Repair`.
         kind: What the ratios count: ``"units"``, ``"params"``, ``"macs"`` or ``"weights"``.
         scope: ``"layer"``, ``"global"`` or ``"erk"``.
         weights: Safetensors file with the model's state.

@@ -109,7 +109,9 @@ class Bench:
         """Return what there is before pruning."""
         parameters = sum(p.numel() for p in self.model.parameters())
         units = sum(g.size for g in self.network.groups if g.exact)
-        return {"accuracy": accuracy(self.model, self.test), "parameters": parameters, "units": units}
+        examples = sum(len(targets) for _, targets in self.test)
+        whole = accuracy(self.model, self.test)
+        return {"accuracy": whole, "examples": examples, "parameters": parameters, "units": units}
 
 
 def _bench(model: nn.Module, name: str, data: Dataset, seed: int, size: Size) -> Bench:

@@ -32,6 +32,7 @@ class Block:
         keep: Share of the units that stays.
         repair: Repair.
         lost: Method -> seed -> points of test accuracy lost; random averaged over its draws.
+        examples: Test examples behind each accuracy.
     """
 
     data: str
@@ -39,6 +40,7 @@ class Block:
     keep: float
     repair: str
     lost: Mapping[str, Mapping[int, float]]
+    examples: int
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -54,7 +56,8 @@ class Block:
     @cached_property
     def standing(self) -> Standing:
         """Who wins, and who cannot be told from the winner."""
-        return standing({name: {s: -x for s, x in self.lost[name].items()} for name in self.means})
+        shares = {name: {s: -x / 100 for s, x in self.lost[name].items()} for name in self.means}
+        return standing(shares, examples=self.examples)
 
     @property
     def tied(self) -> tuple[str, ...]:
@@ -65,11 +68,13 @@ class Block:
 def blocks(rows: Iterable[Row]) -> list[Block]:
     """Gather the rows ``dense`` and ``pruned`` into blocks; methods that lack a seed are left out."""
     dense: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    examples: dict[tuple[str, str], int] = {}
     cells: dict[tuple[str, str, float, str], dict[str, dict[int, list[float]]]] = defaultdict(dict)
     for row in rows:
         place = (row["data"], row["network"])
         if row["part"] == "dense":
             dense[place][row["seed"]] = row["accuracy"]
+            examples[place] = row["examples"]
         elif row["part"] == "pruned":
             seeds = cells[*place, row["keep"], row["repair"]].setdefault(row["method"], defaultdict(list))
             seeds[row["seed"]].append(row["accuracy"])
@@ -81,7 +86,7 @@ def blocks(rows: Iterable[Row]) -> list[Block]:
             for name, seeds in methods.items() if set(seeds) == set(before)
         }  # fmt: skip
         if lost:
-            found.append(Block(data, network, keep, repair, lost))
+            found.append(Block(data, network, keep, repair, lost, examples[data, network]))
     return sorted(found, key=lambda b: (b.data, b.network, -b.keep, b.repair))
 
 
