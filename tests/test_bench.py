@@ -329,3 +329,13 @@ def test_one_seed_is_too_few(place: Path) -> None:
 def test_cells_carry_what_they_are() -> None:
     cell = make_grid(bench(seeds=[0]), inline=True).cells[0]
     assert {"model_hash", "data_hash", "method", "budget", "repair", "seed"} <= set(cell.params)
+
+
+def test_a_structure_that_took_part_has_its_chapter(place: Path) -> None:
+    one = bench(methods=["spectral", "magnitude"], seeds=[0, 1], ratios=[0.5, 0.25])
+    rows, varies = run_bench(one, place / "out", engine="inline")
+    drawn = [row for row in rows if row.get("structure")]
+    assert [(row["method"], row["seed"], row["ratio"]) for row in drawn] == [("spectral", 0, 0.5)]
+    assert drawn[0]["structure"]["structure"] == "spectral"
+    page = write_comparison(comparison(rows, varies), place / "page", "One").read_text()
+    assert "lambda" in page

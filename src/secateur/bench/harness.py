@@ -19,6 +19,7 @@ from secateur.bench.worker import Worker
 from secateur.core import InputError, Tolerance, unknown
 from secateur.methods import METHODS
 from secateur.named import make_budget, make_method
+from secateur.portrait import PORTRAITS
 from secateur.prune import REPAIRS
 
 JOB, LOOK = "secateur.bench.pruning:prune_once", "secateur.bench.pruning:look"
@@ -132,6 +133,7 @@ def make_grid(bench: Bench, inline: bool = False) -> Grid:
     if seen["seeded"] and not own and len(set(hashes)) > 1:
         raise InputError(f"{bench.model} gives the same model for some of the seeds {list(bench.seeds)}")
     data = dict(zip(tuned, seen["data"], strict=True))
+    first = (bench.seeds[0], bench.repairs[0], bench.budgets[0])
     cells = [
         Cell(JOB, {
             **absolute.params,
@@ -143,6 +145,7 @@ def make_grid(bench: Bench, inline: bool = False) -> Grid:
             "draw": draw,
             "budget": budget,
             "repair": None if repair == "none" else repair,
+            "portrait": (seed, repair, budget) == first and method.partition(":")[0] in PORTRAITS,
             "seed": seed,
         })
         for at, seed in enumerate(bench.seeds)

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch import nn
+
 from secateur.analysis.summary import plain
 from secateur.bench.cells import Row
 from secateur.bench.subject import example_inputs, examples, part, sample, subject, takes_seed
 from secateur.core import InputError, SecateurError
+from secateur.methods import Method
 from secateur.named import make_budget, make_method, try_inputs
 from secateur.network.trace import trace
+from secateur.portrait import portray
 from secateur.prune import Repair, Result, prune
 
 LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {}}
-HEAVY = (*LIGHT, "structure")
 DRAWN = 1_000_003
 
 
@@ -45,6 +48,7 @@ class Pruning:
         lr: Its learning rate.
         metric: ``accuracy`` or ``log_likelihood``.
         latency: Whether to measure it.
+        portrait: Whether the row shows what the method's structure looks like.
         seed: Seed of the sample, the method and the fine-tuning.
     """
 
@@ -68,6 +72,7 @@ class Pruning:
     lr: float
     metric: str
     latency: bool
+    portrait: bool
     seed: int
 
     def run(self) -> Result:
@@ -85,14 +90,24 @@ class Pruning:
         if hashed != self.data_hash:
             raise ChangedError(f"{self.data} gives other batches each time it is called: seed it")
         first, of = self.part_of_holdout
-        return prune(
-            made, example_inputs(example, self.shape, batches), make_method(self.method),
-            make_budget(self.budget, self.scope),
-            sample(batches.fit or [], self.seed, count=self.examples_at_most),
+        method = make_method(self.method)
+        fitting = sample(batches.fit or [], self.seed, count=self.examples_at_most)
+        result = prune(
+            made, example_inputs(example, self.shape, batches), method,
+            make_budget(self.budget, self.scope), fitting,
             holdout=part(batches.holdout or [], first, of), repair=cast(Repair, self.repair),
             metric=self.metric, epochs=self.epochs, lr=self.lr, ignored_layers=self.ignore,
             batch_sizes=(1, 64) if self.latency else (), progress=False, seed=self.seed + DRAWN * self.draw,
         )  # fmt: skip
+        return _portrayed(result, made, fitting, method) if self.portrait else result
+
+
+def _portrayed(result: Result, made: nn.Module, fitting: list[Any], method: Method) -> Result:
+    try:
+        return portray(result, made, fitting, method)
+    except SecateurError as error:
+        warnings.warn(f"no page on the structure of {method.name!r}: {error}", stacklevel=2)
+        return result
 
 
 class ChangedError(InputError):
@@ -122,7 +137,9 @@ def prune_once(**params: Any) -> list[Row]:
     except SecateurError as error:
         status = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return [{"model": work.model, **what, "status": status}]
-    report = {key: value for key, value in result.report.to_dict().items() if key not in HEAVY}
+    report = result.report.to_dict()
+    if not work.portrait:
+        del report["structure"]
     warned = sorted({" ".join(str(warning.message).split()) for warning in said})
     return [plain({**report, **LIGHT, **what, "status": "ok", "warnings": warned})]
 
