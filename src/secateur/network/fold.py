@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from secateur.core import Evidence, InputError, IntArray, Layer, Moments, Network, Plan
 from secateur.network.surgery import kept_indices
 
-__all__ = ["as_matrix", "fold", "merge", "reading_axis"]
+__all__ = ["as_matrix", "fold", "merge", "set_matrix"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
 RIDGE = 1e-6
@@ -201,7 +201,7 @@ def _fit_reader(
     """Fit one reader, group by group of a convolution, and note what that gives."""
     matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
     alive = np.zeros(matrix.shape[1], dtype=bool)
-    alive[kept[layer.weight][reading_axis(layer)]] = True
+    alive[kept[layer.weight][_axis(layer)]] = True
     skip = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
@@ -220,7 +220,7 @@ def _fit_reader(
     return Reader(layer, matrix, moments.taps, tuple(fits), note)
 
 
-def reading_axis(layer: Layer) -> int:
+def _axis(layer: Layer) -> int:
     """Return the axis along which a layer's weight reads."""
     if layer.in_axis is None:
         raise InputError(f"{layer.weight!r} reads nothing")
@@ -313,8 +313,16 @@ def _errors(matrix: Tensor, moments: Moments, inside: IntArray, fit: Fit) -> Any
 
 def as_matrix(weight: Tensor, layer: Layer) -> Tensor:
     """View a weight as [out, in, taps]."""
-    matrix = weight.detach().movedim((layer.out_axis or 0, reading_axis(layer)), (0, 1))
+    matrix = weight.detach().movedim((layer.out_axis or 0, _axis(layer)), (0, 1))
     return matrix.flatten(2) if matrix.ndim > 2 else matrix[..., None]
+
+
+def set_matrix(weight: Tensor, layer: Layer, matrix: Tensor) -> None:
+    """Write a matrix [out, in, taps] into a weight, in place: the inverse of `as_matrix`."""
+    order = (layer.out_axis or 0, _axis(layer))
+    kernel = [n for axis, n in enumerate(weight.shape) if axis not in order]
+    with torch.no_grad():
+        weight.copy_(matrix.reshape(*matrix.shape[:2], *kernel).movedim((0, 1), order))
 
 
 def _apply(
@@ -332,7 +340,7 @@ def _apply(
         rows: Output rows that it holds for.
     """
     made = kept[layer.weight].get(layer.out_axis or 0, np.arange(whole.shape[0]))
-    read = kept[layer.weight].get(reading_axis(layer), np.arange(whole.shape[1]))
+    read = kept[layer.weight].get(_axis(layer), np.arange(whole.shape[1]))
     mine = np.intersect1d(made, rows)
     if not len(mine):
         return  # a group of the convolution that went whole
@@ -347,9 +355,7 @@ def _apply(
         view[at, columns, torch.from_numpy(fit.kept % taps)] += gain
     else:
         view[at, columns] += gain.transpose(1, 2)
-    order = (layer.out_axis or 0, reading_axis(layer))
-    kernel = [n for axis, n in enumerate(target.shape) if axis not in order]
-    with torch.no_grad():
-        target.copy_(view.reshape(*view.shape[:2], *kernel).movedim((0, 1), order))
-        if layer.bias is not None:
+    set_matrix(target, layer, view)
+    if layer.bias is not None:
+        with torch.no_grad():
             result.get_parameter(layer.bias)[at[:, 0]] += shift.to(target)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, IntArray, Layer, Network, Plan
 from secateur.network.collect import checked_batches, listening, reading_layers
-from secateur.network.fold import as_matrix, reading_axis
+from secateur.network.fold import as_matrix, set_matrix
 from secateur.network.moments import patches
 from secateur.network.reads import Read
 from secateur.network.surgery import kept_indices
@@ -184,12 +184,9 @@ class _Step:
 
     def _written(self, matrix: Tensor, shift: Tensor) -> nn.Module:
         result = copy.deepcopy(self.small)
-        weight = result.get_parameter(self.layer.weight)
-        order = (self.layer.out_axis or 0, reading_axis(self.layer))
-        kernel = [n for axis, n in enumerate(weight.shape) if axis not in order]
-        with torch.no_grad():
-            weight.copy_(matrix.reshape(*matrix.shape[:2], *kernel).movedim((0, 1), order))
-            if self.layer.bias is not None:
+        set_matrix(result.get_parameter(self.layer.weight), self.layer, matrix)
+        if self.layer.bias is not None:
+            with torch.no_grad():
                 result.get_parameter(self.layer.bias).copy_(self._own_bias() + shift)
         return result
 
