@@ -12,9 +12,9 @@ counts are the closest that do not exceed the target.
 from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes
 from secateur.allocation.cost import Cost, CostModel, cost
 from secateur.allocation.erk import erk_densities
-from secateur.allocation.ranking import ranked, top
+from secateur.allocation.ranking import ranked, top, top_of_every
 
 __all__ = [
     "Allocation", "Cost", "CostModel", "allocate", "cost", "erk_densities", "prunable", "ranked", "top",
-    "weight_sizes",
+    "top_of_every", "weight_sizes",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.core import InputError, IntArray
 
-__all__ = ["comparable", "ranked", "top"]
+__all__ = ["comparable", "ranked", "top", "top_of_every"]
 
 
 def ranked(scores: Tensor) -> IntArray:
@@ -47,6 +47,36 @@ def top(scores: Tensor, count: int) -> Tensor:
     above, equal = flat > threshold, flat == threshold
     missing = count - above.sum()
     return (above | (equal & (equal.cumsum(0) <= missing))).reshape(scores.shape)
+
+
+def top_of_every(scores: Tensor, n: int, m: int, axis: int) -> Tensor:
+    """Mark the `n` largest of every `m` neighbours along an axis, equal scores by rising index.
+
+    Args:
+        scores: Any shape, no NaN.
+        n: How many, from 1 to `m`.
+        m: Of how many; where it does not divide the length of the axis, everything is marked.
+        axis: The axis.
+
+    Returns:
+        Boolean tensor of the same shape and device.
+
+    Raises:
+        InputError: `n` is not in 1 to `m`.
+
+    Example:
+        >>> top_of_every(torch.tensor([4.0, 1.0, 2.0, 3.0]), 2, 4, 0)
+        tensor([ True, False, False,  True])
+    """
+    if not 1 <= n <= m:
+        raise InputError(f"cannot take {n} of every {m} scores")
+    if scores.shape[axis] % m:
+        return torch.ones_like(scores, dtype=torch.bool)
+    lines = comparable(scores).movedim(axis, -1)
+    parts = lines.reshape(*lines.shape[:-1], -1, m)
+    order = parts.argsort(stable=True, dim=-1, descending=True)[..., :n]
+    mask = torch.zeros_like(parts, dtype=torch.bool).scatter_(-1, order, True)
+    return mask.reshape(lines.shape).movedim(-1, axis)
 
 
 def comparable(scores: Tensor) -> Tensor:

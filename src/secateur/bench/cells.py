@@ -36,32 +36,44 @@ class Cell:
     Attributes:
         job: ``"package.module:function"``; the function returns a list of rows, flat dictionaries.
         params: What it is called with, by name: strings, numbers, booleans, None, lists, dictionaries.
+        paths: What it is called with besides, and what tells no cell from another: where files lie.  Results
+            stay good when a folder moves; the contents of files that matter go into `params` as a hash.
 
     Raises:
-        InputError: A job of another form, or parameters that are not JSON.
+        InputError: A job of another form, parameters that are not JSON, or a name in both.
 
     Example:
         >>> cell = Cell("secateur.studies.demo:cell", {"method": "random", "seed": 0})
         >>> cell.key == Cell("secateur.studies.demo:cell", {"seed": 0, "method": "random"}).key
         True
+        >>> cell == Cell("secateur.studies.demo:cell", cell.params, {"cache": "/tmp"})
+        True
     """
 
     job: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    paths: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the cell can be written down and read back as it is."""
         if not JOB.fullmatch(self.job):
             raise InputError(f"a job is written package.module:function; got {self.job!r}")
-        try:
-            back = json.loads(json.dumps(dict(self.params), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the parameters of {self.job} are not JSON: {error}") from error
-        if back != dict(self.params):
-            raise InputError(
-                f"the parameters of {self.job} change in JSON (tuples? keys that are no words?): "
-                f"{dict(self.params)}"
-            )
+        for given in (dict(self.params), dict(self.paths)):
+            try:
+                back = json.loads(json.dumps(given, allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"the parameters of {self.job} are not JSON: {error}") from error
+            if back != given:
+                raise InputError(
+                    f"the parameters of {self.job} change in JSON (tuples? keys that are no words?): {given}"
+                )
+        if both := set(self.params) & set(self.paths):
+            raise InputError(f"{self.job}: {sorted(both)} cannot be a parameter and a path at once")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that the function is called with."""
+        return {**self.params, **self.paths}
 
     @cached_property
     def key(self) -> str:
@@ -101,7 +113,8 @@ class Record:
     def to_dict(self) -> Row:
         """Return the record as one line of a ledger holds it."""
         return {"key": self.cell.key, "versions": made_with(), "job": self.cell.job,
-                "params": dict(self.cell.params), **self.outcome()}  # fmt: skip
+                "params": dict(self.cell.params), "paths": dict(self.cell.paths),
+                **self.outcome()}  # fmt: skip
 
     def outcome(self) -> Row:
         """Return everything but the cell."""
@@ -117,7 +130,7 @@ class Record:
             KeyError, TypeError, InputError: The line holds no record.
         """
         named = {f.name: values[f.name] for f in fields(cls) if f.name != "cell"}
-        return cls(Cell(values["job"], values["params"]), **named)
+        return cls(Cell(values["job"], values["params"], values.get("paths", {})), **named)
 
 
 __all__ = ["Cell", "Record", "Row", "Status", "made_with"]

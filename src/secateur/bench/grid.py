@@ -117,7 +117,7 @@ def find_engine(name: str, jobs: int, address: str | None, limit: float | None) 
 def inline(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
     """Run cells one after the other in this process."""
     for cell in cells:
-        yield cell, execute(cell.job, dict(cell.params))
+        yield cell, execute(cell.job, cell.arguments)
 
 
 def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
@@ -132,7 +132,7 @@ def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | 
     def attempt(cell: Cell) -> Outcome:
         worker = idle.pop()
         try:
-            return cell, worker.run(cell.job, dict(cell.params), limit)
+            return cell, worker.run(cell.job, cell.arguments, limit)
         finally:
             idle.append(worker)
 

@@ -152,9 +152,7 @@ def write_findings(findings: Findings, out: str | Path) -> None:
             write_json(part.rows, folder / f"{part.name}.json")
     write_text(folder / "tables.md", "\n".join(_tables(findings)) + "\n")
     write_text(folder / "findings.md", page(findings))
-    shown = sections(findings)
-    runs = [] if shown else [{"study": findings.study}]
-    write_html(runs, folder / "report.html", title=findings.title, sections=shown)
+    write_html([], folder / "report.html", title=findings.title, sections=sections(findings))
 
 
 def page(findings: Findings) -> str:

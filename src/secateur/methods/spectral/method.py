@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from secateur.allocation import Allocation, allocate, prunable, top, weight_sizes
+from secateur.allocation import Allocation, allocate, prunable, top, top_of_every, weight_sizes
 from secateur.allocation.steps import Steps, apportion
 from secateur.core import Budget, Evidence, Group, InputError, Network, NothingToPrune, Plan, Weights, unknown
 from secateur.methods.base import ScoreMethod, Scores
@@ -200,7 +200,10 @@ class Spectral(ScoreMethod):
         if abs(budget.density - n / m) > 1e-9:
             raise InputError(f"pattern {self.pattern!r} keeps {n / m:g} of the weights; got {budget}")
         found = self.leverages(network, evidence)
-        masks = {name: _best_of(network, name, found.values[name], n, m) for name in weight_sizes(network)}
+        masks = {
+            name: top_of_every(found.values[name], n, m, network.layer(name).in_axis or 0)
+            for name in weight_sizes(network)
+        }
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
         allocation = Allocation(kept, "weights", budget.density, sum(kept.values()) / total)
@@ -258,15 +261,3 @@ def _pattern(pattern: str) -> tuple[int, int]:
     if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
         raise InputError(f"a pattern is written n:m with 0 < n < m, as in 2:4; got {pattern!r}")
     return int(n), int(m)
-
-
-def _best_of(network: Network, name: str, lev: Tensor, n: int, m: int) -> Tensor:
-    """Keep the n largest of every m along the input axis; where m does not divide it, all."""
-    axis = network.layer(name).in_axis or 0
-    if lev.shape[axis] % m:
-        return torch.ones_like(lev, dtype=torch.bool)
-    lines = lev.movedim(axis, -1)
-    parts = lines.reshape(*lines.shape[:-1], -1, m)
-    order = parts.argsort(stable=True, dim=-1, descending=True)[..., :n]
-    mask = torch.zeros_like(parts, dtype=torch.bool).scatter_(-1, order, True)
-    return mask.reshape(lines.shape).movedim(-1, axis)

@@ -47,7 +47,7 @@ def network(
     methods: list[str],
     keeps: list[float],
     draws: int,
-    cache: str | None,
+    cache: str | None = None,
 ) -> list[Row]:
     """Train one network, prune it in every way, and return a row for each.
 

@@ -20,6 +20,7 @@ from secateur.studies.joint.tables import WORDS, Rows, tables
 
 __all__ = ["cells", "conclusion", "findings", "run"]
 
+JOB = "secateur.studies.joint.cells:network"
 KEEPS, FULL_KEEPS = (0.7, 0.4, 0.2), (0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 # The dearest first, so that workers end together.
 ORDER = ("ResNet-20", "VGG", "transformer", "LeNet-5", "LSTM", "MLP")
@@ -73,9 +74,9 @@ def run(
     several = range(seed, seed + (max(10, seeds) if full and limit is None else seeds))
     common: dict[str, Any] = {
         "folder": None if folder is None else str(folder), "methods": list(methods), "keeps": shares,
-        "draws": 20 if full else 2, "cache": str(Path(out) / "weights"),
+        "draws": 20 if full else 2,
     }  # fmt: skip
-    asked = cells(full, chosen, networks, several, limit, common)
+    asked = cells(full, chosen, networks, several, limit, common, cache=str(Path(out) / "weights"))
     records = run_grid(asked, Path(out) / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, out)
@@ -89,6 +90,7 @@ def cells(
     seeds: Sequence[int],
     limit: int | None,
     common: Mapping[str, Any],
+    cache: str | None = None,
 ) -> list[Cell]:
     """Return the grid: one cell a data set, network and seed."""
     found = []
@@ -99,7 +101,7 @@ def cells(
             size = size if limit is None else size.tiny(limit)
             for seed in seeds:
                 what = {"data": data, "model": network, "seed": seed, "size": asdict(size)}
-                found.append(Cell("secateur.studies.joint.cells:network", {**what, **common}))
+                found.append(Cell(JOB, {**what, **common}, {"cache": cache}))
     return found
 
 

@@ -42,9 +42,11 @@ def _expected() -> Iterator[None]:
         yield
 
 
-def pruning(net: str, data: str, seed: int, setting: Mapping[str, Any], valid: bool = False) -> list[Row]:
+def pruning(
+    net: str, data: str, seed: int, setting: Row, valid: bool = False, cache: str | None = None
+) -> list[Row]:
     """Table 2: the published form with 10 images; and (`valid`) the one that lets live units go, with 20."""
-    s = subject(net, data, Setting(**setting), seed)
+    s = subject(net, data, Setting(**setting, cache=cache), seed)
     forms = ({"bounds": "paper"}, {"bounds": "valid", "images": 20, "relax": True})[: 2 if valid else 1]
     return [_pruned(s, options) for options in forms]
 
@@ -77,9 +79,9 @@ def _solved(result: Scores) -> Row:
     return {"status": result.status, "gap": result.gap, "solver seconds": result.stats["seconds"]}
 
 
-def tuned(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def tuned(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Table 2 with fine-tuning: the published form and its comparators after one epoch each."""
-    s = subject(net, data, Setting(**setting), seed)
+    s = subject(net, data, Setting(**setting, cache=cache), seed)
     with _expected():
         result = s.scores()
     keep = at_threshold(s.network, result.scores, THRESHOLDS[net])
@@ -89,9 +91,9 @@ def tuned(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Ro
     return [same | {f"{name} + ft": test_tuned(s, kept) for name, kept in masks.items()}]
 
 
-def modes(data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def modes(data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Tables 1 and 6: class by class, imbalanced, and all at once; LeNet-5, lambda 1."""
-    s = subject("LeNet-5", data, Setting(**setting), seed)
+    s = subject("LeNet-5", data, Setting(**setting, cache=cache), seed)
     rows, reference = [], s.reference
     for mode in ("per_class", "imbalanced", "joint"):
         with _expected():
@@ -105,9 +107,11 @@ def modes(data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def transfer(net: str, source: str, target: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def transfer(
+    net: str, source: str, target: str, seed: int, setting: Row, cache: str | None = None
+) -> list[Row]:
     """Table 3: mask from one data set, retrain from the same initialisation on another; and random masks."""
-    scale = Setting(**setting)
+    scale = Setting(**setting, cache=cache)
     s = subject(net, source, scale, seed)
     with _expected():
         result = s.scores()
@@ -122,9 +126,9 @@ def transfer(net: str, source: str, target: str, seed: int, setting: Mapping[str
     }]  # fmt: skip
 
 
-def rescale(data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def rescale(data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Table 4: s - 2, s - 1, s; LeNet-5, threshold 0.05."""
-    s = subject("LeNet-5", data, Setting(**setting), seed)
+    s = subject("LeNet-5", data, Setting(**setting, cache=cache), seed)
     rows, reference = [], s.reference
     for c in (2.0, 1.0, 0.0):
         with _expected():
@@ -137,9 +141,9 @@ def rescale(data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def snip(source: str, target: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def snip(source: str, target: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Table 5: SNIP by neurons and ours, both at initialisation (lambda 1, threshold 0.2); LeNet-5."""
-    scale = Setting(**setting)
+    scale = Setting(**setting, cache=cache)
     data = dataset(source, "LeNet-5", scale)
     initial = make("LeNet-5", data, seed).eval()
     network = trace(initial, data.parts["calibration"][0][:2])
@@ -162,9 +166,9 @@ def snip(source: str, target: str, seed: int, setting: Mapping[str, Any]) -> lis
     ]  # fmt: skip
 
 
-def images(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def images(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Figure 2a: the same network under several random balanced sets of images."""
-    s = subject(net, data, Setting(**setting), seed)
+    s = subject(net, data, Setting(**setting, cache=cache), seed)
     rows, reference = [], s.reference
     for draw in range(s.setting.sets):
         with _expected():
@@ -177,9 +181,9 @@ def images(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[R
     return rows
 
 
-def epochs(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def epochs(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Figure 2b: scores after every epoch of training."""
-    scale = Setting(**setting)
+    scale = Setting(**setting, cache=cache)
     examples = dataset(data, net, scale)
     initial = make(net, examples, seed, scale.width)
     network = trace(initial.eval(), examples.parts["calibration"][0][:2])
@@ -201,9 +205,9 @@ def epochs(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[R
     return rows
 
 
-def lambdas(net: str, data: str, seed: int, setting: Mapping[str, Any]) -> list[Row]:
+def lambdas(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Figure 3: the trade-off lambda."""
-    s = subject(net, data, Setting(**setting), seed)
+    s = subject(net, data, Setting(**setting, cache=cache), seed)
     rows, reference = [], s.reference
     for lam in LAMBDAS:
         with _expected():

@@ -69,8 +69,8 @@ def run(
                 raise InputError(unknown(what, name, list(known)))
     where = Path(out)
     named = {name: str(folder) for name, folder in (folders or {}).items()}
-    scale = replace(setting or (FULL if full else QUICK), folders=named, cache=str(where / "networks"))
-    grid = cells(scale, parts, nets, range(seed, seed + seeds), full)
+    scale = replace(setting or (FULL if full else QUICK), folders=named)
+    grid = cells(scale, parts, nets, range(seed, seed + seeds), full, cache=str(where / "networks"))
     records = run_grid(grid, where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings({part: rows_of(records, f":{part}") for part in PARTS}, scale, failures(records))
     write_findings(found, where)
@@ -78,7 +78,12 @@ def run(
 
 
 def cells(
-    setting: Setting, parts: Sequence[str], nets: Sequence[str], seeds: Sequence[int], full: bool = False
+    setting: Setting,
+    parts: Sequence[str],
+    nets: Sequence[str],
+    seeds: Sequence[int],
+    full: bool = False,
+    cache: str | None = None,
 ) -> list[Cell]:
     """Return the grid: Table 2 first, whose networks the other cells read from the cache."""
     named = [name for name in ("fashion", "mnist", "cifar10") if name in setting.folders]
@@ -115,8 +120,12 @@ def cells(
     if "VGG-16" in nets and not full:
         work["pruning"].append({"net": "VGG-16", "data": "digits", **one, "valid": False})
         work["tuned"].append({"net": "VGG-16", "data": "digits", **one})
-    scale = asdict(setting)
-    return [Cell(f"{HERE}:{part}", {**what, "setting": scale}) for part in parts for what in work[part]]
+    scale = {key: value for key, value in asdict(setting).items() if key != "cache"}
+    return [
+        Cell(f"{HERE}:{part}", {**what, "setting": scale}, {"cache": cache})
+        for part in parts
+        for what in work[part]
+    ]
 
 
 def findings(rows: Mapping[str, Rows], setting: Setting, failed: Table | None = None) -> Findings:

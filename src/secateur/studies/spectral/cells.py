@@ -24,7 +24,7 @@ from secateur.network.scale import scaled
 from secateur.network.surgery import mask, shrink
 from secateur.network.trace import trace
 from secateur.studies.spectral.subjects import FULL, Scale, accuracy_of, fit, load_data, make, normalised
-from secateur.studies.spectral.ways import masks_of, ranked, sized_like
+from secateur.studies.spectral.ways import masks_of, of_every, ranked, sized_like
 
 __all__ = ["figure2", "figure3", "oneshot", "table1"]
 
@@ -256,6 +256,9 @@ def _weights(
         yield way, mask(model, Plan(network, "greedy", masks=masks))
     if budget.density == 0.5:
         yield "leverage, 2:4", mask(model, Spectral(pattern="2:4").plan(network, evidence, Weights(0.5)))
+        for way, score in (("magnitude, 2:4", "magnitude"), ("|w| input, 2:4", "activation")):
+            masks = of_every(network, evidence, score, 2, 4)
+            yield way, mask(model, Plan(network, "greedy", masks=masks))
 
 
 def _units(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
+from secateur.bench.statistics import bootstrap
 
 __all__ = ["Difference", "difference", "order", "part", "spread", "values"]
 
@@ -22,8 +22,8 @@ class Difference:
 
     Attributes:
         mean: Mean over the pairs.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end; not a number for one pair.
+        high: Upper end; not a number for one pair.
         pairs: Number of pairs: networks, seeds and what else was pooled.
     """
 
@@ -34,12 +34,15 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"ahead"``, ``"behind"``, or ``"tie"`` where the interval contains 0."""
+        """``"ahead"``, ``"behind"``, ``"tie"`` where the interval contains 0, or ``"one pair"``."""
+        if self.pairs == 1:
+            return "one pair"
         return "ahead" if self.low > 0 else "behind" if self.high < 0 else "tie"
 
     def __str__(self) -> str:
         """Word it: mean, interval, verdict."""
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] {self.verdict}"
+        interval = f" [{self.low:+.1f}, {self.high:+.1f}]" if self.pairs > 1 else ","
+        return f"{self.mean:+.1f}{interval} {self.verdict}"
 
 
 def part(rows: Rows, *names: str) -> list[Row]:
@@ -77,7 +80,7 @@ def spread(found: Iterable[float]) -> str:
 def difference(rows: Rows, first: Row, second: Row, /, **wanted: Any) -> Difference | None:
     """Pair what two ways reached on the same network, seed and budget; None where there are no pairs.
 
-    The interval comes from 2,000 draws of the pairs with replacement.
+    The interval is that of `secateur.bench.statistics.bootstrap` over the pairs.
 
     Args:
         rows: Rows with "accuracy".
@@ -90,9 +93,8 @@ def difference(rows: Rows, first: Row, second: Row, /, **wanted: Any) -> Differe
     pairs = [row["accuracy"] - theirs[_key(row, first)] for row in own if _key(row, first) in theirs]
     if not pairs:
         return None
-    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Difference(float(np.mean(pairs)), float(low), float(high), len(pairs))
+    found = bootstrap(pairs)
+    return Difference(found.estimate, found.low, found.high, found.count)
 
 
 def _key(row: Row, without: Row) -> tuple[Any, ...]:

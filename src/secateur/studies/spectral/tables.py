@@ -36,7 +36,7 @@ _STATEMENTS = (
 _PAIRED = (
     "Accuracy of `sparsify` (one epsilon for the network, independent draws, topped up) less that of "
     "`greedy` (the largest scores of each layer, all layers alike), in points, with the 95 % bootstrap "
-    "interval over seeds (and networks); of three seeds that says little more than whether they agree."
+    "interval over seeds (and networks); of three seeds it is their range."
 )
 _CONTROLS = (
     "Magnitudes at initialisation, {net}. `sparsify` gives layers other sizes than `greedy` does: the "

@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.allocation import allocate, top
+from secateur.allocation import allocate, top, top_of_every, weight_sizes
 from secateur.core import Evidence, InputError, Network, Weights
 from secateur.methods import Random
 from secateur.methods.spectral import Spectral, edge_scores
 from secateur.structures.spectral import layer_graph, sparsify
 
-__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of", "ranked", "sized_like"]
+__all__ = ["CONTROLS", "MAIN", "WAYS", "masks_of", "of_every", "ranked", "sized_like"]
 
 Masks = dict[str, Any]
 MAIN = ("sparsify", "greedy")
@@ -96,6 +96,13 @@ def ranked(network: Network, evidence: Evidence, budget: Weights, score: str, ro
         part = replace(budget, density=budget.density ** (t / rounds))
         counts = allocate(network, part, scores).counts
         masks = {name: top(scores[name], count) for name, count in counts.items()}
+    return {name: mask.cpu().numpy() for name, mask in masks.items()}
+
+
+def of_every(network: Network, evidence: Evidence, score: str, n: int, m: int) -> Masks:
+    """Keep the `n` weights of largest score of every `m` along the input axis."""
+    scores = edge_scores(network, evidence, score)  # type: ignore[arg-type]
+    masks = {w: top_of_every(scores[w], n, m, network.layer(w).in_axis or 0) for w in weight_sizes(network)}
     return {name: mask.cpu().numpy() for name, mask in masks.items()}
 
 
