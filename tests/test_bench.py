@@ -124,6 +124,13 @@ class Broken(Truth):
 CLOCKS = {"seconds", "latency", "memory"}
 
 
+LOUD = '''
+class Loud(nn.Module):
+    def forward(self, x):
+        return 2 * x.relu()
+'''
+
+
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh working directory with planted.py in it."""
@@ -197,7 +204,7 @@ def test_everyone_gets_the_same_examples_and_what_is_held_out_is_divided(place: 
     assert {c.params["model_seed"] for c in one.cells} == {None}
     shared = ("data_hash", "scope", "repair", "epochs", "lr", "examples_at_most")
     assert len({tuple(c.params[key] for key in shared) for c in one.cells}) == 1
-    assert {c.params["method"].rpartition("/")[2] for c in one.cells} == {
+    assert {c.params["method"] for c in one.cells} == {
         "planted.py:Truth", "planted.py:Twin", "magnitude", "random",
     }  # fmt: skip
 
@@ -270,12 +277,43 @@ def test_models_and_data_that_cannot_be(model: str, data: str, holdout: str | No
 
 def test_a_model_or_data_that_are_not_what_they_were_are_told(place: Path) -> None:
     cell = make_grid(bench("single", seeds=[0]), inline=True).cells[0]
-    others = [Cell(cell.job, {**cell.params, key: "0" * 64}) for key in ("model_hash", "data_hash")]
+    kinds = ("model_hash", "data_hash", "method_hash")
+    others = [Cell(cell.job, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
     errors = [record.error for record in run_grid(others, place / "cells.jsonl", engine="inline")]
     assert "gives another model each time" in errors[0] and "gives other batches each time" in errors[1]
+    assert "the code of planted.py:Truth changed since the run began" in errors[2]
     before = make_grid(bench("single", seeds=[0]), inline=True).cells[0].params["model_hash"]
     (place / "planted.py").write_text(PLANTED.replace("return make(0)", "return make(1)"))
     assert make_grid(bench("single", seeds=[0]), inline=True).cells[0].params["model_hash"] != before
+
+
+def test_edited_code_runs_again_and_a_moved_folder_does_not(
+    place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    one = bench("single", methods=["planted.py:Truth", "magnitude"], seeds=[0])
+    run_bench(one, place / "out", engine="inline")
+
+    def again() -> str:
+        said: list[str] = []
+        rows, _ = run_bench(one, place / "out", engine="inline", tell=said.append)
+        assert [row["method"] for row in rows] == ["planted.py:Truth", "magnitude", "random"]
+        return said[1].partition(",")[0]
+
+    assert again() == "3 of 3 cells (3 from before)"
+    other = tmp_path_factory.mktemp("moved")
+    for name in ("planted.py", "out"):
+        (place / name).rename(other / name)
+    (place / "planted.py").symlink_to(other / "planted.py")
+    (place / "out").symlink_to(other / "out")
+    assert again() == "3 of 3 cells (3 from before)"
+    changed = PLANTED.replace(".abs().amax(0)", ".abs().sum(0)")
+    (other / "planted.py").write_text(changed)
+    assert again() == "2 of 3 cells (2 from before)"
+    (other / "planted.py").write_text(changed.replace("nn.ReLU()", "Loud()") + LOUD)
+    before = {cell.key for cell in make_grid(one, inline=True).cells}
+    (other / "planted.py").write_text(changed.replace("nn.ReLU()", "Loud()") + LOUD.replace("2 *", "3 *"))
+    after = {cell.key for cell in make_grid(one, inline=True).cells}
+    assert not before & after
 
 
 def test_lists_on_the_command_line() -> None:

@@ -193,6 +193,19 @@ def test_cells_are_their_job_parameters_and_versions() -> None:
     assert len({a.key, Cell("a.b:c", {"x": 2, "y": [1, None]}).key, Cell("a.b:d", dict(a.params)).key}) == 3
 
 
+def test_where_files_lie_is_no_part_of_a_cell(tmp_path: Path) -> None:
+    here, there = (Cell("a.b:c", {"rows": [{"a": 1}]}, {"folder": name}) for name in ("here", "there"))
+    assert here == there and here.key == there.key and hash(here) == hash(there)
+    assert here.arguments == {"rows": [{"a": 1}], "folder": "here"}
+    with pytest.raises(InputError, match=r"\['rows'\] cannot be a parameter and a path"):
+        Cell("a.b:c", {"rows": []}, {"rows": "x"})
+    spins = [Cell("secateur.bench.checks:spin", {"seconds": 0.0}, {"folder": name}) for name in "ab"]
+    first = run_grid(spins[:1], tmp_path / "cells.jsonl", engine="inline")
+    said: list[str] = []
+    assert run_grid(spins[1:], tmp_path / "cells.jsonl", engine="inline", tell=said.append) == first
+    assert "1 from before" in said[0] and first[0].rows[0]["folder"] == "a"
+
+
 @pytest.mark.parametrize(
     ("job", "params", "words"),
     [

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_model
 from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-from secateur import cli, named, studies
+from secateur import cli, named, studies, terminal
 from secateur.core import InputError, StoreError
 from secateur.demo import demonstrate, markdown, pivot
 from secateur.methods import METHODS
@@ -359,14 +360,14 @@ def told(title: str) -> Findings:
 def test_study_writes_findings_and_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
-    def study(*, full: bool, out: Path, seed: int, jobs: int, tell: object) -> Findings:
-        given.append((full, out, seed, jobs, callable(tell)))
+    def study(*, full: bool, out: Path, seed: int, jobs: int, tell: object, folders: object) -> Findings:
+        given.append((full, out, seed, jobs, callable(tell), folders))
         return told("On lattices")
 
     monkeypatch.setattr(studies, "find_study", lambda _: study)
     done = run("study", "lattice", "--full", "--seed", "4", "--jobs", "1", "--docs", "pages")
     assert done.exit_code == 0, done.output
-    assert given == [(True, Path("runs/studies/lattice"), 4, 1, True)]
+    assert given == [(True, Path("runs/studies/lattice"), 4, 1, True, {})]
     assert "1 reproduced" in done.stdout and "It was **1**." in done.stdout and "differs" not in done.stdout
     page = (place / "pages" / "lattice.md").read_text()
     assert page == (place / "runs/studies/lattice/findings.md").read_text()
@@ -391,6 +392,41 @@ def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.Monke
     assert "(matroid.md)" in index and "Failed: InputError: no such thing" in index
     assert index.count("| matroid | 1 | 1 | 0 | 0 | ok |") == 1
     assert {"index.md", "index.html", "matroid"} <= {path.name for path in (place / "all").iterdir()}
+
+
+def test_each_study_gets_the_folders_that_it_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, dict[str, str]] = {}
+
+    def find(name: str):
+        def study(*, folders: dict[str, str], **_: object) -> Findings:
+            given[name] = folders
+            return told(name)
+
+        return study
+
+    monkeypatch.setattr(studies, "find_study", find)
+    done = run("study", "all", "--folder", "mnist=here", "--folder", "cifar100=there")
+    assert done.exit_code == 0, done.output
+    assert given == {"matroid": {}, "spectral": {"cifar100": "there"}, "mip": {"mnist": "here"},
+                     "lattice": {"mnist": "here"}, "joint": {}}  # fmt: skip
+    done = run("study", "all", "--folder", "cifar11=there")
+    assert done.exit_code == 2 and "did you mean 'cifar10'" in done.stderr
+    done = run("study", "lattice", "--folder", "cifar10=there")
+    assert done.exit_code == 2 and "Known: 'fashion', 'mnist'" in done.stderr
+
+
+def test_progress_is_a_line_a_minute_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 10.0, 59.0, 61.0, 100.0, 125.0])
+    monkeypatch.setattr(terminal, "err", Console(stderr=True, width=200))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.telling("study all") as tell:
+        for count in range(5):
+            tell(f"matroid: {count} of 5 [cells]")
+    assert capsys.readouterr().err.splitlines() == [
+        "study all, 1 min: matroid: 2 of 5 [cells]", "study all, 2 min: matroid: 4 of 5 [cells]",
+    ]  # fmt: skip
 
 
 def test_an_unknown_study_is_refused() -> None:

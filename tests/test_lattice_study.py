@@ -47,12 +47,13 @@ def test_measures_agree_with_what_they_measure():
 
 
 def test_the_grid_names_each_training_once_and_says_its_sizes():
-    asked = cells("default", ("literal", "rigorous", "g2p"), ["fashion", "digits"], "/data", None, [3, 4])
+    parts, there = ("literal", "rigorous", "g2p"), {"fashion": "/data"}
+    asked = cells("default", parts, ["fashion", "digits"], there, None, [3, 4])
     assert len({cell.key for cell in asked}) == len(asked) == 2 * 2 * (1 + len(VARIANTS)) + 6
     literal = [cell.params for cell in asked if cell.job.endswith(":literal")]
     assert {p["how"]["limit"] for p in literal if p["data"] == "digits"} == {None}
     assert {(p["data"], p["folder"]) for p in literal} == {("fashion", "/data"), ("digits", None)}
-    full = cells("full", ("literal", "rigorous"), ["digits", "mnist"], "/data", None, [0])
+    full = cells("full", ("literal", "rigorous"), ["digits", "mnist"], {"mnist": "/data"}, None, [0])
     hidden = {c.params["data"]: c.params["size"]["hidden"] for c in full if "size" in c.params}
     epochs = {c.params["data"]: c.params["how"]["epochs"] for c in full if "how" in c.params}
     assert hidden == {"digits": 128, "mnist": 128} and epochs == {"digits": 25, "mnist": 16}

@@ -113,6 +113,13 @@ def test_sections_alone_make_a_page(tmp_path: Path) -> None:
         write_html([], tmp_path / "none.html")
 
 
+def test_words_are_marked_up_and_nothing_else_is(tmp_path: Path) -> None:
+    text = "A **matroid** and `a<b`.\n\nlambda_2 of x_1_y, 3 * 4, <script>alert(1)</script>"
+    page = write_html([], tmp_path / "page.html", sections=[Section("One", text)]).read_text()
+    assert "<p>A <strong>matroid</strong> and <code>a&lt;b</code>.</p>" in page
+    assert "<p>lambda_2 of x_1_y, 3 * 4, &lt;script&gt;alert(1)&lt;/script&gt;</p>" in page
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_interval_is_students(values: list[float]) -> None:
     mean, low, high = interval(values)

@@ -168,7 +168,7 @@ def test_the_command_names_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert message in done.output
     done = CliRunner().invoke(cli.app, ["study", "lattice", "--folder", "cifar10=data"])
     assert done.exit_code == 2
-    assert "reads no folders" in done.output
+    assert "Known: 'fashion', 'mnist'" in done.output
 
 
 def test_tiny_imagenet_is_read_as_published(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 import time
 import warnings
@@ -35,7 +34,8 @@ from secateur.network.trace import trace
 from secateur.portrait import PORTRAITS, portray
 from secateur.prune import REPAIRS, Repair, Result, prune
 from secateur.report import read_runs, write_html, write_json, write_text
-from secateur.studies import STUDIES, Outcome, find_study, run_studies, run_study
+from secateur.studies import STUDIES, Outcome, folders_of, run_studies, run_study
+from secateur.studies.common import named_folders
 
 
 class Guarded(TyperGroup):
@@ -301,7 +301,7 @@ def study_command(
         check_writable(place)
     with terminal.telling(f"study {name}") as tell:
         options: dict[str, Any] = {"full": full, "seed": seed, "jobs": jobs, "tell": tell}
-        options |= {"folders": read_folders(name, data)} if data else {}
+        options["folders"] = read_folders(name, data or [])
         if name != "all":
             outcomes = [Outcome(name, run_study(name, folder / name, docs, **options))]
         else:
@@ -318,9 +318,8 @@ def read_folders(study: str, given: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     if wrong := [text for text, (name, _, folder) in zip(given, pairs, strict=True) if not (name and folder)]:
         raise InputError(f"a folder is given as NAME=DIR, as in cifar10=data/cifar; got {', '.join(wrong)}")
-    if study != "all" and "folders" not in inspect.signature(find_study(study)).parameters:
-        raise InputError(f"the study {study} reads no folders; leave out --folder")
-    return {name: folder for name, _, folder in pairs}
+    named = {name: folder for name, _, folder in pairs}
+    return named_folders(named, folders_of(study))
 
 
 @app.command("report")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -20,6 +21,7 @@ from secateur.report.rows import label
 from secateur.studies import Outcome
 
 out, err = Console(), Console(stderr=True)
+MINUTE = 60.0
 
 
 def say(text: str) -> None:
@@ -34,11 +36,28 @@ def complain(text: str) -> None:
 
 @contextmanager
 def telling(first: str) -> Iterator[Callable[[str], None]]:
-    """Show a line that says what goes on, with the time it takes; nothing where there is no terminal."""
+    """Show a line that says what goes on, and for how long; where there is no terminal, one a minute."""
+    if not err.is_terminal:
+        yield _minutely(first)
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(first, total=None)
         yield lambda text: progress.update(task, description=escape(text))
+
+
+def _minutely(first: str) -> Callable[[str], None]:
+    """Return what writes into a log: nothing in the first minute, then the newest words once a minute."""
+    start = last = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= MINUTE:
+            last = now
+            complain(f"{first}, {(now - start) / MINUTE:.0f} min: {text}")
+
+    return tell
 
 
 def show_methods(methods: Mapping[str, type]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from secateur.bench.cells import Cell, Record, Row
 from secateur.bench.grid import find_engine, run_grid
 from secateur.bench.runner import execute
-from secateur.bench.subject import SAMPLE, examples, subject
+from secateur.bench.subject import SAMPLE, examples, method_hash, subject
 from secateur.bench.worker import Worker
 from secateur.core import InputError, Tolerance, unknown
 from secateur.methods import METHODS
@@ -137,37 +137,61 @@ def make_grid(bench: Bench, inline: bool = False) -> Grid:
     cells = [
         Cell(JOB, {
             **absolute.params,
+            "code_hash": seen["code"],
             "model_hash": hashes[at],
             "model_seed": seed if seen["seeded"] else None,
             "data_hash": data["finetune" in repair],
             "part_of_holdout": [0, 1] if own else [at, len(bench.seeds)],
-            "method": method,
+            "method": method.name,
+            "method_hash": method.hash,
             "draw": draw,
             "budget": budget,
             "repair": None if repair == "none" else repair,
-            "portrait": (seed, repair, budget) == first and method.partition(":")[0] in PORTRAITS,
+            "portrait": (seed, repair, budget) == first and method.kind in PORTRAITS,
             "seed": seed,
-        })
+        }, {**absolute.paths, "method_at": method.at})
         for at, seed in enumerate(bench.seeds)
         for repair in bench.repairs
         for method in absolute.methods
         for budget in bench.budgets
-        for draw in range(bench.draws if method.partition(":")[0] == CONTROL else 1)
+        for draw in range(bench.draws if method.kind == CONTROL else 1)
     ]  # fmt: skip
     return Grid(cells, _varies(bench, own))
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    """A method: as the user named it, the same without folders, with them, and what its code is."""
+
+    given: str
+    name: str
+    at: str
+    hash: str | None
+
+    @property
+    def kind(self) -> str:
+        return self.given.partition(":")[0]
+
+
+def _contestant(given: str) -> _Contestant:
+    file, colon, rest = given.partition(":")
+    name = f"{Path(file).name}{colon}{rest}" if file.endswith(".py") else given
+    return _Contestant(given, name, _absolute(given), method_hash(given))
 
 
 class _Absolute:
     """Names that mean the same in any folder and on any machine that has the files."""
 
     def __init__(self, bench: Bench) -> None:
-        self.model, self.data = _absolute(bench.model), _absolute(bench.data)
-        self.holdout = None if bench.holdout is None else _absolute(bench.holdout)
-        self.weights = None if bench.weights is None else str(Path(bench.weights).resolve())
-        self.methods = [_absolute(method) for method in bench.contestants]
+        self.methods = [_contestant(method) for method in bench.contestants]
+        self.paths: dict[str, Any] = {
+            "model": _absolute(bench.model),
+            "weights": None if bench.weights is None else str(Path(bench.weights).resolve()),
+            "data": _absolute(bench.data),
+            "holdout": None if bench.holdout is None else _absolute(bench.holdout),
+        }
         self.params: dict[str, Any] = {
-            "model": self.model, "weights": self.weights, "shape": bench.shape, "ignore": list(bench.ignore),
-            "data": self.data, "holdout": self.holdout, "examples_at_most": bench.count,
+            "shape": bench.shape, "ignore": list(bench.ignore), "examples_at_most": bench.count,
             "scope": bench.scope, "epochs": bench.epochs, "lr": bench.lr, "metric": bench.metric,
             "latency": bench.latency,
         }  # fmt: skip
@@ -183,8 +207,8 @@ def _absolute(name: str) -> str:
 
 def _look(absolute: _Absolute, tuned: list[bool], seeds: Sequence[int], inline: bool) -> Row:
     """Make model and data as the cells will, so that they are the same to the last bit."""
-    names = ("model", "weights", "shape", "ignore", "data", "holdout")
-    params = {**{name: absolute.params[name] for name in names}, "tuned": tuned, "seeds": list(seeds)}
+    asked = {name: absolute.params[name] for name in ("shape", "ignore")}
+    params = {**absolute.paths, **asked, "tuned": tuned, "seeds": list(seeds)}
     if inline:
         subject.cache_clear()
         examples.cache_clear()
@@ -239,7 +263,8 @@ def run_bench(
     records = run_grid(
         grid.cells, Path(out) / LEDGER, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
     )
-    return [row for record in records for row in _rows(record, bench)], grid.varies
+    pairs = zip(grid.cells, records, strict=True)
+    return [row for cell, record in pairs for row in _rows(cell, record, bench)], grid.varies
 
 
 def split_methods(text: str) -> list[str]:
@@ -292,12 +317,13 @@ def seeds_of(text: str) -> list[int]:
         raise InputError(f"seeds are whole numbers with commas, as in 0,1,2; got {text!r}") from error
 
 
-def _rows(record: Record, bench: Bench) -> list[Row]:
-    """Return the row of a record, named as the user named things; of a failed one too."""
-    params = record.cell.params
+def _rows(cell: Cell, record: Record, bench: Bench) -> list[Row]:
+    """Return the row of a record, named as the user names things now; of a failed one too."""
+    params = cell.params
     said = {
+        "model": bench.model,
         "data": bench.data,
-        "method": _given(params["method"], bench),
+        "method": next(m for m in bench.contestants if _absolute(m) == cell.paths["method_at"]),
         "ratio": float(params["budget"].partition("=")[2]),
         "scope": bench.scope,
         "memory": round(record.memory, 1),
@@ -306,12 +332,8 @@ def _rows(record: Record, bench: Bench) -> list[Row]:
         return [{**row, **said} for row in record.rows]
     word = "stopped" if record.status == "timeout" else "failed"
     budget = repr(make_budget(params["budget"], bench.scope))
-    what = {"model": bench.model, "repair": params["repair"], "seed": params["seed"], "draw": params["draw"]}
+    what = {"repair": params["repair"], "seed": params["seed"], "draw": params["draw"]}
     return [{**said, **what, "budget": budget, "status": f"{word}: {record.error}"}]
-
-
-def _given(method: str, bench: Bench) -> str:
-    return next(name for name in bench.contestants if _absolute(name) == method)
 
 
 __all__ = ["Bench", "Grid", "make_grid", "ratios_of", "run_bench", "seeds_of", "split_methods"]

@@ -11,7 +11,16 @@ from torch import nn
 
 from secateur.analysis.summary import plain
 from secateur.bench.cells import Row
-from secateur.bench.subject import example_inputs, examples, part, sample, subject, takes_seed
+from secateur.bench.subject import (
+    code_hash,
+    example_inputs,
+    examples,
+    method_hash,
+    part,
+    sample,
+    subject,
+    takes_seed,
+)
 from secateur.core import InputError, SecateurError
 from secateur.methods import Method
 from secateur.named import make_budget, make_method, try_inputs
@@ -29,6 +38,7 @@ class Pruning:
 
     Attributes:
         model: As on the command line.
+        code_hash: What the model's code was; tells cells from others.
         model_hash: What the model must be.
         weights: Safetensors file, or None.
         model_seed: Seed that its factory gets, or None.
@@ -39,7 +49,9 @@ class Pruning:
         holdout: Function that returns the batches for the metric, or None.
         examples_at_most: Examples that methods and repairs get, at most.
         part_of_holdout: Number of the part of the held-out examples, and of how many.
-        method: Name with options.
+        method: Name with options, without folders.
+        method_at: The same with folders.
+        method_hash: What the code of the method must be; None for one of Secateur's.
         draw: Number of the draw, for methods that only draw.
         budget: What stays, as in ``units=0.5``.
         scope: ``layer``, ``global`` or ``erk``.
@@ -53,6 +65,7 @@ class Pruning:
     """
 
     model: str
+    code_hash: str
     model_hash: str
     weights: str | None
     model_seed: int | None
@@ -64,6 +77,8 @@ class Pruning:
     examples_at_most: int | None
     part_of_holdout: Sequence[int]
     method: str
+    method_at: str
+    method_hash: str | None
     draw: int
     budget: str
     scope: str
@@ -79,7 +94,7 @@ class Pruning:
         """Make model and data, and prune.
 
         Raises:
-            InputError: The model or the data are not the same as when the cells were made.
+            InputError: Model, data or method are not the same as when the cells were made.
         """
         made, example, found = subject(self.model, self.weights, self.model_seed)
         if found != self.model_hash:
@@ -89,8 +104,10 @@ class Pruning:
         batches, hashed = examples(self.data, self.holdout, "finetune" in (self.repair or ""))
         if hashed != self.data_hash:
             raise ChangedError(f"{self.data} gives other batches each time it is called: seed it")
+        if method_hash(self.method_at) != self.method_hash:
+            raise ChangedError(f"the code of {self.method} changed since the run began: run it again")
         first, of = self.part_of_holdout
-        method = make_method(self.method)
+        method = make_method(self.method_at)
         fitting = sample(batches.fit or [], self.seed, count=self.examples_at_most)
         result = prune(
             made, example_inputs(example, self.shape, batches), method,
@@ -169,7 +186,7 @@ def look(
 
     Returns:
         One row: "models" and "data" hold hashes in the order of `seeds` and `tuned`; "seeded" says whether
-        the factory takes the seed.
+        the factory takes the seed, "code" is the hash of what the model computes.
 
     Raises:
         InputError: The model or the data cannot be.
@@ -185,9 +202,9 @@ def look(
     made, example, _ = subject(model, weights, seeds[0] if seeded else None)
     inputs = example_inputs(example, shape, batches)
     try_inputs(made, inputs)
-    trace(made, inputs, ignored_layers=ignore)
+    network = trace(made, inputs, ignored_layers=ignore)
     models = [subject(model, weights, seed if seeded else None)[2] for seed in seeds]
-    return [{"seeded": seeded, "models": models, "data": hashed}]
+    return [{"seeded": seeded, "models": models, "data": hashed, "code": code_hash(network)}]
 
 
 __all__ = ["ChangedError", "Pruning", "look", "prune_once"]

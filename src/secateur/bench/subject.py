@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.core import InputError
-from secateur.named import Batches, example_of, find_function, make_data, make_model
+from secateur.core import InputError, Network
+from secateur.methods import METHODS
+from secateur.named import Batches, example_of, find_function, make_data, make_method, make_model
 
 SAMPLE = 0.8
 KNOWN = 2
@@ -118,6 +119,39 @@ def model_hash(model: nn.Module) -> str:
             digest.update(name.encode())
             _update(digest, tensor)
     return digest.hexdigest()
+
+
+def code_hash(network: Network) -> str:
+    """Return what tells a model's code from another's: SHA-256 of the traced operations and constants.
+
+    A model whose ``forward`` was edited has the same modules and weights as before, and another hash.
+    """
+    digest = hashlib.sha256()
+    for module in network.graph.module.modules():
+        digest.update(getattr(module, "code", "").encode())
+    for name, value in sorted(network.graph.values.items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            _update(digest, value)
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def method_hash(spec: str) -> str | None:
+    """Return what tells a method's code from another's: SHA-256 of its file; None for one of Secateur's.
+
+    Example:
+        >>> method_hash("magnitude:p=2") is None, len(method_hash("secateur.methods:Magnitude"))
+        (True, 64)
+    """
+    if spec.partition(":")[0] in METHODS:
+        return None
+    kind = type(make_method(spec))
+    try:
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError) as error:
+        raise InputError(f"{spec}: the file of {kind.__name__} cannot be read: {error}") from error
 
 
 def batch_hash(batches: Iterable[Any]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -88,8 +90,19 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters["show"] = show
+    environment.filters["inline"] = _inline
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.from_string(_file("report.html.j2"))
+
+
+@cache
+def _words() -> MarkdownIt:
+    return MarkdownIt("zero").enable(["emphasis", "backticks"])
+
+
+def _inline(text: str) -> Markup:
+    """Return a paragraph with its emphasis and code marked up; everything else stands as it is."""
+    return Markup(_words().renderInline(text))
 
 
 def _details(values: Row) -> list[tuple[str, str]]:

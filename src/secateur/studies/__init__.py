@@ -1,20 +1,22 @@
 """Studies: the tables and figures of publications, beside the published numbers.
 
-Each study is a package here with a function ``run(full, out, seed, jobs, tell)`` that returns `Findings`.
+Each study is a package here with a function ``run(full, out, seed, jobs, tell, folders)`` that returns
+`Findings`, and with ``FOLDERS``, the data sets of which it can be given a folder.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from secateur.core import InputError, SecateurError, unknown
-from secateur.report import write_html, write_text
-from secateur.studies.common import Findings, markdown, page, write_findings
+from secateur.report import Section, write_html, write_text
+from secateur.studies.common import Findings, markdown, named_folders, page, write_findings
 
 STUDIES = ("matroid", "spectral", "mip", "lattice", "joint")
 
@@ -51,9 +53,24 @@ def find_study(name: str) -> Callable[..., Findings]:
         >>> find_study("matroid").__name__
         'run'
     """
+    return _package(name).run
+
+
+def folders_of(name: str) -> tuple[str, ...]:
+    """Return the data sets of which a study, or any of ``"all"``, can be given a folder.
+
+    Example:
+        >>> folders_of("joint")
+        ('fashion',)
+    """
+    names = STUDIES if name == "all" else (name,)
+    return tuple(dict.fromkeys(data for study in names for data in _package(study).FOLDERS))
+
+
+def _package(name: str) -> Any:
     if name not in STUDIES:
         raise InputError(unknown("study", name, [*STUDIES, "all"]))
-    return importlib.import_module(f"{__name__}.{name}").run
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def run_study(name: str, out: str | Path, docs: str | Path | None = None, **options: Any) -> Findings:
@@ -77,24 +94,48 @@ def run_study(name: str, out: str | Path, docs: str | Path | None = None, **opti
 
 
 def run_studies(
-    names: Sequence[str], out: str | Path, docs: str | Path | None = None, **options: Any
+    names: Sequence[str],
+    out: str | Path,
+    docs: str | Path | None = None,
+    folders: Mapping[str, str | Path] | None = None,
+    tell: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> list[Outcome]:
     """Run several studies, each in its folder below `out`, and write an index of them.
 
     A study that fails is a line in the index with its reason; the others go on.  With `docs`, the index is
     ``README.md`` there; it is ``index.md`` and ``index.html`` in `out` in any case.
+
+    Args:
+        names: Of `STUDIES`.
+        out: Folder for all.
+        docs: Folder for the pages, or None.
+        folders: Folders of data sets by name; each study gets those that it reads.
+        tell: Called with a few words after each cell.
+        options: As for `run_study`.
+
+    Raises:
+        InputError: An unknown study, or a data set that none of them reads from a folder.
+        StoreError: A folder cannot be written.
     """
+    named_folders(folders, [data for name in names for data in folders_of(name)])
     outcomes = []
     for name in names:
+        read = {data: folder for data, folder in (folders or {}).items() if data in folders_of(name)}
+        given = {**options, "folders": read, "tell": partial(_named, tell or (lambda _: None), name)}
         try:
-            outcomes.append(Outcome(name, run_study(name, Path(out) / name, docs, **options)))
+            outcomes.append(Outcome(name, run_study(name, Path(out) / name, docs, **given)))
         except SecateurError as error:
             outcomes.append(Outcome(name, error=f"{type(error).__name__}: {error}"))
     write_text(Path(out) / "index.md", index(outcomes, lambda name: f"{name}/findings.md"))
-    write_html([_row(outcome) for outcome in outcomes], Path(out) / "index.html", title="Studies")
+    write_html([], Path(out) / "index.html", title="Studies", sections=list(_sections(outcomes)))
     if docs is not None:
         write_text(Path(docs) / "README.md", index(outcomes, lambda name: f"{name}.md"))
     return outcomes
+
+
+def _named(tell: Callable[[str], None], name: str, text: str) -> None:
+    tell(f"{name}: {text}")
 
 
 def index(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
@@ -110,10 +151,20 @@ def index(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
     return "\n".join(parts)
 
 
+def _sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:
+    """Yield the parts of the page that stands beside the folders of the studies."""
+    pages = ", ".join(f"{outcome.study}/report.html" for outcome in outcomes if outcome.findings)
+    text = f"Each study has a page of its own in its folder: {pages}." if pages else ""
+    yield Section("How many numbers stand beside published ones", text, [_row(o) for o in outcomes])
+    for outcome in outcomes:
+        found = outcome.findings
+        yield Section(found.title, found.paragraph) if found else Section(outcome.study, outcome.error)
+
+
 def _row(outcome: Outcome) -> Mapping[str, Any]:
     tables = len(outcome.findings.tables) if outcome.findings else 0
     return {"study": outcome.study, "tables": tables, **outcome.verdicts,
             "status": "failed" if outcome.error else "ok"}  # fmt: skip
 
 
-__all__ = ["STUDIES", "Outcome", "find_study", "index", "run_studies", "run_study"]
+__all__ = ["STUDIES", "Outcome", "find_study", "folders_of", "index", "run_studies", "run_study"]

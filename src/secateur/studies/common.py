@@ -15,7 +15,7 @@ from typing import Any, Literal
 from secateur.analysis.summary import versions
 from secateur.bench.cells import Record
 from secateur.bench.words import markdown
-from secateur.core import InputError
+from secateur.core import InputError, unknown
 from secateur.report import Section, write_csv, write_html, write_json, write_text
 
 Row = Mapping[str, Any]
@@ -116,6 +116,18 @@ def verdict(ours: float | None, published: float | None, tolerance: float) -> Ve
     return "reproduced" if abs(ours - published) <= tolerance and math.isfinite(ours) else "differs"
 
 
+def named_folders(folders: Mapping[str, str | Path] | None, known: Sequence[str]) -> dict[str, str]:
+    """Return the folders of data sets by name, as words.
+
+    Raises:
+        InputError: A data set that the study does not read from a folder, with the near matches.
+    """
+    for name in folders or {}:
+        if name not in known:
+            raise InputError(unknown("data set of this study", name, list(known)))
+    return {name: str(folder) for name, folder in (folders or {}).items()}
+
+
 def rows_of(records: Sequence[Record], job: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of the records that went well, in order; of one job only, if it is named.
 
@@ -200,6 +212,6 @@ def _flat(params: Row) -> dict[str, Any]:
 
 
 __all__ = [
-    "Figure", "Findings", "Table", "Verdict", "failures", "markdown", "page", "rows_of", "sections",
-    "verdict", "write_findings",
+    "Figure", "Findings", "Table", "Verdict", "failures", "markdown", "named_folders", "page", "rows_of",
+    "sections", "verdict", "write_findings",
 ]  # fmt: skip

@@ -12,18 +12,19 @@ from secateur.bench.statistics import bootstrap
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur.methods import METHODS
-from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
 from secateur.studies.joint.figures import figures
 from secateur.studies.joint.standing import STRUCTURES, Block, blocks, meetings
 from secateur.studies.joint.subjects import NETWORKS, SIZES
 from secateur.studies.joint.tables import WORDS, Rows, tables
 
-__all__ = ["cells", "conclusion", "findings", "run"]
+__all__ = ["FOLDERS", "cells", "conclusion", "findings", "run"]
 
 JOB = "secateur.studies.joint.cells:network"
 KEEPS, FULL_KEEPS = (0.7, 0.4, 0.2), (0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 # The dearest first, so that workers end together.
 ORDER = ("ResNet-20", "VGG", "transformer", "LeNet-5", "LSTM", "MLP")
+FOLDERS = ("fashion",)
 
 
 def run(
@@ -33,7 +34,7 @@ def run(
     *,
     jobs: int = 2,
     tell: Callable[[str], None] | None = None,
-    folder: str | Path | None = None,
+    folders: Mapping[str, str | Path] | None = None,
     datasets: Sequence[str] | None = None,
     networks: Sequence[str] = ORDER,
     methods: Sequence[str] = tuple(METHODS),
@@ -50,7 +51,7 @@ def run(
         seed: First seed.
         jobs: Worker processes.
         tell: Called with a few words after each cell.
-        folder: Where Fashion-MNIST lies.
+        folders: Folder of ``"fashion"``, where it is not installed.
         datasets: ``"fashion"``, ``"digits"``; by default both where Fashion-MNIST is there, else digits.
         networks: Names in `NETWORKS`.
         methods: Names in `METHODS`.
@@ -61,6 +62,7 @@ def run(
     Raises:
         InputError: An unknown network, method or data set.
     """
+    folder = named_folders(folders, FOLDERS).get("fashion")
     there = ("fashion", "digits") if folder or fashion_available() else ("digits",)
     chosen = there if datasets is None else tuple(datasets)
     for what, given, known in (
@@ -73,7 +75,7 @@ def run(
     shares = list(keeps if keeps is not None else FULL_KEEPS if full else KEEPS)
     several = range(seed, seed + (max(10, seeds) if full and limit is None else seeds))
     common: dict[str, Any] = {
-        "folder": None if folder is None else str(folder), "methods": list(methods), "keeps": shares,
+        "folder": folder, "methods": list(methods), "keeps": shares,
         "draws": 20 if full else 2,
     }  # fmt: skip
     asked = cells(full, chosen, networks, several, limit, common, cache=str(Path(out) / "weights"))

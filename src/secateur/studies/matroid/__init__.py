@@ -4,6 +4,6 @@
 published.
 """
 
-from secateur.studies.matroid.study import run
+from secateur.studies.matroid.study import FOLDERS, run
 
-__all__ = ["run"]
+__all__ = ["FOLDERS", "run"]

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
 from secateur.studies.matroid.figures import figures
 from secateur.studies.matroid.ordinary import MODELS
 from secateur.studies.matroid.post import DIMENSIONS, SEEDS
 from secateur.studies.matroid.published import AT_100
 from secateur.studies.matroid.tables import Rows, changes, mean_of, part, published_entries, tables
 
-__all__ = ["cells", "findings", "run"]
+__all__ = ["FOLDERS", "cells", "findings", "run"]
 
 PARTS = ("post", "controls", "ordinary", "planted")
 HERE = "secateur.studies.matroid.cells"
 SOURCE = (
     'the blog post "Matroid-Guided Pruning: Removing 70% of Neurons for Free" and its published experiment'
 )
+FOLDERS = ("fashion",)
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     jobs: int = 2,
     tell: Callable[[str], None] | None = None,
     parts: Sequence[str] = PARTS,
-    folder: str | Path | None = None,
+    folders: Mapping[str, str | Path] | None = None,
     dimensions: Sequence[int] = DIMENSIONS,
     models: Sequence[str] = tuple(MODELS),
     seeds: int | None = None,
@@ -47,14 +48,14 @@ def run(
         jobs: Worker processes.
         tell: Called with a few words after each cell.
         parts: Any of ``"post"``, ``"controls"``, ``"ordinary"``, ``"planted"``.
-        folder: Where Fashion-MNIST lies; without it, and without Debian's package, digits stand in.
+        folders: Folder of ``"fashion"``; without it, and without Debian's package, digits stand in.
         dimensions: Hidden units of the post's networks.
         models: Ordinary networks: ``"mlp"``, ``"cnn"``, ``"lstm"``.
         seeds: Number of ordinary networks of each kind; by default ten perceptrons, five of the others.
         limit: Train ordinary networks on at most so many examples.
 
     Raises:
-        InputError: An unknown part or model.
+        InputError: An unknown part, model or data set.
     """
     for what, given, known in (("part", parts, PARTS), ("model", models, tuple(MODELS))):
         for name in given:
@@ -62,6 +63,7 @@ def run(
                 raise InputError(unknown(what, name, known))
     where = Path(out)
     several = seeds if seeds is not None else 10 if full else None
+    folder = named_folders(folders, FOLDERS).get("fashion")
     asked = cells(full, parts, folder, dimensions, models, seed, several, limit)
     records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
@@ -72,7 +74,7 @@ def run(
 def cells(
     full: bool,
     parts: Sequence[str],
-    folder: str | Path | None,
+    folder: str | None,
     dimensions: Sequence[int],
     models: Sequence[str],
     seed: int,
@@ -81,7 +83,7 @@ def cells(
 ) -> list[Cell]:
     """Return the grid, the dearest cells first."""
     data = "fashion" if folder or fashion_available() else "digits"
-    images = {"data": data, "folder": None if folder is None else str(folder)}
+    images = {"data": data, "folder": folder}
     found: list[Cell] = []
     for model in models if "ordinary" in parts else ():
         scale = MODELS[model]

@@ -3,6 +3,6 @@
 Its Tables 1 to 6 and Figures 2 and 3 beside the published numbers, with the comparators that it lacks.
 """
 
-from secateur.studies.mip.study import run
+from secateur.studies.mip.study import FOLDERS, run
 
-__all__ = ["run"]
+__all__ = ["FOLDERS", "run"]

@@ -11,12 +11,12 @@ from typing import Any
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
 from secateur.studies.mip.figures import figures
 from secateur.studies.mip.subjects import NETS, Setting
 from secateur.studies.mip.tables import Rows, claims, grouped, tables, with_tuning
 
-__all__ = ["FULL", "PARTS", "QUICK", "cells", "findings", "run"]
+__all__ = ["FOLDERS", "FULL", "PARTS", "QUICK", "cells", "findings", "run"]
 
 FIGURES = ("images", "epochs", "lambdas")
 PARTS = ("pruning", "tuned", "modes", "transfer", "rescale", "snip", *FIGURES)
@@ -27,6 +27,7 @@ SOURCE = (
     'M. ElAraby, G. Wolf, M. Carvalho, "Identifying Critical Neurons in ANN Architectures using Mixed '
     'Integer Programming", arXiv:2002.07376'
 )
+FOLDERS = ("fashion", "mnist", "cifar10")
 
 
 def run(
@@ -61,14 +62,12 @@ def run(
     Raises:
         InputError: Unknown parts, networks or data sets.
     """
-    known_data = ("fashion", "mnist", "cifar10")
-    asked = (("part", parts, PARTS), ("network", nets, NETS), ("data set", tuple(folders or ()), known_data))
-    for what, given, known in asked:
+    for what, given, known in (("part", parts, PARTS), ("network", nets, NETS)):
         for name in given:
             if name not in known:
                 raise InputError(unknown(what, name, list(known)))
     where = Path(out)
-    named = {name: str(folder) for name, folder in (folders or {}).items()}
+    named = named_folders(folders, FOLDERS)
     scale = replace(setting or (FULL if full else QUICK), folders=named)
     grid = cells(scale, parts, nets, range(seed, seed + seeds), full, cache=str(where / "networks"))
     records = run_grid(grid, where / "cells.jsonl", jobs=jobs, tell=tell)

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
-from secateur.studies.common import Findings, Table, failures, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
 from secateur.studies.spectral.figures import figures
 from secateur.studies.spectral.paired import difference, order, part
 from secateur.studies.spectral.published import TABLE_1
@@ -16,7 +16,7 @@ from secateur.studies.spectral.subjects import FULL, NETS, PLAIN, PLAIN_FULL, PL
 from secateur.studies.spectral.tables import LOW, tables
 from secateur.studies.spectral.ways import CONTROLS, MAIN
 
-__all__ = ["PARTS", "cells", "findings", "run"]
+__all__ = ["FOLDERS", "PARTS", "cells", "findings", "run"]
 
 Rows = Sequence[Mapping[str, Any]]
 PARTS = ("table1", "figure2", "controls", "figure3", "oneshot")
@@ -26,6 +26,7 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 UNITS = (0.7, 0.5, 0.3)
 FLOOR = 0.1
 HERE = "secateur.studies.spectral.cells"
+FOLDERS = tuple(dict.fromkeys(NETS.values()))
 
 
 def run(
@@ -63,9 +64,8 @@ def run(
     Raises:
         InputError: Unknown parts, networks or folders.
     """
-    named = {name: str(folder) for name, folder in (folders or {}).items()}
-    for what, given, known in (("part", parts, PARTS), ("network", nets, tuple(NETS)),
-                               ("folder", named, tuple(NETS.values()))):  # fmt: skip
+    named = named_folders(folders, FOLDERS)
+    for what, given, known in (("part", parts, PARTS), ("network", nets, tuple(NETS))):
         for name in given:
             if name not in known:
                 raise InputError(unknown(what, name, known))
