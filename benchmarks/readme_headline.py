@@ -1,6 +1,7 @@
 """Write what the joint study found: ``python benchmarks/readme_headline.py docs/studies/joint.md README.md``.
 
-Takes the sentences of the study's page that say what was compared and who stands first with each repair.
+Takes from the study's page the sentences that say what was compared and who stands first with each repair,
+what the first with the fold can be told from, and the mean losses of the criteria that every network allows.
 """
 
 from __future__ import annotations
@@ -12,13 +13,41 @@ from pathlib import Path
 
 START, END = "<!-- joint study: benchmarks/readme_headline.py -->\n", "<!-- end of joint study -->\n"
 OPENINGS = re.compile(r"\d+ criteria on|No repair, \*\*|With the fold, \*\*|After a short fine-tuning, \*\*")
+REPAIRS = {"none": "no repair", "fold": "fold", "finetune": "short fine-tuning"}
 
 
 def headline(page: str) -> str:
-    """Return the sentences as one Markdown paragraph."""
+    """Return the sentences as one Markdown paragraph, and the losses as a table."""
     paragraph = next(line for line in page.splitlines() if OPENINGS.match(line))
     sentences = re.split(r"(?<=\.) (?=[A-Z])", paragraph)
-    return textwrap.fill(" ".join(s for s in sentences if OPENINGS.match(s)), 118) + "\n"
+    lost = _lost(page)
+    first = min(lost, key=lambda method: lost[method]["fold"])
+    told = re.compile(rf"With the fold, over \d+ pairs of .*, {first} is ")
+    words = [s for s in sentences if OPENINGS.match(s) or told.match(s)]
+    return "\n".join([textwrap.fill(" ".join(words), 118), "", *_table(lost), ""])
+
+
+def _lost(page: str) -> dict[str, dict[str, float]]:
+    """Return the mean loss by method and repair, of the methods that have a figure for every block."""
+    table = page[page.index("| repair | method | behind |") :].partition("\n\n")[0]
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    rows = [dict(zip(head, line, strict=True)) for line in lines]
+    whole = max(int(row["blocks"]) for row in rows)
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if int(row["blocks"]) == whole:
+            found.setdefault(row["method"], {})[row["repair"]] = float(row["lost"])
+    return found
+
+
+def _table(lost: dict[str, dict[str, float]]) -> list[str]:
+    least = {repair: min(values[repair] for values in lost.values()) for repair in REPAIRS}
+    lines = [f"| points lost, mean | {' | '.join(REPAIRS.values())} |", "|---|---:|---:|---:|"]
+    for method in sorted(lost, key=lambda method: lost[method]["fold"]):
+        cells = [(lost[method][repair], least[repair]) for repair in REPAIRS]
+        shown = [f"**{value:.1f}**" if value == best else f"{value:.1f}" for value, best in cells]
+        lines.append(f"| {method} | {' | '.join(shown)} |")
+    return lines
 
 
 def main(study: str, page: str) -> None:

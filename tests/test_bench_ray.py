@@ -11,9 +11,17 @@ import pytest
 
 from secateur.bench import Cell, EngineError, run_grid
 from secateur.bench.cluster import TRIES, Desk
+from secateur.bench.harness import Bench, make_grid
 from secateur.core import InputError
 
 JOBS = "secateur.bench.checks:"
+CLOCKS = {"seconds", "latency", "memory"}
+TRAINED = """
+from secateur import data, zoo
+
+def make(seed=0):
+    return zoo.train(zoo.mlp((64, 32, 10), seed=seed), data.digits(), 1, lr=1e-2, seed=seed).model
+"""
 ray = pytest.importorskip("ray")
 
 
@@ -113,3 +121,19 @@ def test_one_job_runs_on_the_cluster_too_and_a_cell_that_takes_its_worker_along_
     records = run_grid(cells, tmp_path / "cells.jsonl", engine="ray", jobs=1, address=nodes.address)
     assert [r.status for r in records] == ["error", "ok"]
     assert f"lost {TRIES} times" in records[0].error
+
+
+@pytest.mark.slow
+def test_prunings_are_the_same_on_every_engine(tmp_path: Path, cluster) -> None:
+    (tmp_path / "trained.py").write_text(TRAINED)
+    bench = Bench(
+        f"{tmp_path / 'trained.py'}:make", "digits", methods=["matroid", "spectral", "taylor"], ratios=[0.5],
+        seeds=[0, 1], repairs=["fold", "finetune"], draws=1, latency=False,
+    )  # fmt: skip
+    cells, found = make_grid(bench).cells, {}
+    for engine, address in (("inline", None), ("local", None), ("ray", cluster[0].address)):
+        records = run_grid(cells, tmp_path / f"{engine}.jsonl", engine=engine, jobs=2, address=address)
+        assert [record.error for record in records] == [""] * (4 * 2 * 2)
+        found[engine] = [{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records]
+    assert found["inline"] == found["local"] == found["ray"]
+    assert len({row["after"] for row in found["ray"]}) > 4

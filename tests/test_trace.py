@@ -219,6 +219,12 @@ def test_bad_example_inputs(inputs, error, words: str) -> None:
         trace(mlp(), inputs)
 
 
+def test_inputs_that_the_model_does_not_take_name_no_line_of_pythons_library() -> None:
+    words = r"captured by torch.export: TypeError: missing a required argument: 'x'. Hint: check that model"
+    with pytest.raises(CaptureError, match=words):
+        trace(Net(lambda m, x: m.last(m.first(x))), (), example_kwargs={"y": torch.randn(2, 4)})
+
+
 def test_not_a_module() -> None:
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         trace(lambda x: x, torch.randn(2, 4))  # type: ignore[arg-type]

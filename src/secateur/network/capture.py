@@ -180,8 +180,9 @@ def _explain(model: nn.Module, error: Exception) -> str:
         hint = "a copy is captured: remove the attribute that copy.deepcopy(model) cannot copy"
     else:
         hint = "check that model(*example_inputs) runs"
+    place = user_line(error)
     return (
-        f"{type(model).__name__} cannot be captured by torch.export at {user_line(error)}: "
+        f"{type(model).__name__} cannot be captured by torch.export{' at ' + place if place else ''}: "
         f"{type(error).__name__}: {reason}. Hint: {hint}; "
         "torch.export.export(model, example_inputs, strict=False) shows the whole message"
     )
@@ -193,14 +194,14 @@ INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 def user_line(error: BaseException) -> str:
     """Return ``file:line: code`` of the innermost frame outside torch, Python's library and this package.
 
-    Where there is none, of the innermost one in a module of torch's.
+    Where there is none, of the innermost one in a module of torch's; "" if the model was not reached.
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     own = [f for f in frames if not (f.filename.startswith(INSIDE) or _standard(f.filename))]
     layers = [f for f in frames if f.filename.startswith(str(Path(nn.__file__).parent))]
-    if not frames:
-        return "an unknown line"
-    frame = (own or layers or frames)[-1]
+    if not (own or layers):
+        return ""
+    frame = (own or layers)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
 
 

@@ -141,7 +141,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     try:
         other = capture(small, args, kwargs)
     except CaptureError as error:
-        return f"It fails at {user_line(error.__cause__ or error)}"
+        return f"It fails at {user_line(error.__cause__ or error) or 'a line that is not known'}"
     expected = _values(whole, masked, args, kwargs)
     found = _values(other, small, args, kwargs)
     for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):

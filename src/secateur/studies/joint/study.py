@@ -172,7 +172,10 @@ def _structures(found: Mapping[str, Rows]) -> Iterator[str]:
             words = {"ahead": "ahead of", "tie": "tied with", "behind": "behind"}
             said = [f"{words[v]} {', '.join(names)}" for v, names in by.items() if names]
             count = max(row["networks"] for row in rows)
-            yield f"With the fold, over {count} pairs of network and data, {structure} is {'; '.join(said)}."
+            yield (
+                f"With the fold, over {count} pairs of network and data and corrected for all comparisons, "
+                f"{structure} is {'; '.join(said)}."
+            )
 
 
 def _price(found: Mapping[str, Rows]) -> Iterator[str]:
