@@ -116,7 +116,8 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, draws: int = DRAWS,
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)))
-    low, high = np.quantile(_means(x, draws, seed), [tail, 1 - tail])
+    means = _means(x, draws, seed)
+    low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
     return Interval(mean, float(low), float(high), n)
 
 
