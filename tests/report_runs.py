@@ -12,8 +12,8 @@ import secateur as sc
 from secateur.analysis.cost import Cost
 from secateur.analysis.latency import Latency
 from secateur.analysis.measure import Agreement
-from secateur.analysis.summary import Measurement, Report
 from secateur.portrait import PORTRAITS
+from secateur.summary import Measurement, Report
 
 MODELS, METHODS, REPAIRS, KEEPS = (
     ("Net", "Cell"),

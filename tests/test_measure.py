@@ -26,9 +26,10 @@ from secateur.analysis.measure import (
     metric_named,
     perplexity,
 )
-from secateur.analysis.summary import Measurement, Report, plain
+from secateur.analysis.plain import plain
 from secateur.core import InputError
 from secateur.running import evaluating
+from secateur.summary import Measurement, Report
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))

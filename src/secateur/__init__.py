@@ -24,7 +24,6 @@ from secateur.analysis.measure import (
     log_likelihood,
     perplexity,
 )
-from secateur.analysis.summary import Measurement, Report
 from secateur.core import (
     Budget,
     CaptureError,
@@ -63,6 +62,7 @@ from secateur.network.trace import trace
 from secateur.network.weights import load_weights
 from secateur.portrait import portray
 from secateur.prune import Result, Step, load_report, plan, prune
+from secateur.summary import Measurement, Report
 
 __version__ = version("secateur")
 

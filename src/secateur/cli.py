@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import terminal
-from secateur.analysis.summary import versions
+from secateur.analysis.plain import versions
 from secateur.bench.comparison import comparison
 from secateur.bench.harness import Bench, ratios_of, run_bench, seeds_of, split_methods
 from secateur.bench.output import write_comparison

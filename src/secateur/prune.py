@@ -16,7 +16,6 @@ from secateur.allocation.schedule import reached
 from secateur.analysis.cost import cost
 from secateur.analysis.latency import Latency, latency, try_sizes
 from secateur.analysis.measure import Agreement, Metric, agreement, evaluate, metric_named
-from secateur.analysis.summary import Measurement, Report
 from secateur.core import Budget, InputError, Network, Plan, StoreError, Tolerance, unknown
 from secateur.finetune import check_training
 from secateur.methods import METHODS, Method
@@ -26,6 +25,7 @@ from secateur.network.gradients import Loss
 from secateur.network.trace import trace
 from secateur.running import check_seed, place
 from secateur.steps import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
+from secateur.summary import Measurement, Report
 
 Repair = Literal["fold", "refit", "finetune", "fold+finetune", "refit+finetune"]
 REPAIRS: dict[str | None, frozenset[str]] = {

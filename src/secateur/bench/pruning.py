@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from secateur.analysis.summary import plain
+from secateur.analysis.plain import plain
 from secateur.bench.cells import Row
 from secateur.bench.subject import (
     code_hash,

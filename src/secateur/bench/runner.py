@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.analysis.summary import plain
+from secateur.analysis.plain import plain
 from secateur.bench.cells import Row
 from secateur.core import InputError, SecateurError, unknown
 

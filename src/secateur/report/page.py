@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from secateur.analysis.summary import versions
+from secateur.analysis.plain import versions
 from secateur.report.files import write_text
 from secateur.report.payload import payload
 from secateur.report.rows import Row, Run, as_dicts, flatten, is_report, show, varies

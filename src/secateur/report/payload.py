@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.analysis.summary import plain
+from secateur.analysis.plain import plain
 from secateur.report.rows import IDENTITY, Row, is_report, keys_of, label, varies
 from secateur.report.section import Section
 from secateur.report.spread import spreads

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from secateur.analysis.summary import Report, plain
+from secateur.analysis.plain import plain
 from secateur.core import InputError
 
-Run = Report | Mapping[str, Any]
+
+@runtime_checkable
+class Reported(Protocol):
+    """What says all that it knows as a dictionary, as `secateur.Report` does."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        ...
+
+
+Run = Reported | Mapping[str, Any]
 Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
@@ -28,12 +38,12 @@ LABELS = {
 
 def as_dict(run: Run) -> Row:
     """Return a run as JSON can hold it."""
-    return run.to_dict() if isinstance(run, Report) else plain(run)
+    return run.to_dict() if isinstance(run, Reported) else plain(run)
 
 
 def as_dicts(runs: Run | Iterable[Run], some: bool = True) -> list[Row]:
     """Return one or many runs as JSON can hold them; if there must be some, raise `InputError` for none."""
-    listed: list[Run] = [runs] if isinstance(runs, (Report, Mapping)) else list(runs)
+    listed: list[Run] = [runs] if isinstance(runs, (Reported, Mapping)) else list(runs)
     if some and not listed:
         raise InputError("there are no runs to report")
     return [as_dict(run) for run in listed]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.analysis.summary import versions
+from secateur.analysis.plain import versions
 from secateur.bench.cells import Record
 from secateur.bench.words import markdown
 from secateur.core import InputError, unknown

@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from secateur.analysis.cost import Cost
 from secateur.analysis.latency import Latency
 from secateur.analysis.measure import Agreement
+from secateur.analysis.plain import plain, versions
 from secateur.core import InputError
-
-
-def plain(value: Any) -> Any:
-    """Return a value as strict JSON can hold it: lists, string keys, no arrays; NaN and infinities as words.
-
-    Example:
-        >>> plain({"a": np.arange(2), 3: (np.float64(1.5), float("inf"))})
-        {'a': [0, 1], '3': [1.5, 'Infinity']}
-    """
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, Tensor):
-        return plain(value.detach().cpu().tolist())
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(plain, value), key=repr)
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of secateur and of what it computes with."""
-    names = ("secateur", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -163,7 +131,7 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """Write the report as one HTML page."""
-        from secateur.report import write_html
+        from secateur.report import write_html  # plotly takes a while to import
 
         write_html(self, path)
 
