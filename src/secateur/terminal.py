@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -20,8 +22,18 @@ from secateur.report import flatten, show
 from secateur.report.rows import label
 from secateur.studies import Outcome
 
-out, err = Console(), Console(stderr=True)
+WIDE = 200  # columns where there is no terminal: a log or a pipe cuts no word
 MINUTE = 60.0
+
+
+def _console(**options: Any) -> Console:
+    console = Console(**options)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
+
+
+out, err = _console(), _console(stderr=True)
 
 
 def say(text: str) -> None:
@@ -144,7 +156,8 @@ def show_comparison(found: Comparison) -> None:
 
 def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:
     marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?", "behind": " "}
-    table = Table("method", title=f"repair: {repair}, before {rows[0]['before']:.3f}", title_justify="left")
+    title = f"repair: {repair}, before {rows[0]['before']:.3f}"
+    table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     ratios = list(dict.fromkeys(row["ratio"] for row in rows))
     areas = {row["method"]: row for row in curves if row["repair"] == repair}
     removed = next((key for key in (curves[0] if curves else {}) if key.startswith("removed at")), None)
