@@ -1,6 +1,6 @@
 """Write what the joint study found: ``python benchmarks/readme_headline.py docs/studies/joint.md README.md``.
 
-Takes from the study's page the sentences that say what was compared and who stands first with each repair,
+Takes from the study's page the statements that say what was compared and who stands first with each repair,
 what the first with the fold can be told from, and the mean losses of the criteria that every network allows.
 """
 
@@ -17,14 +17,14 @@ REPAIRS = {"none": "no repair", "fold": "fold", "finetune": "short fine-tuning"}
 
 
 def headline(page: str) -> str:
-    """Return the sentences as one Markdown paragraph, and the losses as a table."""
-    paragraph = next(line for line in page.splitlines() if OPENINGS.match(line))
-    sentences = re.split(r"(?<=\.) (?=[A-Z])", paragraph)
+    """Return what was compared, the losses as a table, and what can be said of them as a list."""
+    statements = page.split("\n## ")[0].splitlines()
     lost = _lost(page)
     first = min(lost, key=lambda method: lost[method]["fold"])
     told = re.compile(rf"With the fold, over \d+ pairs of .*, {first} is ")
-    words = [s for s in sentences if OPENINGS.match(s) or told.match(s)]
-    return "\n".join([textwrap.fill(" ".join(words), 118), "", *_table(lost), ""])
+    scope, *words = (said for said in statements if OPENINGS.match(said) or told.match(said))
+    items = [textwrap.fill(said, 118, initial_indent="- ", subsequent_indent="  ") for said in words]
+    return "\n".join([textwrap.fill(scope, 118), "", *_table(lost), "", *items, ""])
 
 
 def _lost(page: str) -> dict[str, dict[str, float]]:

@@ -114,9 +114,11 @@ def test_sections_alone_make_a_page(tmp_path: Path) -> None:
 
 
 def test_words_are_marked_up_and_nothing_else_is(tmp_path: Path) -> None:
-    text = "A **matroid** and `a<b`.\n\nlambda_2 of x_1_y, 3 * 4, <script>alert(1)</script>"
+    text = "A **matroid** and `a<b`.\n\n[one](a/b.html), [bad](javascript:x)\n\n"
+    text += "lambda_2 of x_1_y, 3 * 4, <script>alert(1)</script>"
     page = write_html([], tmp_path / "page.html", sections=[Section("One", text)]).read_text()
     assert "<p>A <strong>matroid</strong> and <code>a&lt;b</code>.</p>" in page
+    assert '<p><a href="a/b.html">one</a>, [bad](javascript:x)</p>' in page
     assert "<p>lambda_2 of x_1_y, 3 * 4, &lt;script&gt;alert(1)&lt;/script&gt;</p>" in page
 
 

@@ -97,11 +97,11 @@ def _template() -> jinja2.Template:
 
 @cache
 def _words() -> MarkdownIt:
-    return MarkdownIt("zero").enable(["emphasis", "backticks"])
+    return MarkdownIt("zero").enable(["emphasis", "backticks", "link"])
 
 
 def _inline(text: str) -> Markup:
-    """Return a paragraph with its emphasis and code marked up; everything else stands as it is."""
+    """Return a paragraph with its emphasis, code and links marked up; everything else stands as it is."""
     return Markup(_words().renderInline(text))
 
 

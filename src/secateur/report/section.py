@@ -17,7 +17,7 @@ class Section:
 
     Attributes:
         title: Heading.
-        text: Paragraphs, separated by blank lines; emphasis and code as in Markdown.
+        text: Paragraphs, separated by blank lines; emphasis, code and links as in Markdown.
         rows: The table, flat dictionaries.
         figure: A plotly figure as a dictionary with "data" and "layout", or None.
         alternative: What the figure shows, for those who cannot see it.

@@ -153,8 +153,8 @@ def index(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
 
 def _sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:
     """Yield the parts of the page that stands beside the folders of the studies."""
-    pages = ", ".join(f"{outcome.study}/report.html" for outcome in outcomes if outcome.findings)
-    text = f"Each study has a page of its own in its folder: {pages}." if pages else ""
+    pages = ", ".join(f"[{o.study}]({o.study}/report.html)" for o in outcomes if o.findings)
+    text = f"Each study has a page of its own: {pages}." if pages else ""
     yield Section("How many numbers stand beside published ones", text, [_row(o) for o in outcomes])
     for outcome in outcomes:
         found = outcome.findings

@@ -69,7 +69,7 @@ class Findings:
         source: What it speaks of: an arXiv number or an address.
         tables: Its tables.
         figures: Its figures.
-        paragraph: One honest paragraph in Markdown, its numbers formatted from rows.
+        paragraph: What came out, in Markdown, a paragraph a statement; its numbers formatted from rows.
 
     Raises:
         InputError: Two parts of the same name, or a name that is no file name.
@@ -187,7 +187,7 @@ def sections(findings: Findings) -> list[Section]:
         Section(f.title, rows=f.rows, figure=f.figure, alternative=f.text, text=f.text)
         for f in findings.figures
     ]
-    return [*first, *(Section(t.title, t.note, t.rows) for t in findings.tables), *drawn]
+    return [*first, *drawn, *(Section(t.title, t.note, t.rows) for t in findings.tables)]
 
 
 def _tables(findings: Findings) -> Iterator[str]:

@@ -120,7 +120,7 @@ def conclusion(made: Sequence[Table], there: Sequence[Block]) -> str:
     found = {table.name: table.rows for table in made}
     if not there:
         return "No network was pruned."
-    return " ".join([_scope(found), *_by_repair(found, there), *_structures(found), *_price(found)])
+    return "\n\n".join([_scope(found), *_by_repair(found, there), *_structures(found), *_price(found)])
 
 
 def _scope(found: Mapping[str, Rows]) -> str:

@@ -122,4 +122,4 @@ def _sized(sizes: Mapping[str, T], data: str, size: str) -> T:
 def findings(rows: Rows, failed: Table | None = None) -> Findings:
     """Turn the rows of the cells into what the study found."""
     made = [*tables(rows), *([failed] if failed else [])]
-    return Findings("lattice", TITLE, SOURCE, made, figures(rows), " ".join(sentences(rows)))
+    return Findings("lattice", TITLE, SOURCE, made, figures(rows), "\n\n".join(sentences(rows)))

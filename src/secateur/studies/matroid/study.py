@@ -108,7 +108,7 @@ def findings(rows: Rows, failed: Table | None = None) -> Findings:
     """Turn the rows of the cells into what the study found."""
     made = [*tables(rows), *([failed] if failed else [])]
     title = "Matroid-guided pruning: the post, its limits, and ordinary networks"
-    return Findings("matroid", title, SOURCE, made, figures(rows), " ".join(_sentences(rows, made)))
+    return Findings("matroid", title, SOURCE, made, figures(rows), "\n\n".join(_sentences(rows, made)))
 
 
 def _sentences(rows: Rows, made: Sequence[Table]) -> Iterator[str]:

@@ -131,7 +131,7 @@ def findings(rows: Mapping[str, Rows], setting: Setting, failed: Table | None = 
     """Turn the rows of the cells into what the study found."""
     made = [*tables(rows), *([failed] if failed else [])]
     title = "Neuron importance by mixed-integer programming"
-    words = " ".join([*_scale(setting), *_sentences(rows, made)])
+    words = "\n\n".join([*_scale(setting), *_sentences(rows, made)])
     return Findings("mip", title, SOURCE, made, figures(rows), words)
 
 

@@ -128,7 +128,7 @@ def findings(rows: Rows, failed: Table | None = None) -> Findings:
     """Turn the rows of the cells into what the study found."""
     made = [*tables(rows), *([failed] if failed else [])]
     title = "Pruning by spectral sparsification: the paper's experiments, with controls"
-    words = " ".join(_sentences(rows, made))
+    words = "\n\n".join(_sentences(rows, made))
     return Findings("spectral", title, "arXiv:2306.08849", made, figures(rows), words)
 
 
