@@ -75,7 +75,7 @@ def _boundaries(rows: Rows) -> Figure | None:
                   "xaxis": f"x{tag}", "yaxis": f"y{tag}"}, _points(FIGURE_2[2], tag)]  # fmt: skip
         layout |= {
             f"xaxis{tag}": {"domain": [i / 3 + 0.01, (i + 1) / 3 - 0.01]},
-            f"yaxis{tag}": {"anchor": f"x{tag}"},
+            f"yaxis{tag}": {"anchor": f"x{tag}", "showticklabels": i == 0},
         }  # fmt: skip
         layout["annotations"].append({
             "text": f"{panel['panel']}: {panel['accuracy']:.1%}", "x": (i + 0.5) / 3, "y": 1.05,
