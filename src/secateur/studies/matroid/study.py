@@ -162,8 +162,9 @@ def _audit_sentences(rows: Rows) -> Iterator[str]:
         return
     partition = part(rows, "partition")
     yield (
-        "The published means depend on the order of the neurons: permuting these leaves the function as it is "
-        f"and turns {stays:.1f} points at H = {units} into {permuted:.1f} (random removal: {random:.1f}). The tail has "
+        "The published means depend on the order of the neurons: permuting these leaves the function as it "
+        f"is and turns {stays:.1f} points at H = {units} into {permuted:.1f} (random removal: {random:.1f}). "
+        "The tail has "
         f"{mean_of(partition, 'tail', **where):.1f} units numerically and "
         f"{mean_of(partition, 'exact tail', **where):.1f} over the rationals; "
         f"{mean_of(partition, 'zero biases', **where):.1f} biases are exactly 0."
