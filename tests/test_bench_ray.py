@@ -136,4 +136,4 @@ def test_prunings_are_the_same_on_every_engine(tmp_path: Path, cluster) -> None:
         assert [record.error for record in records] == [""] * (4 * 2 * 2)
         found[engine] = [{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records]
     assert found["inline"] == found["local"] == found["ray"]
-    assert len({row["after"] for row in found["ray"]}) > 4
+    assert len({row["after"]["metric"] for row in found["ray"]}) > 4
