@@ -14,6 +14,7 @@ import pytest
 from report_runs import METHODS, make_report, portrayed, several_seeds, two_networks
 
 from secateur.report import Section, write_html
+from secateur.studies.common import Figure, Findings, Table, sections
 
 PHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
 
@@ -346,6 +347,24 @@ def test_controls_have_names_and_take_the_keyboard(page) -> None:
         active = page.switch_to.active_element
         reached.add(active.get_attribute("id") or active.get_attribute("value"))
     assert body and {"theme", "network", "axis-x", "axis-y", "magnitude", "fold", "download-csv"} <= reached
+
+
+def test_a_study_opens_with_its_figures_first(visit: Callable[..., Any]) -> None:
+    plot = {"data": [{"type": "bar", "x": ["a", "b"], "y": [1, 2]}], "layout": {}}
+    rows = [{"what": "a", "ours": 1.0, "published": 1.1, "verdict": "differs"}]
+    findings = Findings(
+        "demo", "A study", tables=[Table("one", "Beside the published", rows, "A `note`.")],
+        figures=[Figure("bars", "Bars", plot, "Two bars.", [{"x": "a", "y": 1}])],
+        paragraph="**a** is first.\n\nMore [there](there.html).",
+    )  # fmt: skip
+    page = visit([], tuple(sections(findings)))
+    heads = [h.text for h in page.find_elements("tag name", "h2") if h.is_displayed()]
+    assert heads == ["Findings", "Bars", "Beside the published"]
+    assert page.find_element("css selector", "section p strong").text == "a"
+    assert page.find_element("link text", "there").get_attribute("href").endswith("/there.html")
+    drawn = "return [...document.querySelectorAll('.js-plotly-plot')].map(p => p.data[0].y)"
+    assert until(lambda: page.execute_script(drawn)) == [[1, 2]]
+    assert "differs" in page.page_source
 
 
 def thousand() -> list[dict]:
