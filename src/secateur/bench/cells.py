@@ -19,13 +19,14 @@ from secateur.core import InputError
 
 Row = dict[str, Any]
 Status = Literal["ok", "error", "timeout"]
+COMPUTES = ("secateur", "torch", "numpy", "scipy", "highspy")
 JOB = re.compile(r"[\w.]+:\w+")
 
 
 @cache
 def made_with() -> dict[str, str]:
-    """Return the versions that a cell's key contains: secateur, torch, and Python's minor version."""
-    names = {name: metadata.version(name) for name in ("secateur", "torch")}
+    """Return the versions that a cell's key contains: of what computes, and Python's minor version."""
+    names = {name: metadata.version(name) for name in COMPUTES}
     return {**names, "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
@@ -37,10 +38,11 @@ class Cell:
         job: ``"package.module:function"``; the function returns a list of rows, flat dictionaries.
         params: What it is called with, by name: strings, numbers, booleans, None, lists, dictionaries.
         paths: What it is called with besides, and what tells no cell from another: where files lie.  Results
-            stay good when a folder moves; the contents of files that matter go into `params` as a hash.
+            stay good when a folder moves.
+        marks: What tells it from others besides, without being given to the function: hashes of files.
 
     Raises:
-        InputError: A job of another form, parameters that are not JSON, or a name in both.
+        InputError: A job of another form, parameters that are not JSON, or a name among both.
 
     Example:
         >>> cell = Cell("secateur.studies.demo:cell", {"method": "random", "seed": 0})
@@ -53,12 +55,13 @@ class Cell:
     job: str
     params: Mapping[str, Any] = field(default_factory=dict)
     paths: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    marks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the cell can be written down and read back as it is."""
         if not JOB.fullmatch(self.job):
             raise InputError(f"a job is written package.module:function; got {self.job!r}")
-        for given in (dict(self.params), dict(self.paths)):
+        for given in (dict(self.params), dict(self.paths), dict(self.marks)):
             try:
                 back = json.loads(json.dumps(given, allow_nan=False))
             except (TypeError, ValueError) as error:
@@ -77,13 +80,14 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """What tells the cell from others: SHA-256 of job, parameters and versions, in hexadecimal."""
+        """What tells the cell from others: SHA-256 of job, parameters, marks and versions, in hexadecimal."""
         said = {"job": self.job, "params": dict(self.params), "versions": made_with()}
+        said |= {"marks": dict(self.marks)} if self.marks else {}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def __hash__(self) -> int:
         """Return a hash that agrees with equality."""
-        return hash((self.job, json.dumps(dict(self.params), sort_keys=True)))
+        return hash((self.job, json.dumps([dict(self.params), dict(self.marks)], sort_keys=True)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Record:
         """Return the record as one line of a ledger holds it."""
         return {"key": self.cell.key, "versions": made_with(), "job": self.cell.job,
                 "params": dict(self.cell.params), "paths": dict(self.cell.paths),
-                **self.outcome()}  # fmt: skip
+                "marks": dict(self.cell.marks), **self.outcome()}  # fmt: skip
 
     def outcome(self) -> Row:
         """Return everything but the cell."""
@@ -130,7 +134,8 @@ class Record:
             KeyError, TypeError, InputError: The line holds no record.
         """
         named = {f.name: values[f.name] for f in fields(cls) if f.name != "cell"}
-        return cls(Cell(values["job"], values["params"], values.get("paths", {})), **named)
+        cell = Cell(values["job"], values["params"], values.get("paths", {}), values.get("marks", {}))
+        return cls(cell, **named)
 
 
 __all__ = ["Cell", "Record", "Row", "Status", "made_with"]

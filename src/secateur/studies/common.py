@@ -6,14 +6,15 @@ Everything that is written comes from there: the page in docs, the tables, the f
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from secateur.analysis.plain import versions
-from secateur.bench.cells import Record
+from secateur.bench.cells import Cell, Record
 from secateur.bench.words import markdown
 from secateur.core import InputError, unknown
 from secateur.report import Section, write_csv, write_html, write_json, write_text
@@ -128,6 +129,31 @@ def named_folders(folders: Mapping[str, str | Path] | None, known: Sequence[str]
     return {name: str(folder) for name, folder in (folders or {}).items()}
 
 
+def marked(cells: Sequence[Cell], folders: Mapping[str, str]) -> list[Cell]:
+    """Return cells that are told apart by what lies in the folders of data sets, too."""
+    marks = {name: folder_hash(folder) for name, folder in folders.items()}
+    return [replace(cell, marks={**cell.marks, **marks}) for cell in cells] if marks else list(cells)
+
+
+def folder_hash(folder: str | Path) -> str:
+    """Return what tells a folder's contents from another's: SHA-256 of its files and their names.
+
+    Raises:
+        InputError: There is no such folder, or a file in it cannot be read.
+    """
+    root, digest = Path(folder), hashlib.sha256()
+    if not root.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        try:
+            contents = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        digest.update(f"{path.relative_to(root).as_posix()} {len(contents)}\n".encode())
+        digest.update(contents)
+    return digest.hexdigest()
+
+
 def rows_of(records: Sequence[Record], job: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of the records that went well, in order; of one job only, if it is named.
 
@@ -212,6 +238,6 @@ def _flat(params: Row) -> dict[str, Any]:
 
 
 __all__ = [
-    "Figure", "Findings", "Table", "Verdict", "failures", "markdown", "named_folders", "page", "rows_of",
-    "sections", "verdict", "write_findings",
+    "Figure", "Findings", "Table", "Verdict", "failures", "folder_hash", "markdown", "marked",
+    "named_folders", "page", "rows_of", "sections", "verdict", "write_findings",
 ]  # fmt: skip

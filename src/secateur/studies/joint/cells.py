@@ -20,7 +20,8 @@ from secateur.analysis.measure import accuracy, distance_from
 from secateur.core import Evidence, Network, Plan, SecateurError, Units
 from secateur.data import Batch, Dataset
 from secateur.finetune import finetune
-from secateur.methods import METHODS, MIP, Method
+from secateur.methods import MIP, Method
+from secateur.named import make_method
 from secateur.network.collect import collect
 from secateur.network.decoupled import attach_auxiliaries, parts
 from secateur.network.fold import fold, merge
@@ -57,7 +58,7 @@ def network(
         model: Name in `NETWORKS`.
         seed: Seed of training and pruning.
         size: Fields of a `Size`.
-        methods: Names in `METHODS`.
+        methods: Names in `METHODS`, with options.
         keeps: Shares of each group's units that stay.
         draws: Draws of random removal.
         cache: Folder for trained weights.
@@ -140,7 +141,9 @@ def _method(bench: Bench, name: str, keeps: list[float], draws: int) -> Iterator
     except SecateurError as error:
         yield {"part": "refused", "why": _words(error)}
         return
-    yield {"part": "cost", "seconds": cost.seconds, "memory": cost.memory}
+    solved = method.result if isinstance(method, Solved) else None
+    certified = {} if solved is None else {"status": solved.status, "gap": solved.gap}
+    yield {"part": "cost", "seconds": cost.seconds, "memory": cost.memory, **certified}
     for keep in keeps:
         for draw in range(draws):
             if (keep, draw) != (keeps[0], 0):
@@ -193,7 +196,7 @@ class Solved(MIP):
 def _chosen(bench: Bench, name: str) -> Method:
     """Return a method with its defaults; the integer program layer by layer where the whole is too large."""
     if name != "mip":
-        return METHODS[name]()
+        return make_method(name)
     if bench.name != "VGG":
         return Solved(time_limit=MIP_SECONDS)
     decoupled = attach_auxiliaries(bench.model, bench.tuning, seed=bench.seed)

@@ -19,6 +19,7 @@ from secateur.bench.statistics import Standing, standing
 __all__ = ["STRUCTURES", "Block", "blocks", "meetings"]
 
 Row = Mapping[str, Any]
+SAME = 1e-9  # points: accuracies are counts, and their means differ by rounding alone
 STRUCTURES = ("matroid", "spectral", "mip", "lattice")
 
 
@@ -50,8 +51,14 @@ class Block:
 
     @property
     def best(self) -> str:
-        """The method that loses least on average."""
+        """The method that loses least on average, or one of those that do."""
         return next(iter(self.means))
+
+    @property
+    def firsts(self) -> tuple[str, ...]:
+        """All methods that lose least on average."""
+        least = self.means[self.best]
+        return tuple(name for name, mean in self.means.items() if mean <= least + SAME)
 
     @cached_property
     def standing(self) -> Standing:
@@ -91,12 +98,13 @@ def blocks(rows: Iterable[Row]) -> list[Block]:
 
 
 def meetings(found: Iterable[Block], first: str, second: str) -> list[float]:
-    """Return how many points fewer one method loses than another, one number a network and data set.
+    """Return how many points fewer one method loses than another, one number a kind of network.
 
-    Each is the mean over ratios and seeds of the blocks in which both are defined.
+    Each is the mean over data sets, ratios and seeds of the blocks in which both are defined: what a method
+    gains on one data set, it tends to gain on the other, so that the two are not independent.
     """
-    met: dict[tuple[str, str], list[float]] = defaultdict(list)
+    met: dict[str, list[float]] = defaultdict(list)
     for block in found:
         if first in block.lost and second in block.lost:
-            met[block.data, block.network].append(block.means[second] - block.means[first])
+            met[block.network].append(block.means[second] - block.means[first])
     return [float(np.mean(values)) for values in met.values()]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur import zoo
+from secateur.bench.cells import made_with
+from secateur.bench.subject import batch_hash
 from secateur.core import InputError, unknown
 from secateur.data import Dataset, load
 from secateur.zoo.factory import factory
@@ -164,7 +166,8 @@ def trained(name: str, data: Dataset, seed: int, size: Size, cache: str | None =
     model = make_network(name, data, seed)
     if cache is None:
         return _fit(model, data, seed, size)
-    said = json.dumps([name, data.name, data.shape, seed, size.epochs, size.limit, size.batch, size.lr])
+    how = [name, data.name, data.shape, seed, size.epochs, size.limit, size.batch, size.lr]
+    said = json.dumps([*how, batch_hash([data.parts["train"]]), made_with()])
     key = hashlib.sha256(said.encode()).hexdigest()[:12]
     path = Path(cache) / f"{name}-{data.name}-{seed}-{key}.safetensors"
     if path.is_file():

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur.studies.lattice.figures import figures
 from secateur.studies.lattice.g2p import available
 from secateur.studies.lattice.literal import SCHEDULES, VARIANTS
@@ -81,7 +81,7 @@ def run(
     size = "tiny" if tiny else "full" if full else "default"
     where = Path(out)
     asked = cells(size, parts, data, named, weights, several)
-    records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur.studies.matroid.figures import figures
 from secateur.studies.matroid.ordinary import MODELS
 from secateur.studies.matroid.post import DIMENSIONS, SEEDS
@@ -63,9 +63,9 @@ def run(
                 raise InputError(unknown(what, name, known))
     where = Path(out)
     several = seeds if seeds is not None else 10 if full else None
-    folder = named_folders(folders, FOLDERS).get("fashion")
-    asked = cells(full, parts, folder, dimensions, models, seed, several, limit)
-    records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
+    named = named_folders(folders, FOLDERS)
+    asked = cells(full, parts, named.get("fashion"), dimensions, models, seed, several, limit)
+    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found

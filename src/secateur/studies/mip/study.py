@@ -11,7 +11,7 @@ from typing import Any
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
-from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur.studies.mip.figures import figures
 from secateur.studies.mip.subjects import NETS, Setting
 from secateur.studies.mip.tables import Rows, claims, grouped, tables, with_tuning
@@ -70,7 +70,7 @@ def run(
     named = named_folders(folders, FOLDERS)
     scale = replace(setting or (FULL if full else QUICK), folders=named)
     grid = cells(scale, parts, nets, range(seed, seed + seeds), full, cache=str(where / "networks"))
-    records = run_grid(grid, where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_grid(marked(grid, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings({part: rows_of(records, f":{part}") for part in PARTS}, scale, failures(records))
     write_findings(found, where)
     return found

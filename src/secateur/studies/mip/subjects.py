@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from secateur.analysis.measure import accuracy
 from secateur.bench.cells import made_with
+from secateur.bench.subject import batch_hash
 from secateur.core import Evidence, Network
 from secateur.data import Dataset, load
 from secateur.finetune import finetune
@@ -202,7 +203,7 @@ def _cached(net: str, initial: nn.Module, data: Dataset, setting: Setting, seed:
     if setting.cache is None:
         return fit(initial, data, setting, seed)
     said = [net, data.name, len(data.parts["train"][1]), passes(data, setting), seed, made_with(),
-            asdict(setting)["folders"]]  # fmt: skip
+            batch_hash([data.parts["train"]])]  # fmt: skip
     name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(setting.cache) / f"{net}-{data.name}-{seed}-{name}.pt"
     if not path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.bench import Cell, run_grid
 from secateur.core import InputError, unknown
-from secateur.studies.common import Findings, Table, failures, named_folders, rows_of, write_findings
+from secateur.studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur.studies.spectral.figures import figures
 from secateur.studies.spectral.paired import difference, order, part
 from secateur.studies.spectral.published import TABLE_1
@@ -76,7 +76,7 @@ def run(
         plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
         asked += [_oneshot(net, s, plain, named) for s in range(seed, seed + seeds + 2) for net in PLAIN]
     where = Path(out)
-    records = run_grid(asked, where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
