@@ -137,7 +137,7 @@ def test_a_clear_winner_wins_and_few_seeds_are_told() -> None:
     assert (found.leader, found.verdict, found.tied) == ("planted", "wins", ("planted",))
     single = standing({"a": {0: 0.9}, "b": {0: 0.1}})
     assert single.verdict == "too few seeds" and single.tied == ("a", "b")
-    assert standing({"alone": {0: 0.5}, "failed": {}}).verdict == "wins"
+    assert standing({"alone": {0: 0.5}, "failed": {}}).verdict == "alone"
     with pytest.raises(InputError, match="no method"):
         standing({"failed": {}})
 
@@ -187,3 +187,18 @@ def test_curves_that_cannot_be() -> None:
         largest_removed([], 0.5)
     with pytest.raises(InputError, match="finite"):
         area([(0.0, math.nan), (0.5, 1.0)], 0.5)
+
+
+def test_one_example_that_all_seeds_share_is_one_example() -> None:
+    differences = [1 / 100] * 30
+    assert paired_p(differences, examples=100) < 0.05  # thirty examples, one for each seed
+    assert paired_p(differences, examples=100 / 30) > 0.3  # the same one thirty times
+
+
+def test_the_leader_leads_on_the_seeds_that_all_have() -> None:
+    found = standing({"a": {0: 0.99, 1: 0.98, 2: 0.97}, "b": {0: 0.999, 1: 0.989, 2: 0.979, 3: 0.1, 4: 0.1}})
+    assert (found.leader, found.verdict) == ("b", "wins")
+
+
+def test_a_method_without_rivals_wins_nothing() -> None:
+    assert standing({"a": {0: 0.5, 1: 0.6}}).verdict == "alone"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot
+from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot, Units
 from secateur.network.attention import SlimAttention
 from secateur.network.norms import NarrowNorm, form_of
+from secateur.network.store import load
 from secateur.network.surgery import hold, mask, shrink
 from secateur.network.trace import trace
+from secateur.prune import prune
 
 
 def mlp(dtype=torch.float64) -> nn.Sequential:
@@ -183,6 +186,42 @@ def test_slim_attention_is_multihead_attention(batch_first: bool, kind: str) -> 
             strict=True,
         ):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    alone, nothing = slim(q, k, k, need_weights=False, **masks)
+    torch.testing.assert_close(alone, whole(q, k, k, **masks)[0], rtol=1e-12, atol=1e-12)
+    assert nothing is None
+
+
+class Padded(nn.Module):
+    """An encoder as torch makes it by default, which packs padded sequences where it does not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
+        self.embedding, self.last = nn.Embedding(50, 32), nn.Linear(32, 5)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids [B, T], 0 where padded, to [B, 5]."""
+        gone = ids == 0
+        states = self.encoder(self.embedding(ids), src_key_padding_mask=gone)
+        return self.last(states.masked_fill(gone[..., None], 0.0).sum(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_packs_padded_sequences_runs_as_it_did(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Padded().eval()
+    ids = torch.randint(1, 50, (6, 9))
+    ids[0, 6:], ids[3, 4:] = 0, 0
+    result = prune(model, ids[:2], "magnitude", Units(0.5), batch_sizes=())
+    small, masked = result.model, mask(model, result.plan)
+    result.save(tmp_path / "small")
+    loaded = load(tmp_path / "small", Padded)
+    with torch.no_grad():
+        torch.testing.assert_close(small(ids), masked(ids), rtol=1e-5, atol=1e-5)
+        assert torch.equal(loaded(ids), small(ids))
+    assert model.encoder.use_nested_tensor
+    torch.testing.assert_close(small(ids), masked(ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [nn.LayerNorm, lambda n: nn.LayerNorm(n, bias=False), nn.RMSNorm,

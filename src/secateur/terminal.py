@@ -155,7 +155,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:
-    marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?", "behind": " "}
+    marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?"}
     title = f"repair: {repair}, before {rows[0]['before']:.3f}"
     table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     ratios = list(dict.fromkeys(row["ratio"] for row in rows))
@@ -166,10 +166,10 @@ def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, 
     means = {(row["method"], row["ratio"]): row for row in rows}
     for method in dict.fromkeys([*areas, *(row["method"] for row in rows)]):
         cells = [means.get((method, ratio)) for ratio in ratios]
-        shown = [f"{cell['after']:.3f}{marks[cell['standing']]}" if cell else "" for cell in cells]
+        shown = [f"{cell['after']:.3f}{marks.get(cell['standing'], ' ')}" if cell else "" for cell in cells]
         area = areas.get(method)
         if area and removed:
-            shown += [f"{area['area']:.3f}{marks[area['standing']]}", f"{area[removed]:.0%}"]
+            shown += [f"{area['area']:.3f}{marks.get(area['standing'], ' ')}", f"{area[removed]:.0%}"]
         table.add_row(escape(method), *shown)
     return table
 

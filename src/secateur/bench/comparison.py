@@ -44,12 +44,13 @@ class Place:
         return {m: {s: self.mean(m, s, "after") for s in seeds} for m, seeds in self.runs.items()}
 
     @property
-    def examples(self) -> int | None:
-        """The held-out examples behind each accuracy, the fewest of all; None for other metrics."""
+    def examples(self) -> float | None:
+        """The held-out examples behind each accuracy that no other seed has; None for other metrics."""
         rows = [row for seeds in self.runs.values() for drawn in seeds.values() for row in drawn]
         if any(row["metric"] != "accuracy" for row in rows):
             return None
-        return min(row["examples"] for row in rows)
+        seeds = {row["seed"] for row in rows if row.get("shared")}
+        return min(row["examples"] for row in rows) / max(1, len(seeds))
 
 
 @dataclass(frozen=True)

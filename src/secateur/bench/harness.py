@@ -132,12 +132,12 @@ def make_grid(bench: Bench, inline: bool = False) -> Grid:
     hashes, own = seen["models"], len(set(seen["models"])) == len(bench.seeds) > 1
     if seen["seeded"] and not own and len(set(hashes)) > 1:
         raise InputError(f"{bench.model} gives the same model for some of the seeds {list(bench.seeds)}")
-    data = dict(zip(tuned, seen["data"], strict=True))
+    data, code = (dict(zip(tuned, seen[what], strict=True)) for what in ("data", "code"))
     first = (bench.seeds[0], bench.repairs[0], bench.budgets[0])
     cells = [
         Cell(JOB, {
             **absolute.params,
-            "code_hash": seen["code"],
+            **absolute.tuning("finetune" in repair),
             "model_hash": hashes[at],
             "model_seed": seed if seen["seeded"] else None,
             "data_hash": data["finetune" in repair],
@@ -149,7 +149,7 @@ def make_grid(bench: Bench, inline: bool = False) -> Grid:
             "repair": None if repair == "none" else repair,
             "portrait": (seed, repair, budget) == first and method.kind in PORTRAITS,
             "seed": seed,
-        }, {**absolute.paths, "method_at": method.at})
+        }, {**absolute.paths, "method_at": method.at}, {"code": code["finetune" in repair]})
         for at, seed in enumerate(bench.seeds)
         for repair in bench.repairs
         for method in absolute.methods
@@ -192,9 +192,13 @@ class _Absolute:
         }
         self.params: dict[str, Any] = {
             "shape": bench.shape, "ignore": list(bench.ignore), "examples_at_most": bench.count,
-            "scope": bench.scope, "epochs": bench.epochs, "lr": bench.lr, "metric": bench.metric,
-            "latency": bench.latency,
+            "scope": bench.scope, "metric": bench.metric, "latency": bench.latency,
         }  # fmt: skip
+        self._tuning = {"epochs": bench.epochs, "lr": bench.lr}
+
+    def tuning(self, tuned: bool) -> dict[str, Any]:
+        """Return how long and how fast a repair tunes; None where it does not."""
+        return self._tuning if tuned else dict.fromkeys(self._tuning)
 
 
 def _absolute(name: str) -> str:
@@ -326,6 +330,7 @@ def _rows(cell: Cell, record: Record, bench: Bench) -> list[Row]:
         "method": next(m for m in bench.contestants if _absolute(m) == cell.paths["method_at"]),
         "ratio": float(params["budget"].partition("=")[2]),
         "scope": bench.scope,
+        "shared": params["part_of_holdout"][1] == 1,
         "memory": round(record.memory, 1),
     }
     if record.status == "ok":

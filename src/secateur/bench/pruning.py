@@ -38,7 +38,6 @@ class Pruning:
 
     Attributes:
         model: As on the command line.
-        code_hash: What the model's code was; tells cells from others.
         model_hash: What the model must be.
         weights: Safetensors file, or None.
         model_seed: Seed that its factory gets, or None.
@@ -56,8 +55,8 @@ class Pruning:
         budget: What stays, as in ``units=0.5``.
         scope: ``layer``, ``global`` or ``erk``.
         repair: A repair, or None.
-        epochs: Epochs of a fine-tuning.
-        lr: Its learning rate.
+        epochs: Epochs of a fine-tuning; None where there is none.
+        lr: Its learning rate; None likewise.
         metric: ``accuracy`` or ``log_likelihood``.
         latency: Whether to measure it.
         portrait: Whether the row shows what the method's structure looks like.
@@ -65,7 +64,6 @@ class Pruning:
     """
 
     model: str
-    code_hash: str
     model_hash: str
     weights: str | None
     model_seed: int | None
@@ -83,8 +81,8 @@ class Pruning:
     budget: str
     scope: str
     repair: str | None
-    epochs: int
-    lr: float
+    epochs: int | None
+    lr: float | None
     metric: str
     latency: bool
     portrait: bool
@@ -109,11 +107,12 @@ class Pruning:
         first, of = self.part_of_holdout
         method = make_method(self.method_at)
         fitting = sample(batches.fit or [], self.seed, count=self.examples_at_most)
+        tuning: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs, "lr": self.lr}
         result = prune(
             made, example_inputs(example, self.shape, batches), method,
             make_budget(self.budget, self.scope), fitting,
             holdout=part(batches.holdout or [], first, of), repair=cast(Repair, self.repair),
-            metric=self.metric, epochs=self.epochs, lr=self.lr, ignored_layers=self.ignore,
+            metric=self.metric, ignored_layers=self.ignore, **tuning,
             batch_sizes=(1, 64) if self.latency else (), progress=False, seed=self.seed + DRAWN * self.draw,
         )  # fmt: skip
         return _portrayed(result, made, fitting, method) if self.portrait else result
@@ -185,8 +184,8 @@ def look(
         seeds: Seeds.
 
     Returns:
-        One row: "models" and "data" hold hashes in the order of `seeds` and `tuned`; "seeded" says whether
-        the factory takes the seed, "code" is the hash of what the model computes.
+        One row: "models" holds hashes in the order of `seeds`, "data" and "code" in that of `tuned`; "seeded"
+        says whether the factory takes the seed.
 
     Raises:
         InputError: The model or the data cannot be.
@@ -204,7 +203,8 @@ def look(
     try_inputs(made, inputs)
     network = trace(made, inputs, ignored_layers=ignore)
     models = [subject(model, weights, seed if seeded else None)[2] for seed in seeds]
-    return [{"seeded": seeded, "models": models, "data": hashed, "code": code_hash(network)}]
+    code = [code_hash(network, made, kind) for kind in tuned]
+    return [{"seeded": seeded, "models": models, "data": hashed, "code": code}]
 
 
 __all__ = ["ChangedError", "Pruning", "look", "prune_once"]

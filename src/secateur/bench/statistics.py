@@ -70,7 +70,7 @@ class Standing:
     """Who wins at one place.
 
     Attributes:
-        leader: The method with the highest mean.
+        leader: The method with the highest mean, over the seeds that all have, if there are any.
         tied: Methods that are not worse than the leader as far as the seeds can tell, the leader first.
         differences: All pairs.
     """
@@ -81,7 +81,9 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """``"wins"`` if the leader is better than all others, else ``"tie"`` or ``"too few seeds"``."""
+        """``"wins"`` if the leader beats all others, else ``"tie"``, ``"too few seeds"`` or ``"alone"``."""
+        if not self.differences:
+            return "alone"
         if len(self.tied) == 1:
             return "wins"
         few = any(d.verdict == "too few seeds" for d in self.differences)
@@ -128,15 +130,16 @@ def _means(x: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]
     return x[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(1)
 
 
-def paired_p(differences: Sequence[float], examples: int | None = None) -> float:
+def paired_p(differences: Sequence[float], examples: float | None = None) -> float:
     """Return the p-value of the paired t-test; NaN for fewer than two differences.
 
     Args:
         differences: One a seed.
-        examples: Where they are differences of shares (accuracies), the number of examples behind each.
-            Shares move in steps, so a few seeds may agree by chance to the last digit.  To differ by d, two
-            methods must judge d x examples of them differently, which has a variance of d / examples at
-            least (McNemar): the test uses no smaller one.
+        examples: Where they are differences of shares (accuracies), the number of examples behind each; where
+            seeds share their test examples, that number divided by the number of seeds.  Shares move in
+            steps, so a few seeds may agree by chance to the last digit.  To differ by d, two methods must
+            judge d x examples of them differently, which has a variance of d / examples at least (McNemar):
+            the test uses no smaller one.
 
     Without `examples`, where all differences are the same, it is 1 if they are zero, and 0 if not.
 
@@ -157,17 +160,17 @@ def paired_p(differences: Sequence[float], examples: int | None = None) -> float
     return float(2 * stats.t.sf(abs(x.mean()) / error, len(x) - 1))
 
 
-def _error(x: NDArray[np.float64], examples: int | None) -> float:
+def _error(x: NDArray[np.float64], examples: float | None) -> float:
     """Return the standard error of the mean, no smaller than that of the examples."""
     between = float(x.std(ddof=1)) / math.sqrt(len(x))
     return between if examples is None else max(between, _least(x, examples))
 
 
-def _least(x: NDArray[np.float64], examples: int) -> float:
+def _least(x: NDArray[np.float64], examples: float) -> float:
     return math.sqrt(float(np.abs(x).sum()) / examples) / len(x)
 
 
-def _interval(differences: Sequence[float], level: float, seed: int, examples: int | None) -> Interval:
+def _interval(differences: Sequence[float], level: float, seed: int, examples: float | None) -> Interval:
     """Return the bootstrap interval, or that of the examples alone where it is wider."""
     if not differences:
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -196,7 +199,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def compare(
-    scores: Scores, level: float = LEVEL, seed: int = 0, examples: int | None = None
+    scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None
 ) -> tuple[Difference, ...]:
     """Compare all pairs of methods, each pair on the seeds that both have.
 
@@ -232,7 +235,7 @@ def _verdict(mean: float, adjusted: float, level: float) -> str:
 
 
 def standing(
-    scores: Scores, level: float = LEVEL, seed: int = 0, examples: int | None = None
+    scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None
 ) -> Standing:
     """Say who wins, and who cannot be told from the winner; arguments as of `compare`.
 
@@ -247,7 +250,9 @@ def standing(
     there = {name: by_seed for name, by_seed in scores.items() if by_seed}
     if not there:
         raise InputError("no method has a figure to compare")
-    means = {name: math.fsum(by_seed.values()) / len(by_seed) for name, by_seed in there.items()}
+    common = set.intersection(*(set(by_seed) for by_seed in there.values()))
+    means = {name: math.fsum(v for seed, v in by_seed.items() if seed in common or not common)
+             / len(common or by_seed) for name, by_seed in there.items()}  # fmt: skip
     leader = max(means, key=lambda name: means[name])
     differences = compare(there, level, seed, examples)
     beaten = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from secateur.methods import METHODS
 from secateur.named import Batches, example_of, find_function, make_data, make_method, make_model
 
 SAMPLE = 0.8
+SHARED = 0.01  # of the held-out examples: some data repeat themselves
 KNOWN = 2
 
 
@@ -85,7 +87,7 @@ def examples(data: str, holdout: str | None, tuned: bool) -> tuple[Batches, str]
         )
     batches = Batches(found.fit, held, found.example)
     shared = overlap(found.fit, held)
-    if shared > 0.5:
+    if shared > SHARED:
         raise InputError(
             f"{shared:.0%} of the held-out examples are among those that methods look at: hold others out"
         )
@@ -121,10 +123,15 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def code_hash(network: Network) -> str:
+def code_hash(network: Network, model: nn.Module, tuned: bool = False) -> str:
     """Return what tells a model's code from another's: SHA-256 of the traced operations and constants.
 
     A model whose ``forward`` was edited has the same modules and weights as before, and another hash.
+
+    Args:
+        network: The trace, which is of the model in evaluation mode.
+        model: The model.
+        tuned: Whether the model is trained on: then the files of its classes count too, but for torch's.
     """
     digest = hashlib.sha256()
     for module in network.graph.module.modules():
@@ -135,7 +142,19 @@ def code_hash(network: Network) -> str:
             _update(digest, value)
         else:
             digest.update(repr(value).encode())
+    for file in _files(model) if tuned else ():
+        digest.update(Path(file).read_bytes())
     return digest.hexdigest()
+
+
+def _files(model: nn.Module) -> list[str]:
+    """Return the files with the classes of a model's modules, torch's aside."""
+    kinds = {kind for kind in map(type, model.modules()) if kind.__module__.partition(".")[0] != "torch"}
+    found = set()
+    for kind in kinds:
+        with suppress(OSError, TypeError):  # a class made by exec or in C has none
+            found.add(inspect.getfile(kind))
+    return sorted(file for file in found if Path(file).is_file())
 
 
 def method_hash(spec: str) -> str | None:

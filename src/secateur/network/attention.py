@@ -73,11 +73,17 @@ class SlimAttention(nn.Module):
         bias = self._mask(q, k, attn_mask, key_padding_mask)
         if bias is None and is_causal:
             raise ValueError("is_causal needs attn_mask, as in nn.MultiheadAttention")
-        scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
-        weights = (scores if bias is None else scores + bias).softmax(-1)
-        weights = functional.dropout(weights, self.dropout, self.training)
-        out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
-        shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
+        shown = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+            weights = (scores if bias is None else scores + bias).softmax(-1)
+            weights = functional.dropout(weights, self.dropout, self.training)
+            heads = weights @ v
+            shown = weights.mean(1) if average_attn_weights else weights
+        else:
+            rate = self.dropout if self.training else 0.0
+            heads = functional.scaled_dot_product_attention(q, k, v, bias, rate)
+        out = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not batched:
             return out.squeeze(0), None if shown is None else shown.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), shown

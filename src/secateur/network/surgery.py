@@ -212,4 +212,14 @@ def _resize(model: nn.Module, touched: set[str], heads: Mapping[str, int]) -> nn
         attention = touched & {name, f"{name}.out_proj"}
         if isinstance(module, nn.MultiheadAttention) and attention:
             model = _put(model, name, SlimAttention(module, heads[name]))
+            _unnest(model, name)
     return model
+
+
+def _unnest(model: nn.Module, name: str) -> None:
+    """Keep encoders around an attention from packing padded sequences for torch's own attention."""
+    path = name.split(".")
+    for length in range(len(path)):
+        module = model.get_submodule(".".join(path[:length]))
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False

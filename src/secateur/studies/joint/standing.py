@@ -64,7 +64,8 @@ class Block:
     def standing(self) -> Standing:
         """Who wins, and who cannot be told from the winner."""
         shares = {name: {s: -x / 100 for s, x in self.lost[name].items()} for name in self.means}
-        return standing(shares, examples=self.examples)
+        seeds = max(len(by_seed) for by_seed in shares.values())  # all are judged on the same examples
+        return standing(shares, examples=self.examples / seeds)
 
     @property
     def tied(self) -> tuple[str, ...]:
