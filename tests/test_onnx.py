@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.network import onnx as exporting
-from secateur.network.onnx import export_onnx
+from secateur.network.onnx import export_any_batch, export_onnx
 from secateur.network.surgery import shrink
 from secateur.network.trace import trace
 
@@ -73,3 +73,16 @@ def test_failures_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(StoreError, match="cannot write"):
         export_onnx(nn.Linear(4, 2), x, path / "inside.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_any_batch_where_it_can_be(tmp_path: Path) -> None:
+    class Fixed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).reshape(2, -1)
+
+    path = tmp_path / "model.onnx"
+    for model, free in ((nn.Linear(4, 3), True), (Fixed(4, 3), False)):
+        assert export_any_batch(model, torch.randn(2, 4), path) is free
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        x = np.zeros((7 if free else 2, 4), np.float32)
+        assert len(session.run(None, {session.get_inputs()[0].name: x})[0]) == len(x)

@@ -29,7 +29,7 @@ from secateur.named import (
     make_model,
     try_inputs,
 )
-from secateur.network.onnx import export_onnx
+from secateur.network.onnx import export_any_batch
 from secateur.network.trace import trace
 from secateur.portrait import PORTRAITS, portray
 from secateur.prune import REPAIRS, Repair, Result, prune
@@ -212,7 +212,8 @@ def prune_command(
     result = _portrayed(result, made, chosen, batches.fit)
     result.save(folder)
     if onnx:
-        export_onnx(result.model, example, folder / "model.onnx")
+        free = export_any_batch(result.model, example, folder / "model.onnx")
+        terminal.say(f"model.onnx takes {'any batch size' if free else 'inputs of the example sizes only'}")
     terminal.say(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
 
 

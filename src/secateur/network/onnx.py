@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.network.capture import slow_paths, twin
@@ -23,6 +24,7 @@ from secateur.network.trace import as_call
 
 Args = tuple[Any, ...]
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
 LIMIT = 2**31 - 2**20  # protobuf holds 2 GiB: beyond it the weights lie in a file beside
 
 
@@ -33,7 +35,7 @@ def export_onnx(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Write a model as an ONNX file, after comparing it in onnxruntime with the model.
 
@@ -78,6 +80,43 @@ def export_onnx(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return difference
+
+
+def export_any_batch(model: nn.Module, example_inputs: Any, path: str | Path) -> bool:
+    """Write a model as an ONNX file that takes any batch size, or if it cannot be, the one of the example.
+
+    The first axis of each input is the batch.  The file is compared with the model on the example inputs
+    taken twice.
+
+    Args:
+        model: Any module.
+        example_inputs: What it is called with: a tensor, a tuple, or a dict of keywords.
+        path: The file.
+
+    Returns:
+        Whether it takes any batch size.
+
+    Raises:
+        SecateurError: As `export_onnx`.
+    """
+    args, kwargs = as_call(example_inputs)
+    free = {0: torch.export.Dim("batch")}
+    shapes = tree_map(lambda leaf: free if isinstance(leaf, Tensor) and leaf.ndim else None, (args, kwargs))
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "model.onnx"
+        try:
+            export_onnx(model, args, draft, kwargs, dynamic_shapes=shapes[1] if kwargs else shapes[0])
+            args2, kwargs2 = tree_map(_twice, (args, kwargs))
+            varies = _difference(twin(model), args2, kwargs2, draft) <= TOLERANCE
+        except (CaptureError, ExactnessError):
+            varies = False
+    shapes = (shapes[1] if kwargs else shapes[0]) if varies else None
+    export_onnx(model, args, path, kwargs, dynamic_shapes=shapes)
+    return varies
+
+
+def _twice(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
 
 def _export(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
@@ -132,4 +171,4 @@ def _difference(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: P
     return max(float(np.abs(a.astype(np.float64) - b).max(initial=0)) for a, b in pairs) / scale
 
 
-__all__ = ["export_onnx"]
+__all__ = ["export_any_batch", "export_onnx"]
