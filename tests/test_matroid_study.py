@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from secateur.bench.statistics import paired_p
 from secateur.core import InputError
 from secateur.data import digits
 from secateur.studies.matroid import cells, run
@@ -87,9 +88,7 @@ def test_intervals_call_a_difference_by_its_name():
     assert found["low"] < found["ahead by"] < found["high"]
     exact = 100 * (right.mean(1) - worse.mean(1))
     assert math.isclose(found["ahead by"], exact.mean())
-    # Networks are drawn again as well as examples: wider than the examples alone would have it.
-    spread = np.sqrt(sum(w * (1 - w) / 2000 for w in exact / 100)) / 4 * 100
-    assert found["high"] - found["low"] > 2 * 1.96 * spread * 0.95
+    assert found["p"] == pytest.approx(paired_p((exact / 100).tolist(), 2000 / 4)) and found["p"] < 0.05
     behind = verdicts(outcomes("matroid", worse, worse) + outcomes("taylor", right, worse))[0]
     tie = verdicts(outcomes("matroid", right, right) + outcomes("taylor", right, right))[0]
     assert (behind["verdict"], tie["verdict"]) == ("behind", "tie")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from secateur.bench import Cell, Record
 from secateur.core import InputError
@@ -15,11 +17,13 @@ from secateur.studies.common import (
     Table,
     failures,
     markdown,
+    marked,
     page,
     rows_of,
     verdict,
     write_findings,
 )
+from secateur.studies.weights import remembered
 
 ROWS = [{"method": "a|b", "ours": 0.123456, "published": 0.12, "verdict": "reproduced"},
         {"method": "c", "ours": None, "published": 0.5, "verdict": "cannot be run here"}]  # fmt: skip
@@ -89,3 +93,30 @@ def test_rows_and_failures_come_from_records() -> None:
 def test_tables_align_numbers_and_keep_missing_cells_empty() -> None:
     text = markdown([{"a": "x", "b": 1.0}, {"a": "y", "c": [1, 2], "b": 2}])
     assert text.splitlines()[1:] == ["|---|---:|---|", "| x | 1 |  |", "| y | 2 | 1, 2 |"]
+
+
+def test_weights_are_trained_once_and_again_if_their_file_was_cut_short(tmp_path: Path) -> None:
+    path, made = tmp_path / "deep" / "net.safetensors", []
+
+    def train() -> nn.Module:
+        made.append(nn.Linear(3, 2))
+        return made[-1]
+
+    first = remembered(path, nn.Linear(3, 2), train)
+    again = remembered(path, nn.Linear(3, 2), train)
+    assert len(made) == 1 and torch.equal(again.weight, first.weight) and not again.training
+    path.write_bytes(path.read_bytes()[:40])
+    assert torch.equal(remembered(path, nn.Linear(3, 2), train).weight, made[1].weight)
+    assert [file.name for file in path.parent.iterdir()] == ["net.safetensors"]
+
+
+def test_what_lies_in_a_folder_marks_a_cell(tmp_path: Path) -> None:
+    cells = [Cell("a.b:c", {"seed": 0})]
+    assert marked(cells, {}) == cells
+    with pytest.raises(InputError, match="there is no folder"):
+        marked(cells, {"fashion": str(tmp_path / "none")})
+    (tmp_path / "images").write_bytes(b"one")
+    before = marked(cells, {"fashion": str(tmp_path)})[0]
+    (tmp_path / "images").write_bytes(b"two")
+    after = marked(cells, {"fashion": str(tmp_path)})[0]
+    assert len({cells[0].key, before.key, after.key}) == 3 and after.arguments == {"seed": 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -332,7 +333,8 @@ def report_command(
 ) -> None:
     """Draw one HTML report of all the runs in a folder."""
     runs = read_runs(folder)
-    terminal.say(f"{len(runs)} runs in {write_html(runs, page or folder / 'report.html')}")
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    terminal.say(f"{count} in {write_html(runs, page or folder / 'report.html')}")
 
 
 def check_writable(folder: Path) -> None:
@@ -347,7 +349,7 @@ def check_writable(folder: Path) -> None:
         raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:
         for path in made:
-            if path.is_dir():
+            with suppress(OSError):  # another run has begun to write there
                 path.rmdir()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +18,7 @@ from secateur.bench.cells import made_with
 from secateur.bench.subject import batch_hash
 from secateur.core import InputError, unknown
 from secateur.data import Dataset, load
+from secateur.studies.weights import remembered
 from secateur.zoo.factory import factory
 
 __all__ = ["NETWORKS", "SIZES", "Size", "make_data", "make_network", "trained"]
@@ -170,15 +170,7 @@ def trained(name: str, data: Dataset, seed: int, size: Size, cache: str | None =
     said = json.dumps([*how, batch_hash([data.parts["train"]]), made_with()])
     key = hashlib.sha256(said.encode()).hexdigest()[:12]
     path = Path(cache) / f"{name}-{data.name}-{seed}-{key}.safetensors"
-    if path.is_file():
-        load_model(model, path)
-        return model.eval()
-    model = _fit(model, data, seed, size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_model(model, str(part))
-    part.replace(path)
-    return model
+    return remembered(path, model, lambda: _fit(model, data, seed, size))
 
 
 def _fit(model: nn.Module, data: Dataset, seed: int, size: Size) -> nn.Module:

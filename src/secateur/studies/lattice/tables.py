@@ -20,10 +20,10 @@ PUBLISHED = (
     ("Algorithm 2, half of W_hh", "Table I", (0.4943, 0.5038), (0.98, 1.0)),
     ("Algorithm 3, 1 row of 128", "Table II", (0.9943, 0.9943), (0.86, 0.87)),
 )
-SPARSITY_TOLERANCE, ACCURACY_TOLERANCE = 0.005, 0.01
+ACCURACY_TOLERANCE = 0.01
 SIGNS = (
-    "`+` or `-`: the 95 % bootstrap interval of the paired difference with random removal lies above or "
-    "below 0."
+    "`+` or `-`: better or worse than random removal with the same seed, each time (chance alone does that "
+    "in one of eight cases with four seeds)."
 )
 EFFECTS = ("accuracy", "modularity", "exponent", "norm", "information", "unit information")
 
@@ -77,7 +77,8 @@ def _published(rows: Rows) -> Table:
             ours = part(rows, "literal", data=data, variant=variant)
             on_mnist = ours if data == PUBLISHED_DATA else []
             share, accuracy = mean_of(ours, "zeros"), mean_of(on_mnist, "accuracy")
-            found.append(_beside(f"{table}: share of zeros in W_hh", share, zeros, SPARSITY_TOLERANCE))
+            setting = _beside(f"{table}: share of zeros in W_hh", share, zeros, 0.0)
+            found.append({**setting, "verdict": "", "note": "set, not found"})
             found.append(_beside(f"{table}: accuracy on MNIST", accuracy, score, ACCURACY_TOLERANCE))
     note = (
         "The bodies of the paper's tables are not published with its text; these are the ranges that its "

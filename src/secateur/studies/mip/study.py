@@ -199,6 +199,7 @@ def _counted(these: Sequence[Mapping[str, Any]], form: str, one: str, two: str) 
     by = {word: sum(row["outcome"] == word for row in these) for word in ("ahead", "tie", "behind")}
     means = ", ".join(f"{row['net']} on {row['data']} {row['mean']:+.1f}" for row in these)
     return (
-        f"In the {form}, at equal counts, {one} is ahead of {two} in {by['ahead']} of {len(these)} cases, "
-        f"ties in {by['tie']}, and is behind in {by['behind']} (points: {means})."
+        f"In the {form}, at equal counts, {one} is ahead of {two} in every initialisation in {by['ahead']} "
+        f"of {len(these)} cases, behind in every one in {by['behind']}, and in {by['tie']} it varies "
+        f"(points: {means})."
     )

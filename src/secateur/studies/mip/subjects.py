@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from secateur.network.collect import collect
 from secateur.network.decoupled import attach_auxiliaries, parts
 from secateur.network.trace import trace
 from secateur.structures.relu_mip import Part, Scores, balanced_images
+from secateur.studies.weights import remembered
 from secateur.zoo import lenet5, mlp
 from secateur.zoo.plain import VGG_PLANS
 from secateur.zoo.training import Shuffled
@@ -205,12 +205,5 @@ def _cached(net: str, initial: nn.Module, data: Dataset, setting: Setting, seed:
     said = [net, data.name, len(data.parts["train"][1]), passes(data, setting), seed, made_with(),
             batch_hash([data.parts["train"]])]  # fmt: skip
     name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(setting.cache) / f"{net}-{data.name}-{seed}-{name}.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        torch.save(fit(initial, data, setting, seed).state_dict(), fresh)
-        fresh.replace(path)  # another process sees all of it or nothing
-    model = make(net, data, seed, setting.width)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
+    path = Path(setting.cache) / f"{net}-{data.name}-{seed}-{name}.safetensors"
+    return remembered(path, make(net, data, seed, setting.width), lambda: fit(initial, data, setting, seed))

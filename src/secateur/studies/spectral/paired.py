@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -24,7 +25,7 @@ class Difference:
         mean: Mean over the pairs.
         low: Lower end; not a number for one pair.
         high: Upper end; not a number for one pair.
-        pairs: Number of pairs: networks, seeds and what else was pooled.
+        pairs: Number of pairs: networks, or the seeds of one.
     """
 
     mean: float
@@ -80,7 +81,9 @@ def spread(found: Iterable[float]) -> str:
 def difference(rows: Rows, first: Row, second: Row, /, **wanted: Any) -> Difference | None:
     """Pair what two ways reached on the same network, seed and budget; None where there are no pairs.
 
-    The interval is that of `secateur.bench.statistics.bootstrap` over the pairs.
+    What is pooled besides seeds is averaged first: pairs of one network and seed count once, and where there
+    are several networks, the pairs are these.  The interval is that of
+    `secateur.bench.statistics.bootstrap` over what is left.
 
     Args:
         rows: Rows with "accuracy".
@@ -90,10 +93,14 @@ def difference(rows: Rows, first: Row, second: Row, /, **wanted: Any) -> Differe
     """
     own = [row for row in rows if _fits(row, {**wanted, **first})]
     theirs = {_key(row, second): row["accuracy"] for row in rows if _fits(row, {**wanted, **second})}
-    pairs = [row["accuracy"] - theirs[_key(row, first)] for row in own if _key(row, first) in theirs]
-    if not pairs:
+    paired = [(row, row["accuracy"] - theirs[_key(row, first)]) for row in own if _key(row, first) in theirs]
+    if not paired:
         return None
-    found = bootstrap(pairs)
+    several = len({row["net"] for row, _ in paired}) > 1
+    met: dict[Any, list[float]] = defaultdict(list)
+    for row, value in paired:
+        met[row["net"] if several else row["seed"]].append(value)
+    found = bootstrap([mean(values) for values in met.values()])
     return Difference(found.estimate, found.low, found.high, found.count)
 
 
