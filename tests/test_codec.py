@@ -76,21 +76,26 @@ networks = st.builds(
     ).map(tuple),
 )
 merges = st.builds(Merge, ints, ints, arrays.arrays(np.float64, shape), arrays.arrays(np.float64, shape))
-plans = st.builds(
-    Plan,
-    network=networks,
-    method=names,
-    keep=st.dictionaries(names, ints, max_size=3),
-    masks=st.dictionaries(names, arrays.arrays(np.bool_, shape), max_size=2),
-    merges=st.dictionaries(names, merges, max_size=2),
-    budget=names,
-    seed=st.integers(),
-    notes=st.dictionaries(names, data, max_size=3),
-)
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    network = draw(networks)
+    sizes = {g.name: g.size for g in network.groups}
+    chosen = draw(st.lists(st.sampled_from(sorted(sizes)), unique=True)) if sizes else []
+    units = {name: draw(st.sets(st.sampled_from(range(sizes[name])))) for name in chosen if sizes[name]}
+    return Plan(
+        network=network,
+        method=draw(names),
+        keep={name: np.array(sorted(kept), np.int64) for name, kept in units.items()},
+        masks=draw(st.dictionaries(names, arrays.arrays(np.bool_, shape), max_size=2)),
+        merges=draw(st.dictionaries(names, merges, max_size=2)),
+        budget=draw(names),
+        seed=draw(st.integers()),
+        notes=draw(st.dictionaries(names, data, max_size=3)),
+    )
 
 
 @settings(max_examples=60)
-@given(plans)
+@given(plans())
 def test_plans_survive_exactly(plan: Plan) -> None:
     text = plan_to_json(plan)
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not strict JSON"))
@@ -169,6 +174,39 @@ def test_what_is_no_data_is_refused(value: Any) -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="no plan"):
         plan_from_json(text)
+
+
+HIDDEN = Network((Group("hidden", 8, ()),), (), (), {}, ())
+
+
+@pytest.mark.parametrize(
+    ("units", "words"),
+    [
+        ([-1, 0, 1], "unit -1 at index 0, and group 'hidden' has units 0 to 7"),
+        ([5, 6, 7, 8], "unit 8 at index 3, and group 'hidden' has units 0 to 7"),
+        ([0, 1, 1, 2], "unit 1 at index 2, and it is there twice"),
+        ([3, 2, 1], "unit 2 at index 1, and it comes after 3"),
+        ([0, 1, 0], "unit 0 at index 2, and it is there twice"),
+    ],
+)
+def test_units_that_cannot_be_are_refused(units: list[int], words: str) -> None:
+    with pytest.raises(PlanError, match=rf"keep\['hidden'\] has {words}"):
+        Plan(HIDDEN, "by hand", {"hidden": np.array(units)})
+    document = json.loads(plan_to_json(Plan(HIDDEN, "by hand", {"hidden": np.arange(4)})))
+    document["plan"]["keep"]["hidden"] = encode(np.array(units))[0]
+    with pytest.raises(PlanError, match=words):
+        plan_from_json(json.dumps(document))
+
+
+def test_what_is_no_vector_of_units_is_refused() -> None:
+    for kept in (np.ones(8, bool), np.array([0.0, 1.0]), np.array([[0, 1]]), 5, "01", np.array([])):
+        with pytest.raises(PlanError, match=r"keep\['hidden'\] must be a vector of integers"):
+            Plan(HIDDEN, "by hand", {"hidden": kept})  # type: ignore[dict-item]
+    with pytest.raises(PlanError, match="did you mean 'hidden'"):
+        Plan(HIDDEN, "by hand", {"hiden": np.arange(2)})
+    with pytest.raises(PlanError, match="got a list"):
+        Plan(HIDDEN, "by hand", [1])  # type: ignore[arg-type]
+    assert len(Plan(HIDDEN, "by hand", {"hidden": []}).removed("hidden")) == 8  # type: ignore[dict-item]
 
 
 def test_a_truncated_text_is_refused_at_every_length() -> None:

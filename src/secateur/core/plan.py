@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.core.errors import PlanError, unknown
 from secateur.core.network import BoolArray, IntArray, Network
 
 LISTED = 6
@@ -102,6 +103,9 @@ class Plan:
         budget: The budget, in words.
         seed: The seed that was used.
         notes: The evidence, JSON-able: by group or weight name, or about the whole.
+
+    Raises:
+        PlanError: The units of `keep` are not numbers of the network's units, each once, rising.
     """
 
     network: Network
@@ -112,6 +116,20 @@ class Plan:
     budget: str = ""
     seed: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse units that the network does not have, or that are not in order.
+
+        Raises:
+            PlanError: Names the group and the first unit that cannot be.
+        """
+        if not isinstance(self.keep, Mapping):
+            raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
+        sizes = {group.name: group.size for group in self.network.groups} if self.keep else {}
+        for name, kept in self.keep.items():
+            if name not in sizes:
+                raise PlanError(unknown("group", str(name), list(sizes)))
+            _check_units(name, sizes[name], kept)
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of the units of a group that go."""
@@ -130,6 +148,21 @@ class Plan:
         named = set(self.keep) | set(self.masks)
         lines += [f"  {key}: {_short(value)}" for key, value in self.notes.items() if key not in named]
         return "\n".join(lines)
+
+
+def _check_units(group: str, size: int, kept: Any) -> None:
+    units = np.empty(0, np.int64) if isinstance(kept, (list, tuple)) and not kept else np.asarray(kept)
+    if units.ndim != 1 or units.dtype.kind not in "iu":
+        raise PlanError(f"keep[{group!r}] must be a vector of integers, the units that stay; got "
+                        f"{units.dtype} of shape {units.shape}. Of a boolean vector, give np.flatnonzero(it)")
+    outside, back = (units < 0) | (units >= size), np.append(False, units[1:] <= units[:-1])
+    if not (outside | back).any():
+        return
+    at = int(np.argmax(outside | back))
+    wrong = f"group {group!r} has units 0 to {size - 1}" if outside[at] else (
+        "it is there twice" if units[at] in units[:at] else f"it comes after {units[at - 1]}")
+    raise PlanError(f"keep[{group!r}] has unit {units[at]} at index {at}, and {wrong}: give each unit that "
+                    "stays once, rising, as np.unique does")
 
 
 def _note(note: Any) -> str:

@@ -58,7 +58,8 @@ def plan_to_json(plan: Plan) -> str:
     """Return a plan as one JSON document, arrays inside it in base64.
 
     Example:
-        >>> plan = Plan(Network((), (), (), {}, ()), "random", keep={"fc": np.array([0, 1, 2, 5])})
+        >>> network = Network((Group("fc", 6, ()),), (), (), {}, ())
+        >>> plan = Plan(network, "random", keep={"fc": np.array([0, 1, 2, 5])})
         >>> plan_from_json(plan_to_json(plan)).keep
         {'fc': array([0, 1, 2, 5])}
     """
@@ -74,7 +75,7 @@ def plan_from_json(text: str) -> Plan:
     """Return the plan that `plan_to_json` wrote.
 
     Raises:
-        PlanError: The text is not such a document.
+        PlanError: The text is not such a document, or its units cannot be.
     """
     try:
         document = json.loads(text)
