@@ -207,6 +207,8 @@ def prune_command(
     if explain:
         terminal.say(result.plan.explain())
     terminal.show_run(result.report.to_dict())
+    if data and held is None:
+        terminal.complain("no accuracy was measured: name held-out batches with --holdout")
     if folder is None:
         terminal.complain("nothing was saved: name a folder with --out")
         return
