@@ -73,7 +73,7 @@ def find_function(name: str) -> Callable[..., Any]:
     place, colon, function = name.rpartition(":")
     if not (colon and place and function):
         raise InputError(f"{name!r} has the wrong form: write package.module:function or file.py:function")
-    module = _run(f"importing {place}", lambda: _module(place))
+    module = run_theirs(f"importing {place}", lambda: _module(place))
     found = getattr(module, function, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -98,17 +98,27 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
         InputError: If the factory fails or returns no module.
         StoreError: If the weights are missing or damaged, or do not fit.
     """
-    if Path(name).is_dir():
+    if is_folder(name):
         model, example = _hugging_face(Path(name))
     else:
         factory = find_function(name)
-        model, example = _run(name, factory), getattr(factory, "example_inputs", None)
-        example = _run(f"{name}.example_inputs", example) if callable(example) else example
+        model, example = run_theirs(name, factory), getattr(factory, "example_inputs", None)
+        example = run_theirs(f"{name}.example_inputs", example) if callable(example) else example
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights)
     return model.eval(), example
+
+
+def is_folder(model: str) -> bool:
+    """Say whether a model's name is a folder; the empty name is none.
+
+    Example:
+        >>> is_folder("."), is_folder("")
+        (True, False)
+    """
+    return bool(model) and Path(model).is_dir()
 
 
 def make_data(name: str, repair: str | None = None, budget: Budget | None = None, seed: int = 0) -> Batches:
@@ -126,14 +136,14 @@ def make_data(name: str, repair: str | None = None, budget: Budget | None = None
     """
     known, _, folder = name.partition(":")
     found = load(known, folder or None, seed) if known in DATASETS or ":" not in name else None
-    given = found if found is not None else _run(name, find_function(name))
+    given = found if found is not None else run_theirs(name, find_function(name))
     if isinstance(given, Dataset):
         fit = given.batches("train" if "finetune" in (repair or "") else "calibration")
         holdout = given.batches("selection" if isinstance(budget, Tolerance) else "test", 500)
         return Batches(fit, holdout, fit[0][0][:2])
     if not isinstance(given, Iterable) or isinstance(given, (Tensor, Mapping, str)):
         raise InputError(f"{name} returned a {type(given).__name__}, not batches of (inputs, targets)")
-    fit = _run(name, lambda: list(given))
+    fit = run_theirs(name, lambda: list(given))
     if not fit:
         raise InputError(f"{name} returned no batches")
     return Batches(fit, None, _cut(fit[0]))
@@ -155,7 +165,7 @@ def example_of(shape: str) -> Tensor:
     def draw() -> Tensor:
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
-    return _run(f"making example inputs of shape {shape}", draw)
+    return run_theirs(f"making example inputs of shape {shape}", draw)
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:
@@ -163,7 +173,7 @@ def try_inputs(model: nn.Module, inputs: Any) -> None:
     with evaluating(model):
         args = to_model(inputs, model)
         call = (lambda: model(**args)) if isinstance(args, Mapping) else lambda: model(*_tuple(args))
-        _run(f"calling {type(model).__name__} on example inputs {_shapes(inputs)}", call)
+        run_theirs(f"calling {type(model).__name__} on example inputs {_shapes(inputs)}", call)
 
 
 def make_method(spec: str) -> Method:
@@ -187,10 +197,14 @@ def make_method(spec: str) -> Method:
     for key in chosen:
         if key not in known:
             raise InputError(unknown(f"option of {name}", key, known))
-    try:
-        found = kind(**chosen)
-    except TypeError as error:
-        raise InputError(f"{spec!r}: {error}") from error
+
+    def make() -> Any:
+        try:
+            return kind(**chosen)
+        except TypeError as error:
+            raise InputError(f"{spec!r}: {error}") from error
+
+    found = run_theirs(repr(spec), make)
     if not isinstance(found, Method):
         raise InputError(f"{name} makes a {type(found).__name__}: a method has a name, needs and plan")
     return found
@@ -247,13 +261,17 @@ def _module(place: str) -> ModuleType:
     return module
 
 
-def _run(what: str, call: Callable[[], Any]) -> Any:
-    """Run a user's code; say what failed, and where, as an error of ours."""
+def run_theirs(what: str, call: Callable[[], Any]) -> Any:
+    """Run a user's code and return what it returns.
+
+    Raises:
+        InputError: It failed, or asked the program to end; says where.
+    """
     try:
         return call()
     except SecateurError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
             f"{what} failed: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
@@ -303,7 +321,7 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
-    model = _run(f"reading {folder}", read)
+    model = run_theirs(f"reading {folder}", read)
     model.config.use_cache = False
     size = getattr(model.config, "vocab_size", None)
     if size is None:
@@ -313,6 +331,6 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
 
 
 __all__ = [
-    "BUDGETS", "Batches", "example_of", "find_function", "make_budget", "make_data",
-    "make_method", "make_model", "try_inputs",
+    "BUDGETS", "Batches", "example_of", "find_function", "is_folder", "make_budget", "make_data",
+    "make_method", "make_model", "run_theirs", "try_inputs",
 ]  # fmt: skip

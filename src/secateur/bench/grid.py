@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -105,8 +106,8 @@ def find_engine(name: str, jobs: int, address: str | None, limit: float | None) 
     """
     if name not in ENGINES:
         raise InputError(unknown("engine", name, list(ENGINES)))
-    if jobs < 1 or (limit is not None and limit <= 0):
-        raise InputError(f"jobs must be at least 1 and a limit positive; got {jobs} and {limit}")
+    if jobs < 1 or (limit is not None and not 0 < limit < math.inf):
+        raise InputError(f"jobs must be at least 1, and a limit positive and finite; got {jobs} and {limit}")
     if address is not None and name != "ray":
         raise InputError(f"an address is that of a Ray cluster: use engine 'ray', not {name!r}")
     if limit is not None and name == "inline":

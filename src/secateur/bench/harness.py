@@ -6,25 +6,30 @@ repair) all methods get the same model, examples, allocation and repair, and are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.analysis.measure import METRICS
 from secateur.bench.cells import Cell, Record, Row
 from secateur.bench.grid import find_engine, run_grid
+from secateur.bench.pruning import DRAWN
 from secateur.bench.runner import execute
 from secateur.bench.subject import SAMPLE, examples, method_hash, subject
 from secateur.bench.worker import Worker
 from secateur.core import InputError, Tolerance, unknown
+from secateur.data import DATASETS
 from secateur.methods import METHODS
-from secateur.named import make_budget, make_method
+from secateur.named import is_folder, make_budget, make_method
 from secateur.portrait import PORTRAITS
 from secateur.prune import REPAIRS
 
 JOB, LOOK = "secateur.bench.pruning:prune_once", "secateur.bench.pruning:look"
 LEDGER = "cells.jsonl"
 CONTROL = "random"
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,22 @@ class Bench:
         for budget in self.budgets:
             if isinstance(make_budget(budget, self.scope), Tolerance):
                 raise InputError("ratios count units, params, macs or weights: a tolerance has no ratio")
-        if min(self.draws, self.epochs, 1 if self.count is None else self.count) < 1 or min(self.seeds) < 0:
-            raise InputError("draws, epochs and the count of examples are positive, and seeds not negative")
+        if self.metric not in METRICS:
+            raise InputError(unknown("metric", self.metric, list(METRICS)))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for what in ("draws", "epochs", "count"):
+            if (given := getattr(self, what)) is not None and given < 1:
+                raise InputError(f"{what} must be positive, at least 1; got {given}")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"lr (the learning rate) must be positive and finite, as 0.001; got {self.lr}")
+        largest = LARGEST - DRAWN * self.draws
+        if wrong := [seed for seed in self.seeds if not 0 <= seed <= largest]:
+            raise InputError(
+                f"seeds are not negative and at most {largest}, so that each of {self.draws} draws has one "
+                f"below 2**63; got {wrong[0]}"
+            )
 
     @property
     def budgets(self) -> list[str]:
@@ -116,19 +135,20 @@ class Grid:
     varies: str
 
 
-def make_grid(bench: Bench, inline: bool = False) -> Grid:
+def make_grid(bench: Bench, inline: bool = False, limit: float | None = None) -> Grid:
     """Make the cells, once the model is known to run and to be captured.
 
     Args:
         bench: What to compare.
         inline: Whether to make model and data in this process, rather than in one like those that prune.
+        limit: Seconds for each seed, as for one pruning; not with `inline`.
 
     Raises:
-        InputError: The model or the data cannot be, or the model cannot be captured.
+        InputError: The model or the data cannot be or take too long, or the model cannot be captured.
     """
     absolute = _Absolute(bench)
     tuned = sorted({"finetune" in repair for repair in bench.repairs})
-    seen = _look(absolute, tuned, bench.seeds, inline)
+    seen = _look(absolute, tuned, bench.seeds, inline, limit)
     hashes, own = seen["models"], len(set(seen["models"])) == len(bench.seeds) > 1
     if seen["seeded"] and not own and len(set(hashes)) > 1:
         raise InputError(f"{bench.model} gives the same model for some of the seeds {list(bench.seeds)}")
@@ -176,7 +196,7 @@ class _Contestant:
 def _contestant(given: str) -> _Contestant:
     file, colon, rest = given.partition(":")
     name = f"{Path(file).name}{colon}{rest}" if file.endswith(".py") else given
-    return _Contestant(given, name, _absolute(given), method_hash(given))
+    return _Contestant(given, name, _code_at(given), method_hash(given))
 
 
 class _Absolute:
@@ -185,10 +205,10 @@ class _Absolute:
     def __init__(self, bench: Bench) -> None:
         self.methods = [_contestant(method) for method in bench.contestants]
         self.paths: dict[str, Any] = {
-            "model": _absolute(bench.model),
+            "model": _model_at(bench.model),
             "weights": None if bench.weights is None else str(Path(bench.weights).resolve()),
-            "data": _absolute(bench.data),
-            "holdout": None if bench.holdout is None else _absolute(bench.holdout),
+            "data": _data_at(bench.data),
+            "holdout": None if bench.holdout is None else _data_at(bench.holdout),
         }
         self.params: dict[str, Any] = {
             "shape": bench.shape, "ignore": list(bench.ignore), "examples_at_most": bench.count,
@@ -201,15 +221,24 @@ class _Absolute:
         return self._tuning if tuned else dict.fromkeys(self._tuning)
 
 
-def _absolute(name: str) -> str:
+def _code_at(name: str) -> str:
+    """Return the name of a method, or of other code, with the folder of its file."""
     file, colon, rest = name.partition(":")
-    if Path(name).is_dir() or file.endswith(".py"):
-        return f"{Path(file).resolve()}{colon}{rest}"
-    known, colon, folder = name.partition(":")
-    return f"{known}:{Path(folder).resolve()}" if colon and Path(folder).is_dir() else name
+    return f"{Path(file).resolve()}{colon}{rest}" if file.endswith(".py") else name
 
 
-def _look(absolute: _Absolute, tuned: list[bool], seeds: Sequence[int], inline: bool) -> Row:
+def _model_at(name: str) -> str:
+    return str(Path(name).resolve()) if is_folder(name) else _code_at(name)
+
+
+def _data_at(name: str) -> str:
+    known, _, folder = name.partition(":")
+    return f"{known}:{Path(folder).resolve()}" if known in DATASETS and folder else _code_at(name)
+
+
+def _look(
+    absolute: _Absolute, tuned: list[bool], seeds: Sequence[int], inline: bool, limit: float | None
+) -> Row:
     """Make model and data as the cells will, so that they are the same to the last bit."""
     asked = {name: absolute.params[name] for name in ("shape", "ignore")}
     params = {**absolute.paths, **asked, "tuned": tuned, "seeds": list(seeds)}
@@ -219,7 +248,12 @@ def _look(absolute: _Absolute, tuned: list[bool], seeds: Sequence[int], inline: 
         done = execute(LOOK, params)
     else:
         with Worker() as worker:
-            done = worker.run(LOOK, params, None)
+            done = worker.run(LOOK, params, None if limit is None else limit * len(seeds))
+    if done["status"] == "timeout":
+        raise InputError(
+            f"making {absolute.paths['model']} and its data took longer than {limit:g} s for each of "
+            f"{len(seeds)} seeds: raise the limit, or leave it away"
+        )
     if done["status"] != "ok":
         raise InputError(done["error"].removeprefix("InputError: "))
     return done["rows"][0]
@@ -254,7 +288,7 @@ def run_bench(
         engine: As in `run_grid`.
         jobs: Prunings at a time.
         address: Of a Ray cluster.
-        limit: Seconds for one pruning.
+        limit: Seconds for one pruning, and for making the model and the data of one seed.
         tell: Called with words on how far it is.
 
     Raises:
@@ -263,7 +297,7 @@ def run_bench(
     find_engine(engine, jobs, address, limit)
     if tell is not None:
         tell("making the model and the data")
-    grid = make_grid(bench, inline=engine == "inline")
+    grid = make_grid(bench, inline=engine == "inline", limit=limit)
     records = run_grid(
         grid.cells, Path(out) / LEDGER, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
     )
@@ -327,7 +361,7 @@ def _rows(cell: Cell, record: Record, bench: Bench) -> list[Row]:
     said = {
         "model": bench.model,
         "data": bench.data,
-        "method": next(m for m in bench.contestants if _absolute(m) == cell.paths["method_at"]),
+        "method": next(m for m in bench.contestants if _code_at(m) == cell.paths["method_at"]),
         "ratio": float(params["budget"].partition("=")[2]),
         "scope": bench.scope,
         "shared": params["part_of_holdout"][1] == 1,

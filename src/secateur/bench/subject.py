@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -22,7 +23,17 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.core import InputError, Network
 from secateur.methods import METHODS
-from secateur.named import Batches, example_of, find_function, make_data, make_method, make_model
+from secateur.named import (
+    Batches,
+    example_of,
+    find_function,
+    is_folder,
+    make_data,
+    make_method,
+    make_model,
+    run_theirs,
+)
+from secateur.running import tensors_of
 
 SAMPLE = 0.8
 SHARED = 0.01  # of the held-out examples: some data repeat themselves
@@ -36,7 +47,7 @@ def takes_seed(model: str, weights: str | None) -> bool:
         >>> takes_seed("secateur.zoo:lenet5", None), takes_seed("secateur.zoo:lenet5", "w.safetensors")
         (True, False)
     """
-    if weights is not None or Path(model).is_dir():
+    if weights is not None or is_folder(model):
         return False
     try:
         return "seed" in inspect.signature(find_function(model)).parameters
@@ -57,14 +68,12 @@ def subject(name: str, weights: str | None, seed: int | None) -> tuple[nn.Module
         model, example = make_model(name, weights)
         return model, example, model_hash(model)
     factory = find_function(name)
-    try:
-        model = factory(seed=seed)
-    except Exception as error:
-        raise InputError(f"{name}(seed={seed}) failed: {type(error).__name__}: {error}") from error
+    model = run_theirs(f"{name}(seed={seed})", lambda: factory(seed=seed))
     if not isinstance(model, nn.Module):
         raise InputError(f"{name}(seed={seed}) returned a {type(model).__name__}, not a torch.nn.Module")
     example = getattr(factory, "example_inputs", None)
-    return model.eval(), example() if callable(example) else example, model_hash(model)
+    example = run_theirs(f"{name}.example_inputs", example) if callable(example) else example
+    return model.eval(), example, model_hash(model)
 
 
 @lru_cache(maxsize=KNOWN)
@@ -109,6 +118,8 @@ def example_inputs(example: Any, shape: str | None, batches: Batches) -> Any:
 def model_hash(model: nn.Module) -> str:
     """Return what tells a model from others: SHA-256 of its structure, parameters and buffers.
 
+    Buffers that are not saved with the state count as well: they decide what the model computes.
+
     Example:
         >>> torch.manual_seed(0) and None
         >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -116,10 +127,9 @@ def model_hash(model: nn.Module) -> str:
         (True, False)
     """
     digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode())
-            _update(digest, tensor)
+    for name, tensor in tensors_of(model).items():
+        digest.update(name.encode())
+        _update(digest, tensor)
     return digest.hexdigest()
 
 
@@ -158,7 +168,10 @@ def _files(model: nn.Module) -> list[str]:
 
 
 def method_hash(spec: str) -> str | None:
-    """Return what tells a method's code from another's: SHA-256 of its file; None for one of Secateur's.
+    """Return what tells a method's code from another's; None for one that Secateur knows by name.
+
+    It is the SHA-256 of the file that the name leads to, and of the file with the method's class where that
+    is another: a function may make a method of a class from elsewhere.
 
     Example:
         >>> method_hash("magnitude:p=2") is None, len(method_hash("secateur.methods:Magnitude"))
@@ -168,9 +181,15 @@ def method_hash(spec: str) -> str | None:
         return None
     kind = type(make_method(spec))
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        files = [_file_of(spec.partition(":")[0]), Path(inspect.getfile(kind)).resolve()]
+        return hashlib.sha256(b"".join(file.read_bytes() for file in dict.fromkeys(files))).hexdigest()
     except (OSError, TypeError) as error:
         raise InputError(f"{spec}: the file of {kind.__name__} cannot be read: {error}") from error
+
+
+def _file_of(place: str) -> Path:
+    """Return the file behind ``file.py`` or a module that is imported."""
+    return Path(place if place.endswith(".py") else inspect.getfile(sys.modules[place])).resolve()
 
 
 def batch_hash(batches: Iterable[Any]) -> str:
