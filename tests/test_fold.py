@@ -167,7 +167,7 @@ def test_a_judge_takes_back_what_brings_the_model_no_nearer() -> None:
     refused = float(result[2].weight.norm()) == float(small[2].weight.norm())
     assert refused == notes["2.weight"]["undone"]
     _, _, notes = repaired(model, x, {"0": [0, 2, 3, 7]}, judge=lambda m: -1.0 if m is None else 1.0)
-    assert notes["2.weight"]["undone"]
+    assert notes["2.weight"]["undone"] and notes["2.weight"]["why"]
 
 
 def test_inputs_are_left_alone_and_missing_evidence_is_said() -> None:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from secateur.core import Evidence, InputError, IntArray, Layer, Moments, Network, Plan
 from secateur.network.surgery import kept_indices
 
-__all__ = ["as_matrix", "fold", "merge", "set_matrix"]
+__all__ = ["FARTHER", "as_matrix", "fold", "merge", "set_matrix"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
 RIDGE = 1e-6
+FARTHER = "the whole model came out farther from the original"
 TINY = 1e-300
 PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
 
@@ -127,7 +128,7 @@ def fold(
 
     Returns:
         The model, and notes: for each reader the relative output error without (`plain`) and with
-        (`folded`) repair, how many features were dead and parallel, and whether it was undone.
+        (`folded`) repair, how many features were dead and parallel, and whether it was undone, and why.
 
     Raises:
         InputError: The evidence has no Gram matrix for a reader.
@@ -178,6 +179,8 @@ def _one_by_one(
             continue
         found = judge(_with(merged, kept, [*accepted, reader]))
         reader.note["undone"] = not found < best
+        if reader.note["undone"]:
+            reader.note["why"] = FARTHER
         if found < best:
             best = found
             accepted.append(reader)
@@ -217,6 +220,8 @@ def _fit_reader(
         note["held_out"] = float(held[1] / max(held[2], TINY))
     note["dead"], note["parallel"] = sum(f.dead for _, f in fits), sum(f.parallel for _, f in fits)
     note["undone"] = bool(held[1] >= held[0] > 0)
+    if note["undone"]:
+        note["why"] = "no better on the batches kept apart"
     return Reader(layer, matrix, moments.taps, tuple(fits), note)
 
 

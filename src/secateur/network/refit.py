@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, IntArray, Layer, Network, Plan
 from secateur.network.collect import checked_batches, listening, reading_layers
-from secateur.network.fold import as_matrix, set_matrix
+from secateur.network.fold import FARTHER, as_matrix, set_matrix
 from secateur.network.moments import patches
 from secateur.network.reads import Read
 from secateur.network.surgery import kept_indices
@@ -86,8 +86,8 @@ def refit(
 
     Returns:
         The model, and notes: for each reader the relative output error before (`before`) and after (`after`)
-        on the batches that chose the ridge, the `ridge`, and whether the step was `undone`; or why it was
-        left alone (`skipped`).
+        on the batches that chose the ridge, the `ridge`, and whether the step was `undone`, and why; or
+        why it was left alone (`skipped`).
 
     Raises:
         InputError: Batches that the models cannot take, or a `small` that is no shrunk `model`.
@@ -118,6 +118,8 @@ def refit(
         trial, note = found
         far = judge(trial) if judge is not None else note["after"] - note["before"]
         note["undone"] = not far < best
+        if note["undone"]:
+            note["why"] = FARTHER
         notes[layer.weight] = note
         if not note["undone"]:
             small, best = trial, far if judge is not None else 0.0
