@@ -55,6 +55,7 @@ from secateur.network.codec import plan_from_json, plan_to_json
 from secateur.network.collect import collect
 from secateur.network.fold import fold
 from secateur.network.onnx import export_onnx
+from secateur.network.recalibrate import recalibrate
 from secateur.network.refit import refit
 from secateur.network.store import load, load_plan
 from secateur.network.surgery import hold, mask, shrink
@@ -124,6 +125,7 @@ __all__ = [
     "plan_to_json",
     "portray",
     "prune",
+    "recalibrate",
     "refit",
     "shrink",
     "trace",
