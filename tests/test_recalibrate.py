@@ -38,7 +38,8 @@ def test_statistics_are_those_of_the_batches_and_nothing_else_changes(dtype: tor
     assert [m.training for m in found] == [m.training for m in before] and found[1].momentum == 0.3
     was, now = before.state_dict(), found.state_dict()
     taken = ("running_mean", "running_var", "num_batches_tracked")
-    assert {k for k in now if not torch.equal(now[k], was[k])} == {f"{at}.{k}" for at in (1, 5) for k in taken}
+    changed = {name for name, value in now.items() if not torch.equal(value, was[name])}
+    assert changed == {f"{at}.{name}" for at in (1, 5) for name in taken}
     assert all(torch.equal(value, was[name]) for name, value in model.state_dict().items())
 
 

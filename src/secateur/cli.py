@@ -212,11 +212,15 @@ def prune_command(
     if folder is None:
         terminal.complain("nothing was saved: name a folder with --out")
         return
-    result = _portrayed(result, made, chosen, batches.fit)
-    result.save(folder)
+    _save(_portrayed(result, made, chosen, batches.fit), folder, example, onnx)
+
+
+def _save(result: Result, folder: Path, example: Any, onnx: bool) -> None:
+    """Leave weights, plan, report and, if asked for, an ONNX file: that first, since it may be refused."""
     if onnx:
         free = export_any_batch(result.model, example, folder / "model.onnx")
         terminal.say(f"model.onnx takes {'any batch size' if free else 'inputs of the example sizes only'}")
+    result.save(folder)
     terminal.say(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
 
 

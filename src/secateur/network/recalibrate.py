@@ -39,7 +39,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     norms = [m for m in copied.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         raise InputError(
-            f"{type(model).__name__} has no BatchNorm layer with running statistics: nothing can be taken anew"
+            f"{type(model).__name__} has no BatchNorm layer with running statistics: there is nothing to do"
         )
     momenta = [norm.momentum for norm in norms]
     copied.eval()
