@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from secateur.bench.cells import Cell
+from secateur.bench.cells import Cell, Record
 from secateur.bench.grid import run_grid
 from secateur.bench.harness import Bench, make_grid
+from secateur.bench.ledger import Ledger
 from secateur.bench.subject import method_hash, model_hash, subject, takes_seed
-from secateur.core import InputError
+from secateur.bench.worker import Worker
+from secateur.core import InputError, StoreError
 from secateur.named import make_data, make_method, make_model
 
 USER = """
@@ -167,3 +174,168 @@ def test_code_that_leaves_the_program_is_a_failure(place: Path) -> None:
     ):
         with pytest.raises(InputError, match=r"(user|gone)\.py.* failed: SystemExit: [03] \("):
             call()
+
+
+@pytest.mark.parametrize(
+    "foreign", [b"my precious notes", b'{"a": 1}', b"[" * 50_000, b"\xff\xfe", b"precious\nnotes", b"x\n\0\0"]
+)
+def test_a_file_of_somebody_else_is_left_as_it_is(place: Path, foreign: bytes) -> None:
+    (place / "notes").write_bytes(foreign)
+    with pytest.raises(StoreError, match=r"notes is no file with results|line 1 of .*notes is no record"):
+        Ledger(place / "notes")
+    assert (place / "notes").read_bytes() == foreign
+
+
+@pytest.mark.parametrize("tail", [b'{"key": "0', b"{", b"\0" * 9])
+def test_what_a_crash_leaves_is_cut(place: Path, tail: bytes) -> None:
+    (place / "cells.jsonl").write_bytes(tail)
+    with Ledger(place / "cells.jsonl") as ledger:
+        assert "was cut short" in ledger.said and not ledger.records
+    assert (place / "cells.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 9, b"\xff", b"[" * 50_000])
+def test_what_follows_a_record_is_cut(place: Path, tail: bytes) -> None:
+    with Ledger(place / "cells.jsonl") as ledger:
+        ledger.append(Record(Cell("a.b:c"), "ok"))
+    whole = (place / "cells.jsonl").read_bytes()
+    (place / "cells.jsonl").write_bytes(whole + tail)
+    with Ledger(place / "cells.jsonl") as ledger:
+        assert "was cut short" in ledger.said and len(ledger.records) == 1
+    assert (place / "cells.jsonl").read_bytes() == whole
+
+
+DEEP = "deep"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rows", 5, "'rows' must be a list of mappings.*got 5"),
+        ("rows", [5], "'rows' must be"),
+        ("rows", [{"a": "\ud800"}], "'rows' must be .*Unicode"),
+        ("error", "\ud800", "'error' must be a text"),
+        ("wall", "x", "'wall' must be a number; got 'x'"),
+        ("wall", None, "'wall' must be"),
+        ("wall", True, "'wall' must be"),
+        ("memory", 10**400, "'memory' must be"),
+        ("seconds", math.nan, "NaN is no number"),
+        ("status", "fine", "'status' must be one of ok, error, timeout"),
+        ("params", [], "'params' must be a mapping"),
+        ("marks", None, "'marks' must be a mapping"),
+        ("place", None, "'place' must be"),
+        ("job", 5, "'job' must be"),
+        ("rows", DEEP, "RecursionError"),
+    ],
+)
+def test_edited_lines_are_named(place: Path, field: str, value: object, words: str) -> None:
+    line = {**Record(Cell("a.b:c"), "ok").to_dict(), field: value}
+    text = json.dumps(line).replace(f'"{DEEP}"', "[" * 50_000 + "]" * 50_000)
+    (place / "cells.jsonl").write_text(f"\n{text}\n")
+    with pytest.raises(StoreError, match=f"line 2 of .*{words}"):
+        Ledger(place / "cells.jsonl")
+
+
+def test_texts_that_cannot_be_written_do_not_spoil_the_file(place: Path) -> None:
+    cells = [Cell("secateur.bench.checks:echo", {"rows": [{"name": "a\udcff"}]}),
+             Cell("secateur.bench.checks:fail", {"text": "b\udcff"})]  # fmt: skip
+    for _ in range(2):
+        one, two = run_grid(cells, place / "cells.jsonl", engine="inline")
+        assert one.rows == [{"name": r"a\udcff"}] and r"b\udcff" in two.error
+
+
+ORPHANS = """
+import os
+import subprocess
+import sys
+import time
+
+
+def asks():
+    return [{"said": sys.stdin.read(), "raw": os.read(0, 9).decode()}]
+
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    with open("child", "w") as file:
+        file.write(str(pid))
+
+
+def dies_with_a_child():
+    child()
+    os._exit(7)
+
+
+def waits_with_a_child():
+    child()
+    os.rename("child", "child.there")
+    time.sleep(60)
+
+
+def leaves():
+    sys.exit(0)
+
+
+def closes():
+    os.closerange(3, 100)
+    time.sleep(60)
+"""
+PARENT = """
+from secateur.bench.worker import Worker
+Worker().run("orphans:waits_with_a_child", {}, None)
+"""
+
+
+def gone(pid: int, within: float = 10.0) -> bool:
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_what_cells_leave_behind_ends_and_holds_nobody_up(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "orphans.py").write_text(ORPHANS)
+    monkeypatch.syspath_prepend(place)
+    with Worker() as worker:
+        asked = worker.run("orphans:asks", {}, 20.0)
+        assert asked["rows"] == [{"said": "", "raw": ""}]
+        left = worker.run("orphans:leaves", {}, 20.0)
+        assert left["status"] == "error" and left["error"].startswith("SystemExit: 0 (")
+        start = time.monotonic()
+        died = worker.run("orphans:dies_with_a_child", {}, 20.0)
+        assert died["status"] == "error" and died["error"].startswith("the process ended with exit code 7")
+        assert time.monotonic() - start < 10 and gone(int((place / "child").read_text()))
+
+
+@pytest.mark.slow
+def test_a_process_that_answers_no_more_is_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "orphans.py").write_text(ORPHANS)
+    monkeypatch.syspath_prepend(place)
+    with Worker() as worker:
+        mute = worker.run("orphans:closes", {}, 30.0)
+    assert mute["status"] == "error" and "SIGKILL" in mute["error"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_what_cells_started_ends_with_the_run(place: Path, stop: signal.Signals) -> None:
+    (place / "orphans.py").write_text(ORPHANS)
+    path = os.pathsep.join([str(place), *filter(None, sys.path)])
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], env={**os.environ, "PYTHONPATH": path})
+    until = time.monotonic() + 60
+    while not (place / "child.there").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    child = int((place / "child.there").read_text())
+    assert not gone(child, 0.2)
+    parent.send_signal(stop)
+    assert parent.wait(20) != 0 and gone(child)

@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from secateur.core import InputError
 
@@ -131,11 +131,58 @@ class Record:
         """Return the record that a line holds.
 
         Raises:
-            KeyError, TypeError, InputError: The line holds no record.
+            InputError: The line holds no record; names the field.
         """
-        named = {f.name: values[f.name] for f in fields(cls) if f.name != "cell"}
-        cell = Cell(values["job"], values["params"], values.get("paths", {}), values.get("marks", {}))
-        return cls(cell, **named)
+        given = {"paths": {}, "marks": {}, **values}
+        for name, (holds, what) in FIELDS.items():
+            if name not in given:
+                raise InputError(f"{name!r} is missing")
+            if not holds(given[name]):
+                raise InputError(f"{name!r} must be {what}; got {ascii(given[name])[:60]}")
+        named = {f.name: given[f.name] for f in fields(cls) if f.name != "cell"}
+        return cls(Cell(given["job"], given["params"], given["paths"], given["marks"]), **named)
 
 
-__all__ = ["Cell", "Record", "Row", "Status", "made_with"]
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value == clean(value)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= sys.float_info.max
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_mapping, value)) and value == clean(value)
+
+
+def clean(value: Any) -> Any:
+    r"""Return JSON whose texts can be written: halves of characters stand as the escapes that they are.
+
+    Such a half comes from a file name that is no UTF-8, for one.
+
+    Example:
+        >>> clean([{"a": "b\udcff"}]) == [{"a": r"b\udcff"}]
+        True
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, list) else value
+
+
+NUMBER, MAPPING, TEXT = (_is_number, "a number"), (_is_mapping, "a mapping"), (_is_text, "a text in Unicode")
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "job": TEXT, "params": MAPPING, "paths": MAPPING, "marks": MAPPING,
+    "status": (lambda value: value in get_args(Status), f"one of {', '.join(get_args(Status))}"),
+    "rows": (_are_rows, "a list of mappings, with texts in Unicode"),
+    "seconds": NUMBER, "wall": NUMBER, "memory": NUMBER, "error": TEXT, "place": TEXT,
+}  # fmt: skip
+
+
+__all__ = ["Cell", "Record", "Row", "Status", "clean", "made_with"]

@@ -21,6 +21,8 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+BEGIN, SHOWN = b'{"key": "', 40
+
 
 class Ledger:
     """Results on disk, open for one writer.
@@ -32,8 +34,8 @@ class Ledger:
         said: What was found wrong and mended, in words; empty if nothing was.
 
     Raises:
-        StoreError: The file cannot be read or written, another process writes it, or a line in its middle
-            is no record.
+        StoreError: The file cannot be read or written, another process writes it, or a line of it is no
+            record.  The file is left as it was.
 
     Example:
         >>> import tempfile
@@ -57,8 +59,12 @@ class Ledger:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
         try:
             self._lock()
-            for number, line in enumerate(self._lines(), 1):
-                self._read(number, line)
+            whole, rest = self._lines()
+            for number, line in enumerate(whole, 1):
+                if line.strip():
+                    self._read(number, line)
+            if rest:
+                self._mend(len(whole) + 1, rest)
         except BaseException:
             self._file.close()
             raise
@@ -105,36 +111,46 @@ class Ledger:
                 f"another run is writing {self.path}: wait for it, or use another folder"
             ) from error
 
-    def _lines(self) -> list[bytes]:
+    def _lines(self) -> tuple[list[bytes], bytes]:
+        """Return the lines that have an end, and what stands after them."""
         try:
             self._file.seek(0)
-            whole, _, rest = self._file.read().rpartition(b"\n")
-            if rest:
-                self._mend(rest, len(whole) + 1 if whole else 0)
-                whole = whole + b"\n" + rest if _complete(rest) else whole
+            *whole, rest = self._file.read().split(b"\n")
         except OSError as error:
             raise StoreError(f"cannot read {self.path}: {error.strerror or error}") from error
-        return [line for line in whole.split(b"\n") if line.strip()]
+        return whole, rest
 
-    def _mend(self, rest: bytes, start: int) -> None:
-        """End a whole last line properly; take off one that was cut short."""
-        if _complete(rest):
-            self._file.write(b"\n")
-            return
-        self._file.truncate(start)
+    def _mend(self, number: int, rest: bytes) -> None:
+        """End a whole last line properly; take off one of ours that was cut short, and nobody else's."""
+        whole = _complete(rest)
+        if whole:
+            self._read(number, rest)
+        elif not (self.records or self.strangers or _ours(rest)):
+            raise StoreError(
+                f"{self.path} is no file with results of cells (it begins with {_shown(rest)}) and was left "
+                "as it is: use another folder"
+            )
+        try:
+            if whole:
+                self._file.write(b"\n")
+                return
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - len(rest))
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.said = f"the last line of {self.path} was cut short; it was taken off, its cell runs again"
 
     def _read(self, number: int, line: bytes) -> None:
         try:
-            values: dict[str, Any] = json.loads(line)
+            values: dict[str, Any] = json.loads(line, parse_constant=_refuse)
             versions, key = values["versions"], values["key"]
             record = Record.from_dict(values)
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            same = key == record.cell.key
+        except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise StoreError(
                 f"line {number} of {self.path} is no record of a cell ({type(error).__name__}: {error}): "
                 "take the line out, or use another folder"
             ) from error
-        if versions == made_with() and key == record.cell.key:
+        if versions == made_with() and same:
             self.records[key] = record
         else:
             self.strangers += 1
@@ -143,8 +159,21 @@ class Ledger:
 def _complete(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+def _ours(rest: bytes) -> bool:
+    """Say whether a line that was cut short can be one of ours: begins so, or the disk left it empty."""
+    return rest.startswith(BEGIN) or BEGIN.startswith(rest) or not rest.strip(b"\0")
+
+
+def _shown(start: bytes) -> str:
+    return repr(start[:SHOWN].decode("utf-8", "replace"))
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of ours")
 
 
 __all__ = ["Ledger"]

@@ -1,8 +1,8 @@
 """The process that runs cells, one after the other.
 
 It reads one JSON line a cell from its standard input and answers with one JSON line each.  What the cells
-print goes to standard error.  It ends at once when its input ends: nothing outlives the process that
-started it.
+print goes to standard error, and what they read is empty.  It ends at once when its input ends, and whatever
+it started ends with it: nothing outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import platform
 import queue
 import random
 import resource
-import sys
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 
 from secateur.analysis.plain import plain
-from secateur.bench.cells import Row
+from secateur.bench.cells import Row, clean
 from secateur.core import InputError, SecateurError, unknown
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -72,8 +72,8 @@ def execute(job: str, params: Mapping[str, Any]) -> Row:
         before, start = os.times(), time.perf_counter()
         try:
             rows, status, error = _rows(job, find_job(job)(**params)), "ok", ""
-        except Exception as problem:
-            rows, status, error = [], "error", describe(problem)
+        except (Exception, SystemExit) as problem:
+            rows, status, error = [], "error", clean(describe(problem))
         wall, after = time.perf_counter() - start, os.times()
     return {"status": status, "rows": rows, "seconds": sum(after[:4]) - sum(before[:4]), "wall": wall,
             "memory": _peak(), "error": error, "place": platform.node()}  # fmt: skip
@@ -108,7 +108,7 @@ def describe(problem: BaseException) -> str:
 def _rows(job: str, found: Any) -> list[Row]:
     if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
         raise InputError(f"{job} must return a list of rows (dictionaries); got {type(found).__name__}")
-    return plain(found)
+    return clean(plain(found))
 
 
 def _peak() -> float:
@@ -119,18 +119,24 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
-def _listen(cells: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
+def _listen(asked: TextIO, cells: queue.SimpleQueue[str]) -> None:
+    for line in asked:
         cells.put(line)
-    os._exit(0)
+    os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
     """Answer until the input ends."""
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()  # the group that ends with this process is its own, and nobody else's
+    asked_by = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
     cells: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(cells,), daemon=True).start()
+    threading.Thread(target=_listen, args=(asked_by, cells), daemon=True).start()
     answer: Row = {"ready": os.getpid()}
     while True:
         answers.write(json.dumps(answer) + "\n")

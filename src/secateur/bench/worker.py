@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import selectors
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from secateur.core import SecateurError
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 CODE = "from secateur.bench.runner import main; main()"
 LAST_WORDS = 500
+POLL, GRACE, PIECE = 0.2, 2.0, 1 << 16  # seconds, seconds, bytes
 
 
 class EngineError(SecateurError):
@@ -69,7 +71,7 @@ class Worker:
             return json.loads(answer)
         if self._closed:
             raise EngineError("the worker was stopped")
-        wall, code = time.perf_counter() - start, process.wait()
+        wall, code = time.perf_counter() - start, _end(process)
         status, error = "error", f"the process {_ending(code)}{self._last_words()}"
         if self._late:
             status, error = "timeout", f"stopped after {limit:g} s"
@@ -86,7 +88,7 @@ class Worker:
             process.wait()
 
     def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not _ended(self._process):
             return self._process
         with self._lock:
             if self._closed:
@@ -120,8 +122,21 @@ class Worker:
                 timer.cancel()
 
     def _read(self, process: subprocess.Popen[str]) -> str:
-        line = process.stdout.readline() if process.stdout is not None else ""
-        return line if line.endswith("\n") else ""
+        """Wait for a line; an empty one if the process ended, even if what it started holds the pipe."""
+        if process.stdout is None:
+            return ""
+        pipe, line = process.stdout.fileno(), bytearray()
+        with selectors.DefaultSelector() as ready:
+            ready.register(pipe, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if ready.select(POLL):
+                    piece = os.read(pipe, PIECE)
+                    if not piece:
+                        return ""
+                    line += piece
+                elif _ended(process):
+                    return ""
+        return line.decode()
 
     def _stop(self, process: subprocess.Popen[str]) -> None:
         self._late = True
@@ -144,11 +159,31 @@ def _environment() -> dict[str, str]:
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kill the process and its children: they are a process group of their own."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            process.kill()
+    if process.returncode is None:  # until then, the number is nobody else's
+        _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()
+
+
+def _ended(process: subprocess.Popen[str]) -> bool:
+    """Say whether the process ended; what it started is killed when that is first seen."""
+    if process.returncode is None and process.poll() is not None:
+        _kill_group(process)
+    return process.returncode is not None
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """Return the exit code of a process that answers no more, and leave nothing of it behind."""
+    until = time.monotonic() + GRACE
+    while not _ended(process) and time.monotonic() < until:
+        time.sleep(POLL / 10)
+    _kill(process)
+    return process.wait()
 
 
 def _ending(code: int) -> str:
