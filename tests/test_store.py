@@ -342,7 +342,7 @@ def test_wrong_factories(folder: Path) -> None:
         load(folder, untied)
     with pytest.raises(PlanError, match=r"0.weight is missing.*and \d+ more"):
         load(folder, lambda: nn.ReLU())
-    with pytest.raises(PlanError, match="returned a int"):
+    with pytest.raises(InputError, match="returned a int"):
         load(folder, lambda: 3)  # type: ignore[arg-type,return-value]
     with pytest.raises(InputError, match="got a Sequential"):
         load(folder, make())  # type: ignore[arg-type]

@@ -14,8 +14,9 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from secateur.core import Frozen, Group, Layer, Merge, Network, Plan, PlanError,
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, Network, Plan, Size, Slot)}
+LARGEST = 2**27  # numbers in an array of indices
+WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 OMITTED = {"Network": ("example_inputs", "example_kwargs", "graph")}
 
 
@@ -50,7 +53,7 @@ def decode(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     """
     try:
         return _decode(document, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except WRONG as error:
         raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
 
 
@@ -81,7 +84,7 @@ def plan_from_json(text: str) -> Plan:
         document = json.loads(text)
         arrays = {name: _inline(x) for name, x in document["arrays"].items()}
         plan = decode(document["plan"], arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except WRONG as error:
         raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
     if not isinstance(plan, Plan):
         raise PlanError(f"this is no plan: it holds a {type(plan).__name__}")
@@ -162,11 +165,13 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if not tag.startswith("$"):
         return {key: _decode(x, arrays) for key, x in value.items()}
     if tag == "$type":
-        return TYPES[value["$type"]](**{k: _decode(x, arrays) for k, x in value.items() if k != "$type"})
+        return _build(value["$type"], {k: _decode(x, arrays) for k, x in value.items() if k != "$type"})
     if tag == "$ints":
         return _decode_ints(value)
     content = value[tag]
     if tag == "$bits":
+        if len(arrays[content]) != -(-math.prod(value["shape"]) // 8):
+            raise ValueError(f"bits {content!r} that do not fill their shape")
         flat = np.unpackbits(arrays[content], count=math.prod(value["shape"]))
         return flat.astype(np.bool_).reshape(value["shape"])
     if tag == "$items":
@@ -178,7 +183,46 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     raise ValueError(f"unknown tag {tag!r}")
 
 
+def _build(name: str, found: dict[str, Any]) -> Any:
+    """Make a value of `secateur.core`, after comparing its fields with their annotations."""
+    kind = TYPES[name]
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if field.name not in found:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"{name} has no field {field.name!r}")
+        elif not _fits(found[field.name], hints[field.name]):
+            given = type(found[field.name]).__name__
+            raise ValueError(f"field {field.name!r} of {name} is a {given} that does not fit {field.type}")
+    return kind(**found)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, x) for x in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(x, inner[0]) for x in value)
+    if origin is Mapping:
+        pairs = value.items() if isinstance(value, dict) else ()
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(x, inner[1]) for k, x in pairs)
+    if origin is np.ndarray:
+        kinds = {np.dtype(get_args(inner[1])[0]).kind, "u" if get_args(inner[1])[0] is np.int64 else ""}
+        return isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype.kind in kinds)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def _decode_ints(value: Mapping[str, Any]) -> NDArray[np.int64]:
+    if not all(isinstance(x, int) for run in value["$ints"] for x in run):
+        raise ValueError("runs that are no integers")
+    if any(count < 1 for _, count, _ in value["$ints"]) or math.prod(value["shape"]) > LARGEST:
+        raise ValueError(f"runs of fewer than 1 or more than {LARGEST} numbers")
     if sum(count for _, count, _ in value["$ints"]) != math.prod(value["shape"]):
         raise ValueError("runs that do not fill their shape")
     parts = [start + step * np.arange(count, dtype=np.int64) for start, count, step in value["$ints"]]

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.core import InputError, Plan, PlanError, StoreError
-from secateur.network import weights
+from secateur.network import fingerprint, weights
 from secateur.network.codec import decode, encode
 from secateur.network.compose import shapes
 from secateur.network.surgery import shrink
@@ -38,6 +39,22 @@ DOCUMENT = "plan.json"
 REMEDY = "copy the folder anew, or save again"
 ABANDONED = 86400.0  # seconds after which what a killed save left is removed
 OURS = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
+MARK = re.compile(rb'\{"format": \d+,\s*"sha256": "')
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "files": dict,
+    "files/model": dict,
+    "model": dict,
+    "model/class": str,
+    "model/modules": dict,
+    "model/training": list,
+    "model/fixed": list,
+    "model/ties": dict,
+    "model/strides": dict,
+    "plan": dict,
+    "report": (dict, type(None)),
+}
+FILE_FIELDS = {"name": str, "bytes": int, "sha256": str}
+FINGERPRINT_FIELDS = {"torch": str, "settings": dict}
 
 
 def save(
@@ -58,9 +75,12 @@ def save(
 
     Raises:
         PlanError: The model is not what the plan leaves.
-        StoreError: The folder cannot be written, or the model holds what safetensors cannot.
+        StoreError: The folder cannot be written or has a plan.json that is not ours, or the model holds
+            what safetensors cannot.
     """
-    place = Path(folder).resolve()
+    place = place_of(folder).resolve()
+    with _writing(place):
+        _refuse_foreign(place / DOCUMENT)
     left = shapes(plan.network, plan.keep)
     weights.check(model, left, "the model to be saved", "Save the model that this plan pruned")
     document, arrays = encode(plan)
@@ -73,6 +93,7 @@ def save(
             "versions": dict(versions or {}),
             "files": files,
             "model": weights.describe(model),
+            "fingerprint": fingerprint.take(model, plan.network.example_inputs, plan.network.example_kwargs),
             "plan": document,
             "report": report,
         }
@@ -92,19 +113,22 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
 
     Raises:
         StoreError: The folder is missing, damaged, or of a newer version.
-        PlanError: The factory makes another model.
+        PlanError: The factory makes another model: other tensors, other modules, or with the saved
+            weights other outputs.
+        InputError: The factory fails, or makes no model.
     """
-    place, body = Path(folder), _read(folder, "model", "plan")
-    plan = _plan(place, body)
-    if not callable(factory) or isinstance(factory, nn.Module):
-        raise InputError(f"factory must make the original model when called; got a {type(factory).__name__}")
-    fresh = factory()
-    if not isinstance(fresh, nn.Module):
-        raise PlanError(f"the factory returned a {type(fresh).__name__}, not a torch.nn.Module")
+    place, body = place_of(folder), _read(folder, "model", "plan")
+    plan, fresh = _plan(place, body), _call(factory)
     remedy = f"{place / DOCUMENT} needs a factory that makes the model as it was before the pruning"
     weights.check(fresh, plan.network.shapes, "the factory's model", remedy)
-    small = shrink(fresh, plan, check=False)
-    weights.fill(small, _tensors(place, body), body["model"], remedy)
+    try:
+        small = shrink(fresh, plan, check=False)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise PlanError(f"the plan in {place / DOCUMENT} cannot be replayed on {type(fresh).__name__}: "
+                        f"{type(error).__name__}: {error}") from error
+    weights.fill(small, _opened(place, body["files"]["model"], load_file), body["model"], remedy)
+    if "fingerprint" in body:
+        fingerprint.compare(small, body["fingerprint"], remedy)
     return small
 
 
@@ -114,7 +138,7 @@ def load_plan(folder: str | Path) -> Plan:
     Raises:
         StoreError: The folder is missing, damaged, or of a newer version.
     """
-    return _plan(Path(folder), _read(folder, "plan"))
+    return _plan(place_of(folder), _read(folder, "plan"))
 
 
 def load_report(folder: str | Path) -> dict[str, Any] | None:
@@ -126,7 +150,46 @@ def load_report(folder: str | Path) -> dict[str, Any] | None:
     return _read(folder)["report"]
 
 
+def place_of(folder: str | Path) -> Path:
+    """Return a path that was given, if it can be one.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"a path is a str or a pathlib.Path; got {type(folder).__name__}")
+    if "\0" in str(folder):
+        raise InputError(f"a path cannot hold a NUL character; got {str(folder)!r}")
+    return Path(folder)
+
+
+def _call(factory: Callable[[], nn.Module]) -> nn.Module:
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise InputError(f"factory must make the original model when called; got a {type(factory).__name__}")
+    name = getattr(factory, "__qualname__", type(factory).__name__)
+    try:
+        made = factory()
+    except Exception as error:
+        raise InputError(f"the factory {name} failed: {type(error).__name__}: {error}. It is called without "
+                         "arguments and must return the original model") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"the factory {name} returned a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
 # --- writing
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise StoreError(f"{path} is no file: move it, or save to another folder")
+    with path.open("rb") as file:
+        head = file.read(100)
+    if not MARK.match(head):
+        raise StoreError(f"{path} is not of an earlier save, and would be overwritten: move it, or save to "
+                         "another folder")
 
 
 @contextmanager
@@ -159,7 +222,10 @@ def _beside(place: Path) -> Iterator[Path]:
 
 def _write(path: Path, write: Callable[[Any, Path], None], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Write tensors to a file whose name follows from its content, so that no other content takes it."""
-    write(tensors, path)
+    path.touch()
+    usual = stat.S_IMODE(path.stat().st_mode)
+    write(tensors, path)  # safetensors makes a file anew, for its owner alone
+    path.chmod(usual)
     digest = _sha256(path)
     named = path.rename(path.with_name(f"{path.name}-{digest[:16]}.safetensors"))
     _flush(named)
@@ -230,7 +296,7 @@ def _sha256(path: Path) -> str:
 
 def _read(folder: str | Path, *kinds: str) -> dict[str, Any]:
     """Return the body of a folder's plan.json, after checking it and the files of these kinds."""
-    path = Path(folder) / DOCUMENT
+    path = place_of(folder) / DOCUMENT
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         written, body = document["format"], document["body"]
@@ -239,25 +305,53 @@ def _read(folder: str | Path, *kinds: str) -> dict[str, Any]:
         raise StoreError(f"{path} does not exist: {folder} is no saved result") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
     if written != FORMAT:
         raise StoreError(f"{path} has format {written!r}, and this secateur reads {FORMAT}: upgrade secateur")
     if not intact:
         raise StoreError(f"{path} was changed since it was saved: {REMEDY}")
+    _check_fields(path, body)
     for kind in kinds:
         if kind in body["files"]:
             _check_file(path.parent, body["files"][kind])
     return body
 
 
+def _check_fields(path: Path, body: Any) -> None:
+    _check_kinds(path, body, FIELDS)
+    for name in body["files"]:
+        _check_kinds(path, body, {f"files/{name}/{key}": kind for key, kind in FILE_FIELDS.items()})
+    for name in ("training", "fixed"):
+        for i, entry in enumerate(body["model"][name]):
+            if not isinstance(entry, str):
+                raise StoreError(f"{path}: field 'model/{name}/{i}' is no name: {REMEDY}")
+    if "fingerprint" in body:
+        found = {f"fingerprint/{key}": kind for key, kind in FINGERPRINT_FIELDS.items()}
+        _check_kinds(path, body, {"fingerprint": dict, **found})
+
+
+def _check_kinds(path: Path, body: Any, fields: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, kind in fields.items():
+        value = body
+        for key in name.split("/"):
+            if not isinstance(value, dict) or key not in value:
+                raise StoreError(f"{path} has no field {name!r}: {REMEDY}")
+            value = value[key]
+        if not isinstance(value, kind):
+            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise StoreError(f"{path}: field {name!r} is a {type(value).__name__}, not a {wanted}: {REMEDY}")
+
+
 def _check_file(place: Path, said: Mapping[str, Any]) -> None:
     path = place / said["name"]
+    if not OURS.fullmatch(said["name"]):
+        raise StoreError(f"{place / DOCUMENT} names {said['name']!r}, which no save writes: {REMEDY}")
     try:
         size = path.stat().st_size
         if size != said["bytes"]:
             raise StoreError(f"{path} has {size} bytes instead of {said['bytes']}: {REMEDY}")
-        if not OURS.fullmatch(path.name) or _sha256(path) != said["sha256"]:
+        if _sha256(path) != said["sha256"]:
             raise StoreError(f"{path} was changed since it was saved: {REMEDY}")
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}): {REMEDY}") from error
@@ -265,14 +359,18 @@ def _check_file(place: Path, said: Mapping[str, Any]) -> None:
 
 def _plan(place: Path, body: Mapping[str, Any]) -> Plan:
     file = body["files"].get("plan")
-    plan = decode(body["plan"], load_arrays(place / file["name"]) if file else {})
+    plan = decode(body["plan"], _opened(place, file, load_arrays) if file else {})
     if not isinstance(plan, Plan):
-        raise StoreError(f"{place / DOCUMENT} holds no plan")
+        raise StoreError(f"{place / DOCUMENT}: field 'plan' holds no plan: {REMEDY}")
     return plan
 
 
-def _tensors(place: Path, body: Mapping[str, Any]) -> dict[str, Tensor]:
-    return load_file(place / body["files"]["model"]["name"])
+def _opened(place: Path, file: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    path = place / file["name"]
+    try:
+        return read(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error}): {REMEDY}") from error
 
 
-__all__ = ["load", "load_plan", "load_report", "save"]
+__all__ = ["load", "load_plan", "load_report", "place_of", "save"]

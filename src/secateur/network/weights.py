@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def _reordered(tensor: Tensor) -> bool:
     """Say whether a tensor fills its memory in another order of axes than the usual (channels last)."""
-    if tensor.stride() == torch.empty(tensor.shape, device="meta").stride():
-        return False
+    usual = torch.empty(tensor.shape, device="meta").stride()
+    return tensor.stride() != usual and _dense(tensor.stride(), tuple(tensor.shape))
+
+
+def _dense(strides: Sequence[int], shape: tuple[int, ...]) -> bool:
     filled = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1 and stride != filled:
             return False
         filled *= size
@@ -107,15 +111,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
 
     Raises:
         PlanError: The model is not the one that was described.
+        StoreError: A tensor cannot be one of the model's.
     """
-    modules = _kinds(model)
-    unlike = [k for k in {**modules, **described["modules"]} if modules.get(k) != described["modules"].get(k)]
-    if unlike:
-        said = ", ".join(f"{k!r} is {modules.get(k)}, not {described['modules'].get(k)}" for k in unlike[:3])
-        raise PlanError(f"the factory's model has other modules: {said}. {remedy}")
+    _check_kinds(model, described, remedy)
     if ties(model) != described["ties"]:
         raise PlanError(f"the factory's model ties {ties(model)}, not {described['ties']}. {remedy}")
     check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
+    for name, tensor in named(model):
+        if name in tensors:
+            _check_saved(name, tensors[name], tensor, described["strides"].get(name))
     for name, tensor in named(model):
         if name in tensors:
             # In memory of its own: kernels give other bits where tensors are aligned otherwise.
@@ -123,6 +127,31 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str
             held = torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=tensor.device)
             tensor.data = held.copy_(saved)
     _restore(model, described)
+
+
+def _check_kinds(model: nn.Module, described: Mapping[str, Any], remedy: str) -> None:
+    """Compare the classes of modules by name; a model that was renamed, and nothing else, is said."""
+    have, saved = _kinds(model), described["modules"]
+    unlike = [k for k in {**have, **saved} if have.get(k) != saved.get(k)]
+    if unlike == [""]:
+        warnings.warn(f"the class was called {saved.get('')}, the factory makes {have.get('')}; the modules "
+                      "in it and their tensors fit, so the weights are put there", stacklevel=5)
+    elif unlike:
+        pairs = [(k, have.get(k, "missing"), saved.get(k, "wanted")) for k in unlike[:3]]
+        said = ", ".join(f"{name!r} is {one}, not {other}" for name, one, other in pairs)
+        more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
+        raise PlanError(f"the factory's model has other modules: {said}{more}. {remedy}")
+
+
+def _check_saved(name: str, saved: Tensor, tensor: Tensor, strides: Any) -> None:
+    """Refuse a saved tensor of another kind of number, and an order of memory that cannot be."""
+    if (saved.is_floating_point(), saved.is_complex()) != (tensor.is_floating_point(), tensor.is_complex()):
+        raise StoreError(f"{name!r} was saved as {saved.dtype}, and is {tensor.dtype} in the factory's model")
+    if strides is None:
+        return
+    whole = isinstance(strides, list) and all(type(x) is int for x in strides)
+    if not whole or len(strides) != saved.ndim or not _dense(strides, tuple(saved.shape)):
+        raise StoreError(f"field 'model/strides/{name}' cannot be {strides} for {tuple(saved.shape)}")
 
 
 @torch.no_grad()
