@@ -13,8 +13,8 @@ from pathlib import Path
 
 START, END = "<!-- joint study: benchmarks/readme_headline.py -->\n", "<!-- end of joint study -->\n"
 OPENINGS = re.compile(
-    r"\d+ criteria on|No repair, \*\*|With the fold, \*\*|After a short fine-tuning, \*\*|The best of a block|"
-    r"`matroid` is the default|Not compared here"
+    r"\d+ criteria on|No repair, \*\*|With the fold, \*\*|After a short fine-tuning, \*\*|"
+    r"The best of a block|`matroid` is the default|Not compared here"
 )
 REPAIRS = {"none": "no repair", "fold": "fold", "finetune": "short fine-tuning"}
 
