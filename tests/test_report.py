@@ -96,7 +96,7 @@ def test_page_is_self_contained_and_escapes(runs: list[dict], tmp_path: Path) ->
     payload = page[page.index('id="payload">') + len('id="payload">') :]
     data = json.loads(payload[: payload.index("</script>")])
     assert json.loads(gzip.decompress(base64.b64decode(data["source"]))) == runs
-    assert "26 runs, 2 models, 5 methods; 2 could not run" in head
+    assert "26 runs, 2 networks, 5 methods; 2 could not run" in head
 
 
 def test_report_writes_its_own_page(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def visit(browser, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     browser.get_log("browser")
     browser.get_log("performance")
 
-    def open_page(runs: list[dict], sections: tuple[Section, ...] = ()) -> Any:
-        browser.get(write_html(runs, tmp_path / "page.html", sections=sections).as_uri())
+    def open_page(runs: list[dict], sections: tuple[Section, ...] = (), title: str = "A page") -> Any:
+        browser.get(write_html(runs, tmp_path / "page.html", title=title, sections=sections).as_uri())
         return browser
 
     yield open_page
@@ -144,7 +144,7 @@ def test_axes_follow_the_controls(page) -> None:
 
 
 def test_columns_sort_both_ways(page) -> None:
-    head = page.find_element("xpath", "//table[@id='runs']//th[button='quality after']")
+    head = page.find_element("xpath", "//table[@id='runs']//th[button='accuracy after']")
     values = (
         "return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[arguments[0]].textContent)"
     )
@@ -194,7 +194,7 @@ def test_every_table_can_be_downloaded(page, downloads: Path) -> None:
     assert steps[1] == {"step": 'b, or "c"', "n": "2.5"}
     marks = list(csv.DictReader(saved(downloads, "marks.csv").splitlines()))
     drawn = page.execute_script("return document.getElementById('scatter').data.flatMap(t => t.y)")
-    assert {float(row["quality after"]) for row in marks} <= set(drawn)
+    assert {float(row["accuracy after"]) for row in marks} <= set(drawn)
     assert len(json.loads(saved(downloads, "marks.json"))) == len(marks) == 12
     assert len(json.loads(saved(downloads, "what-stayed.json"))) == 12
     saved(downloads, "what-stayed.csv")
@@ -209,7 +209,7 @@ def test_seeds_become_means_with_intervals(visit: Callable[..., Any], downloads:
     press(page, "[data-json=points]")
     told = json.loads(saved(downloads, "marks.json"))
     assert told[0]["seeds"] == 4 and "seed" not in told[0]
-    low, mean, high = (told[0][f"quality after{end}"] for end in (", low", "", ", high"))
+    low, mean, high = (told[0][f"accuracy after{end}"] for end in (", low", "", ", high"))
     assert low < mean < high and high - mean == pytest.approx(bars[0])
     page.find_element("css selector", "#seeds option[value=each]").click()
     assert points(page) == 24 + 1
@@ -253,6 +253,64 @@ def test_pages_on_structures(visit: Callable[..., Any], portraits: list[dict]) -
     assert headings(page, "Lattice")[0] == "Hasse diagram of group rnn"
     assert headings(page, "Matroid")[1] == "Hyperplane arrangement of group 0"
     drawn(page)
+
+
+def whose(page, chapter: str) -> str:
+    return page.find_element("xpath", f"//section[h2[starts-with(., '{chapter}')]]//*[@class='whose']").text
+
+
+def test_chapters_say_whose_they_are_and_follow_the_network(
+    visit: Callable[..., Any], portraits: list[dict]
+) -> None:
+    page = visit(portraits)
+    assert whose(page, "Matroid") == "noise, Sequential: matroid, Units(0.5), repair none, seed 0"
+    page.find_element("css selector", "#network option[value='noise, Reader']").click()
+    assert whose(page, "Lattice") == "noise, Reader: lattice, Units(0.5), repair none, seed 0"
+    assert headings(page, "Lattice")[0] == "Hasse diagram of group rnn"
+    assert whose(page, "Mixed").endswith("seed 0 (the network chosen at the top has no such picture)")
+    page.find_element("css selector", "#network option[value='']").click()
+    assert whose(page, "Mixed").endswith("seed 0")
+
+
+def test_marks_tell_repairs_apart_and_the_legend_says_how(visit: Callable[..., Any]) -> None:
+    repairs = (None, "fold", "refit", "fold+finetune")
+    page = visit([make_report("Net", "taylor", repair, 0.5).to_dict() for repair in repairs])
+    symbols = page.execute_script("return document.getElementById('scatter').data.map(t => t.marker.symbol)")
+    assert symbols == ["circle-open", "circle", "circle-open-dot", "circle-dot", "star"]
+    legend = [span.text for span in page.find_elements("css selector", "#legend > span")]
+    assert legend[:3] == ["●\nmethod: taylor", "repair: none", "repair: fold"] and "★" in legend[-1]
+
+
+def test_names_without_end_fit_a_phone(browser, visit: Callable[..., Any]) -> None:
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "width": 390})
+    long = {**make_report("N" * 5000, "taylor", "fold", 0.5).to_dict(), "method": "m" * 5000}
+    long["groups"] = {"g" * 5000: {"units": 4, "kept": 2}}
+    runs = [long, make_report("Net", "taylor", "fold", 0.25).to_dict()]
+    page = visit(runs, title="Comparison of " + "x" * 5000)
+    page.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    wide = page.execute_script(
+        "return [document.documentElement.scrollWidth,"
+        " document.getElementById('theme').getBoundingClientRect().right]"
+    )
+    assert max(wide) <= 390
+
+
+def test_marks_with_bars_stand_side_by_side(visit: Callable[..., Any], downloads: Path) -> None:
+    page = visit(several_seeds(4))
+    x = page.execute_script("return document.getElementById('scatter').data.slice(0, 3).flatMap(t => t.x)")
+    assert len(set(x)) == len(x) == 6 and max(x) - 20_000 < 500
+    press(page, "[data-json=points]")
+    assert {row["parameters"] for row in json.loads(saved(downloads, "marks.json"))} == {10_000, 20_000}
+
+
+def test_logarithmic_axes_name_powers_of_ten(visit: Callable[..., Any]) -> None:
+    rows = [{"method": f"m{at}", "macs": 10**at, "after": at / 9} for at in range(1, 5)]
+    page = visit(rows)
+    page.find_element("css selector", "#axis-x option[value=macs]").click()
+    ticks = page.execute_script(
+        "return [...document.querySelectorAll('#scatter .xtick text')].map(t => t.textContent)"
+    )
+    assert ticks and all(tick.startswith("10") for tick in ticks)
 
 
 def test_tables_behind_figures_open_with_their_rows(visit: Callable[..., Any], portraits: list[dict]) -> None:

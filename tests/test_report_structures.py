@@ -13,7 +13,7 @@ from report_runs import portrayed
 
 from secateur.report.section import Section
 from secateur.report.structures import DRAWN, structure_sections
-from secateur.report.structures.lattice import places
+from secateur.report.structures.lattice import lattice_sections, places
 from secateur.report.structures.matroid import matroid_sections
 
 
@@ -40,7 +40,9 @@ def test_every_structure_has_a_chapter(sections: list[Section]) -> None:
         "Mixed-integer",
         "Lattice",
     ]
-    assert {s.network for s in sections} == {"noise, Sequential", "noise, Reader"}
+    told = {(s.chapter.split()[0], s.network) for s in sections}
+    assert ("Spectrum:", "noise, Sequential: spectral, Units(0.5), repair none, seed 0") in told
+    assert ("Lattice:", "noise, Reader: lattice, Units(0.5), repair none, seed 0") in told
 
 
 def test_figures_have_words_axes_and_json(sections: list[Section]) -> None:
@@ -101,8 +103,28 @@ def test_runs_of_one_network_are_told_apart(runs: list[dict]) -> None:
     one = next(run for run in runs if run["structure"]["structure"] == "spectral")
     twice = structure_sections([one, {**one, "budget": "Units(0.25)"}])
     assert len({s.network for s in twice}) == 2
+    assert len({s.network for s in structure_sections([one, one])}) == 2
     assert structure_sections([{**one, "structure": {}}, {"method": "mip", "status": "failed"}]) == []
     assert structure_sections([{**one, "structure": {"structure": "of a later version"}}]) == []
+
+
+def test_an_antichain_says_that_the_order_is_silent(runs: list[dict]) -> None:
+    portrait = next(run["structure"] for run in runs if run["structure"]["structure"] == "lattice")
+    name, order = next((name, o) for name, o in portrait["orders"].items() if len(o["nodes"]) > 1)
+    flat = {**order, "covers": [], "nodes": [{**node, "height": 0} for node in order["nodes"]]}
+    words = lattice_sections({**portrait, "orders": {name: flat}})[0].text
+    assert "No unit is comparable with another: the order says nothing here." in words
+    assert (
+        "says nothing here"
+        not in lattice_sections({**portrait, "orders": {name: {**order, "covers": [[0, 1]]}}})[0].text
+    )
+
+
+def test_not_drawn_is_said_once() -> None:
+    skipped = {"conv": "no single rows", "rnn": "no single rows"}
+    portrait = {"structure": "matroid", "curves": {}, "layers": {}, "skipped": skipped}
+    (section,) = matroid_sections(portrait)
+    assert section.title == "Not drawn" and section.text == "Rows [W | b] of conv, rnn: no single rows."
 
 
 def test_networks_without_rows_say_so() -> None:

@@ -22,6 +22,7 @@ from secateur.methods import METHODS
 from secateur.portrait import PORTRAITS, portray
 from secateur.prune import prune
 from secateur.report import flatten
+from secateur.report.rows import brief
 
 Tell = Callable[[str], None]
 REPAIRS: tuple[Literal["fold"] | None, ...] = (None, "fold")
@@ -148,7 +149,8 @@ def _run(
     """Prune once; a refusal is a run with its reason, and warnings are kept with the run."""
     calibration = dataset.batches("calibration", limit=CALIBRATION)
     holdout = dataset.batches("test", 500, limit=HELD_OUT)
-    what = {"data": dataset.name, "model": title, "method": method, "budget": repr(budget), "repair": repair}
+    short = brief(repr(budget))
+    what = {"data": dataset.name, "model": title, "method": method, "budget": short, "repair": repair}
     try:
         with warnings.catch_warnings(record=True) as said:
             result = prune(

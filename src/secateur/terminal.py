@@ -146,12 +146,27 @@ def show_comparison(found: Comparison) -> None:
         out.print(_standings([row for row in found.means if row["repair"] == repair], found.curves, repair))
     say("* wins; = tied with the best, as far as the seeds can tell; ? too few seeds to tell")
     for row in found.standings:
-        rest = f" with {row['cannot be told from it']}" if row["cannot be told from it"] else ""
-        say(f"repair {row['repair']}, {row['ratio']:g}: {row['best']} {row['verdict']}{rest}")
+        say(f"repair {row['repair']}, {row['ratio']:g}: {_stands(row)}")
     for row in found.failures:
         where = f"{row['method']}, repair {row['repair']}, {row['ratios']}"
-        complain(f"{where} ({row['runs']} runs): {row['why']}")
+        complain(f"{where} ({row['runs']} {'run' if row['runs'] == 1 else 'runs'}): {row['why']}")
     say(found.varies)
+
+
+def _stands(row: Mapping[str, Any]) -> str:
+    """Say who wins at a place.
+
+    Example:
+        >>> _stands({"verdict": "tie", "best": "taylor", "cannot be told from it": "lattice"})
+        'taylor ties with lattice'
+    """
+    if row["verdict"] == "alone":
+        return "one method only, so there is nothing to compare it with"
+    if row["verdict"] == "wins":
+        return f"{row['best']} wins"
+    if row["verdict"] == "tie":
+        return f"{row['best']} ties with {row['cannot be told from it']}"
+    return f"{row['best']} is first, with {row['verdict']} to tell it from {row['cannot be told from it']}"
 
 
 def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:

@@ -60,7 +60,7 @@ class Comparison:
     Attributes:
         runs: The rows.
         means: For each place and method the metric with its interval, what is left, and the cost.
-        standings: For each place who wins, or who ties.
+        standings: For each place who wins, who ties, or that a method is alone there.
         differences: For each place all pairs of methods.
         curves: For each repair and method the area under the curve of the metric over the share removed, and
             the largest share that can go at the given loss.
@@ -156,9 +156,11 @@ def _means(place: Place, stands: Standing) -> list[Row]:
 
 def _standing(place: Place, stands: Standing) -> Row:
     mean = fmean(place.scores[stands.leader].values())
-    return {"repair": place.repair, "ratio": place.ratio, "best": stands.leader, "after": mean,
-            "verdict": stands.verdict, "cannot be told from it": _listed(stands.tied[1:]),
-            "of": len(place.runs)}  # fmt: skip
+    alone = stands.verdict == "alone"
+    return {"repair": place.repair, "ratio": place.ratio, "best": None if alone else stands.leader,
+            "after": mean, "verdict": stands.verdict,
+            "cannot be told from it": _listed(stands.tied[1:]),
+            "methods compared": len(place.runs)}  # fmt: skip
 
 
 def _differences(place: Place, stands: Standing) -> list[Row]:
@@ -188,8 +190,8 @@ def _curves(found: Sequence[Place], repair: str, loss: float) -> list[Row]:
         rows.append({
             "repair": repair, "method": method, **_interval(bootstrap(list(by_seed.values())), "area"),
             "standing": stands.verdict if method == stands.leader else state,
-            **_interval(most, f"removed at {loss:g}"), "smaller by": 1 / (1 - min(most.estimate, 1 - 1e-9)),
-            "area up to": upto,
+            **_interval(most, f"removed at {loss:g}"),
+            "times smaller": 1 / (1 - min(most.estimate, 1 - 1e-9)), "area up to": upto,
         })  # fmt: skip
     return rows
 

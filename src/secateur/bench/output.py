@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from secateur.bench.cells import Row
 from secateur.bench.comparison import Comparison
 from secateur.bench.words import markdown
-from secateur.report import Section, write_csv, write_html, write_json, write_text
+from secateur.core import StoreError
+from secateur.report import Section, metric_of, styles, write_csv, write_html, write_json, write_text
 
-COLOURS = 12
 TITLES = {
     "standings": "Who wins where",
     "curves": "Over all ratios",
@@ -21,7 +22,8 @@ TITLES = {
 }
 NOTES = {
     "standings": "A method wins where it is better than every other one (paired t-test over seeds, Holm's "
-    "correction for all pairs at that place, 5 %). Otherwise it ties with those that cannot be told from it.",
+    "correction for all pairs at that place, 5 %). Otherwise it ties with those that cannot be told from it. "
+    "A method that is alone at its place has nothing to win against.",
     "curves": "The area is the mean of the metric over the share of the parameters removed, from the whole "
     "model to the share that all methods reached. 'Removed' is the largest share up to which the metric "
     "falls by no more than the loss.",
@@ -33,8 +35,17 @@ NOTES = {
 }
 
 
+BARS = (
+    "Bars are 95 % bootstrap intervals over seeds, those of the tables; the plot at the top of the page has "
+    "Student's t over the same runs, which differs a little. Marks of one ratio stand side by side."
+)
+Looks = Mapping[str, Mapping[str, str]]
+
+
 def write_comparison(found: Comparison, folder: str | Path, title: str) -> Path:
     """Write ``runs.json`` and ``runs.csv``, each table as CSV and JSON, ``table.md`` and ``report.html``.
+
+    Files of tables that have no rows any more are removed.
 
     Returns:
         The path of the report.
@@ -46,11 +57,22 @@ def write_comparison(found: Comparison, folder: str | Path, title: str) -> Path:
     write_json(found.runs, folder / "runs.json")
     write_csv(found.runs, folder / "runs.csv")
     for name in TITLES:
+        files = folder / f"{name}.csv", folder / f"{name}.json"
         if rows := getattr(found, name):
-            write_csv(rows, folder / f"{name}.csv")
-            write_json(rows, folder / f"{name}.json")
+            write_csv(rows, files[0])
+            write_json(rows, files[1])
+        else:
+            _remove(files)  # those of an earlier run
     write_text(folder / "table.md", page(found, title))
     return write_html(found.runs, folder / "report.html", title=title, sections=sections(found))
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for path in files:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot remove {path}, of an earlier run: {error.strerror or error}") from error
 
 
 def page(found: Comparison, title: str) -> str:
@@ -72,29 +94,37 @@ def sections(found: Comparison) -> list[Section]:
             parts.append(Section(heading, words, rows))
         if name == "curves":
             repairs = dict.fromkeys(row["repair"] for row in found.means)
-            parts += [_curves(found.means, repair) for repair in repairs]
+            looks = styles(found.runs)
+            parts += [_curves(found.means, repair, looks, metric_of(found.runs)) for repair in repairs]
     return parts
 
 
-def _curves(means: Sequence[Row], repair: str) -> Section:
+def _curves(means: Sequence[Row], repair: str, looks: Looks, metric: str) -> Section:
     """Draw the metric over the share that is left, one line a method."""
     here = [row for row in means if row["repair"] == repair]
     methods = list(dict.fromkeys(row["method"] for row in here))
-    lines = [[row for row in here if row["method"] == method] for method in methods]
-    data = [_line(rows, f"var(--c{at % COLOURS})") for at, rows in enumerate(lines)]
-    layout = {"xaxis": {"title": {"text": "ratio that stays"}}, "yaxis": {"title": {"text": "after pruning"}},
-              "hovermode": "closest"}  # fmt: skip
     ratios = sorted({row["ratio"] for row in here})
-    text = (
-        f"Metric after pruning with repair {repair}, for {len(methods)} methods at ratios {ratios[0]:g} to "
-        f"{ratios[-1]:g}, each with its interval. Best at {ratios[0]:g}: {_best(here, ratios[0])}; at "
-        f"{ratios[-1]:g}: {_best(here, ratios[-1])}."
+    aside = _offsets(methods, ratios)
+    data = [_line([r for r in here if r["method"] == m], looks[m], aside[m]) for m in methods]
+    names = {"xaxis": "ratio that stays", "yaxis": f"{metric} after"}
+    layout = {**{axis: {"title": {"text": name}} for axis, name in names.items()}, "hovermode": "closest"}
+    seen = (
+        f"{metric.capitalize()} after pruning with repair {repair}, for {len(methods)} methods at ratios "
+        f"{ratios[0]:g} to {ratios[-1]:g}, each with its interval. Best at "
+        f"{ratios[0]:g}: {_best(here, ratios[0])}; at {ratios[-1]:g}: {_best(here, ratios[-1])}."
     )
-    return Section(f"After pruning, repair: {repair}", rows=here, figure={"data": data, "layout": layout},
-                   alternative=text)  # fmt: skip
+    figure = {"data": data, "layout": layout}
+    return Section(f"After pruning, repair: {repair}", BARS, here, figure, seen)
 
 
-def _line(rows: Sequence[Row], colour: str) -> dict[str, Any]:
+def _offsets(methods: Sequence[str], ratios: Sequence[float]) -> dict[str, float]:
+    """Return how far aside each method's marks stand, so that bars at one ratio lie side by side."""
+    gap = min((b - a for a, b in pairwise(ratios)), default=0.1)
+    step = min(0.012, 0.5 * gap / max(1, len(methods)))
+    return {method: (at - (len(methods) - 1) / 2) * step for at, method in enumerate(methods)}
+
+
+def _line(rows: Sequence[Row], look: Mapping[str, str], aside: float) -> dict[str, Any]:
     ordered = sorted(rows, key=lambda row: row["ratio"])
     after = [row["after"] for row in ordered]
     ends = {end: [row[f"after, {end}"] for row in ordered] for end in ("low", "high")}
@@ -102,8 +132,11 @@ def _line(rows: Sequence[Row], colour: str) -> dict[str, Any]:
     down = [0 if end is None else y - end for end, y in zip(ends["low"], after, strict=True)]
     return {
         "type": "scatter", "mode": "lines+markers", "name": ordered[0]["method"],
-        "x": [row["ratio"] for row in ordered], "y": after,
-        "line": {"color": colour}, "marker": {"color": colour},
+        "x": [row["ratio"] + aside for row in ordered], "y": after,
+        "text": [f"{row['method']} at {row['ratio']:g}" for row in ordered],
+        "hovertemplate": "%{text}: %{y:.5g}<extra></extra>",
+        "line": {"color": look["colour"]},
+        "marker": {"color": look["colour"], "symbol": look["symbol"], "size": 8},
         "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
     }  # fmt: skip
 

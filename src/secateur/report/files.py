@@ -1,4 +1,4 @@
-"""Runs on disk: JSON and CSV, written whole or not at all, and found again below a folder."""
+"""Runs on disk: JSON and CSV, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from secateur.core import StoreError
-from secateur.network.store import DOCUMENT, load_report
-from secateur.report.rows import Row, Run, as_dicts, flatten, is_report, keys_of
-
-RUNS = "runs.json"
+from secateur.report.rows import Run, as_dicts, flatten, keys_of
 
 
 def write_json(runs: Run | Iterable[Run], path: str | Path) -> Path:
@@ -57,36 +54,4 @@ def write_text(path: str | Path, text: str) -> Path:
     return path
 
 
-def read_runs(folder: str | Path) -> list[Row]:
-    """Return the runs in a folder and below: saved results that hold a report, and lists of runs.
-
-    Raises:
-        StoreError: If the folder is missing, holds no runs, or a file of it is damaged.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise StoreError(f"there is no folder {folder}")
-    saved = [load_report(path.parent) for path in sorted(folder.rglob(DOCUMENT))]
-    runs = [report for report in saved if report is not None]
-    runs += [run for path in sorted(folder.rglob(RUNS)) for run in _read(path)]
-    if not runs:
-        raise StoreError(f"no {DOCUMENT} with a report and no {RUNS} in {folder} or below")
-    return runs
-
-
-def _read(path: Path) -> list[Row]:
-    try:
-        runs = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged or cannot be read: {error}") from error
-    if not (isinstance(runs, list) and all(isinstance(run, dict) for run in runs)):
-        raise StoreError(f"{path} holds no list of runs")
-    for run in filter(is_report, runs):
-        try:
-            flatten(run)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} holds a damaged run: {type(error).__name__}: {error}") from error
-    return runs
-
-
-__all__ = ["RUNS", "read_runs", "write_csv", "write_json", "write_text"]
+__all__ = ["write_csv", "write_json", "write_text"]

@@ -16,13 +16,14 @@ from plotly.offline import get_plotlyjs
 
 from secateur.analysis.plain import versions
 from secateur.report.files import write_text
-from secateur.report.payload import payload
-from secateur.report.rows import Row, Run, as_dicts, flatten, is_report, show, varies
+from secateur.report.payload import network_of, payload
+from secateur.report.rows import Found, Row, Run, as_dicts, flatten, is_report, show, varies
 from secateur.report.section import Section, chapters
 from secateur.report.structures import structure_sections
 
 DETAILED_RUNS = 100
 LONGEST_NOTE = 4000
+Draft = tuple[list[Row], list[Section], Row, list[tuple[str, list[tuple[str, str]]]]]
 SCRIPTS = ("base", "plots", "tables", "sections", "main")
 STAGES = {
     "notes": "Why, by group",
@@ -46,8 +47,9 @@ def write_html(
     Runs whose report has a portrait (`secateur.portrait`) get pages on the structure behind their method.
 
     Args:
-        runs: Reports, their dictionaries, or flat dictionaries.  Runs that differ in "seed" alone are drawn
-            as their mean, with a 95 % interval.
+        runs: Reports, their dictionaries, or flat dictionaries; the page of what `read_runs` returns names
+            the files that were skipped.  Runs that differ in "seed" alone are drawn as their mean, with a
+            95 % interval.
         path: The file; written whole or not at all.
         title: Heading of the page.
         sections: Further parts, shown after the runs.
@@ -60,15 +62,11 @@ def write_html(
         StoreError: If the file cannot be written.
     """
     values = as_dicts(runs, some=not sections)
-    rows = [flatten(run) for run in values]
-    parts = [*sections, *structure_sections(values)]
-    data = payload(rows, values, parts)
-    detailed = [
-        (name, _details(run)) for name, run in zip(data["names"], values, strict=True) if is_report(run)
-    ]
+    rows, parts, data, detailed = draft(values, sections)
     page = _template().render(
         title=title,
         summary=_summary(rows),
+        skipped=runs.skipped if isinstance(runs, Found) else {},
         payload=data,
         boxes=[(key, f"{key.capitalize()}s") for key in ("method", "repair", "budget") if varies(rows, key)],
         chapters=chapters(parts),
@@ -80,6 +78,17 @@ def write_html(
         plotly=Markup(get_plotlyjs()),
     )
     return write_text(path, page)
+
+
+def draft(values: list[Row], sections: Sequence[Section] = ()) -> Draft:
+    """Return what the page is made of: flat rows, parts, what its script works with, details of each run."""
+    rows = [flatten(run) for run in values]
+    parts = [*sections, *structure_sections(values)]
+    data = payload(rows, values, parts)
+    detailed = [
+        (name, _details(run)) for name, run in zip(data["names"], values, strict=True) if is_report(run)
+    ]
+    return rows, parts, data, detailed
 
 
 def _file(name: str) -> str:
@@ -124,10 +133,10 @@ def _summary(rows: Sequence[Row]) -> str:
         return ""
     failed = sum(row.get("status") not in (None, "", "ok") for row in rows)
     words = [_count(len(rows), "run")]
+    networks = {network_of(row) for row in rows if row.get("model") is not None}
+    words += [_count(len(networks), "network")] if len(networks) > 1 else []
     words += [
-        _count(len({row[k] for row in rows if k in row}), k)
-        for k in ("model", "method", "seed")
-        if varies(rows, k)
+        _count(len({row[k] for row in rows if k in row}), k) for k in ("method", "seed") if varies(rows, k)
     ]
     return ", ".join(words) + (f"; {failed} could not run, and say why" if failed else "") + "."
 
@@ -136,4 +145,4 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' if number != 1 else ''}"
 
 
-__all__ = ["write_html"]
+__all__ = ["draft", "write_html"]

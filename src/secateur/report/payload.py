@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.analysis.plain import plain
-from secateur.report.rows import IDENTITY, Row, is_report, keys_of, label, varies
+from secateur.report.rows import IDENTITY, Row, is_report, keys_of, label, metric_of, varies
 from secateur.report.section import Section
 from secateur.report.spread import spreads
+from secateur.report.style import fills, styles
 
 LONG_TEXT = 40
 COUNTERS = ("seed", "draw")
@@ -26,7 +27,7 @@ def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> 
         values: The same runs whole.
         sections: Further parts of the page.
     """
-    keys = keys_of(rows)
+    keys, metric = keys_of(rows), metric_of(rows)
     full = [{key: row.get(key) for key in keys} for row in rows]
     numbers = [key for key in keys if key not in COUNTERS and any(_is_number(row[key]) for row in full)]
     axes = [key for key in numbers if not key.endswith("_before") and key != "before"]
@@ -34,13 +35,15 @@ def payload(rows: list[Row], values: list[Row], sections: Sequence[Section]) -> 
     return {
         "rows": [[row[key] for key in keys] for row in full],
         "columns": [
-            {"key": key, "label": label(key), "css": _css(key in numbers, key, full)} for key in keys
+            {"key": key, "label": label(key, metric), "css": _css(key in numbers, key, full)} for key in keys
         ],
         "identity": [key for key in IDENTITY if key in keys],
         "axes": shown,
         "start": {"x": _start(rows, axes), "y": _first(("after", "accuracy", *axes[1:]), axes)},
         "before": {key: twin for key in axes if (twin := _twin(key)) in numbers},
         "spreads": spreads(full, shown),
+        "styles": styles(rows),
+        "fills": fills(rows),
         "names": [name_of(row, rows) for row in rows],
         "networks": list(dict.fromkeys(network_of(row) for row in rows)),
         "cells": [cell for at, run in enumerate(values) for cell in _cells(at, run)],

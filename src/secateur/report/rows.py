@@ -25,8 +25,6 @@ IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
 USUAL = re.compile(r"(?<=\()(keep|density)=|, scope='layer'|, floor=1(?=[,)])|, round_to=1(?=[,)])")
 LABELS = {
-    "before": "quality before",
-    "after": "quality after",
     "parameters_before": "parameters before",
     "nonzero": "nonzero parameters",
     "macs_before": "MACs before",
@@ -34,6 +32,19 @@ LABELS = {
     "top1": "same top class",
     "largest": "largest difference",
 }
+
+
+class Found(list[Row]):
+    """Runs that were read from files.
+
+    Attributes:
+        skipped: By file, why it is left out.
+    """
+
+    def __init__(self, runs: Iterable[Row] = (), skipped: Mapping[str, str] | None = None) -> None:
+        """Start with runs and what was skipped."""
+        super().__init__(runs)
+        self.skipped = dict(skipped or {})
 
 
 def as_dict(run: Run) -> Row:
@@ -64,7 +75,7 @@ def flatten(run: Run) -> Row:
     values = as_dict(run)
     flat = {key: value for key, value in values.items() if not isinstance(value, (dict, list))}
     if not is_report(values):
-        return flat
+        return {**flat, "budget": brief(flat["budget"])} if isinstance(flat.get("budget"), str) else flat
     row = {key: flat.pop(key) for key in IDENTITY if key in flat}
     row |= {"repair": row["repair"] or "none", "budget": brief(row["budget"])}
     return {**row, **_measured(values), **{key: flat[key] for key in flat if key not in ENVIRONMENT}}
@@ -107,13 +118,21 @@ def varies(rows: Sequence[Row], key: str) -> bool:
     return len({row[key] for row in rows if row.get(key) is not None}) > 1
 
 
-def label(key: str) -> str:
+def metric_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the name of the metric, if it is the same in all rows that have one; else ``"quality"``."""
+    found = {str(row["metric"]) for row in rows if row.get("metric") is not None}
+    return found.pop() if len(found) == 1 else "quality"
+
+
+def label(key: str, metric: str = "quality") -> str:
     """Return a column's heading.
 
     Example:
-        >>> label("macs"), label("latency_64_ms_before"), label("top_k")
-        ('MACs', 'ms at batch 64 before', 'top k')
+        >>> label("macs"), label("latency_64_ms_before"), label("top_k"), label("after", "accuracy")
+        ('MACs', 'ms at batch 64 before', 'top k', 'accuracy after')
     """
+    if key in ("before", "after"):
+        return f"{metric} {key}"
     if key.startswith("latency_"):
         batch = key.split("_")[1]
         return f"ms at batch {batch}" + (" before" if key.endswith("_before") else "")
@@ -138,6 +157,7 @@ def show(value: Any) -> str:
 
 __all__ = [
     "IDENTITY",
+    "Found",
     "Row",
     "Run",
     "as_dict",
@@ -147,6 +167,7 @@ __all__ = [
     "is_report",
     "keys_of",
     "label",
+    "metric_of",
     "show",
     "varies",
 ]

@@ -10,7 +10,6 @@ const numeric = (v) => typeof v === "number" && Number.isFinite(v);
 const label = (key) => (data.columns.find((c) => c.key === key) || { label: key }).label;
 const values = (key) => [...new Set(data.rows.map((row) => row[key]).filter((v) => v !== null))].map(String);
 const network = (row) => [row.data, row.model].filter((v) => v !== null && v !== undefined).join(", ");
-const repaired = (row) => row.repair !== null && row.repair !== "none";
 const escaped = (text) => String(text).replace(/[<&]/g, (c) => (c === "<" ? "&lt;" : "&amp;"));
 
 function show(value) {
@@ -21,15 +20,17 @@ function show(value) {
 }
 
 const root = document.documentElement;
-const SHAPES = [["circle", "●"], ["square", "■"], ["diamond", "◆"], ["cross", "✚"], ["x", "✖"],
-                ["triangle-up", "▲"], ["triangle-down", "▼"], ["pentagon", "⬟"], ["hexagon", "⬢"],
-                ["triangle-left", "◀"], ["triangle-right", "▶"], ["hourglass", "⧗"]];
-const PALETTE = SHAPES.map((_, at) => `var(--c${at})`);
+const PALETTE = Array.from({ length: 12 }, (_, at) => `var(--c${at})`);
 const methods = values("method");
+const repairOf = (row) => (row.repair === null || row.repair === undefined ? "none" : String(row.repair));
+const style = (method) => data.styles[method] || { colour: PALETTE[0], symbol: "circle", glyph: "●" };
 
-function style(method) {
-  const at = Math.max(0, methods.indexOf(method));
-  return { colour: PALETTE[at % PALETTE.length], shape: SHAPES[at % SHAPES.length] };
+// The mark of a run: its method says colour and symbol, its repair how it is filled.
+function markOf(row) {
+  const { colour, symbol } = style(String(row.method)), fill = data.fills[repairOf(row)] || "open";
+  const ends = { open: "-open", filled: "", dotted: "-open-dot", pale: "-dot" };
+  return { size: fill === "pale" ? 13 : 10, color: colour, symbol: symbol + ends[fill],
+           line: { width: 2, color: fill === "pale" ? "var(--paper)" : colour } };
 }
 
 // Replace every "var(--name)" in a figure by the page's colour of the moment.

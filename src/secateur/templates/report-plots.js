@@ -12,8 +12,17 @@ function plot(place, traces, extra) {
   delete layout.template;
   for (const key of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((k) => /^[xy]axis\d*$/.test(k))])) {
     layout[key] = Object.assign({}, axis, layout[key]);
+    if (layout[key].type === "log") Object.assign(layout[key], decades(traces, key[0]));
   }
   return Plotly.react(place, coloured(traces), coloured(layout), CONFIG);
+}
+
+// On a logarithmic axis powers of ten have words, and nothing else has; unless there are none to speak of.
+function decades(traces, side) {
+  const found = traces.flatMap((t) => t[side] || []).filter((v) => numeric(v) && v > 0).map(Math.log10);
+  const inside = Math.floor(Math.max(...found)) - Math.ceil(Math.min(...found)) + 1;
+  if (!(inside > 1)) return { tickformat: "~g" };
+  return { dtick: Math.ceil(inside / 10), exponentformat: "power", minor: { dtick: "D1", ticks: "outside", ticklen: 3 } };
 }
 
 function hover(row, runs) {
@@ -49,27 +58,28 @@ function bars(points, side, colour) {
 function drawScatter(shown) {
   if (!find("scatter")) return;
   const x = find("axis-x").value, y = find("axis-y").value;
-  const lines = new Map();
-  for (const mark of marks(shown)) {
-    const key = JSON.stringify(data.identity.filter((k) => !["budget", "ratio", "seed"].includes(k)).map((k) => mark.row[k]));
+  const lines = new Map(), drawn = marks(shown), type = x === "method" ? "category" : scale(shown, x);
+  aside(drawn, type);
+  const apart = x === "method" ? ["seed"] : ["budget", "ratio", "seed"];
+  for (const mark of drawn) {
+    const key = JSON.stringify(data.identity.filter((k) => !apart.includes(k)).map((k) => mark.row[k]));
     if (!lines.has(key)) lines.set(key, []);
     lines.get(key).push(mark);
   }
-  const hovers = "%{text}<br>%{x:.5g}, %{y:.5g}<extra></extra>";
+  const hovers = "%{text}<br>%{customdata}, %{y:.5g}<extra></extra>";
   const traces = [...lines.values()].map((points) => {
     if (x !== "method") points.sort((a, b) => a.x[0] - b.x[0]);
-    const { colour, shape } = style(String(points[0].row.method));
-    const symbol = repaired(points[0].row) ? shape[0] : `${shape[0]}-open`;
+    const marker = markOf(points[0].row), colour = marker.color;
     const joined = points.length > 1 && x !== "method" && new Set(points.map((m) => m.x[0])).size > 1;
-    return { x: points.map((m) => m.x[0]), y: points.map((m) => m.y[0]), type: "scatter", hovertemplate: hovers,
+    const slot = ["data", "model", "budget", "repair"].map((k) => points[0].row[k]).join(", ");
+    return { x: points.map((m) => m.at ?? m.x[0]), customdata: points.map((m) => show(m.x[0])), offsetgroup: slot, y: points.map((m) => m.y[0]), type: "scatter", hovertemplate: hovers,
              mode: joined ? "lines+markers" : "markers", text: points.map((m) => hover(m.row, m.runs)),
              error_x: x === "method" ? undefined : bars(points, "x", colour), error_y: bars(points, "y", colour),
-             line: { width: 1, color: colour },
-             marker: { size: 10, color: colour, symbol, line: { width: 2, color: colour } } };
+             line: { width: 1, color: colour }, marker };
   });
   const dense = originals(shown, data.before[x], data.before[y]);
   if (data.before[x] && data.before[y]) {
-    traces.push({ x: dense.map((d) => d.x), y: dense.map((d) => d.y), text: dense.map((d) => `${escaped(d.name)} before pruning`),
+    traces.push({ x: dense.map((d) => d.x), customdata: dense.map((d) => show(d.x)), y: dense.map((d) => d.y), text: dense.map((d) => `${escaped(d.name)} before pruning`),
                   type: "scatter", mode: "markers", hovertemplate: hovers,
                   marker: { size: 13, symbol: "star", color: "var(--ink)" } });
   }
@@ -77,7 +87,24 @@ function drawScatter(shown) {
   const shapes = levels.filter(numeric).map((v) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: v, y1: v,
                                                       line: { dash: "dash", width: 1, color: "var(--soft)" } }));
   plot("scatter", traces, { shapes, yaxis: { title: { text: label(y) } },
-    xaxis: { title: { text: label(x) }, type: x === "method" ? "category" : scale(shown, x) } });
+    xaxis: { title: { text: label(x) }, type }, ...(x === "method" ? { scattermode: "group", scattergap: 0.4 } : {}) });
+}
+
+// Marks with bars that stand at one x, put side by side; the table and the words beside a mark have its true x.
+function aside(drawn, type) {
+  if (type === "category" || !drawn.some((m) => m.y[2] > m.y[1])) return;
+  const on = type === "log" ? Math.log10 : (v) => v, off = type === "log" ? (v) => 10 ** v : (v) => v;
+  const groups = new Map(), places = drawn.map((m) => on(m.x[0]));
+  const span = Math.max(...places) - Math.min(...places);
+  drawn.forEach((m, at) => {
+    const key = span ? Math.round((places[at] / span) * 500) : 0;
+    groups.set(key, [...(groups.get(key) || []), m]);
+  });
+  const step = Math.min(0.01, 0.3 / groups.size / Math.max(...[...groups.values()].map((g) => g.length))) * (span || 1);
+  if (!Number.isFinite(step)) return;
+  for (const group of groups.values()) {
+    group.forEach((m, at) => { m.at = off(on(m.x[0]) + (at - (group.length - 1) / 2) * step); });
+  }
 }
 
 // The networks before pruning; where seeds differ, their means.

@@ -17,9 +17,33 @@ function drawSections() {
   }
 }
 
+// The heading names the run; where the network chosen above has none here, it says so.
+function sayWhose(chapter, of) {
+  const place = chapter.querySelector(".whose");
+  if (!place) return;
+  const name = of ? of.value : all(".part", chapter).map((part) => part.dataset.network).find(Boolean);
+  place.textContent = ofNetwork(name) ? name : `${name} (the network chosen at the top has no such picture)`;
+}
+
+function ofNetwork(name) {
+  const wanted = find("network") ? find("network").value : "";
+  return !wanted || name === wanted || name.startsWith(`${wanted}: `);
+}
+
+// Every chapter follows the network chosen at the top, where it has a picture of it.
+function follow() {
+  for (const chapter of all(".chapter")) {
+    const of = chapter.querySelector("[data-pick=network]");
+    const names = of ? [...of.options].map((option) => option.value) : [];
+    if (of && !ofNetwork(of.value) && names.some(ofNetwork)) of.value = names.find(ofNetwork);
+    pick(chapter);
+  }
+}
+
 function pick(chapter) {
   const chosen = (what) => chapter.querySelector(`[data-pick=${what}]`);
   const parts = all(".part", chapter), of = chosen("network"), layer = chosen("layer");
+  sayWhose(chapter, of);
   const here = parts.filter((part) => !of || !part.dataset.network || part.dataset.network === of.value);
   if (layer) {
     const before = layer.value, names = [...new Set(here.map((part) => part.dataset.layer).filter(Boolean))];

@@ -23,7 +23,8 @@ function fill(table) {
   const { columns, rows } = tableOf(table.dataset.table);
   const number = columns.map((_, at) => rows.some((row) => numeric(row[at])));
   const head = make("tr"), body = make("tbody");
-  columns.forEach((name) => head.append(make("th", { scope: "col", textContent: name })));
+  columns.forEach((name, at) =>
+    head.append(make("th", { scope: "col", textContent: name, className: number[at] ? "number" : "" })));
   for (const row of rows) {
     const line = make("tr");
     row.forEach((value, at) => {

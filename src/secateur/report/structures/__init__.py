@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from secateur.report.payload import name_of, network_of
+from secateur.report.payload import network_of
 from secateur.report.rows import Row, flatten
 from secateur.report.section import Section
 from secateur.report.structures.lattice import lattice_sections
@@ -40,16 +40,28 @@ def structure_sections(values: Sequence[Row]) -> list[Section]:
         values: Runs as dictionaries; those without a portrait of a known structure count for nothing.
     """
     held = [run for run in values if (run.get("structure") or {}).get("structure") in DRAWN]
-    rows = [flatten(run) for run in held]
-    names = [network_of(row) for row in rows]
-    twice = Counter((run["structure"]["structure"], name) for run, name in zip(held, names, strict=True))
-    found = []
+    found, seen = [], Counter[tuple[str, str]]()
     for kind, draw in DRAWN.items():
-        for run, row, name in zip(held, rows, names, strict=True):
+        for run in held:
             if run["structure"]["structure"] == kind:
-                told = f"{name}: {name_of(row, rows)}" if twice[kind, name] > 1 else name
+                told = whose(flatten(run))
+                seen[kind, told] += 1
+                if seen[kind, told] > 1:
+                    told += f", run {seen[kind, told]}"
                 found += [replace(s, chapter=TITLES[kind], network=told) for s in draw(run["structure"])]
     return found
 
 
-__all__ = ["DRAWN", "structure_sections"]
+def whose(row: Row) -> str:
+    """Say whose picture it is: network, method, budget, repair and seed.
+
+    Example:
+        >>> whose({"data": "digits", "model": "mlp", "method": "mip", "budget": "Units(0.5)", "seed": 3})
+        'digits, mlp: mip, Units(0.5), repair none, seed 3'
+    """
+    told = [str(row[key]) for key in ("method", "budget") if row.get(key) is not None]
+    told += [f"{key} {row.get(key, missing)}" for key, missing in (("repair", "none"), ("seed", "unknown"))]
+    return f"{network_of(row)}: {', '.join(told)}"
+
+
+__all__ = ["DRAWN", "structure_sections", "whose"]

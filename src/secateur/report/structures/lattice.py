@@ -38,6 +38,8 @@ def _hasse(name: str, order: Mapping[str, Any]) -> Section:
     x = places([node["height"] for node in nodes], edges)
     y = [node["height"] for node in nodes]
     more = "" if len(nodes) == order["elements"] else f" The {len(nodes)} of them with most covers are drawn."
+    if not edges and len(nodes) > 1:
+        more += " No unit is comparable with another: the order says nothing here."
     text = (
         f"Reading: {order['reading']}. {order['units']} units are {order['elements']} elements, of height "
         f"{order['height']}; {order['irreducible']} units are meet-irreducible.{more} A line leads up from "

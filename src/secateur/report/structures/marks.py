@@ -62,8 +62,16 @@ def split(flags: Sequence[bool], *columns: Sequence[Any]) -> tuple[list[list[Any
 
 
 def listed(groups: Mapping[str, str]) -> str:
-    """Word why some groups are not drawn."""
-    return "; ".join(f"{name}: {reason}" for name, reason in groups.items())
+    """Word why some groups are not drawn, each reason once.
+
+    Example:
+        >>> listed({"a": "no order", "b": "no order", "c": "too large"})
+        'a, b: no order; c: too large'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in groups.items():
+        by_reason.setdefault(str(reason), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
 
 
 __all__ = ["GOES", "STAYS", "Json", "bars", "figure", "lines", "listed", "points", "split"]

@@ -33,7 +33,7 @@ def matroid_sections(portrait: Mapping[str, Any]) -> list[Section]:
         found.append(_windows(name, layer))
     if portrait["skipped"]:
         found.append(
-            Section("Not drawn", "No rows [W | b] are drawn for: " + listed(portrait["skipped"]) + ".")
+            Section("Not drawn", "Rows [W | b] of " + listed(portrait["skipped"]) + ".")
         )
     return found
 
@@ -50,7 +50,7 @@ def _curves(curves: Mapping[str, Any]) -> Section:
             traces.append(at | {"showlegend": False})
         by_plan = {curve["kept"]: curve["residual"]}
         rows += [
-            {"group": name, "kept": m, "of": units, "unexplained": r, "by the plan": by_plan.get(m)}
+            {"group": name, "kept": m, "units": units, "unexplained": r, "by the plan": by_plan.get(m)}
             for m, r in enumerate(curve["residuals"])
         ]
     text = (
