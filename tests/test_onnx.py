@@ -86,3 +86,74 @@ def test_any_batch_where_it_can_be(tmp_path: Path) -> None:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         x = np.zeros((7 if free else 2, 4), np.float32)
         assert len(session.run(None, {session.get_inputs()[0].name: x})[0]) == len(x)
+
+
+def test_an_axis_that_was_to_vary_and_does_not_is_named(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 2), nn.Linear(3, 2)
+
+        def forward(self, first: torch.Tensor, *, more: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.a(first) + self.b(more["x"])
+
+    batch, feature = torch.export.Dim("batch"), torch.export.Dim("feature")
+    x, kwargs = torch.randn(2, 4), {"more": {"x": torch.randn(2, 3)}}
+    with pytest.raises(CaptureError, match=r"axis 1 of input 'more_x' is 3 in the file.*Leave it out"):
+        export_onnx(Two(), x, tmp_path / "m.onnx", kwargs, dynamic_shapes={
+            "first": {0: batch}, "more": {"x": {0: batch, 1: feature}}})
+    assert list(tmp_path.iterdir()) == []
+    export_onnx(Two(), x, tmp_path / "m.onnx", kwargs, dynamic_shapes={
+        "first": {0: batch, 1: None}, "more": {"x": (batch, None)}})
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [i.shape for i in session.get_inputs()] == [["batch", 4], ["batch", 3]]
+
+
+def test_errors_of_the_exporter_are_short_and_without_colours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CaptureError) as seen:
+        export_onnx(Branching(), torch.randn(3, 4), tmp_path / "m.onnx")
+    words = str(seen.value)
+    assert "return x if x.sum() > 0 else -x" in words
+    assert "Could not guard on data-dependent expression" in words
+    assert "\x1b" not in words
+    assert "\n" not in words
+    assert len(words) < 600
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(InputError, match="got int"):
+        export_onnx(5, torch.randn(3, 4), tmp_path / "m.onnx")  # type: ignore[arg-type]
+    for path in (None, "a\0b"):
+        with pytest.raises(InputError, match="path"):
+            export_onnx(nn.Linear(4, 2), torch.randn(3, 4), path)  # type: ignore[arg-type]
+
+
+class Given(nn.Module):
+    """Returns its inputs."""
+
+    def forward(self, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return xs
+
+
+def off(monkeypatch: pytest.MonkeyPatch, wanted: list[list[float]], found: list[list[float]]) -> float:
+    monkeypatch.setattr(exporting, "_run", lambda path, given: [np.array(x, np.float32) for x in found])
+    return exporting._difference(Given(), tuple(map(torch.tensor, wanted)), {}, Path("none"))
+
+
+def test_each_output_is_compared_alone_and_where_it_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan, inf = float("nan"), float("inf")
+    cases = [
+        ([[1.0, 2.0], [3.0]], [[1.0, 2.0], [nan]], inf),
+        ([[nan, 2.0], [3.0]], [[nan, 2.0], [3.0]], 0),
+        ([[nan, 2.0]], [[2.0, nan]], inf),
+        ([[2.0], [nan]], [[2.0], [4.0]], inf),
+        ([[1.0, 2.0], [-inf, 1.0]], [[101.0, 2.0], [-inf, 1.0]], 50),
+        ([[-inf, 1.0]], [[inf, 1.0]], inf),
+        ([[-inf, 2.0]], [[-inf, 1.0]], 0.5),
+        ([[1000.0], [0.001]], [[1000.0], [0.002]], 1),
+        ([[0.0, 0.0]], [[0.0, 0.25]], 0.25),
+        ([[1.0], [2.0]], [[1.0]], inf),
+        ([[1.0, 2.0]], [[1.0]], inf),
+    ]
+    for wanted, found, difference in cases:
+        assert off(monkeypatch, wanted, found) == pytest.approx(difference, rel=1e-5), (wanted, found)

@@ -78,7 +78,7 @@ def save(
         StoreError: The folder cannot be written or has a plan.json that is not ours, or the model holds
             what safetensors cannot.
     """
-    place = place_of(folder).resolve()
+    place = weights.place_of(folder).resolve()
     with _writing(place):
         _refuse_foreign(place / DOCUMENT)
     left = shapes(plan.network, plan.keep)
@@ -117,7 +117,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
             weights other outputs.
         InputError: The factory fails, or makes no model.
     """
-    place, body = place_of(folder), _read(folder, "model", "plan")
+    place, body = weights.place_of(folder), _read(folder, "model", "plan")
     plan, fresh = _plan(place, body), _call(factory)
     remedy = f"{place / DOCUMENT} needs a factory that makes the model as it was before the pruning"
     weights.check(fresh, plan.network.shapes, "the factory's model", remedy)
@@ -138,7 +138,7 @@ def load_plan(folder: str | Path) -> Plan:
     Raises:
         StoreError: The folder is missing, damaged, or of a newer version.
     """
-    return _plan(place_of(folder), _read(folder, "plan"))
+    return _plan(weights.place_of(folder), _read(folder, "plan"))
 
 
 def load_report(folder: str | Path) -> dict[str, Any] | None:
@@ -148,19 +148,6 @@ def load_report(folder: str | Path) -> dict[str, Any] | None:
         StoreError: The folder is missing, damaged, or of a newer version.
     """
     return _read(folder)["report"]
-
-
-def place_of(folder: str | Path) -> Path:
-    """Return a path that was given, if it can be one.
-
-    Raises:
-        InputError: It cannot.
-    """
-    if not isinstance(folder, (str, Path)):
-        raise InputError(f"a path is a str or a pathlib.Path; got {type(folder).__name__}")
-    if "\0" in str(folder):
-        raise InputError(f"a path cannot hold a NUL character; got {str(folder)!r}")
-    return Path(folder)
 
 
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -296,7 +283,7 @@ def _sha256(path: Path) -> str:
 
 def _read(folder: str | Path, *kinds: str) -> dict[str, Any]:
     """Return the body of a folder's plan.json, after checking it and the files of these kinds."""
-    path = place_of(folder) / DOCUMENT
+    path = weights.place_of(folder) / DOCUMENT
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         written, body = document["format"], document["body"]
@@ -373,4 +360,4 @@ def _opened(place: Path, file: Mapping[str, Any], read: Callable[[Path], dict[st
         raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error}): {REMEDY}") from error
 
 
-__all__ = ["load", "load_plan", "load_report", "place_of", "save"]
+__all__ = ["load", "load_plan", "load_report", "save"]

@@ -12,8 +12,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.core import IntArray, Network, PlanError, StoreError
+from secateur.core import InputError, IntArray, Network, PlanError, StoreError
 from secateur.network.compose import alive
+
+
+def place_of(folder: str | Path) -> Path:
+    """Return a path that was given, if it can be one.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"a path is a str or a pathlib.Path; got {type(folder).__name__}")
+    if "\0" in str(folder):
+        raise InputError(f"a path cannot hold a NUL character; got {str(folder)!r}")
+    return Path(folder)
 
 
 def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -196,7 +209,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = Fal
     Raises:
         StoreError: The file is missing, damaged or pickled, or does not fit the model.
     """
-    file = Path(path)
+    file = place_of(path)
     if not file.is_file():
         raise StoreError(f"{file} does not exist")
     state = _read_state(file, allow_pickle)
@@ -228,4 +241,4 @@ def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
     return state
 
 
-__all__ = ["carry", "check", "collect", "describe", "fill", "load_weights", "named", "ties"]
+__all__ = ["carry", "check", "collect", "describe", "fill", "load_weights", "named", "place_of", "ties"]
