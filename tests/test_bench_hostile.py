@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.bench.cells import Cell, Record
 from secateur.bench.grid import run_grid
-from secateur.bench.harness import Bench, make_grid
+from secateur.bench.harness import Bench, make_grid, run_bench
 from secateur.bench.ledger import Ledger
 from secateur.bench.subject import method_hash, model_hash, subject, takes_seed
 from secateur.bench.worker import Worker
@@ -339,3 +339,29 @@ def test_what_cells_started_ends_with_the_run(place: Path, stop: signal.Signals)
     assert not gone(child, 0.2)
     parent.send_signal(stop)
     assert parent.wait(20) != 0 and gone(child)
+
+
+def test_edited_rows_of_a_comparison_are_named(place: Path) -> None:
+    run_bench(bench(), place / "out", engine="inline")
+    path = place / "out" / "cells.jsonl"
+    first, *others = path.read_text().splitlines()
+    line = json.loads(first)
+    (row,) = line["rows"]
+    after = row["after"]
+    for rows, words in (
+        ([], "one row, not 0"),
+        ([{}], "'repair' should be None|'seed' should be"),
+        ([{**row, "seed": "x"}], "'seed' should be 0, not 'x'"),
+        ([{**row, "status": 5}], "'status' should be words, not 5"),
+        ([{**row, "after": "x"}], "no report of a pruning"),
+        ([{**row, "after": {**after, "metric": "0.5"}}], "the metric after should be a number, not '0.5'"),
+        ([{**row, "after": {**after, "cost": {**after["cost"], "macs": 10**400}}}], "macs after should be"),
+        ([{**row, "groups": None}], "'groups' should be a mapping, not None"),
+        ([{**row, "seconds": {"plan": None}}], "the time to plan should be a number"),
+    ):
+        path.write_text("\n".join([json.dumps({**line, "rows": rows}), *others]) + "\n")
+        with pytest.raises(StoreError, match=f"with the key {line['key']} is not what .*{words}"):
+            run_bench(bench(), place / "out", engine="inline")
+    infinite = {**row, "after": {**after, "metric": "-Infinity"}}
+    path.write_text("\n".join([json.dumps({**line, "rows": [infinite]}), *others]) + "\n")
+    assert run_bench(bench(), place / "out", engine="inline")[0][0]["after"]["metric"] == "-Infinity"

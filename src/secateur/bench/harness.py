@@ -15,11 +15,11 @@ from typing import Any
 from secateur.analysis.measure import METRICS
 from secateur.bench.cells import Cell, Record, Row
 from secateur.bench.grid import find_engine, run_grid
-from secateur.bench.pruning import DRAWN
+from secateur.bench.pruning import DRAWN, check_rows
 from secateur.bench.runner import execute
 from secateur.bench.subject import SAMPLE, examples, method_hash, subject
 from secateur.bench.worker import Worker
-from secateur.core import InputError, Tolerance, unknown
+from secateur.core import InputError, StoreError, Tolerance, unknown
 from secateur.data import DATASETS
 from secateur.methods import METHODS
 from secateur.named import is_folder, make_budget, make_method
@@ -298,10 +298,11 @@ def run_bench(
     if tell is not None:
         tell("making the model and the data")
     grid = make_grid(bench, inline=engine == "inline", limit=limit)
-    records = run_grid(
-        grid.cells, Path(out) / LEDGER, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
-    )
-    pairs = zip(grid.cells, records, strict=True)
+    path = Path(out) / LEDGER
+    records = run_grid(grid.cells, path, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell)
+    pairs = list(zip(grid.cells, records, strict=True))
+    for cell, record in pairs:
+        _check(cell, record, path)
     return [row for cell, record in pairs for row in _rows(cell, record, bench)], grid.varies
 
 
@@ -353,6 +354,17 @@ def seeds_of(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"seeds are whole numbers with commas, as in 0,1,2; got {text!r}") from error
+
+
+def _check(cell: Cell, record: Record, path: Path) -> None:
+    try:
+        if record.status == "ok":
+            check_rows(record.rows, cell.params)
+    except InputError as error:
+        raise StoreError(
+            f"the line of {path} with the key {cell.key} is not what a pruning left there ({error}): take it "
+            "out, then its cell runs again"
+        ) from error
 
 
 def _rows(cell: Cell, record: Record, bench: Bench) -> list[Row]:

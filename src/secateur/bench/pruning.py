@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 from torch import nn
@@ -27,9 +28,11 @@ from secateur.named import make_budget, make_method, try_inputs
 from secateur.network.trace import trace
 from secateur.portrait import portray
 from secateur.prune import Repair, Result, prune
+from secateur.summary import Report
 
 LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {}}
 DRAWN = 1_000_003
+WORDS = ("NaN", "Infinity", "-Infinity")  # as `plain` writes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,48 @@ def prune_once(**params: Any) -> list[Row]:
     return [plain({**report, **LIGHT, **what, "status": "ok", "warnings": warned})]
 
 
+def check_rows(rows: Sequence[Row], params: Mapping[str, Any]) -> None:
+    """Check that rows are what `prune_once` returns: the file that kept them may have been edited.
+
+    Args:
+        rows: The rows.
+        params: What `prune_once` was called with.
+
+    Raises:
+        InputError: They are not; names the field.
+    """
+    if len(rows) != 1:
+        raise InputError(f"a pruning leaves one row, not {len(rows)}")
+    (row,) = rows
+    for name in ("repair", "seed", "draw"):
+        if name not in row or row[name] != params[name]:
+            raise InputError(f"{name!r} should be {params[name]!r}, not {ascii(row.get(name))[:60]}")
+    if not isinstance(row.get("status"), str):
+        raise InputError(f"'status' should be words, not {ascii(row.get('status'))[:60]}")
+    if row["status"] != "ok":
+        return
+    report = Report.from_dict({field.name: row[field.name] for field in fields(Report) if field.name in row})
+    for name in ("groups", "masks", "seconds", "versions"):
+        if not isinstance(getattr(report, name), Mapping):
+            raise InputError(f"{name!r} should be a mapping, not {ascii(getattr(report, name))[:60]}")
+    for name, value in _numbers(report):
+        if not (value in WORDS if isinstance(value, str) else _finite(value)):
+            raise InputError(f"{name} should be a number, not {ascii(value)[:60]}")
+
+
+def _numbers(report: Report) -> Iterator[tuple[str, Any]]:
+    for name, side in (("before", report.before), ("after", report.after)):
+        yield f"the metric {name}", side.metric
+        yield from ((f"{key} {name}", value) for key, value in asdict(side.cost).items())
+        yield from ((f"a latency {name}", latency.median) for latency in side.latency)
+    yield from ((f"the time to {key}", value) for key, value in report.seconds.items())
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
 def look(
     *,
     model: str,
@@ -207,4 +252,4 @@ def look(
     return [{"seeded": seeded, "models": models, "data": hashed, "code": code}]
 
 
-__all__ = ["ChangedError", "Pruning", "look", "prune_once"]
+__all__ = ["ChangedError", "Pruning", "check_rows", "look", "prune_once"]
