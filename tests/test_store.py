@@ -418,7 +418,12 @@ def test_a_pickle_is_read_only_when_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="allow_pickle=True"):
         load_weights(other, tmp_path / "w.pt")
     assert torch.equal(outputs(other), before)
-    load_weights(other, tmp_path / "w.pt", allow_pickle=True)
+    with pytest.raises(StoreError) as seen:
+        load_weights(make(), tmp_path / "w.pt")
+    exec("\n".join(line.strip() for line in str(seen.value).splitlines()[1:]))
+    load_weights(other, tmp_path / "w.safetensors")
+    assert torch.equal(outputs(other), outputs(model))
+    load_weights(other := make(), tmp_path / "w.pt", allow_pickle=True)
     assert torch.equal(outputs(other), outputs(model))
     torch.save(model, tmp_path / "whole.pt")
     with pytest.raises(StoreError, match="cannot be read as tensors"):
@@ -435,6 +440,10 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(StoreError, match=r"'9.weight' is \(4, 8\) there and \(3, 8\) in the model"):
         load_weights(model, tmp_path / "w.safetensors")
+    save_file({f"x.{name}": value for name, value in state.items()}, tmp_path / "other.safetensors")
+    words = r"only the file has 'x\.0\.bias', .* and 10 more; only the model has '0\.weight', .*Give w"
+    with pytest.raises(StoreError, match=words):
+        load_weights(model, tmp_path / "other.safetensors")
     with pytest.raises(StoreError, match="does not exist"):
         load_weights(model, tmp_path / "none.safetensors")
     (tmp_path / "junk").write_bytes(b"junk")

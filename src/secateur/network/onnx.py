@@ -190,8 +190,8 @@ def _check_free(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: P
         for axis in sorted(free.get(id(tensor), ())):
             size = found.type.tensor_type.shape.dim[axis]
             if size.HasField("dim_value"):
-                raise CaptureError(f"axis {axis} of input {found.name!r} is {size.dim_value} in the file, though "
-                                   "dynamic_shapes lets it vary: the model's code or weights fix it. "
+                raise CaptureError(f"axis {axis} of input {found.name!r} is {size.dim_value} in the file, "
+                                   "though dynamic_shapes lets it vary: the model's code or weights fix it. "
                                    "Leave it out of dynamic_shapes, or change the code")
 
 

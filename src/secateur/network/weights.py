@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from secateur.core import InputError, IntArray, Network, PlanError, StoreError
 from secateur.network.compose import alive
 
+LISTED = 3
+
 
 def place_of(folder: str | Path) -> Path:
     """Return a path that was given, if it can be one.
@@ -217,12 +219,27 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = Fal
     state.update({a: state[b] for a, b in ties(model).items() if b in state and a not in state})
     have = {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
     want = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, Tensor)}
-    wrong = sorted(name for name in {**have, **want} if have.get(name) != want.get(name))
-    if wrong:
-        first = wrong[0]
-        raise StoreError(f"{file} does not fit {type(model).__name__} in {len(wrong)} tensors: {first!r} is "
-                         f"{have.get(first, 'missing')} there and {want.get(first, 'missing')} in the model")
+    if have != want:
+        raise StoreError(f"{file} does not fit {type(model).__name__}: {_unlike(have, want)}. Give weights "
+                         "that were saved from this class with the same sizes, by its state_dict()'s names")
     model.load_state_dict(state)
+
+
+def _unlike(have: Mapping[str, tuple[int, ...]], want: Mapping[str, tuple[int, ...]]) -> str:
+    """Say how the tensors of a file differ from a model's."""
+    other = [name for name in want if name in have and have[name] != want[name]]
+    shapes = [f"{name!r} is {have[name]} there and {want[name]} in the model" for name in other]
+    kinds = (
+        ("only the file has", [repr(name) for name in sorted(have) if name not in want]),
+        ("only the model has", [repr(name) for name in want if name not in have]),
+        ("of another shape:", shapes),
+    )
+    return "; ".join(f"{words} {_some(names)}" for words, names in kinds if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
@@ -230,8 +247,7 @@ def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         if not allow_pickle:
-            raise StoreError(f"{file} is no safetensors file ({error}). If torch.save wrote it and you trust "
-                             "it, say allow_pickle=True; better, convert it to safetensors") from error
+            raise StoreError(f"{file} is no safetensors file ({error}). {_conversion(file)}") from error
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -239,6 +255,20 @@ def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise StoreError(f"{file} holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def _conversion(file: Path) -> str:
+    with file.open("rb") as opened:
+        pickled = opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04")
+    if not pickled:
+        return "Give one, or save the weights again"
+    target = str(file.with_suffix(".safetensors"))
+    return (
+        "It looks like torch.save's. If you trust it, say allow_pickle=True in Python, or convert it once:\n"
+        "  import torch, safetensors.torch\n"
+        "  safetensors.torch.save_file({k: v.contiguous().clone() for k, v in "
+        f"torch.load({str(file)!r}, map_location='cpu', weights_only=True).items()}}, {target!r})"
+    )
 
 
 __all__ = ["carry", "check", "collect", "describe", "fill", "load_weights", "named", "place_of", "ties"]
