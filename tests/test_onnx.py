@@ -109,6 +109,11 @@ def test_an_axis_that_was_to_vary_and_does_not_is_named(tmp_path: Path) -> None:
     assert [i.shape for i in session.get_inputs()] == [["batch", 4], ["batch", 3]]
 
 
+class Number(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return x + 1, 3
+
+
 def test_errors_of_the_exporter_are_short_and_without_colours(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +126,8 @@ def test_errors_of_the_exporter_are_short_and_without_colours(
     assert "\n" not in words
     assert len(words) < 600
     assert capfd.readouterr() == ("", "")
+    with pytest.raises(CaptureError, match=r"translating node return .*\(AttributeError: 'int' .*\)$"):
+        export_onnx(Number(), torch.randn(3, 4), tmp_path / "m.onnx")
     with pytest.raises(InputError, match="got int"):
         export_onnx(5, torch.randn(3, 4), tmp_path / "m.onnx")  # type: ignore[arg-type]
     for path in (None, "a\0b"):

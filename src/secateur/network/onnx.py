@@ -32,6 +32,7 @@ Args = tuple[Any, ...]
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+STACK = " See the stack trace for more information."
 DULL = ("For ", "If you suspect", "(Refer to", "The error above", "The following call", "Caused by")
 OTHER_BATCHES = (lambda n: 1, lambda n: n + 1, lambda n: 2 * n + 1)
 LIMIT = 2**31 - 2**20  # protobuf holds 2 GiB: beyond it the weights lie in a file beside
@@ -173,7 +174,10 @@ def _first_lines(error: BaseException) -> str:
     """Return what an error of torch's says first, without colours, logs and advice for its authors."""
     lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines()]
     telling = [line.split(" For more info")[0] for line in lines if line and not line.startswith(DULL)]
-    return " ".join(telling[:3]) or type(error).__name__
+    said, cause = " ".join(telling[:3]) or type(error).__name__, error.__cause__
+    if cause is not None and said.endswith(STACK):
+        return f"{said.removesuffix(STACK)} ({type(cause).__name__}: {_first_lines(cause)})"
+    return said
 
 
 def _check_free(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
