@@ -282,7 +282,7 @@ class _Slow(nn.Module):
 def test_latency_interleaves_and_orders() -> None:
     log: list[float] = []
     rows = latency(
-        {"slow": _Slow(0.006, log), "fast": _Slow(0.002, log)}, torch.zeros(3, 2), batch_sizes=(1, 4),
+        {"slow": _Slow(0.008, log), "fast": _Slow(0.006, log)}, torch.zeros(3, 2), batch_sizes=(1, 4),
         repeats=8, warmup=2, threads=1,
     )
     assert [r.batch_size for r in rows["slow"]] == [1, 4]
@@ -291,8 +291,8 @@ def test_latency_interleaves_and_orders() -> None:
         assert slow.threads == 1
         assert slow.lower <= slow.median <= slow.upper
         assert fast.median < slow.median
-    measured = log[6:22]
-    assert all(sorted(measured[i : i + 2]) == [0.002, 0.006] for i in range(0, 16, 2))
+    measured = log[8:24]
+    assert all(sorted(measured[i : i + 2]) == [0.006, 0.008] for i in range(0, 16, 2))
     assert len({tuple(measured[i : i + 2]) for i in range(0, 16, 2)}) == 2
 
 

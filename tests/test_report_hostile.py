@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from report_runs import make_report, several_seeds, two_networks
+from torch import nn
 from typer.testing import CliRunner
 
 from secateur import cli, demo
+from secateur.analysis.latency import _interleave, latency
 from secateur.bench.comparison import Comparison, comparison
 from secateur.bench.output import sections, write_comparison
 from secateur.core import InputError, StoreError, Units
@@ -196,3 +201,27 @@ def test_the_metric_is_named(tmp_path: Path) -> None:
     assert "quality after" in labels([good(), {**good(), "metric": "loss"}])
     page = write_html(good(), tmp_path / "page.html").read_text()
     assert re.search(r'<th scope="col" class="number"><button type="button">accuracy after', page)
+
+
+def test_both_models_are_measured_for_equally_long() -> None:
+    asked: dict[str, list[int]] = {"before": [], "after": []}
+
+    def timed(name: str, seconds: float) -> Callable[[int], float]:
+        def run(number: int) -> float:
+            asked[name].append(number)
+            return seconds  # of one pass
+
+        return run
+
+    runs = {"before": timed("before", 0.012), "after": timed("after", 0.003)}
+    _interleave(runs, 5, 2, None, random.Random(0))
+    assert asked == {"before": [1] * 8, "after": [1] * 3 + [4] * 5}
+
+
+def test_the_speed_is_the_median_of_the_rounds() -> None:
+    run = {**good(), "status": "ok", "data": "d"}
+    assert demo.pivot([run])[0]["speed"] == pytest.approx(2)
+    run["after"]["latency"][1]["speedup"] = 3.0
+    assert demo.pivot([run])[0]["speed"] == 3.0
+    (row,) = latency({"a": nn.Linear(2, 2)}, torch.zeros(1, 2), batch_sizes=(1,), repeats=3)["a"]
+    assert row.speedup == 1.0

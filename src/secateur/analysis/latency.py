@@ -1,12 +1,13 @@
 """How long a forward pass takes: models measured against one another, in turn.
 
 The machine's state drifts; a ratio of two medians means something only if both models saw the same
-drift.  So each round times every model once, in an order drawn anew.
+drift.  So each round times every model once, in an order drawn anew, and for as long as every other: a
+busy machine takes the processor away every few milliseconds, which a short measurement escapes and a long
+one does not.
 """
 
 from __future__ import annotations
 
-import math
 import platform
 import random
 import time
@@ -25,6 +26,7 @@ from secateur.core import InputError
 from secateur.running import call, evaluating, place, to_model
 
 Run = Callable[[int], float]
+SHORTEST = 2e-3
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Latency:
         repeats: Measurements taken, each in turn with the other models.
         threads: Threads that torch used within an operation.
         device: Where, in words.
+        speedup: How many times as fast as the first of the models, the median of the rounds' ratios; None
+            where an older version measured.
     """
 
     batch_size: int
@@ -48,6 +52,7 @@ class Latency:
     repeats: int
     threads: int
     device: str
+    speedup: float | None = None
 
 
 def latency(
@@ -65,7 +70,8 @@ def latency(
 ) -> dict[str, tuple[Latency, ...]]:
     """Measure models against one another: each round times every model once, in an order drawn anew.
 
-    A measurement lasts at least a millisecond: faster models run several times in it.
+    A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer: faster models
+    run several times in it.
 
     Args:
         models: Models by name, on one device.
@@ -99,8 +105,9 @@ def latency(
             runs = {name: _runner(model, *to_model(resized, model)) for name, model in models.items()}
             _try(models, resized, size, batch_axis)
             times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
+            first = times[next(iter(models))]
             for name, model in models.items():
-                found[name].append(_latency(size, times[name], place(model)[0]))
+                found[name].append(_latency(size, times[name], first, place(model)[0]))
     return {name: tuple(rows) for name, rows in found.items()}
 
 
@@ -143,11 +150,12 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {}))
 
 
-def _latency(size: int, times: Sequence[float], device: torch.device) -> Latency:
+def _latency(size: int, times: Sequence[float], first: Sequence[float], device: torch.device) -> Latency:
     lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
     words = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     where = f"{device.type} ({words})"
-    return Latency(size, median, lower, upper, len(times), torch.get_num_threads(), where)
+    speedup = float(np.median([a / b for a, b in zip(first, times, strict=True)]))
+    return Latency(size, median, lower, upper, len(times), torch.get_num_threads(), where, speedup)
 
 
 def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
@@ -169,10 +177,9 @@ def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, A
 def _interleave(
     runs: Mapping[str, Run], repeats: int, warmup: int, limit: float | None, order: random.Random
 ) -> dict[str, list[float]]:
-    for run in runs.values():
-        for _ in range(warmup):
-            run(1)
-    number = {name: max(1, math.ceil(1e-3 / max(run(1), 1e-9))) for name, run in runs.items()}
+    single = {name: max(1e-9, min(run(1) for _ in range(warmup + 1))) for name, run in runs.items()}
+    lasting = max(SHORTEST, *single.values())
+    number = {name: max(1, round(lasting / seconds)) for name, seconds in single.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     start, names = time.perf_counter(), list(runs)
     for done in range(repeats):
