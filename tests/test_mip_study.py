@@ -68,7 +68,7 @@ def test_every_part_gives_its_rows(job, names, count):
 def test_trained_networks_are_read_back_as_they_were(tmp_path):
     setting = Setting(**{**vars(SMALL), "cache": str(tmp_path)})
     first, again = (subject("FC-3", "digits", setting, 0) for _ in range(2))
-    assert len(list(tmp_path.glob("FC-3-digits-0-*.pt"))) == 1
+    assert len(list(tmp_path.glob("FC-3-digits-0-*.safetensors"))) == 1
     plain = subject("FC-3", "digits", SMALL, 0)
     for a, b, c in zip(*(s.model.state_dict().values() for s in (first, again, plain)), strict=True):
         assert (a == b).all() and (a == c).all()
