@@ -262,7 +262,7 @@ def by_tolerance(work: Work, budget: Tolerance) -> State:
     """
     before = work.baseline
     if work.holdout is None or before is None:
-        raise InputError("a Tolerance is judged on batches that nothing else looks at: give holdout= (--holdout)")
+        raise InputError("a Tolerance is judged on batches that nothing else sees: give holdout= (--holdout)")
     first = Units(0.5, budget.scope, budget.floor, budget.round_to)
     accepted = start = State(work.model, work.network)
     evidence = work.gather(start, first)
