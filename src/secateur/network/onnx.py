@@ -120,16 +120,15 @@ def export_any_batch(model: nn.Module, example_inputs: Any, path: str | Path) ->
     """
     args, kwargs = as_call(example_inputs)
     free = {0: torch.export.Dim("batch")}
-    shapes = tree_map(lambda leaf: free if isinstance(leaf, Tensor) and leaf.ndim else None, (args, kwargs))
+    shapes = tree_map(lambda t: free if isinstance(t, Tensor) and t.ndim else None, kwargs or args)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "model.onnx"
         try:
-            export_onnx(model, args, draft, kwargs, dynamic_shapes=shapes[1] if kwargs else shapes[0])
+            export_onnx(model, args, draft, kwargs, dynamic_shapes=shapes)
             varies = all(_agrees(twin(model), args, kwargs, draft, rows) for rows in OTHER_BATCHES)
         except (CaptureError, ExactnessError):
             varies = False
-    shapes = (shapes[1] if kwargs else shapes[0]) if varies else None
-    export_onnx(model, args, path, kwargs, dynamic_shapes=shapes)
+    export_onnx(model, args, path, kwargs, dynamic_shapes=shapes if varies else None)
     return varies
 
 

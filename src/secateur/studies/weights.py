@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-__all__ = ["remembered"]
+from secateur.bench.cells import made_with
+from secateur.bench.subject import batch_hash
+from secateur.data import Dataset
+
+__all__ = ["remembered", "weights_file"]
+
+
+def weights_file(folder: str | Path, stem: str, data: Dataset, said: Sequence[Any]) -> Path:
+    """Return the file of a trained network: its name says what it was trained on, how, and with what.
+
+    Args:
+        folder: Where it lies.
+        stem: Beginning of its name.
+        data: Of which the training part counts, to the last bit.
+        said: All else that the training depends on, as JSON can hold it.
+    """
+    whole = json.dumps([*said, batch_hash([data.parts["train"]]), made_with()], sort_keys=True)
+    return Path(folder) / f"{stem}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.safetensors"
 
 
 def remembered(path: Path, model: nn.Module, train: Callable[[], nn.Module]) -> nn.Module:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur import zoo
-from secateur.bench.cells import made_with
-from secateur.bench.subject import batch_hash
 from secateur.core import InputError, unknown
 from secateur.data import Dataset, load
-from secateur.studies.weights import remembered
+from secateur.studies.weights import remembered, weights_file
 from secateur.zoo.factory import factory
 
 __all__ = ["NETWORKS", "SIZES", "Size", "make_data", "make_network", "trained"]
@@ -167,9 +162,7 @@ def trained(name: str, data: Dataset, seed: int, size: Size, cache: str | None =
     if cache is None:
         return _fit(model, data, seed, size)
     how = [name, data.name, data.shape, seed, size.epochs, size.limit, size.batch, size.lr]
-    said = json.dumps([*how, batch_hash([data.parts["train"]]), made_with()])
-    key = hashlib.sha256(said.encode()).hexdigest()[:12]
-    path = Path(cache) / f"{name}-{data.name}-{seed}-{key}.safetensors"
+    path = weights_file(cache, f"{name}-{data.name}-{seed}", data, how)
     return remembered(path, model, lambda: _fit(model, data, seed, size))
 
 

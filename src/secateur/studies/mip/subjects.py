@@ -7,11 +7,8 @@ to prune, depends much on that.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.analysis.measure import accuracy
-from secateur.bench.cells import made_with
-from secateur.bench.subject import batch_hash
 from secateur.core import Evidence, Network
 from secateur.data import Dataset, load
 from secateur.finetune import finetune
@@ -30,7 +25,7 @@ from secateur.network.collect import collect
 from secateur.network.decoupled import attach_auxiliaries, parts
 from secateur.network.trace import trace
 from secateur.structures.relu_mip import Part, Scores, balanced_images
-from secateur.studies.weights import remembered
+from secateur.studies.weights import remembered, weights_file
 from secateur.zoo import lenet5, mlp
 from secateur.zoo.plain import VGG_PLANS
 from secateur.zoo.training import Shuffled
@@ -202,8 +197,6 @@ def _cached(net: str, initial: nn.Module, data: Dataset, setting: Setting, seed:
     """Train, or read what another cell of the same setting has trained."""
     if setting.cache is None:
         return fit(initial, data, setting, seed)
-    said = [net, data.name, len(data.parts["train"][1]), passes(data, setting), seed, made_with(),
-            batch_hash([data.parts["train"]])]  # fmt: skip
-    name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(setting.cache) / f"{net}-{data.name}-{seed}-{name}.safetensors"
+    how = [net, data.name, passes(data, setting), seed]
+    path = weights_file(setting.cache, f"{net}-{data.name}-{seed}", data, how)
     return remembered(path, make(net, data, seed, setting.width), lambda: fit(initial, data, setting, seed))
