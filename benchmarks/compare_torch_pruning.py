@@ -174,22 +174,34 @@ def page(outcomes: list[Outcome], limit: float) -> str:
     found = {(outcome.model, outcome.tool): outcome for outcome in outcomes}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch-pruning", "torch", "transformers"))
     lines = [
-        "# Models", "",
+        "# Models",
+        "",
         "Every model of the test bank, half of the units of every layer but the output removed, by Secateur "
         "(a random half of every group) and by Torch-Pruning (`pruning_ratio=0.5`, L2 magnitude, otherwise "
         "its defaults; output layer ignored, heads declared, attributes of attention modules set anew as in "
-        "its examples, the better of its two ways to treat heads).", "",
+        "its examples, the better of its two ways to treat heads).",
+        "",
         f"Written by `python benchmarks/compare_torch_pruning.py --write docs/models.md` with {versions}, "
-        f"Python {platform.python_version()}; {limit:.0f} seconds of processor time each.", "",
+        f"Python {platform.python_version()}; {limit:.0f} seconds of processor time each.",
+        "",
         "Both are judged by the values of the pruned network's parameters, which say which entries of the "
         "original they are. The original with all other entries set to zero must give the same output "
-        "in float64 on inputs that neither tool has seen, at two batch sizes. The verdicts:", "",
-        *(f"- **{verdict}**: {meaning}" for verdict, meaning in VERDICTS.items()), "",
-        "## Totals", "", "Networks that people build:", "",
+        "in float64 on inputs that neither tool has seen, at two batch sizes. The verdicts:",
+        "",
+        *(f"- **{verdict}**: {meaning}" for verdict, meaning in VERDICTS.items()),
+        "",
+        "## Totals",
+        "",
+        "Networks that people build:",
+        "",
         *totals(outcomes, [family for family in FAMILIES if family not in ("Hard cases", "Hugging Face")]),
-        "Hugging Face families, tiny configurations:", "", *totals(outcomes, ["Hugging Face"]),
-        "Hard cases, made to catch careless rules:", "", *totals(outcomes, ["Hard cases"]),
-    ]  # fmt: skip
+        "Hugging Face families, tiny configurations:",
+        "",
+        *totals(outcomes, ["Hugging Face"]),
+        "Hard cases, made to catch careless rules:",
+        "",
+        *totals(outcomes, ["Hard cases"]),
+    ]
     for family, entries in FAMILIES.items():
         lines += [f"## {family}", "", "| model | Secateur | Torch-Pruning |", "|---|---|---|"]
         rows = [e.name for e in entries if (e.name, "Secateur") in found]

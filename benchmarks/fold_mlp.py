@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.core import Units
 from secateur.data import fashion
-from secateur.prune import prune
+from secateur.pruning import prune
 from secateur.zoo.training import train
 
 
@@ -30,9 +30,17 @@ def points_lost(seed: int, epochs: int, keep: float, folder: Path | None) -> dic
     x, _ = data.parts["calibration"]
     for name, repair in (("none", None), ("fold", "fold")):
         result = prune(
-            trained.model, x[:2], "magnitude", Units(keep), data.batches("calibration"),
-            holdout=data.batches("test"), repair=repair, batch_sizes=(), seed=seed, progress=False,
-        )  # fmt: skip
+            trained.model,
+            x[:2],
+            "magnitude",
+            Units(keep),
+            data.batches("calibration"),
+            holdout=data.batches("test"),
+            repair=repair,
+            batch_sizes=(),
+            seed=seed,
+            progress=False,
+        )
         after = result.report.after.metric
         line[f"{name}_accuracy"] = round(100 * after, 2)
         line[f"{name}_lost"] = round(100 * (trained.accuracy - after), 2)

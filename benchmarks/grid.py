@@ -26,20 +26,24 @@ def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         used, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        records = run_grid(cells, Path(folder) / "cells.jsonl", jobs=jobs,
-                           tell=lambda _: ends.append(time.perf_counter()))  # fmt: skip
+        records = run_grid(
+            cells, Path(folder) / "cells.jsonl", jobs=jobs, tell=lambda _: ends.append(time.perf_counter())
+        )
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     inside = sum(record.wall for record in records)
     own = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     work = sum(record.seconds for record in records)
     begun = min(ends[1] - start - record.wall for record in records[:jobs])
     return {
-        "workers": jobs, "cells": count, "seconds on the clock": wall, "of them in cells": inside / jobs,
+        "workers": jobs,
+        "cells": count,
+        "seconds on the clock": wall,
+        "of them in cells": inside / jobs,
         "overhead with start": wall * jobs / inside - 1,
         "overhead once started": (wall - begun) * jobs / inside - 1,
         "processor time of the grid beside that of cells": own / work,
         "load": os.getloadavg()[0],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import json
 import torch
 from torch import Tensor, nn
 
-from secateur.analysis.latency import latency
+from secateur.apply.surgery import shrink
 from secateur.core import Units
-from secateur.network.surgery import shrink
-from secateur.network.trace import trace
-from secateur.prune import plan
+from secateur.measure.latency import latency
+from secateur.pruning import plan
+from secateur.tracing.trace import trace
 
 
 class Classifier(nn.Module):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from secateur.data import Dataset, fashion
-from secateur.network.chain import affine_relu_chain, flatten_images
+from secateur.statistics.relu_chain import affine_relu_chain, flatten_images
 from secateur.structures.relu_mip import (
     Affine,
     Chain,
@@ -135,12 +135,19 @@ def lenet(data: Dataset, epochs: int, pool: str) -> list[dict]:
 def line(run: str, found: Scores, cpu: float, target: float | None) -> dict:
     """One line of the table."""
     return {
-        "run": run, "cpu_s": cpu, "target_s": target, "status": found.status, "gap": found.gap,
-        "objective": found.objective, "free_binaries": found.free_binaries,
-        "rows": found.stats["program_rows"], "columns": found.stats["program_columns"],
+        "run": run,
+        "cpu_s": cpu,
+        "target_s": target,
+        "status": found.status,
+        "gap": found.gap,
+        "objective": found.objective,
+        "free_binaries": found.free_binaries,
+        "rows": found.stats["program_rows"],
+        "columns": found.stats["program_columns"],
         "solver_nonzeros": found.stats["nonzeros"],
-        "nonzeros": found.stats["program_nonzeros"], "forward_error": found.stats["forward_error"],
-    }  # fmt: skip
+        "nonzeros": found.stats["program_nonzeros"],
+        "forward_error": found.stats["forward_error"],
+    }
 
 
 def main() -> None:

@@ -61,8 +61,12 @@ def compare(n: int, edges: float, repeat: int) -> dict[str, Any]:
     if not np.array_equal(poset.relation(), closed):
         raise ArithmeticError("the two closures differ")
     return {
-        "vertices": n, "edges": int(adjacency.sum()), "irreducible": len(found), "seconds": round(ours, 4),
-        "products_seconds": round(theirs, 2), "ratio": round(theirs / ours, 1),
+        "vertices": n,
+        "edges": int(adjacency.sum()),
+        "irreducible": len(found),
+        "seconds": round(ours, 4),
+        "products_seconds": round(theirs, 2),
+        "ratio": round(theirs / ours, 1),
     }
 
 
@@ -74,8 +78,10 @@ def parts(n: int, count: int, repeat: int) -> dict[str, Any]:
         place = slice(k * len(block), (k + 1) * len(block))
         whole[place, place] = block
     row: dict[str, Any] = {"vertices": n, "parts": count}
-    for name, task in (("whole", lambda: irreducibles(whole)[1]),
-                       ("parts", lambda: decompose(whole, jobs=2).meet_irreducible_vertices())):
+    for name, task in (
+        ("whole", lambda: irreducibles(whole)[1]),
+        ("parts", lambda: decompose(whole, jobs=2).meet_irreducible_vertices()),
+    ):
         start = time.perf_counter()
         for _ in range(repeat):
             row[f"{name}_irreducible"] = len(task())

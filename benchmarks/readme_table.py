@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from secateur.demo import pivot
+from secateur.cli.demo import pivot
 
 START, END = "<!-- demo table: make table -->\n", "<!-- end of demo table -->\n"
 

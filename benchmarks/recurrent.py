@@ -16,10 +16,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from secateur.apply.surgery import mask, shrink
 from secateur.core import Evidence, Units
 from secateur.methods import Magnitude
-from secateur.network.surgery import mask, shrink
-from secateur.network.trace import trace
+from secateur.tracing.trace import trace
 
 
 class Reader(nn.Module):
@@ -69,8 +69,13 @@ def compare(inputs: int, hidden: int, batch: int, repeats: int) -> list[dict[str
     times = medians(models, torch.randn(batch, 32, inputs), repeats)
     shared = {"inputs": inputs, "hidden": hidden, "batch": batch}
     return [
-        {**shared, "model": name, "seconds": round(seconds, 5),
-         "speed-up": round(times["whole"] / seconds, 2), "difference": gaps[name]}
+        {
+            **shared,
+            "model": name,
+            "seconds": round(seconds, 5),
+            "speed-up": round(times["whole"] / seconds, 2),
+            "difference": gaps[name],
+        }
         for name, seconds in times.items()
     ]
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.cli.demo import Task, digits_tasks, fashion_tasks
 from secateur.core import Units
 from secateur.data import Dataset, digits, fashion
-from secateur.demo import Task, digits_tasks, fashion_tasks
-from secateur.prune import prune
+from secateur.pruning import prune
 
 REPAIRS = (None, "fold", "refit")
 
@@ -31,15 +31,28 @@ def lines(task: Task, data: Dataset, methods: list[str], keep: float, seed: int)
     for method in methods:
         for repair in REPAIRS:
             report = prune(
-                model, x[:2], method, Units(keep), calibration, holdout=data.batches("test"), repair=repair,
-                batch_sizes=(), seed=seed, progress=False,
-            ).report  # fmt: skip
+                model,
+                x[:2],
+                method,
+                Units(keep),
+                calibration,
+                holdout=data.batches("test"),
+                repair=repair,
+                batch_sizes=(),
+                seed=seed,
+                progress=False,
+            ).report
             yield {
-                "data": data.name, "network": task.model, "seed": seed, "keep": keep, "method": method,
-                "repair": repair or "none", "before": round(100 * report.before.metric, 2),
+                "data": data.name,
+                "network": task.model,
+                "seed": seed,
+                "keep": keep,
+                "method": method,
+                "repair": repair or "none",
+                "before": round(100 * report.before.metric, 2),
                 "after": round(100 * report.after.metric, 2),
                 "seconds": round(report.seconds.get("fold", 0), 2),
-            }  # fmt: skip
+            }
 
 
 def main() -> None:

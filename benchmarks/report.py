@@ -25,8 +25,14 @@ def opened(page: Path) -> tuple[float, float]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     with tempfile.TemporaryDirectory() as profile:
-        for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run",
-                     f"user-data-dir={profile}"):  # fmt: skip
+        for flag in (
+            "headless",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-dev-shm-usage",
+            "no-first-run",
+            f"user-data-dir={profile}",
+        ):
             options.add_argument(f"--{flag}")
         browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         try:

@@ -99,8 +99,9 @@ def ways(layers: list[Tensor]) -> Result:
             if method == "exact":
                 entry["share of the peak"] = {
                     name_of(S.shape): operations(tuple(S.shape)) / t / fastest
-                    for S, t in zip(layers, times, strict=True) if S.numel() >= LARGE
-                }  # fmt: skip
+                    for S, t in zip(layers, times, strict=True)
+                    if S.numel() >= LARGE
+                }
             else:
                 entry["chosen"] = [effective_resistance(S).method for S in typed]
             found[f"{method}, {str(dtype)[6:]}"] = entry

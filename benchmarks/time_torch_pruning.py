@@ -32,15 +32,20 @@ sys.path.insert(0, str(ROOT / "tests"))
 from bank.huggingface import build  # noqa: E402
 from bank.resnet import ResNet, vgg16_bn  # noqa: E402
 
+from secateur.apply.surgery import shrink  # noqa: E402
 from secateur.core import Units  # noqa: E402
-from secateur.network.surgery import shrink  # noqa: E402
-from secateur.network.trace import trace  # noqa: E402
-from secateur.prune import plan  # noqa: E402
+from secateur.pruning import plan  # noqa: E402
+from secateur.tracing.trace import trace  # noqa: E402
 
 LLAMA = {
-    "hidden_size": 512, "num_hidden_layers": 16, "num_attention_heads": 8, "num_key_value_heads": 2,
-    "intermediate_size": 1408, "vocab_size": 2000, "use_cache": False,
-}  # fmt: skip
+    "hidden_size": 512,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1408,
+    "vocab_size": 2000,
+    "use_cache": False,
+}
 Times = dict[str, float]
 
 
@@ -70,8 +75,14 @@ def secateur_seconds(model: nn.Module, example: Any) -> Times:
     marks.append(time.process_time())
     traced, planned, shrunk, checked = (b - a for a, b in itertools.pairwise(marks))
     own = traced - captured[0] + planned + shrunk
-    return {"export": captured[0], "trace": traced - captured[0], "plan": planned, "shrink": shrunk,
-            "own": own, "check": checked - shrunk}  # fmt: skip
+    return {
+        "export": captured[0],
+        "trace": traced - captured[0],
+        "plan": planned,
+        "shrink": shrunk,
+        "own": own,
+        "check": checked - shrunk,
+    }
 
 
 def torch_pruning_seconds(model: nn.Module, example: Any) -> Times:

@@ -16,8 +16,8 @@ import torch_pruning as tp
 from bank import Entry
 from torch import nn
 
-from secateur.network.surgery import shrink
-from secateur.network.trace import trace
+from secateur.apply.surgery import shrink
+from secateur.tracing.trace import trace
 
 QUERIES = ("qkv", "query", "q_proj", "q", "q_lin", "query_key_value", "qkv_proj")
 KEYS = ("key", "k_proj", "k", "k_lin")

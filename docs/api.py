@@ -37,7 +37,7 @@ def build(folder: Path) -> list[str]:
     with warnings.catch_warnings():
         # Annotations that only type checkers import are shown as they are written.
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
-        # A function may have the name of its module, as `secateur.prune` has.
+        # A function may have the name of its module, as `secateur.pruning` has.
         warnings.filterwarnings("ignore", "The module specification", UserWarning)
         pdoc.pdoc(*names, output_directory=folder)
     return names

@@ -18,8 +18,8 @@ from bank import Entry
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateur.apply.exactness import in_float64
 from secateur.core import Network, Plan
-from secateur.network.exactness import in_float64
 
 TOLERANCE = 1e-10
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

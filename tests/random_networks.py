@@ -15,23 +15,46 @@ STEPS = 5
 WIDTHS = (6, 8, 12)
 Build = Callable[[random.Random, int], nn.Module]
 UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
-    torch.relu, F.gelu, torch.tanh, torch.sigmoid, F.silu, torch.cos, torch.square, torch.neg,
-    lambda x: x + 1, lambda x: 0.5 * x, lambda x: x.clamp(-1, 1), lambda x: x.flip(-1),
-    lambda x: x.roll(2, -1), lambda x: x.softmax(-1), lambda x: x.cumsum(1), lambda x: F.normalize(x, dim=-1),
-    lambda x: x.abs().sqrt(), lambda x: x / (1 + x.square().sum(-1, keepdim=True)),
-    lambda x: x - x.mean(-1, keepdim=True), lambda x: x * x.amax(1, keepdim=True),
-    lambda x: x + x.mean(1, keepdim=True), lambda x: x / (2 + x.abs()),
-    lambda x: torch.where(x > 0, x, 0.1 * x), lambda x: x[..., ::2].repeat(1, 1, 2),
+    torch.relu,
+    F.gelu,
+    torch.tanh,
+    torch.sigmoid,
+    F.silu,
+    torch.cos,
+    torch.square,
+    torch.neg,
+    lambda x: x + 1,
+    lambda x: 0.5 * x,
+    lambda x: x.clamp(-1, 1),
+    lambda x: x.flip(-1),
+    lambda x: x.roll(2, -1),
+    lambda x: x.softmax(-1),
+    lambda x: x.cumsum(1),
+    lambda x: F.normalize(x, dim=-1),
+    lambda x: x.abs().sqrt(),
+    lambda x: x / (1 + x.square().sum(-1, keepdim=True)),
+    lambda x: x - x.mean(-1, keepdim=True),
+    lambda x: x * x.amax(1, keepdim=True),
+    lambda x: x + x.mean(1, keepdim=True),
+    lambda x: x / (2 + x.abs()),
+    lambda x: torch.where(x > 0, x, 0.1 * x),
+    lambda x: x[..., ::2].repeat(1, 1, 2),
     lambda x: x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
     lambda x: x.unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1),
     lambda x: torch.cat([a * b for a, b in zip(x.chunk(2, -1), reversed(x.chunk(2, -1)), strict=True)], -1),
     lambda x: x.transpose(1, 2).reshape(x.size(0), -1).view(x.size(0), -1, STEPS).transpose(1, 2),
-)  # fmt: skip
+)
 BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    torch.add, torch.mul, torch.sub, torch.maximum, lambda a, b: a * torch.sigmoid(b),
-    lambda a, b: a + b.sum(-1, keepdim=True), lambda a, b: torch.lerp(a, b, 0.3),
-    lambda a, b: (a @ b.transpose(1, 2)).softmax(-1) @ a, lambda a, b: torch.einsum("btc,bsc->bts", a, b) @ b,
-)  # fmt: skip
+    torch.add,
+    torch.mul,
+    torch.sub,
+    torch.maximum,
+    lambda a, b: a * torch.sigmoid(b),
+    lambda a, b: a + b.sum(-1, keepdim=True),
+    lambda a, b: torch.lerp(a, b, 0.3),
+    lambda a, b: (a @ b.transpose(1, 2)).softmax(-1) @ a,
+    lambda a, b: torch.einsum("btc,bsc->bts", a, b) @ b,
+)
 
 
 class OverTime(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.analysis.cost import Cost
-from secateur.analysis.latency import Latency
-from secateur.analysis.measure import Agreement
-from secateur.portrait import PORTRAITS
-from secateur.summary import Measurement, Report
+from secateur.diagnostics import PORTRAITS
+from secateur.measure.cost import Cost
+from secateur.measure.latency import Latency
+from secateur.measure.metrics import Agreement
+from secateur.report import Measurement, Report
 
 MODELS, METHODS, REPAIRS, KEEPS = (
     ("Net", "Cell"),
@@ -32,14 +32,21 @@ def measurement(scale: float, quality: float) -> Measurement:
 def make_report(model: str, method: str, repair: str | None, keep: float) -> Report:
     drop = 0.01 * (1 + METHODS.index(method)) / keep * (0.3 if repair else 1)
     return Report(
-        model=model, method=method, budget=f"Units({keep})", repair=repair, seed=0, metric="accuracy",
-        before=measurement(1, 0.97), after=measurement(keep, 0.97 - drop),
+        model=model,
+        method=method,
+        budget=f"Units({keep})",
+        repair=repair,
+        seed=0,
+        metric="accuracy",
+        before=measurement(1, 0.97),
+        after=measurement(keep, 0.97 - drop),
         agreement=Agreement(0.9, 0.5, 0.1, 64),
         groups={name: {"units": 64, "kept": int(64 * keep)} for name in ("fc1", "fc2")},
         frozen=[{"tensor": "fc3.weight", "axis": 0, "reason": "an output of the model", "source": "n.py:12"}],
-        notes={"fc1": {"why": "</script><b>small</b>"}}, folds={"fc2.weight": {"residual": 0.125}},
+        notes={"fc1": {"why": "</script><b>small</b>"}},
+        folds={"fc2.weight": {"residual": 0.125}},
         seconds={"trace": 0.5, "plan": 0.25},
-    )  # fmt: skip
+    )
 
 
 def two_networks() -> list[dict]:

@@ -95,7 +95,10 @@ def test_idx_folder(folder: Path) -> None:
     found = data.load("fashion", folder)
     assert found.shape == (1, 5, 4)
     assert {name: len(y) for name, (_, y) in found.parts.items()} == {
-        "train": 170, "calibration": 10, "selection": 20, "test": 30,
+        "train": 170,
+        "calibration": 10,
+        "selection": 20,
+        "test": 30,
     }
     raw = data.read_idx(folder / "t10k-images-idx3-ubyte")
     assert torch.equal(found.parts["test"][0][:, 0], torch.from_numpy(raw / np.float32(255)))
@@ -163,7 +166,9 @@ def test_cifar10(tmp_path: Path) -> None:
 def test_fashion_as_debian_ships_it() -> None:
     found = data.fashion()
     assert {name: tuple(x.shape) for name, (x, _) in found.parts.items()} == {
-        "train": (51000, 1, 28, 28), "calibration": (3000, 1, 28, 28),
-        "selection": (6000, 1, 28, 28), "test": (10000, 1, 28, 28),
+        "train": (51000, 1, 28, 28),
+        "calibration": (3000, 1, 28, 28),
+        "selection": (6000, 1, 28, 28),
+        "test": (10000, 1, 28, 28),
     }
     assert torch.bincount(found.parts["test"][1]).tolist() == [1000] * 10

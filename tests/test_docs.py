@@ -22,16 +22,23 @@ import typer
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import cli, data, named, zoo
+from secateur import data, zoo
+from secateur.cli import main as cli
+from secateur.cli import specs as named
 from secateur.core import InputError
 from secateur.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WHOLE = {
-    "README.md", "getting-started.md", "command-line.md", "design.md", "criterion.md", "report.md",
+    "README.md",
+    "getting-started.md",
+    "command-line.md",
+    "design.md",
+    "criterion.md",
+    "report.md",
     "torch-pruning.md",
-}  # fmt: skip
+}
 FILE = re.compile(r"# (\w+)\.py\n")
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -220,8 +227,9 @@ def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
     names = api.build(tmp_path)
     packages = {p.parent for p in (ROOT / "src" / "secateur").rglob("__init__.py")}
     assert {"secateur." + ".".join(p.relative_to(ROOT / "src" / "secateur").parts) for p in packages} <= {
-        *names, "secateur."
-    }  # fmt: skip
+        *names,
+        "secateur.",
+    }
     missing = []
     for name in names:
         module = importlib.import_module(name)

@@ -91,7 +91,9 @@ def test_who_imports_whom(path: Path) -> None:
 
 
 def test_the_rule_sees_imports() -> None:
-    tree = ast.parse("import secateur.cli, csv\nfrom secateur.network import trace\nfrom ..core import Plan")
+    tree = ast.parse(
+        "import secateur.cli.main, csv\nfrom secateur.network import trace\nfrom ..core import Plan"
+    )
     deep, flat = SOURCE / "structures" / "deep" / "file.py", SOURCE / "structures" / "file.py"
     assert parts(imported(tree, deep)) == {"cli", "network", "structures"}
     assert parts(imported(tree, flat)) == {"cli", "network", "core"}

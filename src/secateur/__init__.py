@@ -14,16 +14,7 @@
 from importlib.metadata import version
 
 from secateur import methods
-from secateur.analysis.cost import Cost, cost, macs
-from secateur.analysis.latency import Latency, latency
-from secateur.analysis.measure import (
-    Agreement,
-    accuracy,
-    agreement,
-    evaluate,
-    log_likelihood,
-    perplexity,
-)
+from secateur.apply.surgery import hold, mask, shrink
 from secateur.core import (
     Budget,
     CaptureError,
@@ -49,21 +40,30 @@ from secateur.core import (
     Units,
     Weights,
 )
-from secateur.finetune import History, finetune
+from secateur.diagnostics import portray
+from secateur.formats.onnx import export_onnx
+from secateur.formats.plan_json import plan_from_json, plan_to_json
+from secateur.formats.store import load, load_plan
+from secateur.formats.weights import load_weights
+from secateur.measure.cost import Cost, cost, macs
+from secateur.measure.latency import Latency, latency
+from secateur.measure.metrics import (
+    Agreement,
+    accuracy,
+    agreement,
+    evaluate,
+    log_likelihood,
+    perplexity,
+)
 from secateur.methods import METHODS, Method
-from secateur.network.codec import plan_from_json, plan_to_json
-from secateur.network.collect import collect
-from secateur.network.fold import fold
-from secateur.network.onnx import export_onnx
-from secateur.network.recalibrate import recalibrate
-from secateur.network.refit import refit
-from secateur.network.store import load, load_plan
-from secateur.network.surgery import hold, mask, shrink
-from secateur.network.trace import trace
-from secateur.network.weights import load_weights
-from secateur.portrait import portray
-from secateur.prune import Result, Step, load_report, plan, prune
-from secateur.summary import Measurement, Report
+from secateur.pruning import Result, Step, load_report, plan, prune
+from secateur.repair.batchnorm import recalibrate
+from secateur.repair.finetune import History, finetune
+from secateur.repair.fold import fold
+from secateur.repair.refit import refit
+from secateur.report import Measurement, Report
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
 
 __version__ = version("secateur")
 

@@ -281,6 +281,16 @@ def _download_fashion(folder: str | Path | None) -> Path:
 
 
 __all__ = [
-    "DATASETS", "PARTS", "Batch", "Dataset", "cifar10", "digits", "fashion", "fashion_available", "load",
-    "mnist", "read_idx", "split",
+    "DATASETS",
+    "PARTS",
+    "Batch",
+    "Dataset",
+    "cifar10",
+    "digits",
+    "fashion",
+    "fashion_available",
+    "load",
+    "mnist",
+    "read_idx",
+    "split",
 ]

@@ -272,9 +272,14 @@ class Patches(nn.Module):
 def grouped_then_shuffled() -> nn.Sequential:
     """Build ShuffleNet v1's block: grouped 1 x 1, channel shuffle, depthwise, grouped 1 x 1."""
     return nn.Sequential(
-        nn.Conv2d(16, 24, 1, groups=4), nn.ReLU(), nn.ChannelShuffle(4),
-        nn.Conv2d(24, 24, 3, 1, 1, groups=24), nn.BatchNorm2d(24), nn.Conv2d(24, 16, 1, groups=4), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(16, 24, 1, groups=4),
+        nn.ReLU(),
+        nn.ChannelShuffle(4),
+        nn.Conv2d(24, 24, 3, 1, 1, groups=24),
+        nn.BatchNorm2d(24),
+        nn.Conv2d(24, 16, 1, groups=4),
+        nn.ReLU(),
+    )
 
 
 def fire() -> nn.Module:

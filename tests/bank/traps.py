@@ -216,8 +216,11 @@ class Highway(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inlet, self.change, self.gate, self.last = (
-            nn.Linear(10, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
-        )  # fmt: skip
+            nn.Linear(10, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, 10] to [B, 5]."""

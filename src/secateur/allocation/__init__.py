@@ -15,6 +15,15 @@ from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
 
 __all__ = [
-    "Allocation", "Cost", "CostModel", "allocate", "cost", "erk_densities", "prunable", "ranked", "top",
-    "top_of_every", "weight_sizes",
+    "Allocation",
+    "Cost",
+    "CostModel",
+    "allocate",
+    "cost",
+    "erk_densities",
+    "prunable",
+    "ranked",
+    "top",
+    "top_of_every",
+    "weight_sizes",
 ]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur.allocation.cost import CostModel
+from secateur.allocation.counts import Steps, apportion, ranked_counts, round_half_up, search, shared_counts
 from secateur.allocation.erk import erk_densities, fill, unit_factors
 from secateur.allocation.ranking import comparable, ranked, top
-from secateur.allocation.steps import Steps, apportion, ranked_counts, round_half_up, search, shared_counts
 from secateur.core import (
     Budget,
     Frozen,
@@ -156,8 +156,12 @@ def _allocate_units(network: Network, budget: UnitBudget, scores: Scores | None)
 
 
 def _counts_within(
-    network: Network, budget: UnitBudget, steps: list[Steps], scores: list[Tensor] | None,
-    amount: Callable[[list[int]], float], target: float,
+    network: Network,
+    budget: UnitBudget,
+    steps: list[Steps],
+    scores: list[Tensor] | None,
+    amount: Callable[[list[int]], float],
+    target: float,
 ) -> list[int]:
     if budget.scope == "global":
         return search(ranked_counts(steps, scores or []), amount, target)

@@ -45,10 +45,10 @@ class Cell:
         InputError: A job of another form, parameters that are not JSON, or a name among both.
 
     Example:
-        >>> cell = Cell("secateur.studies.demo:cell", {"method": "random", "seed": 0})
-        >>> cell.key == Cell("secateur.studies.demo:cell", {"seed": 0, "method": "random"}).key
+        >>> cell = Cell("secateur_studies.demo:cell", {"method": "random", "seed": 0})
+        >>> cell.key == Cell("secateur_studies.demo:cell", {"seed": 0, "method": "random"}).key
         True
-        >>> cell == Cell("secateur.studies.demo:cell", cell.params, {"cache": "/tmp"})
+        >>> cell == Cell("secateur_studies.demo:cell", cell.params, {"cache": "/tmp"})
         True
     """
 
@@ -116,9 +116,15 @@ class Record:
 
     def to_dict(self) -> Row:
         """Return the record as one line of a ledger holds it."""
-        return {"key": self.cell.key, "versions": made_with(), "job": self.cell.job,
-                "params": dict(self.cell.params), "paths": dict(self.cell.paths),
-                "marks": dict(self.cell.marks), **self.outcome()}  # fmt: skip
+        return {
+            "key": self.cell.key,
+            "versions": made_with(),
+            "job": self.cell.job,
+            "params": dict(self.cell.params),
+            "paths": dict(self.cell.paths),
+            "marks": dict(self.cell.marks),
+            **self.outcome(),
+        }
 
     def outcome(self) -> Row:
         """Return everything but the cell."""
@@ -178,11 +184,18 @@ def clean(value: Any) -> Any:
 
 NUMBER, MAPPING, TEXT = (_is_number, "a number"), (_is_mapping, "a mapping"), (_is_text, "a text in Unicode")
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "job": TEXT, "params": MAPPING, "paths": MAPPING, "marks": MAPPING,
+    "job": TEXT,
+    "params": MAPPING,
+    "paths": MAPPING,
+    "marks": MAPPING,
     "status": (lambda value: value in get_args(Status), f"one of {', '.join(get_args(Status))}"),
     "rows": (_are_rows, "a list of mappings, with texts in Unicode"),
-    "seconds": NUMBER, "wall": NUMBER, "memory": NUMBER, "error": TEXT, "place": TEXT,
-}  # fmt: skip
+    "seconds": NUMBER,
+    "wall": NUMBER,
+    "memory": NUMBER,
+    "error": TEXT,
+    "place": TEXT,
+}
 
 
 __all__ = ["Cell", "Record", "Row", "Status", "clean", "made_with"]

@@ -12,11 +12,15 @@ from typing import Any
 from secateur.bench.cells import Row
 from secateur.bench.statistics import Interval, Standing, area, bootstrap, largest_removed, standing
 from secateur.core import InputError
-from secateur.report import flatten
+from secateur.html import flatten
 
 Key = tuple[str, float]
-RATIOS = {"parameters": "parameters left", "macs": "MACs left", "latency_1_ms": "time left, batch 1",
-          "latency_64_ms": "time left, batch 64"}  # fmt: skip
+RATIOS = {
+    "parameters": "parameters left",
+    "macs": "MACs left",
+    "latency_1_ms": "time left, batch 1",
+    "latency_64_ms": "time left, batch 64",
+}
 COSTS = {"seconds": "seconds", "memory": "MiB"}
 
 
@@ -128,10 +132,15 @@ def failures(rows: Sequence[Row]) -> list[Row]:
         if row["status"] != "ok":
             found[row["method"], row["repair"] or "none", row["status"]].append(row)
     return [
-        {"method": method, "repair": repair, "ratios": _listed({row["ratio"] for row in failed}),
-         "runs": len(failed), "why": why}
+        {
+            "method": method,
+            "repair": repair,
+            "ratios": _listed({row["ratio"] for row in failed}),
+            "runs": len(failed),
+            "why": why,
+        }
         for (method, repair, why), failed in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def _means(place: Place, stands: Standing) -> list[Row]:
@@ -145,39 +154,62 @@ def _means(place: Place, stands: Standing) -> list[Row]:
         }
         costs = {words: fmean(row[key] for row in runs) for key, words in COSTS.items() if key in runs[0]}
         state = "tied" if method in stands.tied else "behind"
-        rows.append({
-            "repair": place.repair, "ratio": place.ratio, "method": method,
-            "before": fmean(row["before"] for row in runs), **_interval(bootstrap(list(scores.values()))),
-            "standing": stands.verdict if method == stands.leader else state,
-            "seeds": len(scores), **left, **costs,
-        })  # fmt: skip
+        rows.append(
+            {
+                "repair": place.repair,
+                "ratio": place.ratio,
+                "method": method,
+                "before": fmean(row["before"] for row in runs),
+                **_interval(bootstrap(list(scores.values()))),
+                "standing": stands.verdict if method == stands.leader else state,
+                "seeds": len(scores),
+                **left,
+                **costs,
+            }
+        )
     return rows
 
 
 def _standing(place: Place, stands: Standing) -> Row:
     mean = fmean(place.scores[stands.leader].values())
     alone = stands.verdict == "alone"
-    return {"repair": place.repair, "ratio": place.ratio, "best": None if alone else stands.leader,
-            "after": mean, "verdict": stands.verdict,
-            "cannot be told from it": _listed(stands.tied[1:]),
-            "methods compared": len(place.runs)}  # fmt: skip
+    return {
+        "repair": place.repair,
+        "ratio": place.ratio,
+        "best": None if alone else stands.leader,
+        "after": mean,
+        "verdict": stands.verdict,
+        "cannot be told from it": _listed(stands.tied[1:]),
+        "methods compared": len(place.runs),
+    }
 
 
 def _differences(place: Place, stands: Standing) -> list[Row]:
     return [
-        {"repair": place.repair, "ratio": place.ratio, "first": d.first, "second": d.second,
-         **_interval(d.mean, "difference"), "p": _number(d.p), "p, Holm": _number(d.adjusted),
-         "verdict": d.verdict, "seeds": d.mean.count}
+        {
+            "repair": place.repair,
+            "ratio": place.ratio,
+            "first": d.first,
+            "second": d.second,
+            **_interval(d.mean, "difference"),
+            "p": _number(d.p),
+            "p, Holm": _number(d.adjusted),
+            "verdict": d.verdict,
+            "seeds": d.mean.count,
+        }
         for d in stands.differences
-    ]  # fmt: skip
+    ]
 
 
 def _curves(found: Sequence[Place], repair: str, loss: float) -> list[Row]:
     """Compare curves: of one method and seed, over the ratios that went well for all methods and seeds."""
     here = [place for place in found if place.repair == repair]
     curves = {m: _by_seed(here, m) for m in dict.fromkeys(m for place in here for m in place.runs)}
-    complete = {m: seeds for m, seeds in curves.items()
-                if seeds and all(len(c) == len(here) + 1 for c in seeds.values())}  # fmt: skip
+    complete = {
+        m: seeds
+        for m, seeds in curves.items()
+        if seeds and all(len(c) == len(here) + 1 for c in seeds.values())
+    }
     upto = min((max(c)[0] for seeds in complete.values() for c in seeds.values()), default=0.0)
     if not upto > 0:
         return []
@@ -187,12 +219,17 @@ def _curves(found: Sequence[Place], repair: str, loss: float) -> list[Row]:
         removed = [largest_removed(c, c[0][1] - loss) or 0.0 for c in complete[method].values()]
         most = bootstrap(removed)
         state = "tied" if method in stands.tied else "behind"
-        rows.append({
-            "repair": repair, "method": method, **_interval(bootstrap(list(by_seed.values())), "area"),
-            "standing": stands.verdict if method == stands.leader else state,
-            **_interval(most, f"removed at {loss:g}"),
-            "times smaller": 1 / (1 - min(most.estimate, 1 - 1e-9)), "area up to": upto,
-        })  # fmt: skip
+        rows.append(
+            {
+                "repair": repair,
+                "method": method,
+                **_interval(bootstrap(list(by_seed.values())), "area"),
+                "standing": stands.verdict if method == stands.leader else state,
+                **_interval(most, f"removed at {loss:g}"),
+                "times smaller": 1 / (1 - min(most.estimate, 1 - 1e-9)),
+                "area up to": upto,
+            }
+        )
     return rows
 
 
@@ -204,8 +241,13 @@ def _by_seed(here: Sequence[Place], method: str) -> dict[int, list[tuple[float, 
 def _curve(here: Sequence[Place], method: str, seed: int) -> list[tuple[float, float]]:
     """Return (share of the parameters that are gone or zero, metric), from the model as it was."""
     there = [place for place in here if seed in place.runs.get(method, {})]
-    points = [(1 - place.mean(method, seed, "nonzero") / place.mean(method, seed, "parameters_before"),
-               place.mean(method, seed, "after")) for place in there]  # fmt: skip
+    points = [
+        (
+            1 - place.mean(method, seed, "nonzero") / place.mean(method, seed, "parameters_before"),
+            place.mean(method, seed, "after"),
+        )
+        for place in there
+    ]
     return [(0.0, there[0].mean(method, seed, "before")), *points]
 
 

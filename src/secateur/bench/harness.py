@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.analysis.measure import METRICS
 from secateur.bench.cells import Cell, Record, Row
 from secateur.bench.grid import find_engine, run_grid
 from secateur.bench.pruning import DRAWN, check_rows
 from secateur.bench.runner import execute
 from secateur.bench.subject import SAMPLE, examples, method_hash, subject
 from secateur.bench.worker import Worker
+from secateur.cli.specs import is_folder, make_budget, make_method
 from secateur.core import InputError, StoreError, Tolerance, unknown
 from secateur.data import DATASETS
+from secateur.diagnostics import PORTRAITS
+from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
-from secateur.named import is_folder, make_budget, make_method
-from secateur.portrait import PORTRAITS
-from secateur.prune import REPAIRS
+from secateur.pruning import REPAIRS
 
 JOB, LOOK = "secateur.bench.pruning:prune_once", "secateur.bench.pruning:look"
 LEDGER = "cells.jsonl"
@@ -44,7 +44,7 @@ class Bench:
         methods: Names with options; "random" is added, as the control of every comparison.
         ratios: What stays, each in (0, 1].
         seeds: Seeds, each a pair for every pair of methods.
-        repairs: ``"none"``, or names of `secateur.prune.Repair`.
+        repairs: ``"none"``, or names of `secateur.pruning.Repair`.
         kind: What the ratios count: ``"units"``, ``"params"``, ``"macs"`` or ``"weights"``.
         scope: ``"layer"``, ``"global"`` or ``"erk"``.
         weights: Safetensors file with the model's state.
@@ -155,27 +155,32 @@ def make_grid(bench: Bench, inline: bool = False, limit: float | None = None) ->
     data, code = (dict(zip(tuned, seen[what], strict=True)) for what in ("data", "code"))
     first = (bench.seeds[0], bench.repairs[0], bench.budgets[0])
     cells = [
-        Cell(JOB, {
-            **absolute.params,
-            **absolute.tuning("finetune" in repair),
-            "model_hash": hashes[at],
-            "model_seed": seed if seen["seeded"] else None,
-            "data_hash": data["finetune" in repair],
-            "part_of_holdout": [0, 1] if own else [at, len(bench.seeds)],
-            "method": method.name,
-            "method_hash": method.hash,
-            "draw": draw,
-            "budget": budget,
-            "repair": None if repair == "none" else repair,
-            "portrait": (seed, repair, budget) == first and method.kind in PORTRAITS,
-            "seed": seed,
-        }, {**absolute.paths, "method_at": method.at}, {"code": code["finetune" in repair]})
+        Cell(
+            JOB,
+            {
+                **absolute.params,
+                **absolute.tuning("finetune" in repair),
+                "model_hash": hashes[at],
+                "model_seed": seed if seen["seeded"] else None,
+                "data_hash": data["finetune" in repair],
+                "part_of_holdout": [0, 1] if own else [at, len(bench.seeds)],
+                "method": method.name,
+                "method_hash": method.hash,
+                "draw": draw,
+                "budget": budget,
+                "repair": None if repair == "none" else repair,
+                "portrait": (seed, repair, budget) == first and method.kind in PORTRAITS,
+                "seed": seed,
+            },
+            {**absolute.paths, "method_at": method.at},
+            {"code": code["finetune" in repair]},
+        )
         for at, seed in enumerate(bench.seeds)
         for repair in bench.repairs
         for method in absolute.methods
         for budget in bench.budgets
         for draw in range(bench.draws if method.kind == CONTROL else 1)
-    ]  # fmt: skip
+    ]
     return Grid(cells, _varies(bench, own))
 
 
@@ -211,9 +216,13 @@ class _Absolute:
             "holdout": None if bench.holdout is None else _data_at(bench.holdout),
         }
         self.params: dict[str, Any] = {
-            "shape": bench.shape, "ignore": list(bench.ignore), "examples_at_most": bench.count,
-            "scope": bench.scope, "metric": bench.metric, "latency": bench.latency,
-        }  # fmt: skip
+            "shape": bench.shape,
+            "ignore": list(bench.ignore),
+            "examples_at_most": bench.count,
+            "scope": bench.scope,
+            "metric": bench.metric,
+            "latency": bench.latency,
+        }
         self._tuning = {"epochs": bench.epochs, "lr": bench.lr}
 
     def tuning(self, tuned: bool) -> dict[str, Any]:
@@ -260,9 +269,11 @@ def _look(
 
 
 def _varies(bench: Bench, own: bool) -> str:
-    what = "the model, which the factory makes for each seed" if own else (
-        "the held-out examples: one model, and each seed has a part of them of its own"
-    )  # fmt: skip
+    what = (
+        "the model, which the factory makes for each seed"
+        if own
+        else ("the held-out examples: one model, and each seed has a part of them of its own")
+    )
     draws = f"; {CONTROL} is the mean of {bench.draws} draws a seed" if bench.draws > 1 else ""
     return (
         f"Seeds differ in {what}; in the sample ({SAMPLE:.0%}) of the examples that methods and repairs look "

@@ -11,7 +11,7 @@ from secateur.bench.cells import Row
 from secateur.bench.comparison import Comparison
 from secateur.bench.words import markdown
 from secateur.core import StoreError
-from secateur.report import Section, metric_of, styles, write_csv, write_html, write_json, write_text
+from secateur.html import Section, metric_of, styles, write_csv, write_html, write_json, write_text
 
 TITLES = {
     "standings": "Who wins where",
@@ -131,14 +131,17 @@ def _line(rows: Sequence[Row], look: Mapping[str, str], aside: float) -> dict[st
     up = [0 if end is None else end - y for end, y in zip(ends["high"], after, strict=True)]
     down = [0 if end is None else y - end for end, y in zip(ends["low"], after, strict=True)]
     return {
-        "type": "scatter", "mode": "lines+markers", "name": ordered[0]["method"],
-        "x": [row["ratio"] + aside for row in ordered], "y": after,
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": ordered[0]["method"],
+        "x": [row["ratio"] + aside for row in ordered],
+        "y": after,
         "text": [f"{row['method']} at {row['ratio']:g}" for row in ordered],
         "hovertemplate": "%{text}: %{y:.5g}<extra></extra>",
         "line": {"color": look["colour"]},
         "marker": {"color": look["colour"], "symbol": look["symbol"], "size": 8},
         "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
-    }  # fmt: skip
+    }
 
 
 def _best(rows: Sequence[Row], ratio: float) -> str:

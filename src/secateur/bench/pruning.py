@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from torch import nn
 
-from secateur.analysis.plain import plain
 from secateur.bench.cells import Row
 from secateur.bench.subject import (
     code_hash,
@@ -22,13 +21,14 @@ from secateur.bench.subject import (
     subject,
     takes_seed,
 )
+from secateur.cli.specs import make_budget, make_method, try_inputs
 from secateur.core import InputError, SecateurError
+from secateur.core.jsonable import plain
+from secateur.diagnostics import portray
 from secateur.methods import Method
-from secateur.named import make_budget, make_method, try_inputs
-from secateur.network.trace import trace
-from secateur.portrait import portray
-from secateur.prune import Repair, Result, prune
-from secateur.summary import Report
+from secateur.pruning import Repair, Result, prune
+from secateur.report import Report
+from secateur.tracing.trace import trace
 
 LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {}}
 DRAWN = 1_000_003
@@ -112,12 +112,20 @@ class Pruning:
         fitting = sample(batches.fit or [], self.seed, count=self.examples_at_most)
         tuning: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs, "lr": self.lr}
         result = prune(
-            made, example_inputs(example, self.shape, batches), method,
-            make_budget(self.budget, self.scope), fitting,
-            holdout=part(batches.holdout or [], first, of), repair=cast(Repair, self.repair),
-            metric=self.metric, ignored_layers=self.ignore, **tuning,
-            batch_sizes=(1, 64) if self.latency else (), progress=False, seed=self.seed + DRAWN * self.draw,
-        )  # fmt: skip
+            made,
+            example_inputs(example, self.shape, batches),
+            method,
+            make_budget(self.budget, self.scope),
+            fitting,
+            holdout=part(batches.holdout or [], first, of),
+            repair=cast(Repair, self.repair),
+            metric=self.metric,
+            ignored_layers=self.ignore,
+            **tuning,
+            batch_sizes=(1, 64) if self.latency else (),
+            progress=False,
+            seed=self.seed + DRAWN * self.draw,
+        )
         return _portrayed(result, made, fitting, method) if self.portrait else result
 
 
@@ -145,8 +153,14 @@ def prune_once(**params: Any) -> list[Row]:
         InputError: The model or the data are not the same as when the cells were made.
     """
     work = Pruning(**params)
-    what = {"data": work.data, "method": work.method, "budget": repr(make_budget(work.budget, work.scope)),
-            "repair": work.repair, "seed": work.seed, "draw": work.draw}  # fmt: skip
+    what = {
+        "data": work.data,
+        "method": work.method,
+        "budget": repr(make_budget(work.budget, work.scope)),
+        "repair": work.repair,
+        "seed": work.seed,
+        "draw": work.draw,
+    }
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

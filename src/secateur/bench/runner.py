@@ -28,9 +28,9 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from secateur.analysis.plain import plain
 from secateur.bench.cells import Row, clean
 from secateur.core import InputError, SecateurError, unknown
+from secateur.core.jsonable import plain
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -75,8 +75,15 @@ def execute(job: str, params: Mapping[str, Any]) -> Row:
         except (Exception, SystemExit) as problem:
             rows, status, error = [], "error", clean(describe(problem))
         wall, after = time.perf_counter() - start, os.times()
-    return {"status": status, "rows": rows, "seconds": sum(after[:4]) - sum(before[:4]), "wall": wall,
-            "memory": _peak(), "error": error, "place": platform.node()}  # fmt: skip
+    return {
+        "status": status,
+        "rows": rows,
+        "seconds": sum(after[:4]) - sum(before[:4]),
+        "wall": wall,
+        "memory": _peak(),
+        "error": error,
+        "place": platform.node(),
+    }
 
 
 @contextmanager

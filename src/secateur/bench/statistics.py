@@ -234,9 +234,7 @@ def _verdict(mean: float, adjusted: float, level: float) -> str:
     return "better" if mean > 0 else "worse"
 
 
-def standing(
-    scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None
-) -> Standing:
+def standing(scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None) -> Standing:
     """Say who wins, and who cannot be told from the winner; arguments as of `compare`.
 
     Raises:
@@ -251,8 +249,11 @@ def standing(
     if not there:
         raise InputError("no method has a figure to compare")
     common = set.intersection(*(set(by_seed) for by_seed in there.values()))
-    means = {name: math.fsum(v for seed, v in by_seed.items() if seed in common or not common)
-             / len(common or by_seed) for name, by_seed in there.items()}  # fmt: skip
+    means = {
+        name: math.fsum(v for seed, v in by_seed.items() if seed in common or not common)
+        / len(common or by_seed)
+        for name, by_seed in there.items()
+    }
     leader = max(means, key=lambda name: means[name])
     differences = compare(there, level, seed, examples)
     beaten = {
@@ -317,6 +318,15 @@ def _sorted(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 __all__ = [
-    "LEVEL", "Difference", "Interval", "Standing", "area", "bootstrap", "compare", "holm", "largest_removed",
-    "paired_p", "standing",
-]  # fmt: skip
+    "LEVEL",
+    "Difference",
+    "Interval",
+    "Standing",
+    "area",
+    "bootstrap",
+    "compare",
+    "holm",
+    "largest_removed",
+    "paired_p",
+    "standing",
+]

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.core import InputError, Network
-from secateur.methods import METHODS
-from secateur.named import (
+from secateur.cli.specs import (
     Batches,
     example_of,
     find_function,
@@ -33,7 +31,9 @@ from secateur.named import (
     make_model,
     run_theirs,
 )
-from secateur.running import tensors_of
+from secateur.core import InputError, Network
+from secateur.execution import tensors_of
+from secateur.methods import METHODS
 
 SAMPLE = 0.8
 SHARED = 0.01  # of the held-out examples: some data repeat themselves

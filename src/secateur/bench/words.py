@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report import show
+from secateur.html import show
 
 Row = Mapping[str, Any]
 
@@ -21,8 +21,10 @@ def markdown(rows: Sequence[Row]) -> str:
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     numbers = {key for key in columns if any(_is_number(row.get(key)) for row in rows)}
-    lines = ["| " + " | ".join(columns) + " |",
-             "|" + "".join("---:|" if key in numbers else "---|" for key in columns)]  # fmt: skip
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "".join("---:|" if key in numbers else "---|" for key in columns),
+    ]
     lines += ["| " + " | ".join(_cell(row.get(key)) for key in columns) + " |" for row in rows]
     return "\n".join(lines)
 

@@ -75,8 +75,15 @@ class Worker:
         status, error = "error", f"the process {_ending(code)}{self._last_words()}"
         if self._late:
             status, error = "timeout", f"stopped after {limit:g} s"
-        return {"status": status, "rows": [], "seconds": 0.0, "wall": wall, "memory": 0.0, "error": error,
-                "place": platform.node()}  # fmt: skip
+        return {
+            "status": status,
+            "rows": [],
+            "seconds": 0.0,
+            "wall": wall,
+            "memory": 0.0,
+            "error": error,
+            "place": platform.node(),
+        }
 
     def close(self) -> None:
         """Stop the process and whatever it started, at once."""
@@ -97,9 +104,15 @@ class Worker:
                 self._said.close()
             self._said = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self._said, env=_environment(), text=True, encoding="utf-8", start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-P", "-c", CODE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                env=_environment(),
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
         if not self._read(self._process):
             raise EngineError(f"no process can be started for the cells{self._last_words()}")
         return self._process

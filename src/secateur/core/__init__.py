@@ -6,7 +6,7 @@ budget into a `Plan`, a value that says what goes and why.  Nothing here knows `
 nothing here decides anything.
 """
 
-from secateur.core.budgets import Budget, Macs, Params, Scope, Tolerance, Units, Weights
+from secateur.core.budget import Budget, Macs, Params, Scope, Tolerance, Units, Weights
 from secateur.core.errors import (
     CaptureError,
     ExactnessError,
@@ -17,7 +17,7 @@ from secateur.core.errors import (
     StoreError,
     unknown,
 )
-from secateur.core.network import (
+from secateur.core.graph import (
     BoolArray,
     Frozen,
     Group,

@@ -2,10 +2,10 @@
 
 from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
 from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
-from secateur.methods.during import prune_every
-from secateur.methods.lattice import Lattice
+from secateur.methods.during_training import prune_every
+from secateur.methods.lattice.method import Lattice
 from secateur.methods.matroid import Matroid
-from secateur.methods.mip import MIP
+from secateur.methods.mip.method import MIP
 from secateur.methods.spectral import Spectral
 from secateur.methods.synflow import SynFlow
 
@@ -24,6 +24,21 @@ METHODS: dict[str, type[SetMethod]] = {
 }
 
 __all__ = [
-    "METHODS", "MIP", "SNIP", "Activation", "Choice", "Lattice", "Magnitude", "Matroid", "Method", "Random",
-    "ScoreMethod", "Sensitivity", "SetMethod", "Spectral", "SynFlow", "Taylor", "prune_every",
+    "METHODS",
+    "MIP",
+    "SNIP",
+    "Activation",
+    "Choice",
+    "Lattice",
+    "Magnitude",
+    "Matroid",
+    "Method",
+    "Random",
+    "ScoreMethod",
+    "Sensitivity",
+    "SetMethod",
+    "Spectral",
+    "SynFlow",
+    "Taylor",
+    "prune_every",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur.allocation import prunable, weight_sizes
 from secateur.core import Budget, Evidence, Group, InputError, Network, Weights
 from secateur.methods.base import ScoreMethod, Scores, required
-from secateur.methods.slots import makers, moments_of, power_sums, readers, reading_features, unit_sums
+from secateur.methods.unit_sums import makers, moments_of, power_sums, readers, reading_features, unit_sums
 
 __all__ = ["SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor"]
 

@@ -29,7 +29,7 @@ from secateur.core import (
     Weights,
 )
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan, weight_plan
-from secateur.methods.slots import unit_sums
+from secateur.methods.unit_sums import unit_sums
 
 __all__ = ["SynFlow"]
 

@@ -24,6 +24,18 @@ ZOO = {
 }
 
 __all__ = [
-    "ZOO", "Trained", "gru", "lenet5", "lstm", "mlp", "resnet18", "resnet20", "small_cnn", "train",
-    "transformer", "vgg11", "vgg16", "vgg_small",
+    "ZOO",
+    "Trained",
+    "gru",
+    "lenet5",
+    "lstm",
+    "mlp",
+    "resnet18",
+    "resnet20",
+    "small_cnn",
+    "train",
+    "transformer",
+    "vgg11",
+    "vgg16",
+    "vgg_small",
 ]

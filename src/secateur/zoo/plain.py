@@ -56,9 +56,16 @@ def small_cnn(
     if side < 4:
         raise InputError(f"two poolings need images of side 4 or more; got {side}")
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(2 * width * (side // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, classes),
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * (side // 4) ** 2, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
     )
 
 
@@ -92,9 +99,18 @@ def lenet5(
         raise InputError(f"LeNet-5 needs images of side 16 or more; got {side}")
     pooling = nn.AvgPool2d if pool == "avg" else nn.MaxPool2d
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), pooling(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), pooling(2), nn.Flatten(),
-        nn.Linear(16 * rest**2, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
+        nn.Conv2d(channels, 6, 5, padding=padding),
+        nn.ReLU(),
+        pooling(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        pooling(2),
+        nn.Flatten(),
+        nn.Linear(16 * rest**2, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
     )
 
 

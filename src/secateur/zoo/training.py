@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from secateur.analysis.measure import accuracy
 from secateur.core import InputError
 from secateur.data import Batch, Dataset
-from secateur.finetune import finetune
+from secateur.measure.metrics import accuracy
+from secateur.repair.finetune import finetune
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from secateur.core import Evidence, Group, InputError, IntArray, Layer, Network, Slot
-from secateur.methods.slots import moments_of, reading_features
+from secateur.methods.unit_sums import moments_of, reading_features
 from secateur.structures.matroid import ActivationBasis, activation_basis, centered, output_error, swapped
 
 __all__ = ["Objective", "Reading", "basis_order", "choose_basis", "reading"]

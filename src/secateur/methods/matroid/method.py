@@ -13,7 +13,7 @@ from secateur.core import Budget, Evidence, InputError, IntArray, Network, Plan
 from secateur.methods.base import Choice, Scores, SetMethod
 from secateur.methods.matroid import rows, windows
 from secateur.methods.matroid.activations import Objective, basis_order, choose_basis
-from secateur.methods.matroid.capped import capped_plan
+from secateur.methods.matroid.upper_bound import capped_plan
 from secateur.structures.matroid.tail import Order
 
 __all__ = ["Matroid"]

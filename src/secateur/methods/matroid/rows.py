@@ -20,7 +20,7 @@ from scipy.linalg import qr
 
 from secateur.allocation import prunable
 from secateur.core import Evidence, InputError, IntArray, Merge, Network
-from secateur.methods.matroid.capped import Offer
+from secateur.methods.matroid.upper_bound import Offer
 from secateur.structures.matroid import parallel_rows
 from secateur.structures.relu_mip import Affine, Chain, ReLU
 from secateur.structures.relu_mip.bounds import step_bounds
@@ -141,9 +141,12 @@ def _offer(stage: _Stage, constants_fit: bool, domain: Domain, tolerance: float)
         express = {i: _resolved(e, affine) for i, e in express.items()} | affine
     order = np.array(list(express), dtype=np.int64)
     note = {
-        "ground": "rows", "dead": len(dead), "parallel": parallel,
+        "ground": "rows",
+        "dead": len(dead),
+        "parallel": parallel,
         "always active": len(express) - parallel - len(dead),
-        "deviation": found.deviation, "rank": int(np.linalg.matrix_rank(stage.rows)),
+        "deviation": found.deviation,
+        "rank": int(np.linalg.matrix_rank(stage.rows)),
         "holds": _holds(stage, dead, len(express) - parallel - len(dead), domain),
     }
     return Offer(order, note, lambda removed: _merge(removed, express, n))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from secateur.allocation import prunable
 from secateur.core import Evidence, Network, NothingToPrune
-from secateur.methods.matroid.augmented import augmented_rows, eligible
-from secateur.methods.matroid.capped import Offer
+from secateur.methods.matroid.upper_bound import Offer
+from secateur.methods.matroid.weight_rows import augmented_rows, eligible
 from secateur.structures.matroid import Tail, tail_partition
 from secateur.structures.matroid.tail import Order
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from secateur.allocation import Allocation, allocate, prunable, top, top_of_every, weight_sizes
-from secateur.allocation.steps import Steps, apportion
+from secateur.allocation.counts import Steps, apportion
 from secateur.core import Budget, Evidence, Group, InputError, Network, NothingToPrune, Plan, Weights, unknown
 from secateur.methods.base import ScoreMethod, Scores
-from secateur.methods.slots import makers, readers, unit_sums
 from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
 from secateur.methods.spectral.scores import NEEDS, EdgeScore, edge_scores
+from secateur.methods.unit_sums import makers, readers, unit_sums
 from secateur.structures import spectral
 
 __all__ = ["Spectral"]
@@ -71,9 +71,12 @@ class Spectral(ScoreMethod):
     def __post_init__(self) -> None:
         """Check the options."""
         for field, known in {
-            "score": list(NEEDS), "mode": list(get_args(Choose)), "graph": ["layer", "network"],
-            "allocation": [*get_args(Spread), None], "over": ["makers", "readers", "both"],
-        }.items():  # fmt: skip
+            "score": list(NEEDS),
+            "mode": list(get_args(Choose)),
+            "graph": ["layer", "network"],
+            "allocation": [*get_args(Spread), None],
+            "over": ["makers", "readers", "both"],
+        }.items():
             if getattr(self, field) not in known:
                 raise InputError(
                     unknown(f"Spectral.{field}", str(getattr(self, field)), list(map(str, known)))
@@ -143,7 +146,7 @@ class Spectral(ScoreMethod):
     def factors(self, network: Network, evidence: Evidence, plan: Plan) -> dict[str, Tensor]:
         """Return what to multiply the kept weights by so that the sparsifier is unbiased: 1 / probability.
 
-        The paper's masks leave this out; see `secateur.network.scale.scaled` for its use.
+        The paper's masks leave this out; see `secateur.apply.scale.scaled` for its use.
 
         Args:
             network: The traced network, unpruned.
@@ -190,9 +193,13 @@ class Spectral(ScoreMethod):
         if self.mode == "coverage":
             return graph.fold(spectral.sparsify(graph.scores, count, mode="coverage").mask)
         kept = spectral.sparsify(
-            graph.scores, count, mode=self.mode, generator=generator,
-            leverages=unfold(layer, lev).scores, nodes=found.nodes[name],
-        )  # fmt: skip
+            graph.scores,
+            count,
+            mode=self.mode,
+            generator=generator,
+            leverages=unfold(layer, lev).scores,
+            nodes=found.nodes[name],
+        )
         return graph.fold(kept.mask)
 
     def _plan_pattern(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.allocation import weight_sizes
 from secateur.core import Evidence, InputError, Layer, Network
 from secateur.methods.base import required
-from secateur.methods.slots import moments_of
+from secateur.methods.unit_sums import moments_of
 
 __all__ = ["NEEDS", "EdgeScore", "edge_scores"]
 

@@ -286,5 +286,11 @@ def _solve(a: Tensor, b: Tensor) -> Tensor:
 
 
 __all__ = [
-    "ActivationBasis", "Expression", "activation_basis", "centered", "express", "output_error", "swapped",
+    "ActivationBasis",
+    "Expression",
+    "activation_basis",
+    "centered",
+    "express",
+    "output_error",
+    "swapped",
 ]

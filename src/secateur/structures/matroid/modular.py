@@ -211,6 +211,12 @@ def _integers(row: NDArray[np.float64]) -> list[int]:
 
 
 __all__ = [
-    "PRIMES", "affine_permutation_mod", "as_rows", "flint", "greedy_mod", "rank_mod", "rank_rational",
+    "PRIMES",
+    "affine_permutation_mod",
+    "as_rows",
+    "flint",
+    "greedy_mod",
+    "rank_mod",
+    "rank_rational",
     "residues",
 ]

@@ -145,6 +145,14 @@ def parametrize_linear(linear: nn.Linear, kind: Kind, generator: np.random.Gener
 
 
 __all__ = [
-    "BIDIAGONAL", "KERNELS", "KernelWeight", "Kind", "cauchy", "draw_raw", "increasing", "negated_bidiagonal",
-    "parametrize_linear", "tp_exponential",
+    "BIDIAGONAL",
+    "KERNELS",
+    "KernelWeight",
+    "Kind",
+    "cauchy",
+    "draw_raw",
+    "increasing",
+    "negated_bidiagonal",
+    "parametrize_linear",
+    "tp_exponential",
 ]

@@ -18,7 +18,11 @@ from secateur.structures.order import bitset
 from secateur.structures.order.poset import Poset
 
 __all__ = [
-    "Elimination", "attribute_gaps", "attribute_order", "eliminate_attributes", "irreducible_attributes",
+    "Elimination",
+    "attribute_gaps",
+    "attribute_order",
+    "eliminate_attributes",
+    "irreducible_attributes",
 ]
 
 IntArray = NDArray[np.int64]
@@ -117,8 +121,9 @@ def eliminate_attributes(
 def _extents(incidence: ArrayLike, tolerance: float) -> tuple[BoolArray, int]:
     table = np.asarray(incidence)
     if table.ndim != 2 or 0 in table.shape or not np.isin(table, (0, 1)).all():
-        raise ValueError(f"a context is a boolean table [objects, attributes]; got {table.dtype} of shape "
-                         f"{table.shape}")
+        raise ValueError(
+            f"a context is a boolean table [objects, attributes]; got {table.dtype} of shape {table.shape}"
+        )
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is a share of the objects in [0, 1); got {tolerance}")
     return np.ascontiguousarray(table.T.astype(np.bool_)), table.shape[0]

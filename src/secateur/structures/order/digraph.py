@@ -45,8 +45,10 @@ def strongest_edges(strength: ArrayLike, density: float) -> BoolArray:
     count = min(round(density * n * (n - 1)), np.count_nonzero(s))
     if count == 0:
         smallest = f"1 edge needs a density of at least {1 / max(n * (n - 1), 1):.2g}"
-        raise ValueError(f"density {density} leaves no edge among {n} vertices "
-                         f"({np.count_nonzero(s)} have a strength above 0); {smallest}")
+        raise ValueError(
+            f"density {density} leaves no edge among {n} vertices "
+            f"({np.count_nonzero(s)} have a strength above 0); {smallest}"
+        )
     kept = np.argsort(-s, axis=None, kind="stable")[:count]
     adjacency = np.zeros(n * n, np.bool_)
     adjacency[kept] = True
@@ -111,8 +113,10 @@ def stack_layers(
     inner = [_strengths(r) for r in recurrent]
     back = list(feedback) or [None] * (len(inner) - 1)
     if len(inner) == 0 or not len(forward) == len(back) == len(inner) - 1:
-        raise ValueError(f"{len(inner)} layers need {len(inner) - 1} forward and feedback matrices; "
-                         f"got {len(forward)} and {len(back)}")
+        raise ValueError(
+            f"{len(inner)} layers need {len(inner) - 1} forward and feedback matrices; "
+            f"got {len(forward)} and {len(back)}"
+        )
     ends = np.cumsum([0, *map(len, inner)]).tolist()
     whole = np.zeros((ends[-1], ends[-1]))
     for k, block in enumerate(inner):
@@ -187,8 +191,14 @@ def _profile(adjacency: BoolArray, density: float) -> OrderProfile:
     ordered = int(poset.relation().sum()) - elements
     informative = 0 < irreducible < n and 2 * members.max() <= n
     return OrderProfile(
-        density, int(adjacency.sum()), elements, int(members.max()), int(parts), ordered / max(pairs, 1),
-        irreducible, bool(informative),
+        density,
+        int(adjacency.sum()),
+        elements,
+        int(members.max()),
+        int(parts),
+        ordered / max(pairs, 1),
+        irreducible,
+        bool(informative),
     )
 
 

@@ -12,8 +12,14 @@ from numpy.typing import ArrayLike
 
 from secateur.structures.order.poset import Poset
 
-__all__ = ["OperatorViolation", "Violation", "distributive_violation", "is_lattice", "modular_violation",
-           "operator_violation"]
+__all__ = [
+    "OperatorViolation",
+    "Violation",
+    "distributive_violation",
+    "is_lattice",
+    "modular_violation",
+    "operator_violation",
+]
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,10 @@ def operator_violation(
         operator = [[operator(x, a) for a in range(shape[1])] for x in range(shape[0])]
     table = np.asarray(operator)
     if table.shape != shape or table.dtype.kind not in "iu" or table.min() < 0 or table.max() >= shape[1]:
-        raise ValueError(f"T must be integers in 0..{shape[1] - 1} of shape {shape}; got {table.dtype} "
-                         f"of shape {table.shape}")
+        raise ValueError(
+            f"T must be integers in 0..{shape[1] - 1} of shape {shape}; got {table.dtype} "
+            f"of shape {table.shape}"
+        )
     for operation, bounds in zip(("meet", "join"), _tables(lower), strict=True):
         for x in range(shape[0]):
             left, right = table[x][bounds], bounds[np.ix_(table[x], table[x])]
@@ -103,8 +111,9 @@ def _tables(lattice: Poset) -> tuple[Any, Any]:
     for name, table in (("meet", meets), ("join", joins)):
         if table.min() < 0:
             a, b = map(int, np.argwhere(table < 0)[0])
-            raise ValueError(f"not a lattice: elements {a} and {b} have no {name}; its "
-                             "`completion().lattice` is one")
+            raise ValueError(
+                f"not a lattice: elements {a} and {b} have no {name}; its `completion().lattice` is one"
+            )
     return meets, joins
 
 

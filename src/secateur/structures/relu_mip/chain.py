@@ -250,8 +250,11 @@ def _patches(
         at = s * np.arange(out)[:, None] - p + d * np.arange(k)
         axes.append(np.where((at >= 0) & (at < extent), at, -1))
     rows, cols = axes
-    index = np.where((rows[:, None, :, None] < 0) | (cols[None, :, None, :] < 0), -1,
-                     rows[:, None, :, None] * W + cols[None, :, None, :])  # fmt: skip
+    index = np.where(
+        (rows[:, None, :, None] < 0) | (cols[None, :, None, :] < 0),
+        -1,
+        rows[:, None, :, None] * W + cols[None, :, None, :],
+    )
     return index.reshape(len(rows) * len(cols), -1), (len(rows), len(cols))
 
 

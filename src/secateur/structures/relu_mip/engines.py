@@ -56,9 +56,7 @@ class Engine(Protocol):
     def integer(self, columns: Int) -> None:
         """Make columns binary."""
 
-    def solve(
-        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
-    ) -> Answer:
+    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0) -> Answer:
         """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         ...
 
@@ -98,9 +96,7 @@ class Highs:
         self.h.changeColsIntegrality(len(columns), where, one.astype(np.uint8))
         self.mip = len(columns) > 0
 
-    def solve(
-        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
-    ) -> Answer:
+    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0) -> Answer:
         """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         self.h.setOptionValue("time_limit", self.h.getRunTime() + max(seconds, 0.01))
         self.h.setOptionValue("mip_rel_gap", gap)
@@ -118,10 +114,13 @@ class Highs:
         status, info = self.h.getModelStatus(), self.h.getInfo()
         S = highspy.HighsModelStatus
         endings: dict[highspy.HighsModelStatus, Ending] = {
-            S.kOptimal: "optimal", S.kTimeLimit: "time_limit", S.kInterrupt: "interrupted",
-            S.kSolutionLimit: "node_limit", S.kInfeasible: "infeasible",
+            S.kOptimal: "optimal",
+            S.kTimeLimit: "time_limit",
+            S.kInterrupt: "interrupted",
+            S.kSolutionLimit: "node_limit",
+            S.kInfeasible: "infeasible",
             S.kUnboundedOrInfeasible: "infeasible",
-        }  # fmt: skip
+        }
         ending: Ending = "interrupted" if interrupted else endings.get(status, "failed")
         v = np.array(self.h.getSolution().col_value) if info.primal_solution_status == 2 else None
         if self.mip:
@@ -204,9 +203,7 @@ class Scip:
             self.model.chgVarType(self.columns[column], "B")
         self.mip = len(columns) > 0
 
-    def solve(
-        self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0
-    ) -> Answer:
+    def solve(self, seconds: float, gap: float = 0.0, start: Float | None = None, nodes: int = 0) -> Answer:
         """Solve within `seconds` and `nodes` (with binaries) to the relative `gap`, from a feasible point."""
         model = self.model
         model.freeTransform()
@@ -222,10 +219,14 @@ class Scip:
         model.optimize()
         self.solves += 1
         words: dict[str, Ending] = {
-            "optimal": "optimal", "gaplimit": "optimal", "timelimit": "time_limit",
-            "nodelimit": "node_limit", "userinterrupt": "interrupted", "infeasible": "infeasible",
+            "optimal": "optimal",
+            "gaplimit": "optimal",
+            "timelimit": "time_limit",
+            "nodelimit": "node_limit",
+            "userinterrupt": "interrupted",
+            "infeasible": "infeasible",
             "inforunbd": "infeasible",
-        }  # fmt: skip
+        }
         status = model.getStatus()
         found = model.getNSols() > 0
         v = np.array([model.getVal(column) for column in self.columns]) if found else None

@@ -289,9 +289,28 @@ def _assemble(
         for what in ("drops", "caps")
     )
     return Program(
-        chain, x, labels, layers, cost, offset, lower, upper, integer, rows, low, high, lazy, logits,
-        constant, epigraph, sparsity, tuple(image.places for image in images), drops, caps, _dead(chain, x),
-    )  # fmt: skip
+        chain,
+        x,
+        labels,
+        layers,
+        cost,
+        offset,
+        lower,
+        upper,
+        integer,
+        rows,
+        low,
+        high,
+        lazy,
+        logits,
+        constant,
+        epigraph,
+        sparsity,
+        tuple(image.places for image in images),
+        drops,
+        caps,
+        _dead(chain, x),
+    )
 
 
 def _singletons(

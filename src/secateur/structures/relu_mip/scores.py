@@ -24,9 +24,15 @@ from .tighten import tighten_by_lp
 Solver = Literal["highs", "scip", "mosek", "clarabel"]
 
 __all__ = [
-    "Part", "Scores", "Solver", "average", "balanced_images", "imbalanced_images", "importance_scores",
+    "Part",
+    "Scores",
+    "Solver",
+    "average",
+    "balanced_images",
+    "imbalanced_images",
+    "importance_scores",
     "joined",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,18 +150,33 @@ def importance_scores(
             "tighten=True needs bounds='valid' or 'free': the published bounds are constraints, not bounds"
         )
     program = build(
-        chain, x, labels, lam=lam, epsilon=epsilon, kind=bounds, objective=objective, rescale=rescale,
-        memory=memory, tighten=tightener, seconds=time_limit,
-    )  # fmt: skip
+        chain,
+        x,
+        labels,
+        lam=lam,
+        epsilon=epsilon,
+        kind=bounds,
+        objective=objective,
+        rescale=rescale,
+        memory=memory,
+        tighten=tightener,
+        seconds=time_limit,
+    )
     _warn(program)
     left = max(time_limit - (time.monotonic() - began), 0.0)
     if solver == "mosek" or solver == "clarabel":
         solution = minimise_conic(program, solver=solver, relax=relax, gap=gap, seconds=left)
     else:
         solution = minimise(
-            program, relax=relax, gap=gap, seconds=left, nodes=nodes, solver=solver, spread=spread,
+            program,
+            relax=relax,
+            gap=gap,
+            seconds=left,
+            nodes=nodes,
+            solver=solver,
+            spread=spread,
             progress=progress,
-        )  # fmt: skip
+        )
     if time.monotonic() - began > time_limit:
         warnings.warn(
             f"the time limit of {time_limit:g} s ended the solve (status {solution.status!r}, gap "
@@ -194,18 +215,31 @@ def _result(program: Program, solution: Solution) -> Scores:
         moved = np.zeros(len(columns)) if solution.spread is None else solution.spread[at : at + len(columns)]
         undetermined[name], at = abs(moved) > 1e-3, at + len(columns)
     stats = {
-        **solution.stats, "program_rows": program.rows.shape[0], "program_columns": program.width,
-        "program_nonzeros": program.rows.nnz, "forward_error": error, "images": len(program.x),
-    }  # fmt: skip
+        **solution.stats,
+        "program_rows": program.rows.shape[0],
+        "program_columns": program.width,
+        "program_nonzeros": program.rows.nnz,
+        "forward_error": error,
+        "images": len(program.x),
+    }
     if solution.status == "optimal" and program.violation(complete) > 100 * FEASIBLE:
         raise ArithmeticError(
             f"the solution is not what a forward pass with its scores gives (rows missed by "
             f"{program.violation(complete):.2g}): numerics; try a larger epsilon or another solver"
         )
     return Scores(
-        scores, solution.status, solution.objective, solution.bound, solution.gap, len(program.integer),
-        program.dead, undetermined, program.activity(), program.loss(solution.v), stats,
-    )  # fmt: skip
+        scores,
+        solution.status,
+        solution.objective,
+        solution.bound,
+        solution.gap,
+        len(program.integer),
+        program.dead,
+        undetermined,
+        program.activity(),
+        program.loss(solution.v),
+        stats,
+    )
 
 
 def joined(results: Sequence[Scores]) -> Scores:

@@ -1,0 +1,1 @@
+"""Applying a plan: mask, shrink, and the check that they agree."""

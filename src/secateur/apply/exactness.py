@@ -1,0 +1,194 @@
+"""The check that a shrunk model computes what the masked one computes, and the search for where not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.core import CaptureError, ExactnessError, InputError, Plan
+from secateur.execution import duplicate
+from secateur.tracing.export import Capture, capture, slow_paths, source, user_line
+from secateur.tracing.propagate import Axes
+
+__all__ = ["deviation", "in_float64", "run_float64", "verify"]
+
+TOLERANCE = 1e-10
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Float64(TorchFunctionMode):
+    """Makes casts to lower precision casts to float64: models that normalise in float32 stay exact."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("float", "half", "bfloat16"):
+            func = Tensor.double
+        raise_ = {k: _raised(v) for k, v in (kwargs or {}).items()}
+        return func(*(_raised(a) for a in args), **raise_)
+
+
+def _raised(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in LOW else value
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Compute everything inside in float64, without gradients and without fused fast paths."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64(), torch.no_grad(), slow_paths():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) -> list[Tensor]:
+    """Run a float64 copy of a model in evaluation mode; return its floating-point outputs."""
+    model = duplicate(model).double().eval()
+    for module in model.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False  # type: ignore[union-attr]
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(device) if device is not None else value
+        return value.double() if value.is_floating_point() else value
+
+    if device is not None:
+        model.to(device)
+    args, kwargs = torch.utils._pytree.tree_map(move, (args, dict(kwargs)))
+    with in_float64(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = model(*args, **kwargs)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Return the largest difference relative to the largest output; infinite if shapes or NaNs differ."""
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if not torch.equal(a.isnan(), b.isnan()):
+            return float("inf")
+        finite = a.isfinite() & b.isfinite()
+        if not torch.equal(a[~finite], b[~finite]) and not a[~finite].isnan().all():
+            return float("inf")
+        if finite.any():
+            scale = a[finite].abs().max().clamp_min(torch.finfo(a.dtype).tiny)
+            worst = max(worst, float((a[finite] - b[finite]).abs().max() / scale))
+    return worst
+
+
+def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> float:
+    """Compare a shrunk with a masked model on the traced inputs; return the relative deviation.
+
+    Raises:
+        ExactnessError: More than 1e-10, or the shrunk model does not run; names the operation.
+    """
+    args, kwargs = plan.network.example_inputs, plan.network.example_kwargs
+    device = None if device is None else _usable(device)
+    if any(p.is_meta for p in masked.parameters()):
+        raise InputError("a model on the meta device has no values to compare: say check=False")
+    try:
+        expected = run_float64(masked, args, kwargs, device)
+    except Exception as error:
+        raise InputError(
+            f"{type(masked).__name__} does not run in float64 on its example inputs: {type(error).__name__}: "
+            f"{error}. Check that model(*example_inputs) runs; check=False leaves the comparison out"
+        ) from error
+    try:
+        found = run_float64(small, args, kwargs, device)
+    except Exception as error:
+        where = _diagnose(masked, small, plan)
+        raise ExactnessError(
+            f"the shrunk model does not run: {type(error).__name__}: {error}. {where}. "
+            "Your model is unchanged; name the layer in ignored_layers to leave it whole"
+        ) from error
+    worst = deviation(expected, found)
+    if worst > TOLERANCE:
+        raise ExactnessError(
+            f"the shrunk model deviates from the masked one by {worst:.1e} (relative, float64; at most "
+            f"{TOLERANCE:g} is accepted). {_diagnose(masked, small, plan)}. Your model is unchanged; "
+            "name the layer in ignored_layers to leave it whole"
+        )
+    return worst
+
+
+def _usable(device: Any) -> torch.device:
+    try:
+        found = torch.ones((), device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise InputError(f"check_device {device!r} cannot be used: {said}") from error
+    if found.type == "meta":
+        raise InputError("check_device must be one that computes, such as 'cpu'; got 'meta'")
+    return found
+
+
+def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
+    """Walk both graphs side by side and name the first operation whose result is not the expected one."""
+    whole: Capture = plan.network.graph
+    args, kwargs = plan.network.example_inputs, plan.network.example_kwargs
+    try:
+        other = capture(small, args, kwargs)
+    except CaptureError as error:
+        return f"It fails at {user_line(error.__cause__ or error) or 'a line that is not known'}"
+    expected = _values(whole, masked, args, kwargs)
+    found = _values(other, small, args, kwargs)
+    for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):
+        if node.target != twin.target and node.op == "call_function":
+            return f"From {node.target} at {source(node)} on, it takes another path"
+        a, b, state = expected.get(node.name), found.get(twin.name), whole.states.get(node.name)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, Axes):
+            a = _alive(a, state, whole, plan)
+            named = whole.parameters.get(node.name)
+            what = f"{node.target} at {source(node)}" if named is None else f"the parameter {named!r}"
+            if a.shape != b.shape:
+                return f"{what} gives {tuple(b.shape)} instead of {tuple(a.shape)}"
+            if a.is_floating_point() and deviation([a.double()], [b.double()]) > 1e-3:
+                return f"{what} gives other values"
+    return "No single operation deviates by more than 1e-3 in the model's own precision"
+
+
+def _values(taken: Capture, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Run a captured graph with a model's tensors; return every node's value up to a failure."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
+    interpreter = torch.fx.Interpreter(taken.module)
+    inputs = []
+    for node in taken.module.graph.nodes:
+        if node.op == "placeholder":
+            name = taken.parameters.get(node.name)
+            constant = node.name in taken.constants
+            inputs.append(
+                tensors[name] if name in tensors else taken.values[node.name] if constant else next(leaves)
+            )
+    interpreter.garbage_collect_values = False
+    with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError), torch.no_grad():
+        interpreter.run(*inputs)
+    return {n.name: v.detach() if isinstance(v, Tensor) else v for n, v in interpreter.env.items()}
+
+
+def _alive(value: Tensor, state: Axes, taken: Capture, plan: Plan) -> Tensor:
+    dead = _dead_atoms(taken, plan)
+    for axis, label in enumerate(state.labels):
+        if label is not None and len(label) == value.shape[axis]:
+            stays = np.flatnonzero(~dead[label].any(1))
+            value = value.index_select(axis, torch.from_numpy(stays).to(value.device))
+    return value
+
+
+def _dead_atoms(taken: Capture, plan: Plan) -> Any:
+    dead = np.zeros(taken.atoms, dtype=bool)
+    for name, roots in taken.roots.items():
+        dead[roots[plan.removed(name)]] = True
+    return dead

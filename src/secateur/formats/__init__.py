@@ -1,0 +1,1 @@
+"""Files: saved results, weights, ONNX."""

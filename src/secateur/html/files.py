@@ -1,0 +1,57 @@
+"""Runs on disk: JSON and CSV, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from uuid import uuid4
+
+from secateur.core import StoreError
+from secateur.html.rows import Run, as_dicts, flatten, keys_of
+
+
+def write_json(runs: Run | Iterable[Run], path: str | Path) -> Path:
+    """Write runs whole as one JSON list; `read_runs` reads a ``runs.json`` back."""
+    return write_text(path, json.dumps(as_dicts(runs), indent=1, allow_nan=False))
+
+
+def write_csv(runs: Run | Iterable[Run], path: str | Path) -> Path:
+    """Write the numbers of runs as CSV, one line a run."""
+    rows = [flatten(run) for run in as_dicts(runs)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys_of(rows), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return write_text(path, text.getvalue())
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file whole or not at all: under another name beside its place, then renamed.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    path = Path(path)
+    if not path.name:
+        raise StoreError(f"cannot write {str(path)!r}: it names a folder; give the name of a file")
+    draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+__all__ = ["write_csv", "write_json", "write_text"]

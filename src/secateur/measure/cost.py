@@ -1,0 +1,148 @@
+"""What a network weighs and what one forward pass costs: parameters, bytes, multiply-accumulates.
+
+Multiply-accumulates are counted in a real forward pass, at the level of ATen operations, by
+`torch.utils.flop_counter`.  It knows matrix products, convolutions and attention; the recurrent kernels,
+products with vectors and trilinear forms that it does not know are added here.  Attention is
+counted as its two full matrix products, masked or not.  Element-wise work counts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.core import InputError
+from secateur.execution import call, evaluating
+
+Shape = Sequence[int]
+aten = torch.ops.aten
+
+
+def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
+    """Count the multiply-accumulates of one forward pass, for these inputs as they are (whole batch).
+
+    Args:
+        model: Any module.
+        inputs: A tensor, a sequence of positional or a mapping of keyword arguments.
+        kwargs: Keyword arguments.
+
+    Example:
+        >>> macs(nn.Linear(20, 30), torch.zeros(4, 20))
+        2400
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), _counter() as counter:
+            call(model, inputs, kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops() // 2
+
+
+def parameters(model: nn.Module) -> int:
+    """Count the elements of all parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def nonzero(model: nn.Module) -> int:
+    """Count the elements of all parameters that are not zero, tied ones once."""
+    return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
+
+
+def nbytes(model: nn.Module) -> int:
+    """Count the bytes of all parameters and buffers, tied ones once."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network weighs and one forward pass costs.
+
+    Attributes:
+        parameters: Elements of all parameters.
+        nonzero: Those that are not zero.
+        bytes: Bytes of parameters and buffers.
+        macs: Multiply-accumulates of one forward pass on the inputs that were given.
+    """
+
+    parameters: int
+    nonzero: int
+    bytes: int
+    macs: int
+
+
+def cost(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Cost:
+    """Weigh a model and count the multiply-accumulates of one forward pass on these inputs.
+
+    Example:
+        >>> cost(nn.Linear(20, 30), torch.zeros(1, 20))
+        Cost(parameters=630, nonzero=630, bytes=2520, macs=600)
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a torch.nn.Module is needed; got {type(model).__name__}")
+    return Cost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs))
+
+
+def _matrices(weights: Sequence[Shape]) -> int:
+    return sum(math.prod(w) for w in weights if len(w) == 2)
+
+
+def _mkldnn_rnn(x: Shape, w_ih: Shape, w_hh: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x[:-1]) * _matrices([w_ih, w_hh])
+
+
+def _fused_rnn(x: Shape, weights: Sequence[Shape], *_: Any, **__: Any) -> int:
+    # Every matrix is applied once a step and sequence; the leading axes of x count both.
+    return 2 * math.prod(x[:-1]) * _matrices(weights)
+
+
+def _vector(a: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(a)
+
+
+def _addmv(_bias: Shape, a: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(a)
+
+
+def _addbmm(_bias: Shape, a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _trilinear(
+    a: Shape, b: Shape, c: Shape, new_a: Shape, new_b: Shape, new_c: Shape, *_: Any, **__: Any
+) -> int:
+    def expanded(shape: Shape, new: Shape) -> list[int]:
+        sizes = list(shape)
+        for axis in sorted(new):
+            sizes.insert(axis, 1)
+        return sizes
+
+    broadcast = zip(expanded(a, new_a), expanded(b, new_b), expanded(c, new_c), strict=True)
+    return 2 * math.prod(map(max, broadcast))
+
+
+_FORMULAS = {
+    aten.mkldnn_rnn_layer: _mkldnn_rnn,
+    aten._cudnn_rnn: _fused_rnn,
+    aten.miopen_rnn: _fused_rnn,
+    aten.mv: _vector,
+    aten.dot: _vector,
+    aten.addmv: _addmv,
+    aten.addbmm: _addbmm,
+    aten._trilinear: _trilinear,
+}
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
+__all__ = ["Cost", "cost", "macs", "nbytes", "nonzero", "parameters"]

@@ -1,0 +1,231 @@
+"""How long a forward pass takes: models measured against one another, in turn.
+
+The machine's state drifts; a ratio of two medians means something only if both models saw the same
+drift.  So each round times every model once, in an order drawn anew, and for as long as every other: a
+busy machine takes the processor away every few milliseconds, which a short measurement escapes and a long
+one does not.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.core import InputError
+from secateur.execution import call, evaluating, place, to_model
+
+Run = Callable[[int], float]
+SHORTEST = 2e-3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock seconds of one forward pass.
+
+    Attributes:
+        batch_size: Examples in the batch.
+        median: Median over the repeats.
+        lower: First quartile.
+        upper: Third quartile.
+        repeats: Measurements taken, each in turn with the other models.
+        threads: Threads that torch used within an operation.
+        device: Where, in words.
+        speedup: How many times as fast as the first of the models, the median of the rounds' ratios; None
+            where an older version measured.
+    """
+
+    batch_size: int
+    median: float
+    lower: float
+    upper: float
+    repeats: int
+    threads: int
+    device: str
+    speedup: float | None = None
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 64),
+    batch_axis: int = 0,
+    repeats: int = 30,
+    warmup: int = 3,
+    threads: int | None = None,
+    limit: float | None = None,
+    seed: int = 0,
+) -> dict[str, tuple[Latency, ...]]:
+    """Measure models against one another: each round times every model once, in an order drawn anew.
+
+    A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer: faster models
+    run several times in it.
+
+    Args:
+        models: Models by name, on one device.
+        inputs: Example inputs, a tensor or a sequence of positional arguments, whose first tensor has
+            its batch on `batch_axis`.  Every tensor of that length on that axis is repeated or cut.
+        kwargs: Example keyword arguments, resized likewise.
+        batch_sizes: Batch sizes to measure.
+        batch_axis: Axis of the batch.
+        repeats: Measurements of each model and batch size.
+        warmup: Passes before them that do not count.
+        threads: Threads within an operation; as torch is set, if None.
+        limit: Seconds after which a batch size gets no further round, though at least five; the
+            result states the repeats it had.
+        seed: Seed of the order.
+
+    Returns:
+        By model name, one `Latency` for each batch size.
+    """
+    if not models or repeats < 1 or warmup < 0:
+        raise InputError(
+            f"latency needs a model and at least one repeat; got {len(models)} models, "
+            f"repeats={repeats}, warmup={warmup}"
+        )
+    check_sizes(batch_sizes, batch_axis)
+    arguments = _arguments(inputs, kwargs)
+    found: dict[str, list[Latency]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        stack.enter_context(_threads(threads))
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        for size in batch_sizes:
+            resized = _resize(arguments, batch_axis, size)
+            runs = {name: _runner(model, *to_model(resized, model)) for name, model in models.items()}
+            _try(models, resized, size, batch_axis)
+            times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
+            first = times[next(iter(models))]
+            for name, model in models.items():
+                found[name].append(_latency(size, times[name], first, place(model)[0]))
+    return {name: tuple(rows) for name, rows in found.items()}
+
+
+def try_sizes(
+    model: nn.Module,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    batch_sizes: Sequence[int],
+    batch_axis: int,
+) -> None:
+    """Run a model once at each batch size; raise `InputError` where it cannot be measured."""
+    check_sizes(batch_sizes, batch_axis)
+    with evaluating(model):
+        for size in batch_sizes:
+            _try({"": model}, _resize(_arguments(inputs, kwargs), batch_axis, size), size, batch_axis)
+
+
+def check_sizes(batch_sizes: Any, batch_axis: Any) -> None:
+    """Raise `InputError` if batch sizes or the batch's axis cannot be."""
+    listed = isinstance(batch_sizes, Sequence) and not isinstance(batch_sizes, str)
+    if not listed or any(isinstance(x, bool) or not isinstance(x, Integral) or x < 1 for x in batch_sizes):
+        raise InputError(f"batch_sizes are positive integers, none to measure nothing; got {batch_sizes!r}")
+    if isinstance(batch_axis, bool) or not isinstance(batch_axis, Integral) or batch_axis < 0:
+        raise InputError(f"batch_axis is the number of an axis, from 0; got {batch_axis!r}")
+
+
+def _try(models: Mapping[str, nn.Module], arguments: Any, size: int, axis: int) -> None:
+    args, kwargs = arguments
+    for model in models.values():
+        try:
+            call(model, args, kwargs)
+        except InputError as error:
+            raise InputError(
+                f"the latency cannot be measured with {size} examples along axis {axis}: {error}. Choose "
+                "other batch_sizes or batch_axis; with batch_sizes=() (--no-latency) nothing is measured"
+            ) from error
+
+
+def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {}))
+
+
+def _latency(size: int, times: Sequence[float], first: Sequence[float], device: torch.device) -> Latency:
+    lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    words = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    where = f"{device.type} ({words})"
+    speedup = float(np.median([a / b for a, b in zip(first, times, strict=True)]))
+    return Latency(size, median, lower, upper, len(times), torch.get_num_threads(), where, speedup)
+
+
+def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    device = place(model)[0]
+    synchronize = torch.get_device_module(device).synchronize  # what runs elsewhere returns before it is done
+    wait = partial(synchronize, device) if device.type in ("cuda", "xpu") else synchronize
+
+    def run(number: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(number):
+            model(*arguments, **kwargs)
+        wait()
+        return (time.perf_counter() - start) / number
+
+    return run
+
+
+def _interleave(
+    runs: Mapping[str, Run], repeats: int, warmup: int, limit: float | None, order: random.Random
+) -> dict[str, list[float]]:
+    single = {name: max(1e-9, min(run(1) for _ in range(warmup + 1))) for name, run in runs.items()}
+    lasting = max(SHORTEST, *single.values())
+    number = {name: max(1, round(lasting / seconds)) for name, seconds in single.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start, names = time.perf_counter(), list(runs)
+    for done in range(repeats):
+        if limit is not None and done >= 5 and time.perf_counter() - start > limit:
+            break
+        order.shuffle(names)
+        for name in names:
+            times[name].append(runs[name](number[name]))
+    return times
+
+
+def _resize(arguments: Any, axis: int, size: int) -> Any:
+    have = next((x.shape[axis] for x in _tensors(arguments) if x.dim() > axis), None)
+    if not have:
+        raise InputError(f"no example input has a batch axis {axis}; say which with batch_axis")
+    rows = torch.arange(size) % have
+
+    def resize(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            fits = x.dim() > axis and x.shape[axis] == have
+            return x.index_select(axis, rows.to(x.device)) if fits else x
+        if isinstance(x, Mapping):
+            return {key: resize(item) for key, item in x.items()}
+        return type(x)(map(resize, x)) if isinstance(x, (tuple, list)) else x
+
+    return resize(arguments)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, tuple, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if count is not None else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+__all__ = ["Latency", "check_sizes", "latency", "try_sizes"]

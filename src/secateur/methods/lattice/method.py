@@ -1,0 +1,199 @@
+"""Pruning by the order of influence among units.
+
+"Lattice-Based Pruning in Recurrent Neural Networks via Poset Modeling", arXiv:2502.16525.  Algorithm 1
+keeps the meet-irreducible units of the dependency lattice, and prunes of the others those with mu below a
+threshold.  Read rigorously, on the network's own weights: the strongest edges make a digraph, its strongly
+connected components a poset, and its Dedekind-MacNeille completion the smallest lattice around it.
+Algorithms 2 and 3 draw the adjacency at random, apart from the weights: `adjacency="binary"`, `"continuous"`.
+
+What the paper leaves open, and how it is decided here, is in docs/lattice.md with measurements: the paper's
+rule keeps the weakly driven units and is worse than chance on trained networks, so it is not the default.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.allocation import allocate, prunable, ranked
+from secateur.core import Budget, Evidence, Group, InputError, Layer, Network, Plan, Weights, unknown
+from secateur.methods.base import ScoreMethod, Scores, best, unit_plan
+from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, over_network, own_order
+
+__all__ = ["Lattice"]
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "adjacency": ("data", "weights", "binary", "continuous"),
+    "reading": ("condensed", "unrolled"),
+    "span": ("layer", "network"),
+    "centrality": ("flow", "in-strength", "out-strength", "mu", "moebius", "gap"),
+    "prefer": ("irreducible", "reducible", "neither"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lattice(ScoreMethod):
+    """Rank units by irreducibility in an order, then by centrality.
+
+    The paper's Algorithm 1 is ``Lattice(adjacency="weights", centrality="mu")``.
+
+    Args:
+        adjacency: ``"data"``: a context of (sample, time) against units that fire, in which a unit is
+            reducible if its extent is an intersection of others', as far as they are still there;
+            ``"weights"``: the order of influence along the network's own weights; ``"binary"`` and
+            ``"continuous"``: random, as in Algorithms 2 (first half decreed irreducible) and 3.
+        reading: For weights, ``"condensed"``: components of the digraph among the units; ``"unrolled"``:
+            units at one time before what reads them at the next.  Units that no weight joins are always
+            unrolled.
+        span: For weights, ``"layer"``: each group by itself; ``"network"``: one digraph over all groups.
+        density: For weights, share of the possible edges that make the digraph, the strongest.
+        centrality: ``"in-strength"``: what enters a unit; ``"mu"``: its inverse, the paper's;
+            ``"out-strength"``; ``"moebius"``: |mu(0, x)|, Moebius function; for data also ``"flow"``:
+            out-strength times the root mean square of the activation; ``"gap"``: the sequence in which units
+            become redundant.  By default ``"flow"`` for data, else ``"in-strength"``.
+        prefer: Which units stay first: irreducible ones (the paper's), reducible ones, or neither.
+        include_top: For weights, whether a greatest element counts as irreducible.
+        quantile: For data, a unit fires where its absolute activation is above this quantile of the group's.
+        tolerance: For data, share of the objects by which an extent may miss an intersection.
+
+    Budgets in `Weights` zero rows of the recurrent matrices only, as the paper does; the units stay alive.
+
+    Example:
+        >>> from secateur.core import Units
+        >>> Lattice().needs(Units(0.5)), Lattice(adjacency="weights").needs(Units(0.5))
+        (frozenset({'activations'}), frozenset())
+    """
+
+    name: ClassVar[str] = "lattice"
+    adjacency: Literal["data", "weights", "binary", "continuous"] = "data"
+    reading: Literal["condensed", "unrolled"] = "condensed"
+    span: Literal["layer", "network"] = "layer"
+    density: float = 0.03
+    centrality: Literal["flow", "in-strength", "out-strength", "mu", "moebius", "gap"] | None = None
+    prefer: Literal["irreducible", "reducible", "neither"] = "irreducible"
+    include_top: bool = False
+    quantile: float = 0.8
+    tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.centrality is None:
+            default = "flow" if self.adjacency == "data" else "in-strength"
+            object.__setattr__(self, "centrality", default)
+        for option, known in _CHOICES.items():
+            if getattr(self, option) not in known:
+                raise InputError(unknown(f"Lattice.{option}", str(getattr(self, option)), known))
+        if not (0 < self.density <= 1 and 0 < self.quantile < 1 and 0 <= self.tolerance < 1):
+            raise InputError(
+                f"density must be in (0, 1], quantile in (0, 1) and tolerance in [0, 1); got {self.density}, "
+                f"{self.quantile} and {self.tolerance}"
+            )
+        drawn_lack = {"flow", "gap", "moebius"}
+        lacking = {"weights": {"flow", "gap"}, "binary": drawn_lack, "continuous": drawn_lack}
+        if self.centrality in lacking.get(self.adjacency, ()):
+            raise InputError(f"adjacency={self.adjacency!r} has no centrality {self.centrality!r}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for activations where the order is made from data."""
+        return frozenset({"activations"} if self.adjacency == "data" else ())
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Return the place of each unit in the ranking, as a share of its group [units]."""
+        return {name: self._score(order) for name, order in self.orders(network, evidence).items()}
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Rank, keep the best, and note what the order looks like."""
+        orders = self.orders(network, evidence)
+        scores = {name: self._score(order) for name, order in orders.items()}
+        allocation = allocate(network, budget, scores)
+        choice = best(scores, allocation.counts)
+        plan = unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        return replace(plan, notes={**plan.notes, **_noted(orders)})
+
+    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+        """Zero rows of the recurrent matrices; for "binary", single entries drawn with the density."""
+        orders = self.orders(network, evidence)
+        masks: dict[str, NDArray[np.bool_]] = {}
+        for group in prunable(network):
+            rows = self._rows(orders[group.name], group, budget.density)
+            for layer, _ in network.makers(group):
+                if layer.reads == "state":
+                    masks[layer.weight] = self._mask(network, evidence, layer, rows, budget.density)
+        if not masks:
+            raise InputError(
+                f"{self.name!r} zeroes rows of recurrent matrices, and no group has one; use Units, Params "
+                "or Macs"
+            )
+        reached = float(np.mean([mask.mean() for mask in masks.values()]))
+        notes = {**_noted(orders), "reached": {"weights": reached}}
+        return Plan(network, self.name, {}, masks, {}, repr(budget), evidence.seed, notes)
+
+    def orders(self, network: Network, evidence: Evidence) -> dict[str, UnitOrder]:
+        """Return what the order says about each prunable group.
+
+        Raises:
+            InputError: If evidence is missing, weights or activations are not finite, the density leaves no
+                edge, or a Moebius value that is asked for leaves the 64-bit integers.
+        """
+        groups = prunable(network)
+        try:
+            if self.adjacency == "data":
+                context = (self.quantile, self.tolerance)
+                return {g.name: from_data(network, evidence, g, *context) for g in groups}
+            if self.adjacency in ("binary", "continuous"):
+                return {g.name: drawn(evidence, g, self.adjacency) for g in groups}
+            if self.span == "network":
+                return over_network(network, evidence, groups, self.density, self.include_top)
+            options = (self.density, self.include_top, self.reading == "unrolled")
+            return {g.name: own_order(network, evidence, g, *options) for g in groups}
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"no order of influence: {error}") from error
+
+    def _score(self, order: UnitOrder) -> Tensor:
+        values = order.centrality(str(self.centrality))
+        n = len(values)
+        if self.prefer == "neither":
+            kind = np.zeros(n, np.bool_)
+        else:
+            kind = order.irreducible == (self.prefer == "irreducible")
+        if self.prefer == "irreducible" and order.place is not None:
+            values = np.where(order.irreducible, values, order.place)
+        # Of equals the first stays: the position is the last key, descending.
+        ascending = np.lexsort((-np.arange(n), values, kind))
+        place = np.empty(n)
+        place[ascending] = np.arange(1, n + 1) / n
+        return torch.from_numpy(place)
+
+    def _rows(self, order: UnitOrder, group: Group, density: float) -> NDArray[np.bool_]:
+        kept = ranked(self._score(order))[: max(1, round(density * group.size))]
+        rows = np.zeros(group.size, np.bool_)
+        rows[kept] = True
+        return rows
+
+    def _mask(
+        self, network: Network, evidence: Evidence, layer: Layer, rows: NDArray[np.bool_], density: float
+    ) -> NDArray[np.bool_]:
+        shape = network.shapes[layer.weight]
+        if self.adjacency == "binary":
+            generator = np.random.default_rng([evidence.seed, zlib.crc32(layer.weight.encode())])
+            drawn_entries = generator.random((shape[0] // layer.gates, shape[1])) < density
+            return np.tile(drawn_entries, (layer.gates, 1))
+        return np.repeat(np.tile(rows, layer.gates)[:, None], shape[1], axis=1)
+
+
+def _noted(orders: Mapping[str, UnitOrder]) -> dict[str, Any]:
+    """Return the notes of all orders, and warn where one says little."""
+    found = [order.notes["warning"] for order in orders.values() if "warning" in order.notes]
+    for text in dict.fromkeys(found):
+        warnings.warn(text, stacklevel=4)
+    return {"order": {name: order.notes for name, order in orders.items()}}

@@ -1,0 +1,237 @@
+"""Importance by mixed-integer programming, after ElAraby, Wolf and Carvalho (arXiv:2002.07376, CPAIOR 2023).
+
+A few images, one a class, decide how much of each neuron's or feature map's activity must stay for their
+labels to stay.  The program is in `secateur.structures.relu_mip`; here its scores meet groups and budgets.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import joblib
+import numpy as np
+import torch
+
+from secateur.allocation import allocate, prunable
+from secateur.core import Budget, Evidence, Group, InputError, Network, Plan, SecateurError
+from secateur.methods.base import Choice, ScoreMethod, Scores, best, unit_plan
+from secateur.structures import relu_mip as mip
+
+Mode = Literal["joint", "per_class", "imbalanced"]
+
+__all__ = ["MIP", "group_scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIP(ScoreMethod):
+    """Scores of a mixed-integer program over the network and a few calibration images.
+
+    Works on sequential networks of Linear, Conv2d, BatchNorm, ReLU and pooling.  Groups that are not made by
+    a layer with a ReLU have no score and must be ignored when tracing.
+
+    Args:
+        lam: Weight of the softmax loss against sparsity; 5 as published, 1 at initialisation.
+        epsilon: Half width of the box from which the published bounds grow.
+        images: Images drawn from the calibration data, the classes as equally often as can be.
+        mode: ``"joint"``: all images in one program (SIM); ``"per_class"``: a program a class, scores
+            averaged (IDP); ``"imbalanced"``: likewise with a random number of images a class (IMIDP), about
+            `images` in all.
+        bounds: ``"paper"`` as published; ``"valid"`` or ``"free"`` let live neurons go; see
+            `relu_mip.importance_scores`.
+        threshold: What scores below it goes, as published, but never more than the budget lets go: give
+            ``Units(0.01)`` for the threshold alone.  None: the budget decides how many go.
+        relax: Leave binaries in [0, 1].
+        objective: ``"layer_mean"`` or ``"paper"``; see `relu_mip.build`.
+        rescale: c in s - c.
+        gap: Relative gap at which a solve stops.
+        time_limit: Seconds for all programs together, each an equal share.  Where it ends a solve, scores
+            depend on the machine: a warning and ``notes["mip"]["status"]`` say so.
+        nodes: Limit on branch-and-bound nodes of each program, which ends a solve alike everywhere.
+        solver: ``"highs"``, ``"scip"``, ``"mosek"`` or ``"clarabel"``; see `relu_mip.importance_scores`.
+        draws: Independent draws of images whose scores are averaged.
+        correct: Draw only from images that the network gets right.
+        jobs: Programs that are solved at once, by joblib; None leaves it to joblib's settings.
+        parts: Programs prepared layer by layer (`network.decoupled.parts`) instead of the whole network;
+            `images`, `mode`, `draws` and `correct` were then decided when they were made.
+
+    Example:
+        >>> from secateur.core import Units
+        >>> sorted(MIP(threshold=0.1).needs(Units(0.5)))
+        ['chain', 'images']
+    """
+
+    name: ClassVar[str] = "mip"
+    lam: float = 5.0
+    epsilon: float = 1e-5
+    images: int = 10
+    mode: Mode = "joint"
+    bounds: Literal["paper", "valid", "free"] = "paper"
+    threshold: float | None = None
+    relax: bool = False
+    objective: Literal["layer_mean", "paper"] = "layer_mean"
+    rescale: float = 2.0
+    gap: float = 1e-4
+    time_limit: float = 300.0
+    nodes: int = 1000
+    solver: mip.Solver = "highs"
+    draws: int = 1
+    correct: bool = False
+    jobs: int | None = None
+    parts: tuple[mip.Part, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what `relu_mip` will not."""
+        if self.mode not in ("joint", "per_class", "imbalanced"):
+            raise InputError(f"mode must be 'joint', 'per_class' or 'imbalanced'; got {self.mode!r}")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise InputError(f"threshold must be in (0, 1]; got {self.threshold!r}")
+        if self.draws < 1 or self.images < 1:
+            raise InputError(f"images and draws must be at least 1; got {self.images} and {self.draws}")
+        if not self.time_limit > 0 or self.nodes < 0:
+            raise InputError(
+                f"time_limit must be over 0 and nodes 0 or more; got {self.time_limit!r} and {self.nodes!r}"
+            )
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Ask for the chain and the images, unless parts were given."""
+        return frozenset() if self.parts is not None else frozenset({"chain", "images"})
+
+    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+        """Solve, and give each group the scores of its layers; units of equal score by their activity."""
+        return self._scores(network, self.importance(evidence))
+
+    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+        """Solve once; what goes is decided by the threshold and the budget."""
+        groups = prunable(network)
+        result = self.importance(evidence)
+        scores = self._scores(network, result)
+        allocation = allocate(network, budget, self.comparable(scores, budget))
+        if self.threshold is not None:
+            plain = group_scores(groups, result.scores)
+            least = {g.name: int((plain[g.name] >= self.threshold).sum()) for g in groups}
+            counts = {name: max(count, least[name]) for name, count in allocation.counts.items()}
+            allocation = replace(allocation, counts=counts)
+        choice = best(scores, allocation.counts)
+        choice = Choice(choice.keep, notes={**choice.notes, "mip": _notes(result, self.threshold)})
+        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+
+    def importance(self, evidence: Evidence) -> mip.Scores:
+        """Solve the programs, in parallel where there are several, and average or join their scores."""
+        parts = self.parts if self.parts is not None else self._drawn(evidence)
+        at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
+        seconds = self.time_limit * at_once / len(parts)
+        solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
+        return mip.joined(solved) if self.parts is not None else mip.average(solved)
+
+    def _solve(self, part: mip.Part, seconds: float) -> mip.Scores:
+        try:
+            with warnings.catch_warnings():
+                if self.parts is not None:  # an auxiliary network's mistakes are not the network's
+                    warnings.filterwarnings("ignore", message="the network misclassifies")
+                return mip.importance_scores(
+                    part.chain,
+                    part.x,
+                    part.labels,
+                    lam=self.lam,
+                    epsilon=self.epsilon,
+                    bounds=self.bounds,
+                    objective=self.objective,
+                    rescale=self.rescale,
+                    relax=self.relax,
+                    gap=self.gap,
+                    time_limit=seconds,
+                    nodes=self.nodes,
+                    solver=self.solver,
+                )
+        except (ValueError, TimeoutError, ImportError, PermissionError) as error:
+            raise InputError(f"mip, {part.name}: {error}") from error
+        except ArithmeticError as error:
+            raise SecateurError(f"mip, {part.name}: {error}") from error
+
+    def _drawn(self, evidence: Evidence) -> list[mip.Part]:
+        """Draw images and divide them among programs."""
+        if evidence.chain is None or evidence.images is None:
+            raise InputError(
+                "'mip' needs the evidence 'chain' and 'images': collect it with both, with targets"
+            )
+        inputs, targets = evidence.images
+        x = inputs.detach().reshape(len(inputs), -1).to("cpu", torch.float64).numpy()
+        y = targets.detach().cpu().numpy()
+        if self.correct:
+            right = evidence.chain.logits(x).argmax(1) == y
+            x, y = x[right], y[right]
+        parts = []
+        for draw in range(self.draws):
+            chosen = self._choose(y, np.random.default_rng([evidence.seed, draw]))
+            groups = (
+                [chosen] if self.mode == "joint" else [chosen[y[chosen] == c] for c in np.unique(y[chosen])]
+            )
+            parts += [mip.Part(_part_name(draw, y[g]), evidence.chain, x[g], y[g]) for g in groups]
+        return parts
+
+    def _choose(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        try:
+            if self.mode == "imbalanced":
+                most = max(1, round(2 * self.images / len(np.unique(labels))) - 1)
+                return mip.imbalanced_images(labels, max(2, most), generator)
+            return mip.balanced_images(labels, self.images, generator)
+        except ValueError as error:
+            raise InputError(f"calibration data: {error}") from error
+
+    def _scores(self, network: Network, result: mip.Scores) -> Scores:
+        """Scores with ties broken by how active a unit is on the images, by less than any score differs."""
+        groups = prunable(network)
+        exact, activity = group_scores(groups, result.scores), group_scores(groups, result.activity)
+        top = max((float(a.max()) for a in activity.values()), default=0.0) or 1.0
+        return {
+            name: torch.from_numpy(np.round(exact[name], 6) + 1e-7 * activity[name] / top) for name in exact
+        }
+
+
+def _part_name(draw: int, labels: np.ndarray) -> str:
+    classes = np.unique(labels)
+    return f"draw {draw}" + (f", class {classes[0]}" if len(classes) == 1 else "")
+
+
+def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
+    """Give the units of every group the largest score that a layer which makes them has.
+
+    Args:
+        groups: Groups to be scored.
+        layers: Values [units] by name of the weight that makes the units.
+
+    Raises:
+        InputError: A group that no scored layer makes.
+    """
+    found = {}
+    for group in groups:
+        slots = [slot for slot in group.makers() if slot.tensor in layers and slot.axis == 0]
+        if not slots:
+            raise InputError(
+                f"group {group.name!r} has no score: no layer that makes it ({_makers(group)}) has a ReLU in "
+                f"the chain; trace with ignored_layers=[{group.name!r}]"
+            )
+        found[group.name] = np.max([layers[s.tensor][s.index].max(1) for s in slots], axis=0)
+    return found
+
+
+def _makers(group: Group) -> str:
+    return ", ".join(slot.tensor for slot in group.makers()) or "none"
+
+
+def _notes(result: mip.Scores, threshold: float | None) -> dict[str, Any]:
+    """What the solver proved, in plain numbers."""
+    return {
+        "status": result.status,
+        "objective": round(result.objective, 6),
+        "bound": round(result.bound, 6),
+        "gap": round(result.gap, 6),
+        "free binaries": result.free_binaries,
+        "dead units": {name: int(dead.sum()) for name, dead in result.dead.items()},
+        "scores": {name: np.round(values, 6).tolist() for name, values in result.scores.items()},
+        "threshold": threshold,
+        "seconds": round(result.stats["seconds"], 3),
+    }

@@ -1,0 +1,88 @@
+"""How the layers of a network hang together, before and after pruning.
+
+Each layer's weights are a bipartite graph (Laenen, arXiv:2306.08849, section 2.4); the paper reports lambda_2
+of the normalised Laplacian of its largest component.  That number rises to 1 as the component shrinks to
+a few nodes, so it stands here beside the share, the number of components and the dead units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core import InputError, Network
+from secateur.structures.spectral import Connectivity, connectivity, layer_graph, sparsifier_quality
+
+__all__ = ["condition_number", "layer_connectivity"]
+
+
+def layer_connectivity(
+    network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any] | None = None
+) -> dict[str, Connectivity]:
+    """Measure the graph of |w| of every layer whose weights a mask may zero.
+
+    A layer of several graphs (groups of a convolution, gates) gets the smallest lambda_2, the mean share, and
+    sums of the counts.
+
+    Args:
+        network: The traced network.
+        weights: Its tensors by name, as in `model.state_dict()`.
+        masks: Boolean masks by weight name; weights not named count whole.
+
+    Raises:
+        InputError: A weight is missing or has another shape than when traced.
+
+    Example:
+        >>> from secateur.tracing.trace import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+        >>> found = layer_connectivity(trace(model, torch.ones(1, 4)), model.state_dict())
+        >>> {name: (layer.components, layer.edges) for name, layer in found.items()}
+        {'0.weight': (1, 24), '2.weight': (1, 12)}
+    """
+    found = {}
+    for name, graphs in _graphs(network, weights, masks or {}).items():
+        parts = [connectivity(graph) for graph in graphs]
+        found[name] = Connectivity(
+            min(x.lambda2 for x in parts),
+            sum(x.share for x in parts) / len(parts),
+            *(
+                sum(getattr(x, key) for x in parts)
+                for key in ("components", "dead_inputs", "dead_outputs", "edges")
+            ),
+        )
+    return found
+
+
+def condition_number(
+    network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return the condition number of every masked layer's graph against the whole one, the worst of several.
+
+    It is infinite where the mask disconnects what was connected.
+    """
+    whole, left = _graphs(network, weights, {}), _graphs(network, weights, masks)
+    return {
+        name: max(sparsifier_quality(G, H).condition for G, H in zip(whole[name], left[name], strict=True))
+        for name in left
+        if name in masks
+    }
+
+
+def _graphs(network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any]) -> dict[str, Tensor]:
+    graphs = {}
+    for layer in network.prunable_weights():
+        name = layer.weight
+        if name not in weights or tuple(weights[name].shape) != tuple(network.shapes[name]):
+            raise InputError(
+                f"no weight {name!r} of shape {tuple(network.shapes[name])} among the tensors given"
+            )
+        scores = weights[name].detach().abs()
+        if name in masks:
+            scores = scores * torch.as_tensor(masks[name], device=scores.device)
+        graphs[name] = layer_graph(
+            scores, layer.out_axis or 0, layer.in_axis or 0, layer.groups, layer.gates
+        ).scores
+    return graphs

@@ -1,0 +1,1 @@
+"""Modules and size attributes of layers that have lost units."""

@@ -1,1 +1,0 @@
-"""All that knows `torch.nn.Module`: tracing, evidence, surgery, repair, storage."""

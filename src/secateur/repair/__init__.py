@@ -1,0 +1,1 @@
+"""Repair: make up for what was removed."""

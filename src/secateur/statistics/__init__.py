@@ -1,0 +1,1 @@
+"""Statistics: what is measured on calibration batches."""

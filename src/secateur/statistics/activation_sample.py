@@ -1,0 +1,63 @@
+"""Keep a sample of the units' activations, for methods that look at which units are active together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.core import Group, IntArray, Layer, Network
+from secateur.statistics.weight_inputs import Read
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Rows of unit activations, taken evenly from what reaches one reader of each group.
+
+    A row is a (sample, position or time step).  Of a recurrent group the state is kept, else what the first
+    reading layer reads; a unit that is several features there (a flattened map) gives a row for each of them.
+
+    Args:
+        network: The trace.
+        limit: Most rows kept for a group; one batch gives at most a quarter of them, evenly spaced.
+    """
+
+    def __init__(self, network: Network, limit: int = 4096) -> None:
+        """Choose the reader of each group."""
+        self._limit = limit
+        self._kept: dict[str, list[Tensor]] = {}
+        self._groups: dict[str, list[tuple[str, IntArray, int, int]]] = {}
+        for group in network.groups:
+            found = _reader(network, group)
+            if found is not None:
+                layer, index = found
+                width = network.shapes[layer.weight][layer.in_axis or 0]
+                known = self._groups.setdefault(network.input_key(layer), [])
+                known.append((group.name, index, layer.groups, width))
+
+    def add(self, read: Read) -> None:
+        """Keep some rows of one read."""
+        for name, index, groups, width in self._groups.get(read.key, ()):
+            kept = self._kept.setdefault(name, [])
+            room = min(self._limit - sum(map(len, kept)), self._limit // 4)
+            if room > 0:
+                kept.append(_sample(read, index, groups, width, room))
+
+    def activations(self) -> dict[str, Tensor]:
+        """Return, by group, the rows [rows, units] in float32."""
+        return {name: torch.cat(rows) for name, rows in self._kept.items() if rows}
+
+
+def _reader(network: Network, group: Group) -> tuple[Layer, IntArray] | None:
+    readers = [(layer, slot.index) for layer, slot in network.readers(group)]
+    states = [(layer, index) for layer, index in readers if layer.reads == "state"]
+    return next(iter(states or readers), None)
+
+
+def _sample(read: Read, index: IntArray, groups: int, width: int, room: int) -> Tensor:
+    rows = read.x.detach().movedim(read.axis, -1).reshape(-1, read.x.shape[read.axis])
+    # The weight of a grouped convolution has one input axis for all its groups.
+    own = torch.cat([torch.as_tensor(index) + g * width for g in range(groups)], 1).to(rows.device)
+    take = max(1, room // own.shape[1])
+    chosen = torch.linspace(0, len(rows) - 1, min(take, len(rows)), device=rows.device).long()
+    return rows[chosen][:, own].transpose(1, 2).reshape(-1, len(index))[:room].float()

@@ -1,0 +1,271 @@
+"""Gather the evidence that a method asks for, in one pass over the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core import Evidence, InputError, Layer, Moments, Network, unknown
+from secateur.execution import (
+    all_finite,
+    check_seed,
+    explained,
+    finite_tensors,
+    split_batch,
+    tensors_of,
+    to_device,
+    to_model,
+    untouched,
+)
+from secateur.statistics.activation_sample import Rows
+from secateur.statistics.gradients import Loss, SynapticFlow, cross_entropy, gradients
+from secateur.statistics.moments import Stream
+from secateur.statistics.relu_chain import affine_relu_chain
+from secateur.statistics.unit_gates import Gates
+from secateur.statistics.weight_inputs import Read, Reads
+
+__all__ = ["NEEDS", "checked_batches", "collect", "listening", "reading_layers"]
+
+NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+_WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
+_WITH_TARGETS = {"gradients", "images", "taylor"}
+
+
+def collect(
+    model: nn.Module,
+    network: Network,
+    batches: Iterable[Any] | None,
+    needs: Iterable[str],
+    seed: int = 0,
+    *,
+    loss: Loss | None = None,
+    max_patch: int = 1152,
+    grams: Iterable[str] | None = None,
+) -> Evidence:
+    """Look at a model, and run it on data, for what a method wants to know.
+
+    The model runs in evaluation mode on its own device and comes back as it was: modes, buffers,
+    `requires_grad`, `.grad` and the random generators.  Activations are never kept, but for
+    the sample of them that "activations" asks for.
+
+    Args:
+        model: The model that was traced.
+        network: Its trace.
+        batches: Iterable of (inputs, targets).  Inputs are a tensor, a tuple of positional or a dict of
+            keyword arguments; targets may be None, or left out, where nothing needs them.
+        needs: What to gather: any of `NEEDS`.  The weights are always there.
+        seed: Seed of the pass (a shuffling loader, sampling inside the model) and of the evidence.
+        loss: (outputs, targets) -> one number, the mean over a batch's examples; by default the
+            cross-entropy of the logits.
+        max_patch: A convolution gets the Gram matrix of its patches up to this many features (channels
+            times kernel positions), and above it that of its channels, shared by all positions.
+        grams: Names of the weights whose inputs get a Gram matrix; by default those that read a group.
+
+    Returns:
+        Moments and Gram matrices in float64 by reading weight (a tied weight adds up its uses; a grouped
+        convolution has the features of all its groups, in the order of the channels); gradients summed over
+        the batches in float64; Taylor gates by group; the flow as a function of masks.
+
+    Raises:
+        InputError: Unknown needs, no data, no targets, NaN or infinities in weights, inputs or activations
+            (naming the layer), or data that the model or the loss cannot take.
+
+    Example:
+        >>> from secateur.tracing.trace import trace
+        >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> network = trace(mlp, torch.ones(2, 4))
+        >>> evidence = collect(mlp, network, [(torch.ones(5, 4), None)], {"gram"})
+        >>> evidence.moments["2.weight"].gram.shape
+        torch.Size([8, 8])
+    """
+    wanted = _check_needs(needs)
+    check_seed(seed)
+    _check_weights(model, network)
+    run = _Pass(model, network, wanted, loss or cross_entropy)
+    streams = _streams(model, network, wanted, max_patch, grams)
+    with untouched(model, seed):
+        for where, args, kwargs, targets in checked_batches(batches, model, wanted):
+            run(where, args, kwargs, targets, streams)
+        chain = _chain(model, network) if "chain" in wanted else None
+    if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
+        raise InputError("taylor: the loss does not change with any unit, so that it tells none from another")
+    return Evidence(
+        weights=tensors_of(model),
+        moments=_moments(network, streams),
+        gradients=run.gradients,
+        taylor=run.taylor,
+        flow=SynapticFlow(model, network) if "flow" in wanted else None,
+        chain=chain,
+        images=_joined(run.images) if "images" in wanted else None,
+        activations=run.rows.activations() if run.rows is not None else {},
+        seed=seed,
+    )
+
+
+class _Pass:
+    """What the batches add up to."""
+
+    def __init__(self, model: nn.Module, network: Network, wanted: set[str], loss: Loss) -> None:
+        self.gradients: dict[str, Tensor] = {}
+        self.taylor: dict[str, Tensor] = {}
+        self.images: list[tuple[Any, Any]] = []
+        self.rows = Rows(network) if "activations" in wanted else None
+        self._model, self._network, self._wanted, self._loss = model, network, wanted, loss
+        self._gates = Gates(model, network, loss) if "taylor" in wanted else None
+
+    def __call__(
+        self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, Stream]
+    ) -> None:
+        """Take one batch."""
+        with explained(where, args, kwargs):
+            if streams or self.rows is not None:
+                with torch.no_grad(), listening(self._model, self._network, self._recorder(streams)):
+                    self._model(*args, **kwargs)
+            if "gradients" in self._wanted:
+                found = gradients(self._model, args, kwargs, targets, self._loss)
+                self._add(self.gradients, found, where, args, kwargs)
+            if self._gates is not None:
+                self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
+        if "images" in self._wanted:
+            self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
+
+    def _recorder(self, streams: Mapping[str, Stream]) -> Callable[[Read], None]:
+        def record(read: Read) -> None:
+            if streams:
+                streams[read.key].add(read)
+            if self.rows is not None:
+                self.rows.add(read)
+
+        return record
+
+    def _add(
+        self, total: dict[str, Tensor], found: Mapping[str, Tensor], where: str, args: Args, kwargs: Kwargs
+    ) -> None:
+        for name, x in found.items():
+            if not all_finite(x):
+                raise InputError(
+                    f"the derivative of the loss by {name!r} is not finite in {where}"
+                    f"{_culprit(self._model, self._network, args, kwargs)}"
+                )
+            total[name] = x.double() if name not in total else total[name] + x.double()
+
+
+def checked_batches(
+    batches: Iterable[Any] | None, model: nn.Module, wanted: set[str]
+) -> Iterator[tuple[str, Args, dict[str, Any], Any]]:
+    """Yield each batch as (where, args, kwargs, targets), checked, on the model's device."""
+    if not (data := wanted & _WITH_DATA):
+        return
+    what = ", ".join(sorted(data))
+    if batches is None or isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise InputError(f"{what}: data is an iterable of (inputs, targets); got {type(batches).__name__}")
+    where = ""
+    for number, batch in enumerate(batches):
+        where = f"batch {number}"
+        args, kwargs, targets = split_batch(batch)
+        if targets is None and wanted & _WITH_TARGETS:
+            raise InputError(f"{', '.join(sorted(wanted & _WITH_TARGETS))}: {where} has no targets")
+        finite_tensors((args, kwargs), f"the inputs of {where}")
+        args, kwargs = to_model((args, kwargs), model)
+        yield where, args, kwargs, to_device(targets, model)
+    if not where:
+        raise InputError(f"{what}: the iterable of batches is empty")
+
+
+def reading_layers(network: Network) -> dict[str, Layer]:
+    """Return the layers that read, by the key of their input."""
+    return {network.input_key(layer): layer for layer in network.layers if layer.in_axis is not None}
+
+
+def listening(model: nn.Module, network: Network, record: Callable[[Read], None]) -> Reads:
+    """Return a context in which each use of a reading weight of the model is reported."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    axes = {key: (layer.weight, layer.in_axis) for key, layer in reading_layers(network).items()}
+    return Reads({k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record)
+
+
+def _streams(
+    model: nn.Module, network: Network, wanted: set[str], max_patch: int, grams: Iterable[str] | None
+) -> dict[str, Stream]:
+    if not wanted & {"gram", "moments"}:
+        return {}
+    names = reading_layers(network)
+    if grams is None:
+        full = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
+    else:
+        full = set(grams)
+        for name in full - set(names):
+            raise InputError(unknown("reading weight", name, list(names)))
+    return {name: Stream("gram" in wanted and name in full, max_patch) for name in names}
+
+
+def _moments(network: Network, streams: Mapping[str, Stream]) -> dict[str, Moments]:
+    found = {}
+    for name, stream in streams.items():
+        moments = stream.moments()
+        if moments is not None:
+            # Every NaN or infinity that came by is in the sum of the squares.
+            if not torch.isfinite(moments.second).all():
+                raise InputError(f"NaN or infinite activations reach {_layer_name(network, name)}")
+            found[name] = moments
+    return found
+
+
+def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> str:
+    """Name the first layer that NaN or infinite activations reach."""
+    reached: list[str] = []
+
+    def look(read: Read) -> None:
+        if not all_finite(read.x):
+            reached.append(read.key)
+
+    with torch.no_grad(), listening(model, network, look):
+        model(*args, **kwargs)
+    return f": NaN or infinite activations reach {_layer_name(network, reached[0])}" if reached else ""
+
+
+def _layer_name(network: Network, key: str) -> str:
+    layer = reading_layers(network)[key]
+    return f"layer {layer.name!r} (weight {layer.weight!r})"
+
+
+def _chain(model: nn.Module, network: Network) -> Any:
+    inputs = (*network.example_inputs, *network.example_kwargs.values())
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        raise InputError(f"chain: a chain has one input tensor; the model was traced with {len(inputs)}")
+    return affine_relu_chain(model, to_model(inputs[0], model))
+
+
+def _joined(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    for inputs, targets in kept:
+        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+            raise InputError("images: inputs and targets must be one tensor each")
+    return torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])
+
+
+def _check_needs(needs: Iterable[str]) -> set[str]:
+    wanted = {needs} if isinstance(needs, str) else set(needs)
+    for need in wanted - set(NEEDS):
+        raise InputError(unknown("evidence", str(need), NEEDS))
+    return wanted
+
+
+def _check_weights(model: nn.Module, network: Network) -> None:
+    tensors = tensors_of(model)
+    for name, shape in network.shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+            here = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise InputError(f"the network is of another model: {name!r} is {shape} there and {here} here")
+    for name, _ in model.named_parameters():
+        if tensors[name].is_meta:
+            raise InputError(f"{name!r} is on the meta device and has no values: load weights first")
+        if not all_finite(tensors[name]):
+            raise InputError(f"NaN or infinite values among the weights of {name!r}")
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and torch.isnan(buffer).any():
+            raise InputError(f"NaN in the buffer {name!r}")

@@ -1,0 +1,118 @@
+"""Streamed statistics of what reaches a weight: means and Gram matrices, in float64.
+
+Rows are converted to float64 and multiplied there, in blocks: activations are never held.  Measured on
+a CPU, blocks multiplied in float32 take half the time (twice the speed of the product), but leave
+errors of 1e-7 of the largest entry in a matrix whose small eigenvalues decide which units are
+dependent; in float64 they are exact to 1e-15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.core import Moments
+from secateur.statistics.weight_inputs import Read, Window
+
+__all__ = ["Stream", "patches"]
+
+BLOCK = 1 << 22
+
+
+class Stream:
+    """Statistics of one weight's input, added up read by read.
+
+    Args:
+        gram: Whether to keep the Gram matrix too.
+        cap: Largest number of patch features (channels times kernel positions) for which a
+            convolution gets the Gram matrix of its patches; above it, that of its channels.
+    """
+
+    def __init__(self, gram: bool, cap: int) -> None:
+        """Start with nothing seen."""
+        self._wants_gram, self._cap = gram, cap
+        self._count = self._rows = 0
+        self._sums: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._patch_sum: Tensor | None = None
+        self._taps = 1
+
+    def add(self, read: Read) -> None:
+        """Add everything that one read holds."""
+        features = read.x.shape[read.axis]
+        taps = math.prod(read.window.kernel) if read.window else 1
+        if taps == 1 and read.window is not None:
+            # A strided 1 x 1 convolution reads only some of the positions.
+            for block in _patch_blocks(read.x, read.window):
+                self._add_rows(block, self._wants_gram)
+            return
+        spans = self._wants_gram and taps > 1 and features * taps <= self._cap
+        for block in read.x.movedim(read.axis, -1).reshape(-1, features).split(max(1, BLOCK // features)):
+            self._add_rows(block.double(), self._wants_gram and not spans)
+        if spans and read.window is not None:
+            self._taps = taps
+            for block in _patch_blocks(read.x, read.window):
+                self._add_gram(block)
+
+    def _add_rows(self, rows: Tensor, gram: bool) -> None:
+        sums = torch.stack([rows.sum(0), rows.abs().sum(0), rows.square().sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._count += len(rows)
+        if gram:
+            self._add_gram(rows)
+
+    def _add_gram(self, rows: Tensor) -> None:
+        if self._gram is None or self._patch_sum is None:
+            features = rows.shape[1]
+            self._gram = rows.new_zeros(features, features)
+            self._patch_sum = rows.new_zeros(features)
+        self._gram.addmm_(rows.T, rows)
+        self._patch_sum += rows.sum(0)
+        self._rows += len(rows)
+
+    def moments(self) -> Moments | None:
+        """Return the statistics, or None if nothing was read."""
+        if self._sums is None or not self._count:
+            return None
+        mean, absolute, second = self._sums / self._count
+        if self._gram is None or self._patch_sum is None:
+            return Moments(self._count, mean, absolute, second)
+        gram = (self._gram + self._gram.T) / (2 * self._rows)
+        return Moments(self._count, mean, absolute, second, gram, self._taps, self._patch_sum / self._rows)
+
+
+def _patch_blocks(x: Tensor, window: Window) -> Iterator[Tensor]:
+    each = patches(x[:1], window).numel()
+    for part in x.split(max(1, BLOCK // max(1, each))):
+        yield patches(part, window).double()
+
+
+def patches(x: Tensor, window: Window) -> Tensor:
+    """Cut an input into the patches that a convolution multiplies with its kernel.
+
+    Args:
+        x: Shape [batch, channels, *space], one to three spatial axes.
+        window: How the convolution slides.
+
+    Returns:
+        Shape [batch * positions, channels * taps], features (channel, tap) with the tap fastest: the
+        rows of `torch.nn.functional.unfold`, for any number of axes.
+
+    Example:
+        >>> x = torch.arange(4.0).reshape(1, 1, 4)
+        >>> patches(x, Window(kernel=(2,), stride=(1,), padding=((0, 1),), dilation=(2,)))
+        tensor([[0., 2.],
+                [1., 3.],
+                [2., 0.]])
+    """
+    dims = len(window.kernel)
+    x = F.pad(x, [p for pair in reversed(window.padding) for p in pair])
+    for i, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
+        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+    space, taps = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
+    rows = x.permute(0, *space, 1, *taps)
+    return rows.reshape(-1, rows.shape[1 + dims] * math.prod(window.kernel))

@@ -1,0 +1,200 @@
+"""Derivatives of a loss by gates on units, example by example."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from secateur.core import Group, InputError, Network, Slot
+from secateur.statistics.gradients import Loss
+from secateur.statistics.weight_inputs import Read, Reads
+
+__all__ = ["Gates"]
+
+
+class Gates:
+    """Derivatives of the loss by a gate on each unit, example by example.
+
+    A gate z multiplies a unit wherever a weight reads it; at z = 1 nothing changes, at z = 0 the unit is
+    gone.  A unit that no weight reads has its gate on everything that makes it.
+
+    Where it can be done, the gates multiply what the weights read, and one backward pass serves a whole
+    batch.  Otherwise (recurrent kernels, units that nothing reads, models that cannot be vectorised over
+    examples) they multiply the weights, W[:, i] z_i, which comes to the same, and examples go one by one.
+
+    Args:
+        model: The model.
+        network: Its trace.
+        loss: (outputs, targets) -> mean over the examples of a batch.
+    """
+
+    def __init__(self, model: nn.Module, network: Network, loss: Loss) -> None:
+        """Find where each group's gates sit."""
+        self._model, self._loss = model, loss
+        self._parameters = {k: p.detach() for k, p in model.named_parameters()}
+        self._sizes = {g.name: g.size for g in network.groups}
+        self._weights: dict[str, list[tuple[str, int, Tensor]]] = defaultdict(list)
+        self._inputs: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+        self._reading: dict[str, tuple[str, int]] = {}
+        self._batched = True
+        for group in network.groups:
+            self._place(network, group)
+        self._split: tuple[int, int] | None = None
+
+    def _place(self, network: Network, group: Group) -> None:
+        readers = network.readers(group)
+        for slot in [slot for _, slot in readers] or group.makers():
+            if slot.tensor in self._parameters:
+                for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
+                    owner = owner.to(self._parameters[slot.tensor].device)
+                    self._weights[slot.tensor].append((group.name, slot.axis, owner))
+        self._batched &= bool(readers) and all(layer.kind != "recurrent" for layer, _ in readers)
+        for layer, slot in readers:
+            key = network.input_key(layer)
+            self._reading[key] = (layer.weight, slot.axis)
+            for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
+                owner = owner.repeat(layer.groups if layer.kind == "conv" else 1)
+                self._inputs[key].append((group.name, owner.to(self._parameters[layer.weight].device)))
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Any) -> dict[str, Tensor]:
+        """Return, by group, the sum over the examples of (d loss / d gate)^2, float64 [units]."""
+        if not self._weights:
+            return {}
+        inputs = (args, dict(kwargs))
+        if self._split is None:
+            self._split = self._find_split(inputs, targets)
+        count, axes = _axes(inputs, targets, self._split)
+        per_example = self._together(inputs, targets, axes) if self._batched else None
+        if per_example is None:
+            self._batched = False
+            per_example = self._one_by_one(inputs, targets, axes, count)
+        return {k: g.detach().double().square().sum(0) for k, g in per_example.items()}
+
+    def _gates(self) -> dict[str, Tensor]:
+        like = next(p for p in self._parameters.values() if p.is_floating_point())
+        return {k: torch.ones(n, dtype=like.dtype, device=like.device) for k, n in self._sizes.items()}
+
+    def _together(self, inputs: Any, targets: Any, axes: Any) -> dict[str, Tensor] | None:
+        seen: set[str] = set()
+
+        def loss(gates: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+            def gate(read: Read) -> Tensor:
+                seen.add(read.key)
+                value = read.x
+                for group, owner in self._inputs[read.key]:
+                    value = value * _spread(gates[group], owner, read.axis, value)
+                return value
+
+            (args, kwargs), target = _unsqueezed((x, y), axes)
+            weights = {k: (self._parameters[name], axis) for k, (name, axis) in self._reading.items()}
+            with Reads(weights, gate):
+                outputs = functional_call(self._model, self._parameters, args, kwargs)
+            return self._loss(outputs, target)
+
+        try:
+            # Fused attention has no rule for batches of batches.
+            with sdpa_kernel(SDPBackend.MATH):
+                found = vmap(grad_and_value(loss), (None, *axes))(self._gates(), inputs, targets)[0]
+        except (RuntimeError, TypeError, ValueError):
+            # One by one gives the same numbers, or the model's own error.
+            return None
+        return found if seen == set(self._reading) else None
+
+    def _one_by_one(self, inputs: Any, targets: Any, axes: Any, count: int) -> dict[str, Tensor]:
+        derive = grad_and_value(self._weighted)
+        parts = [derive(self._gates(), *_example((inputs, targets), axes, i))[0] for i in range(count)]
+        return {k: torch.stack([part[k] for part in parts]) for k in self._sizes}
+
+    def _weighted(self, gates: Mapping[str, Tensor], inputs: Any, targets: Any) -> Tensor:
+        gated = dict(self._parameters)
+        for name, places in self._weights.items():
+            for group, axis, owner in places:
+                gated[name] = gated[name] * _spread(gates[group], owner, axis, gated[name])
+        args, kwargs = inputs
+        return self._loss(functional_call(self._model, gated, args, kwargs), targets)
+
+    def _find_split(self, inputs: Any, targets: Any) -> tuple[int, int]:
+        """Find along which axes of inputs and targets the examples lie: there their losses add up best."""
+        with torch.no_grad():
+            gates = self._gates()
+            whole = float(self._weighted(gates, inputs, targets))
+            misfits = {}
+            for split in itertools.product((0, 1), (0, 1)):
+                if losses := self._losses(gates, inputs, targets, split):
+                    total = sum(losses)
+                    misfits[split] = min(abs(total / len(losses) - whole), abs(total - whole))
+        if not misfits:
+            raise InputError(
+                "the loss cannot be taken of one example at a time, along the first or second axis of "
+                "inputs and targets, which Taylor needs"
+            )
+        return min(misfits, key=lambda split: (round(misfits[split] / (abs(whole) + 1e-12), 2), split))
+
+    def _losses(self, gates: Any, inputs: Any, targets: Any, split: tuple[int, int]) -> list[float]:
+        try:
+            count, axes = _axes(inputs, targets, split)
+            parts = (_example((inputs, targets), axes, i) for i in range(count))
+            return [float(self._weighted(gates, *part)) for part in parts]
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return []
+
+
+def _spread(gates: Tensor, owner: Tensor, axis: int, like: Tensor) -> Tensor:
+    """Return the gate of each index of an axis, 1 where none owns it, in a shape that multiplies `like`."""
+    z = torch.cat([gates, gates.new_ones(1)])[owner].to(like.dtype)
+    return z.reshape([-1 if d == axis else 1 for d in range(like.ndim)])
+
+
+def _owners(slot: Slot, size: int) -> Iterator[Tensor]:
+    """Yield which unit owns each index of the axis, -1: none; more than once where owners overlap."""
+    index = slot.index.reshape(-1)
+    unit = np.repeat(np.arange(len(slot.index)), slot.index.shape[1])
+    while len(index):
+        _, first = np.unique(index, return_index=True)
+        owner = np.full(size, -1, dtype=np.int64)
+        owner[index[first]] = unit[first]
+        yield torch.from_numpy(owner)
+        index, unit = np.delete(index, first), np.delete(unit, first)
+
+
+def _axes(inputs: Any, targets: Any, split: tuple[int, int]) -> tuple[int, Any]:
+    """Return the number of examples, and the axis of each tensor that counts them (None: shared)."""
+    main, other = split[0], 1 - split[0]
+    count = next(t.shape[split[1]] for t in tree_leaves(targets) if isinstance(t, Tensor))
+
+    def axis(x: Any) -> int | None:
+        if not isinstance(x, Tensor):
+            return None
+        return next((d for d in (main, other) if d < x.ndim and x.shape[d] == count), None)
+
+    axes = tree_map(axis, inputs), tree_map(lambda t: split[1] if isinstance(t, Tensor) else None, targets)
+    if all(a is None for a in _leaves(axes[0])):
+        raise IndexError(f"no input has {count} examples")
+    return count, axes
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return tree_leaves(tree, is_leaf=lambda x: x is None)
+
+
+def _example(value: Any, axes: Any, i: int) -> Any:
+    def pick(x: Any, a: int | None) -> Any:
+        return x if a is None else x.narrow(a, i, 1)
+
+    return tree_map(pick, value, axes, is_leaf=lambda x: x is None)
+
+
+def _unsqueezed(value: Any, axes: Any) -> Any:
+    def restore(x: Any, a: int | None) -> Any:
+        return x if a is None else x.unsqueeze(a)
+
+    return tree_map(restore, value, axes, is_leaf=lambda x: x is None)

@@ -1,0 +1,1 @@
+"""Tracing: which units of a model live and die together."""

@@ -1,0 +1,260 @@
+"""Capture: a model and example inputs in, an exported ATen graph with names and places out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from secateur.core import CaptureError, InputError
+from secateur.execution import duplicate
+from secateur.tracing.packed_sequences import Unpacked, refuse_packed
+from secateur.tracing.unsupported import refuse_wrapped
+
+__all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin", "user_line"]
+
+
+@dataclass(eq=False)
+class Capture:
+    """An exported program beside the model that it came from.
+
+    Attributes:
+        model: The user's model (a reference, never changed).
+        module: The graph module to be walked.
+        parameters: Graph input -> parameter or buffer name (the first of tied names).
+        values: Graph input -> the constant tensor that it holds.
+        states: Filled by tracing: node name -> `Axes` (or a list of them), labels normalised.
+        roots: Filled by tracing: group name -> atoms of its units.
+        atoms: Filled by tracing: how many atoms there are.
+    """
+
+    model: nn.Module
+    module: GraphModule
+    parameters: Mapping[str, str]
+    values: Mapping[str, Any]
+    states: dict[str, Any] = field(default_factory=dict)
+    roots: dict[str, Any] = field(default_factory=dict)
+    atoms: int = 0
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """Graph inputs that are neither parameters, buffers, nor the user's inputs."""
+        return frozenset(self.values)
+
+
+def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy the module tree in evaluation mode, sharing tensors (or taking others in their place).
+
+    Args:
+        model: Left as it is.
+        tensors: id of a parameter or buffer -> the tensor that stands in for it in the copy.
+    """
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo.update(tensors or {})
+    copied = duplicate(model, memo).eval()
+    for module in copied.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # a cache in the outputs would freeze every head
+    return copied
+
+
+@contextlib.contextmanager
+def slow_paths() -> Iterator[None]:
+    """Switch the fused fast path of nn.MultiheadAttention off, and torch's export warnings."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging and printing what is about to be said in an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Let code that asks `torch.compiler.is_exporting()` take the path that it takes in an export."""
+    before = getattr(torch.compiler, "_is_exporting_flag", None)
+    if before is not None:
+        torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.compiler._is_exporting_flag = before
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+    """Export the model for these inputs.
+
+    Raises:
+        CaptureError: With torch's reason and a hint.
+    """
+    refuse_wrapped(model)
+    refuse_packed((*args, *kwargs.values()))
+    _check_devices(model, args, kwargs)
+    with slow_paths(), _quiet(), torch.enable_grad(), Unpacked():
+        try:
+            program = torch.export.export(twin(model), args, dict(kwargs), strict=False)
+            if _writes_through_views(program.graph_module):
+                program = program.run_decompositions({})
+        except Exception as error:
+            raise CaptureError(_explain(model, error)) from error
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    first = first_names(model)
+    constants = {k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()}
+    _drop_dead_attention(program.graph_module)
+    return Capture(model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants)
+
+
+def _drop_dead_attention(module: GraphModule) -> None:
+    """Drop the weights that nn.MultiheadAttention and SlimAttention average over heads for nobody.
+
+    Nothing else: what the model computes for nobody, it computes in the shrunk model too.
+    """
+    for node in reversed(module.graph.nodes):
+        attends = owner(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
+        if node.op == "call_function" and not node.users and attends:
+            module.graph.erase_node(node)
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Map every parameter and buffer name to the first name of the same tensor."""
+    first: dict[int, str] = {}
+    result = {}
+    both = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name, tensor in (pair for named in both for pair in named):
+        result[name] = first.setdefault(id(tensor), name)
+    return result
+
+
+def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    given = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    if not given:
+        kinds = ", ".join(type(x).__name__ for x in (*args, *kwargs.values())) or "nothing"
+        raise InputError(f"example_inputs hold no tensor; give what the model is called with; got {kinds}")
+    for t in given:
+        if t.numel() == 0:
+            raise InputError(f"example_inputs hold an empty tensor of shape {tuple(t.shape)}")
+    homes = {p.device.type for p in model.parameters()}
+    for t in given:
+        if len(homes) == 1 and t.device.type not in homes:
+            raise InputError(
+                f"example_inputs are on {t.device} and the model is on {homes.pop()}: move one to the other"
+            )
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    reason = " ".join(lines[:3] or [type(error).__name__]).rstrip(".")
+    if any(word in str(error) for word in ("data-dependent", "DataDependent", ".item()")):
+        hint = "the path depends on values of the data, which no graph can hold; prune a part of the model"
+    elif "deepcopy" in str(error) or "pickle" in str(error):
+        hint = "a copy is captured: remove the attribute that copy.deepcopy(model) cannot copy"
+    else:
+        hint = "check that model(*example_inputs) runs"
+    place = user_line(error)
+    return (
+        f"{type(model).__name__} cannot be captured by torch.export{' at ' + place if place else ''}: "
+        f"{type(error).__name__}: {reason}. Hint: {hint}; "
+        "torch.export.export(model, example_inputs, strict=False) shows the whole message"
+    )
+
+
+INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def user_line(error: BaseException) -> str:
+    """Return ``file:line: code`` of the innermost frame outside torch, Python's library and this package.
+
+    Where there is none, of the innermost one in a module of torch's; "" if the model was not reached.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    own = [f for f in frames if not (f.filename.startswith(INSIDE) or _standard(f.filename))]
+    layers = [f for f in frames if f.filename.startswith(str(Path(nn.__file__).parent))]
+    if not (own or layers):
+        return ""
+    frame = (own or layers)[-1]
+    return f"{frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def _standard(file: str) -> bool:
+    return file.startswith(sysconfig.get_path("stdlib")) and "-packages" not in file
+
+
+def _writes_through_views(module: GraphModule) -> bool:
+    """Whether an in-place operation changes a tensor that another node sees a part of."""
+    for node in module.graph.nodes:
+        if node.op != "call_function" or not is_inplace(node) or not isinstance(node.args[0], Node):
+            continue
+        target = node.args[0]
+        if _is_view(target) or any(_is_view(user) for user in target.users if user is not node):
+            return True
+    return False
+
+
+def is_inplace(node: Node) -> bool:
+    """Whether a node changes its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.arguments:
+        return False
+    info = schema.arguments[0].alias_info
+    return bool(info and info.is_write)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or is_inplace(node):
+        return False
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+def owner(node: Node) -> tuple[str, str]:
+    """Return the qualified name and the class of the module that a node was called in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "", ""
+    path, cls = list(stack.values())[-1][:2]
+    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+    return re.sub(r"@\d+", "", path.removeprefix("L['self'].").removeprefix("L__self__.")), name
+
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def source(node: Node) -> str:
+    """Return ``file:line`` of the innermost frame outside torch, or of the innermost frame."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return ""
+    inside = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame[0].startswith(inside)]
+    file, line = (own or frames)[-1]
+    return f"{file}:{line}"

@@ -1,0 +1,66 @@
+"""Operations that make tensors, and those that pool over positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.tracing.propagate import Axes, Flow
+from secateur.tracing.rules.base import rule, words
+
+__all__: list[str] = []
+
+Shapes = list[tuple[int, ...]]
+
+
+@rule("zeros", "new_zeros")
+def zeros(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+    """Create a tensor of zeros: its axes may carry units (an initial hidden state)."""
+    return flow.fresh(out[0], True, 0)
+
+
+@rule("ones", "full", "empty", "rand", "randn", "new_ones", "new_full", "new_empty")
+def ones(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+    """Create a tensor that is not zero."""
+    return flow.fresh(out[0], False, 0)
+
+
+@rule(
+    "arange",
+    "linspace",
+    "scalar_tensor",
+    "tril",
+    "triu",
+    "eye",
+    "one_hot",
+    "tensor",
+    "randint",
+    "randperm",
+    "tril_indices",
+    "triu_indices",
+)
+def constant(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+    """Create or mark by position: nothing here can go."""
+    for state in rest:
+        if isinstance(state, Axes):
+            flow.freeze_all(state, "used by position")
+    return flow.plain(out[0], any(isinstance(s, Axes) and s.data for s in rest))
+
+
+POOLS = words(
+    """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    max_pool2d_with_indices _adaptive_avg_pool2d lp_pool2d"""
+)
+RESIZES = words(
+    """upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d
+    upsample_trilinear3d upsample_bicubic2d"""
+)
+
+
+@rule(*POOLS, *RESIZES)
+def pool(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Any:
+    """Pass batch and channels; positions stay."""
+    spatial = int(next(c for c in flow.operation if c.isdigit()))
+    x = flow.freeze(x, range(x.ndim - spatial, x.ndim), "positions")
+    results = [x.derived(shape=shape) for shape in out]
+    return results[0] if len(results) == 1 else results

@@ -1,0 +1,135 @@
+"""Numbers that remember how they were computed from attributes and from sizes of tensors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["OPERATIONS", "Expression", "Tagged", "TaggedFloat", "evaluate", "expression_of", "leaves"]
+
+Expression = tuple[Any, ...]
+"""("attr", module, name, n), ("shape", made, axis, n), ("number", n), or (operation, left, right)."""
+
+
+class Tagged(int):
+    """An integer that remembers how it was computed.
+
+    Example:
+        >>> heads = Tagged(4, ("attr", "attn", "num_heads", 4))
+        >>> (12 // heads).expression
+        ('floordiv', ('number', 12), ('attr', 'attn', 'num_heads', 4))
+    """
+
+    expression: Expression
+    log: list[tuple[Expression, Expression]] | None
+
+    def __new__(cls, value: int, expression: Expression, log: Any = None) -> Tagged:
+        """Return the integer with its history, and the list in which it notes what it was found equal to."""
+        self = super().__new__(cls, value)
+        self.expression = expression
+        self.log = log
+        return self
+
+    def __eq__(self, other: Any) -> bool:
+        """Compare as integers do, and note an equality: code that checks one relies on it."""
+        equal = int.__eq__(self, other)
+        if equal is True and self.log is not None:
+            self.log.append((self.expression, expression_of(other)))
+        return equal
+
+    def __ne__(self, other: Any) -> bool:
+        """Compare as integers do."""
+        return other is None or not self == other
+
+    __hash__ = int.__hash__
+
+    def __deepcopy__(self, memo: Any) -> Tagged:
+        """Return itself: an integer does not change."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Pickle as a plain integer."""
+        return int, (int(self),)
+
+
+OPERATIONS = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}
+
+
+def _method(name: str, reflected: bool) -> Callable[[Tagged, Any], Any]:
+    def method(self: Tagged, other: Any) -> Any:
+        if type(other) not in (int, Tagged):
+            return NotImplemented
+        pair = (other, self) if reflected else (self, other)
+        value = OPERATIONS[name](*(int(n) for n in pair))
+        return Tagged(value, (name, *(expression_of(n) for n in pair)), self.log)
+
+    return method
+
+
+for _name in OPERATIONS:
+    setattr(Tagged, f"__{_name}__", _method(_name, False))
+    setattr(Tagged, f"__r{_name}__", _method(_name, True))
+
+
+class TaggedFloat(float):
+    """A quotient or a power of sizes: a number that enters the computation as a value."""
+
+    expression: Expression
+
+    def __new__(cls, value: float, expression: Expression) -> TaggedFloat:
+        """Return the number with its history."""
+        self = super().__new__(cls, value)
+        self.expression = expression
+        return self
+
+    def __reduce__(self) -> Any:
+        """Pickle as a plain number."""
+        return float, (float(self),)
+
+
+def _to_float(name: str) -> Callable[[Tagged, Any], Any]:
+    def method(self: Tagged, other: Any) -> Any:
+        value = getattr(int, name, getattr(float, name))(int(self), other)
+        if value is NotImplemented:
+            value = getattr(float, name)(float(self), other)
+        return TaggedFloat(value, ("value", self.expression)) if isinstance(value, (int, float)) else value
+
+    return method
+
+
+for _name in ("truediv", "rtruediv", "pow", "rpow"):
+    setattr(Tagged, f"__{_name}__", _to_float(f"__{_name}__"))
+
+
+def expression_of(n: Any) -> Expression:
+    """Return how a number was computed."""
+    return n.expression if isinstance(n, (Tagged, TaggedFloat)) else ("number", n)
+
+
+def leaves(expression: Expression) -> Iterator[Expression]:
+    """Yield the attributes and shapes that enter an expression."""
+    if expression[0] in ("attr", "shape"):
+        yield expression
+    elif expression[0] != "number":
+        for part in expression[1:]:
+            yield from leaves(part)
+
+
+def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
+    """Evaluate an expression with given values of its leaves.
+
+    Raises:
+        ZeroDivisionError: As the code itself would.
+    """
+    if expression[0] == "number":
+        return int(expression[1])
+    if expression[0] not in OPERATIONS:
+        return value(expression)
+    return OPERATIONS[expression[0]](evaluate(expression[1], value), evaluate(expression[2], value))

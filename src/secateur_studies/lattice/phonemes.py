@@ -1,0 +1,180 @@
+"""Criteria compared on the grapheme-to-phoneme network, at one share of units removed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.apply.surgery import shrink
+from secateur.core import Evidence, Network, Plan, SecateurError, Units
+from secateur.methods import METHODS, Method, Random
+from secateur.methods.lattice.method import Lattice
+from secateur.repair.finetune import finetune
+from secateur.repair.fold import fold
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
+from secateur_studies.lattice.g2p import G2P, Batch, Word, batches, pairs, phoneme_errors
+from secateur_studies.lattice.rigorous import quiet
+
+__all__ = ["RATIOS", "REACHES", "Words", "compare"]
+
+RATIOS = (0.1, 0.25, 0.5)
+REACHES = ("all units", "hidden units")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Words:
+    """How many words of the dictionary serve what; the parts are disjoint.
+
+    Attributes:
+        test: To measure.
+        calibration: For evidence.
+        held: To judge folds.
+        tuning: For the fine-tuning.
+        epochs: Its passes.
+        batch: Its batches.
+        lr: Its learning rate, which falls to zero.
+        draws: Random removals.
+        repeats: Passes that are timed.
+    """
+
+    test: int
+    calibration: int
+    held: int
+    tuning: int
+    epochs: int
+    draws: int
+    batch: int = 32
+    lr: float = 5e-4
+    repeats: int = 20
+
+
+def compare(words: Words, reach: str, removed: float, seed: int, weights: str | Path | None) -> Iterator[Row]:
+    """Compare every method of the library and readings of the order; one row each, the whole network first.
+
+    Args:
+        words: Sizes.
+        reach: ``"all units"``: of both embeddings and of the GRUs, ranked together (a global budget);
+            ``"hidden units"``: the same share of those of the GRUs alone.
+        removed: Share of the units that goes.
+        seed: Which words are drawn.
+        weights: As `G2P.load`.
+    """
+    case = _prepare(words, reach, seed, weights)
+    shared = {"part": "g2p", "seed": seed, "units": reach, "removed": removed}
+    yield {**shared, "criterion": "whole network", "repair": "none", **case.measure(case.model)}
+    budget = Units(1 - removed, scope="global" if reach == "all units" else "layer")
+    for name, plan in _plans(case, budget, words.draws):
+        if isinstance(plan, SecateurError):
+            yield {**shared, "criterion": name, "why": str(plan)}
+            continue
+        small = shrink(case.model, plan)
+        left = [f"{len(plan.keep.get(g.name, range(g.size)))} {g.name}" for g in case.network.groups]
+        speed = {"left": ", ".join(left), "speed-up": case.speed(small)}
+        for repair, model in case.repaired(small, plan):
+            row = {"criterion": name, "repair": repair, **case.measure(model)}
+            yield {**shared, **row, **(speed if repair == "none" else {})}
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """The network with all that a comparison needs."""
+
+    model: G2P
+    network: Network
+    evidence: Evidence
+    guard: Evidence
+    test: list[Word]
+    held: list[Batch]
+    tuning: list[Batch]
+    words: Words
+
+    def measure(self, model: Any) -> Row:
+        """Return the phoneme error with its standard error over words, and the share of words without any."""
+        counts = phoneme_errors(model, self.test)
+        picks = np.random.default_rng(0).integers(0, len(counts), (200, len(counts)))
+        again = counts[picks].sum(1)
+        error = counts[:, 0].sum() / counts[:, 1].sum()
+        spread = float((again[:, 0] / again[:, 1]).std())
+        return {"error": float(error), "standard error": spread, "right": float((counts[:, 0] == 0).mean())}
+
+    @torch.no_grad()
+    def speed(self, small: nn.Module) -> float:
+        """Return how many times less CPU time a pass over a batch takes, the median of passes in turn."""
+        inputs = max((x for x, _ in self.held), key=lambda x: len(x[0]))
+        ratios = []
+        for _ in range(self.words.repeats + 1):
+            start = time.process_time()
+            self.model(*inputs)
+            middle = time.process_time()
+            small(*inputs)
+            ratios.append((middle - start) / (time.process_time() - middle))
+        return statistics.median(ratios[1:])
+
+    def repaired(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
+        """Yield a shrunk model as it is, folded, and then trained with a falling learning rate."""
+        yield "none", small
+        folded, _ = fold(self.model, small, plan, self.evidence, self.guard, self._distance)
+        yield "fold", folded
+        falling = _falling(self.words.epochs * len(self.tuning))
+        options: Any = {"epochs": self.words.epochs, "lr": self.words.lr, "optimizer": falling}
+        yield "fold, finetune", finetune(folded, self.tuning, progress=False, **options)[0]
+
+    @torch.no_grad()
+    def _distance(self, other: nn.Module) -> float:
+        return sum(float((other(*x) - self.model(*x)).square().sum()) for x, _ in self.held)
+
+
+def _prepare(words: Words, reach: str, seed: int, weights: str | Path | None) -> _Case:
+    model = G2P.load(weights)
+    test, calibration, held, tuning = pairs(seed, (words.test, words.calibration, words.held, words.tuning))
+    example = batches(calibration[:64])[0][0]
+    network = trace(model, example, ("letters", "phonemes") if reach == "hidden units" else ())
+    needs = {"activations", "moments", "gram", "taylor", "gradients"}
+    evidence = collect(model, network, batches(calibration), needs)
+    guard = collect(model, network, batches(held), {"gram"})
+    parts = (test, batches(held), batches(tuning, words.batch, 0))
+    return _Case(model, network, evidence, guard, *parts, words)
+
+
+def _plans(case: _Case, budget: Units, draws: int) -> Iterator[tuple[str, Plan | SecateurError]]:
+    """Yield every criterion's plan, or why it cannot be."""
+    methods: dict[str, Method] = {name: make() for name, make in METHODS.items() if name != "random"}
+    methods["lattice: in-strength"] = Lattice(centrality="in-strength")
+    methods["lattice: context alone"] = Lattice(centrality="gap")
+    methods["lattice: paper"] = Lattice(adjacency="weights", centrality="mu")
+    with quiet():
+        for name, method in methods.items():
+            yield name, _planned(case, method, budget)
+    for draw in range(draws):
+        drawn = Evidence(case.evidence.weights, seed=draw)
+        yield "random", Random().plan(case.network, drawn, budget)
+
+
+def _planned(case: _Case, method: Method, budget: Units) -> Plan | SecateurError:
+    try:
+        evidence = case.evidence
+        if missing := method.needs(budget) & {"flow", "chain", "images"}:
+            evidence = collect(case.model, case.network, case.held, missing)
+        return method.plan(case.network, evidence, budget)
+    except SecateurError as error:
+        return error
+
+
+def _falling(steps: int) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
+    def optimizer(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        adam = torch.optim.Adam(parameters, lr)
+        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, steps)
+        adam.register_step_post_hook(lambda *_: schedule.step())
+        return adam
+
+    return optimizer

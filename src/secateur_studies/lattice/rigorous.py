@@ -1,0 +1,174 @@
+"""Whole units of a trained LSTM removed by the order of its own weights or data, against other criteria."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.surgery import shrink
+from secateur.core import Evidence, Network, Plan, Units
+from secateur.data import Dataset
+from secateur.measure.metrics import accuracy
+from secateur.methods import Activation, Magnitude, Method, Random, Taylor
+from secateur.methods.lattice.method import Lattice
+from secateur.repair.finetune import finetune
+from secateur.repair.fold import fold
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
+from secateur.zoo.sequence import lstm
+from secateur.zoo.training import Shuffled, train
+
+__all__ = ["CRITERIA", "RATIOS", "SIZES", "Case", "Size", "compare", "prepare", "quiet"]
+
+CRITERIA: dict[str, Method] = {
+    "paper: irreducible, then mu": Lattice(adjacency="weights", centrality="mu"),
+    "irreducible, then Moebius": Lattice(adjacency="weights", centrality="moebius"),
+    "irreducible, then in-strength": Lattice(adjacency="weights"),
+    "reducible, then in-strength": Lattice(adjacency="weights", prefer="reducible"),
+    "unrolled: irreducible, then in-strength": Lattice(adjacency="weights", reading="unrolled"),
+    "context from data, then flow (default)": Lattice(),
+    "context from data, then in-strength": Lattice(centrality="in-strength"),
+    "context from data alone": Lattice(centrality="gap"),
+    "flow alone": Lattice(prefer="neither"),
+    "in-strength alone": Lattice(adjacency="weights", prefer="neither"),
+    "unit norm": Magnitude(p=2, over="both"),
+    "magnitude": Magnitude(),
+    "activation": Activation(),
+    "taylor": Taylor(),
+}
+RATIOS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the comparison is.
+
+    Attributes:
+        hidden: Units of the LSTM.
+        epochs: Passes of its training.
+        lr: Largest learning rate of its training.
+        limit: Most training examples.
+        tests: Most test examples.
+        tuning: Most examples of the fine-tuning.
+        tuning_epochs: Its passes.
+        draws: Random removals.
+        ratios: Shares of the units that go.
+        steps: Length of the trajectory that the Lyapunov exponent is measured on.
+    """
+
+    hidden: int
+    epochs: int
+    lr: float
+    limit: int | None = None
+    tests: int | None = None
+    tuning: int | None = None
+    tuning_epochs: int = 2
+    draws: int = 5
+    ratios: Sequence[float] = RATIOS
+    steps: int = 400
+
+
+SIZES = {
+    "digits": Size(64, 60, 1e-2),
+    "images": Size(64, 8, 3e-3, limit=12000, tests=2000, tuning=4000, tuning_epochs=1, draws=3),
+    "full digits": Size(128, 60, 1e-2, draws=20),
+    "full": Size(128, 8, 3e-3, draws=20),
+    "tiny": Size(12, 3, 1e-2, 200, 200, 100, 1, 2, (0.5,), 60),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A trained network with all that a comparison needs.
+
+    Attributes:
+        data: The data set.
+        size: What it was made with.
+        model: The trained LSTM.
+        network: Its trace.
+        evidence: Everything on one half of the calibration part.
+        guard: Gram matrices on the other half, for the fold.
+        seed: Seed of all of it.
+    """
+
+    data: Dataset
+    size: Size
+    model: nn.Module
+    network: Network
+    evidence: Evidence
+    guard: Evidence
+    seed: int
+
+    def test(self, model: nn.Module) -> float:
+        """Return the accuracy on the test part."""
+        inputs, targets = (part[: self.size.tests] for part in self.data.parts["test"])
+        return accuracy(model, list(zip(inputs.split(1000), targets.split(1000), strict=True)))
+
+
+def prepare(data: Dataset, size: Size, seed: int) -> Case:
+    """Train an LSTM on the rows of images and gather evidence."""
+    model = lstm(size.hidden, 1, side=data.shape[-1], classes=data.classes, seed=seed)
+    trained = train(model, data, size.epochs, lr=size.lr, batch_size=64, limit=size.limit, seed=seed).model
+    network = trace(trained, data.parts["test"][0][:2])
+    batches = data.batches("calibration", 50, 1000)
+    half = len(batches) // 2
+    needs = {"activations", "moments", "gram", "taylor"}
+    evidence = collect(trained, network, batches[:half], needs, seed)
+    guard = collect(trained, network, batches[half:], {"gram"}, seed)
+    return Case(data, size, trained, network, evidence, guard, seed)
+
+
+def compare(case: Case) -> Iterator[dict[str, Any]]:
+    """Compare all criteria at all ratios with all repairs; one row each."""
+    shared = {"part": "rigorous", "data": case.data.name, "seed": case.seed}
+    base = case.test(case.model)
+    for ratio in case.size.ratios:
+        whole = {"criterion": "whole network", "repair": "none", "removed": ratio, "accuracy": base}
+        yield {**shared, **whole}
+        for name, plan in _plans(case, ratio):
+            small = shrink(case.model, plan)
+            for repair, model in _repaired(case, plan, small):
+                row = {"criterion": name, "repair": repair, "removed": ratio}
+                yield {**shared, **row, "accuracy": case.test(model)}
+
+
+def _plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
+    """Yield every criterion's plan, random ones several times."""
+    budget = Units(1 - ratio)
+    with quiet():
+        for name, method in CRITERIA.items():
+            yield name, method.plan(case.network, case.evidence, budget)
+    for draw in range(case.size.draws):
+        drawn = Evidence(case.evidence.weights, seed=1000 * case.seed + draw)
+        yield "random", Random().plan(case.network, drawn, budget)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what the order warns of: tables show what comes of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(order says little|units are irreducible)")
+        yield
+
+
+def _repaired(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the shrunk model without repair, folded, and fine-tuned."""
+    yield "none", small
+    held = [x for x, _ in case.data.batches("selection", 200)]
+    yield "fold", fold(case.model, small, plan, case.evidence, case.guard, partial(_distance, case, held))[0]
+    inputs, targets = (part[: case.size.tuning] for part in case.data.parts["train"])
+    batches = Shuffled(inputs, targets, 64, torch.Generator().manual_seed(case.seed))
+    epochs = case.size.tuning_epochs
+    yield "finetune", finetune(small, batches, epochs=epochs, lr=3e-3, seed=case.seed, progress=False)[0]
+
+
+@torch.no_grad()
+def _distance(case: Case, held: list[Tensor], model: nn.Module) -> float:
+    return sum(float((model(x) - case.model(x)).square().sum()) for x in held)

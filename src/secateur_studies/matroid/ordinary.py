@@ -1,0 +1,174 @@
+"""Ordinary trained networks: every criterion with and without the same fold, and planted exact merges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.apply.surgery import shrink
+from secateur.core import Evidence, Network, Units
+from secateur.data import Batch, Dataset
+from secateur.measure.metrics import accuracy
+from secateur.methods import METHODS, Magnitude
+from secateur.methods.base import SetMethod
+from secateur.methods.matroid import Matroid
+from secateur.repair.fold import fold, merge
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
+from secateur.zoo import lstm, mlp, small_cnn, train
+
+__all__ = ["MODELS", "REMOVED", "Scale", "compare", "correct", "planted"]
+
+Row = dict[str, Any]
+Correct = NDArray[np.bool_]
+REMOVED = (0.5, 0.7, 0.8, 0.9, 0.95)
+REPAIRS = ("none", "fold")
+NEEDS = frozenset({"gram", "moments", "gradients", "taylor"})
+
+
+def _mlp(data: Dataset, seed: int) -> nn.Module:
+    return mlp((int(np.prod(data.shape)), 512, data.classes), seed=seed)
+
+
+def _cnn(data: Dataset, seed: int) -> nn.Module:
+    return small_cnn(16, side=data.shape[1], channels=data.shape[0], classes=data.classes, seed=seed)
+
+
+def _lstm(data: Dataset, seed: int) -> nn.Module:
+    return lstm(128, side=data.shape[1], classes=data.classes, seed=seed)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a network is trained and measured in under a minute.
+
+    Attributes:
+        build: (data, seed) -> network.
+        epochs: Passes over the training examples.
+        limit: Number of training examples, None for all.
+        tests: Number of test examples, None for all.
+        seeds: Number of networks.
+    """
+
+    build: Callable[[Dataset, int], nn.Module]
+    epochs: int
+    limit: int | None = None
+    tests: int | None = None
+    seeds: int = 5
+
+
+MODELS: dict[str, Scale] = {
+    "mlp": Scale(_mlp, 5, seeds=10),
+    "cnn": Scale(_cnn, 3, 20_000, 4_000),
+    "lstm": Scale(_lstm, 3, 20_000, 4_000),
+}
+
+
+def _criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
+    """Yield name, method, and the number of draws."""
+    yield "matroid", Matroid(), 1
+    yield "matroid, units", Matroid(objective="units"), 1
+    for name in ("magnitude", "activation", "sensitivity", "taylor"):
+        yield name, METHODS[name](), 1
+    yield "magnitude, L2", Magnitude(p=2), 1
+    yield "random", METHODS["random"](), draws
+
+
+def compare(
+    name: str, data: Dataset, seed: int, *, epochs: int, limit: int | None, tests: int | None, draws: int
+) -> Iterator[Row]:
+    """Train one network and prune it by every criterion, without and with fold.
+
+    Yields:
+        ``ordinary``: the accuracy lost in points.  ``paired``: beside each baseline with the same repair, on
+        how many test examples only the matroid is right, and on how many only the baseline.
+    """
+    model = train(MODELS[name].build(data, seed), data, epochs=epochs, limit=limit, seed=seed).model
+    network = trace(model, data.parts["train"][0][:2])
+    evidence = collect(model, network, data.batches("calibration", 250), NEEDS, seed)
+    test = data.batches("test", 1000, tests)
+    base = correct(model, test)
+    common = {"model": name, "data": data.name, "seed": seed, "accuracy": base.mean()}
+    for share in REMOVED:
+        ours: dict[str, Correct] = {}
+        for label, method, times in _criteria(draws):
+            found = [_pruned(method, model, network, evidence, share, draw, test) for draw in range(times)]
+            for repair in REPAIRS:
+                cell = common | {"criterion": label, "removed": share, "repair": repair}
+                right = [f[repair] for f in found]
+                lost = 100 * float(base.mean() - np.mean([r.mean() for r in right]))
+                yield cell | {"part": "ordinary", "lost": lost, "draws": times}
+                if label == "matroid":
+                    ours[repair] = right[0]
+                elif times == 1:
+                    yield cell | {"part": "paired", **_paired(ours[repair], right[0])}
+
+
+def _paired(ours: Correct, theirs: Correct) -> Row:
+    return {
+        "only matroid": int((ours & ~theirs).sum()),
+        "only baseline": int((theirs & ~ours).sum()),
+        "tested": len(ours),
+    }
+
+
+def _pruned(
+    method: SetMethod,
+    model: nn.Module,
+    network: Network,
+    evidence: Evidence,
+    share: float,
+    draw: int,
+    test: Sequence[Batch],
+) -> dict[str, Correct]:
+    plan = method.plan(network, replace(evidence, seed=evidence.seed + 1000 * draw), Units(1 - share))
+    small = shrink(model, plan, check=False)
+    folded, _ = fold(model, small, plan, evidence)
+    return {"none": correct(small, test), "fold": correct(folded, test)}
+
+
+@torch.no_grad()
+def correct(model: nn.Module, batches: Sequence[Batch]) -> Correct:
+    """Return which examples are answered right."""
+    return torch.cat([model(x).argmax(-1) == y for x, y in batches]).numpy()
+
+
+def planted(data: Dataset, seed: int, count: int = 40) -> Row:
+    """Plant positive multiples and duplicates into a trained MLP, and see whether just they are found."""
+    model = train(_mlp(data, seed), data, epochs=1, limit=20_000, seed=seed).model.double()
+    first = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(first.out_features)[: 2 * count]
+    scale = np.where(np.arange(count) % 2, 1.0, generator.uniform(0.2, 5.0, count))
+    with torch.no_grad():
+        for source, copy, c in zip(rows[:count], rows[count:], scale, strict=True):
+            first.weight[copy], first.bias[copy] = c * first.weight[source], c * first.bias[source]
+    x, y = data.parts["test"][0][:1000].double(), data.parts["test"][1][:1000]
+    network = trace(model, x[:2])
+    method = Matroid(ground="rows")
+    plan = method.plan(network, collect(model, network, None, method.needs(Units(0.5))), Units(0.5))
+    small = merge(model, shrink(model, plan), plan)
+    pairs = {frozenset(p) for p in zip(rows[:count].tolist(), rows[count:].tolist(), strict=True)}
+    merged = plan.merges[next(iter(plan.merges))]
+    leaders = merged.kept[merged.coefficients.argmax(1)]
+    found = {frozenset(pair) for pair in zip(merged.removed.tolist(), leaders.tolist(), strict=True)}
+    with torch.no_grad():
+        apart = float((small(x) - model(x)).abs().max() / model(x).abs().max())
+    return {
+        "part": "planted",
+        "data": data.name,
+        "seed": seed,
+        "units": first.out_features,
+        "planted": count,
+        "found": len(found & pairs),
+        "found besides": len(found - pairs),
+        "relative output difference": apart,
+        "accuracy before": accuracy(model, [(x, y)]),
+        "accuracy after": accuracy(small, [(x, y)]),
+    }

@@ -1,0 +1,412 @@
+"""Baselines against their formulas, and the laws that every criterion keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.core import (
+    Budget,
+    Evidence,
+    InputError,
+    Macs,
+    Network,
+    NothingToPrune,
+    Params,
+    Plan,
+    PlanError,
+    Tolerance,
+    Units,
+    Weights,
+)
+from secateur.methods import (
+    METHODS,
+    SNIP,
+    Activation,
+    Choice,
+    Magnitude,
+    Method,
+    Random,
+    Sensitivity,
+    SetMethod,
+    SynFlow,
+    Taylor,
+)
+from secateur.methods.base import normalized
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Network, list[Any]]:
+    """A small model, its trace, and two batches."""
+    torch.manual_seed(1)
+    conv = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU()]
+    dense = [nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)]
+    models = {
+        "mlp": lambda: nn.Sequential(*dense),
+        "cnn": lambda: nn.Sequential(*conv, nn.Flatten(), nn.Linear(8 * 16, 4)),
+        "lstm": LastState,
+    }
+    shapes = {"mlp": (5,), "cnn": (1, 8, 8), "lstm": (6, 3)}
+    model = models[name]().to(dtype).eval()
+    batches = [(torch.randn(n, *shapes[name]).to(dtype), torch.randint(4, (n,))) for n in (7, 5)]
+    return model, trace(model, batches[0][0]), batches
+
+
+class LastState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.LSTM(3, 10, 2, batch_first=True, bidirectional=True), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x)[0][:, -1])
+
+
+def plan(method: Method, budget: Budget, name: str = "mlp", seed: int = 0) -> Plan:
+    model, network, batches = make(name)
+    return method.plan(network, collect(model, network, batches, method.needs(budget), seed), budget)
+
+
+def scores(method: Any, name: str = "mlp", weights: bool = False) -> dict[str, Tensor]:
+    model, network, batches = make(name)
+    budget = Weights(0.5) if weights else Units(0.5)
+    evidence = collect(model, network, batches, method.needs(budget))
+    return dict((method.weight_scores if weights else method.unit_scores)(network, evidence))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b.detach().double(), rtol=1e-10, atol=1e-12)
+
+
+def test_magnitude_is_the_norm_of_a_row() -> None:
+    model, _, _ = make("mlp")
+    W1, W2 = model[0].weight, model[2].weight
+    close(scores(Magnitude())["0"], W1.abs().sum(1))
+    close(scores(Magnitude(p=2))["0"], W1.norm(dim=1))
+    close(scores(Magnitude(p=2, over="readers"))["0"], W2.norm(dim=0))
+    close(scores(Magnitude(over="both"))["0"], W1.abs().sum(1) + W2.abs().sum(0))
+    close(scores(Magnitude(), weights=True)["0.weight"], W1.abs())
+
+
+def test_magnitude_of_channels_and_hidden_units_takes_all_their_rows() -> None:
+    model, _, _ = make("cnn")
+    found = scores(Magnitude(p=2), "cnn")
+    # The grouped convolution reads channels j and j + 3 with the same column: they go together.
+    norms = model[0].weight.square().sum((1, 2, 3))
+    close(found["0"], (norms[:3] + norms[3:]).sqrt())
+    lstm, network, _ = make("lstm")
+    [group] = network.groups
+    rows = sum(
+        p.abs().sum(1).reshape(4, 10).sum(0) for k, p in lstm.net.named_parameters() if k.startswith("weight")
+    )
+    close(scores(Magnitude(), "lstm")[group.name], rows)
+
+
+def test_sensitivity_is_that_of_a_single_output() -> None:
+    model = nn.Sequential(nn.Linear(2, 20), nn.ReLU(), nn.Linear(20, 1)).double()
+    network = trace(model, torch.randn(3, 2, dtype=torch.float64))
+    found = Sensitivity().unit_scores(network, collect(model, network, None, ()))["0"]
+    close(found, model[2].weight[0].abs() * model[0].weight.norm(dim=1))
+    model, _, _ = make("mlp")
+    close(scores(Sensitivity())["0"], model[2].weight.norm(dim=0) * model[0].weight.norm(dim=1))
+
+
+def test_activation_is_the_mean_after_the_relu() -> None:
+    model, _, batches = make("mlp")
+    hidden = F.relu(model[0](torch.cat([x for x, _ in batches])))
+    for statistic in ("absolute", "mean"):
+        close(scores(Activation(statistic=statistic))["0"], hidden.mean(0))
+    close(scores(Activation(statistic="second"))["0"], hidden.square().mean(0))
+
+
+def test_activation_of_channels_that_a_grouped_convolution_reads() -> None:
+    model, _, batches = make("cnn")
+    maps = model[:3](torch.cat([x for x, _ in batches])).mean((0, 2, 3))
+    close(scores(Activation(), "cnn")["0"], (maps[:3] + maps[3:]) / 2)
+
+
+def test_activation_of_hidden_units_averages_their_readers() -> None:
+    model, network, batches = make("lstm")
+    evidence = collect(model, network, batches, {"moments"})
+    [group] = network.groups
+    found = Activation().unit_scores(network, evidence)[group.name]
+    means = [evidence.moments[layer.weight].absolute for layer, _ in network.readers(group)]
+    # W_hh of two layers and directions; both W_ih of layer 1, and the head, read both directions.
+    assert sorted(len(m) for m in means) == [10, 10, 10, 10, 20, 20, 20]
+    close(found, torch.stack([m.reshape(-1, 10).mean(0) for m in means]).mean(0))
+
+
+def test_snip_is_the_derivative_by_a_mask() -> None:
+    model, _, batches = make("mlp")
+    found = scores(SNIP(), weights=True)
+    units = scores(SNIP())
+    h = 1e-6
+    for name in ("0.weight", "4.weight"):
+        weight = model.get_parameter(name)
+        for place in ((0, 0), (2, 3), (3, 4)):
+            losses = []
+            for c in (1 + h, 1 - h):
+                with torch.no_grad():
+                    before = weight[place].clone()
+                    weight[place] *= c
+                    losses.append(sum(float(F.cross_entropy(model(x), y)) for x, y in batches))
+                    weight[place] = before
+            slope = abs(losses[0] - losses[1]) / (2 * h)
+            assert float(found[name][place]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+    close(units["0"], found["0.weight"].sum(1))
+
+
+def test_taylor_is_a_loop_over_examples() -> None:
+    model, _, batches = make("mlp")
+    expected = torch.zeros(12, dtype=torch.float64)
+    for x, y in batches:
+        for i in range(len(x)):
+            hidden = F.relu(model[0](x[i])).detach().requires_grad_()
+            loss = F.cross_entropy(model[2:](hidden)[None], y[i][None])
+            expected += (torch.autograd.grad(loss, hidden)[0] * hidden).square().detach()
+    close(scores(Taylor())["0"], expected)
+    close(scores(Taylor(), weights=True)["0.weight"], scores(SNIP(), weights=True)["0.weight"].square())
+
+
+def test_random_depends_on_seed_and_name_alone() -> None:
+    a, b, c = (plan(Random(), Units(0.5), seed=s) for s in (0, 0, 1))
+    assert all(np.array_equal(a.keep[k], b.keep[k]) for k in a.keep)
+    assert any(not np.array_equal(a.keep[k], c.keep[k]) for k in a.keep)
+    draws = [plan(Random(), Units(0.5), seed=s).keep["0"] for s in range(60)]
+    share = np.bincount(np.concatenate(draws), minlength=12) / 60
+    assert np.abs(share - 0.5).max() < 4 * np.sqrt(0.25 / 60)
+
+
+def test_synflow_conserves_and_empties_no_layer() -> None:
+    torch.manual_seed(0)
+    widths = [20, 100, 100, 100, 10]
+    parts = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
+    model = nn.Sequential(*[x for p in parts for x in (p, nn.ReLU())][:-1]).double()
+    network = trace(model, torch.randn(2, 20, dtype=torch.float64))
+    evidence = collect(model, network, None, {"flow"})
+    total = sum(p.weight.numel() for p in parts)
+    masks = SynFlow().plan(network, evidence, Weights(0.01, "global")).masks
+    assert sum(int(m.sum()) for m in masks.values()) == round(0.01 * total)
+    # Paths from input to output are left, and R with them, although 99 % is gone.
+    flow = evidence.flow({k: torch.from_numpy(m) for k, m in masks.items()})
+    assert float(flow["0.weight"].sum()) > 0
+    once = SynFlow(rounds=1).plan(network, evidence, Weights(0.01, "global")).masks
+    left = evidence.flow({k: torch.from_numpy(m) for k, m in once.items()})
+    assert float(left["0.weight"].sum()) < float(flow["0.weight"].sum())
+
+
+def test_synflow_in_one_round_is_its_score() -> None:
+    model, network, batches = make("mlp")
+    evidence = collect(model, network, batches, {"flow"})
+    flow = SynFlow().unit_scores(network, evidence)["0"]
+    kept = SynFlow(rounds=1).plan(network, evidence, Units(0.5)).keep["0"]
+    assert kept.tolist() == sorted(torch.argsort(flow, descending=True, stable=True)[:6].tolist())
+
+
+def test_synflow_rounds_are_nested_and_exact() -> None:
+    model, network, batches = make("lstm")
+    evidence = collect(model, network, batches, {"flow"})
+    seen: list[dict[str, Tensor]] = []
+
+    def spy(masks: dict[str, Tensor], **options: Any) -> Any:
+        seen.append({k: m.clone() for k, m in masks.items()})
+        return evidence.flow(masks, **options)
+
+    watched = Evidence(evidence.weights, flow=spy)
+    found = SynFlow(rounds=7).plan(network, watched, Units(0.4, "global"))
+    assert len(found.keep[network.groups[0].name]) == 4
+    assert len(seen) == 7
+    for earlier, later in pairwise(seen[1:]):
+        assert all((later[k] <= earlier[k]).all() for k in earlier)
+    assert int((~seen[-1]["head.weight"]).sum()) > 0
+
+
+BUDGETS: list[Budget] = [
+    Units(0.5),
+    Units(0.5, round_to=2),
+    Units(0.4, "global"),
+    Units(0.7, "erk", floor=2),
+    Params(0.6),
+    Macs(0.6, "global"),
+    Params(0.7, "erk"),
+    Weights(0.3),
+    Weights(0.2, "global"),
+    Weights(0.25, "erk"),
+]
+
+
+def method_of(name: str) -> SetMethod:
+    return SynFlow(rounds=6) if name == "synflow" else METHODS[name]()
+
+
+SCORED = ("random", "magnitude", "activation", "sensitivity", "taylor", "snip", "synflow")
+
+
+@pytest.mark.parametrize("model_name", ["mlp", "cnn", "lstm"])
+@pytest.mark.parametrize("name", SCORED)
+def test_laws_of_selection(name: str, model_name: str) -> None:
+    method = method_of(name)
+    assert isinstance(method, Method) and METHODS[name].name == name
+    model, network, batches = make(model_name)
+    for budget in BUDGETS:
+        evidence = collect(model, network, batches, method.needs(budget))
+        if isinstance(budget, Weights) and name in ("activation", "sensitivity"):
+            with pytest.raises(InputError, match="not defined for single weights"):
+                method.plan(network, evidence, budget)
+            continue
+        found = method.plan(network, evidence, budget)
+        again = method.plan(network, evidence, budget)
+        check_plan(found, budget)
+        assert found.keep.keys() == again.keep.keys() and found.masks.keys() == again.masks.keys()
+        assert all(np.array_equal(found.keep[k], again.keep[k]) for k in found.keep)
+        assert all(np.array_equal(found.masks[k], again.masks[k]) for k in found.masks)
+        assert name in found.explain()
+
+
+def check_plan(found: Plan, budget: Budget) -> None:
+    """Counts are exact; nothing removed is scored above anything kept."""
+    network = found.network
+    if isinstance(budget, Weights):
+        sizes = {x.weight: int(np.prod(network.shapes[x.weight])) for x in network.prunable_weights()}
+        kept = sum(int(found.masks[k].sum()) if k in found.masks else n for k, n in sizes.items())
+        parts = list(sizes.values()) if budget.scope == "layer" else [sum(sizes.values())]
+        assert kept == sum(max(1, int(budget.density * n + 0.5 + 1e-9)) for n in parts)
+        assert not found.keep
+        return
+    for group in network.groups:
+        if group.name in found.keep:
+            units = found.keep[group.name]
+            assert budget.floor <= len(units) < group.size and (np.diff(units) > 0).all()
+            assert len(units) % budget.round_to == 0
+            cut = found.notes[group.name]
+            assert cut["threshold"] == cut["kept scores"][0]
+            assert not cut["removed scores"] or cut["removed scores"][1] <= cut["threshold"]
+        if isinstance(budget, Units) and budget.scope == "layer" and budget.round_to == 1:
+            assert len(found.keep[group.name]) == int(0.5 * group.size + 0.5)
+    if isinstance(budget, (Params, Macs)):
+        assert found.notes["reached"][type(budget).__name__.lower()] <= budget.keep + 1e-12
+    assert not found.masks
+
+
+@pytest.mark.parametrize("name", [n for n in SCORED if n != "synflow"])
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+def test_plans_with_less_are_contained_in_plans_with_more(name: str, scope: str) -> None:
+    model, network, batches = make("mlp")
+    method = method_of(name)
+    evidence = collect(model, network, batches, method.needs(Units(0.5)))
+    previous: dict[str, set[int]] = {}
+    for keep in (0.2, 0.35, 0.5, 0.75, 0.9):
+        found = method.plan(network, evidence, Units(keep, scope))  # type: ignore[arg-type]
+        kept = {g.name: set(range(g.size)) - set(found.removed(g.name).tolist()) for g in network.groups}
+        assert all(previous.get(k, set()) <= kept[k] for k in kept)
+        previous = kept
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_float32_and_float64_choose_alike(name: str) -> None:
+    kept = []
+    for dtype in (torch.float64, torch.float32):
+        model, network, batches = make("cnn")
+        model, batches = model.to(dtype), [(x.to(dtype), y) for x, y in batches]
+        method = method_of(name)
+        for budget in (Units(0.5), Units(0.5, "global"), Params(0.6)):
+            evidence = collect(model, network, batches, method.needs(budget))
+            kept.append({k: v.tolist() for k, v in method.plan(network, evidence, budget).keep.items()})
+    assert kept[:3] == kept[3:]
+
+
+def test_equal_scores_keep_the_first() -> None:
+    model, network, _ = make("mlp")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.5)
+    evidence = collect(model, network, None, ())
+    found = Magnitude().plan(network, evidence, Units(0.5))
+    assert {k: v.tolist() for k, v in found.keep.items()} == {"0": list(range(6)), "2": list(range(5))}
+    masks = Magnitude().plan(network, evidence, Weights(0.5)).masks
+    assert masks and all((np.diff(m.ravel().astype(int)) <= 0).all() for m in masks.values())
+
+
+def test_normalisation_puts_groups_on_one_scale() -> None:
+    given = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([100.0, 200.0, 300.0])}
+    found = normalized(given)
+    torch.testing.assert_close(found["a"], found["b"])
+    model, network, _ = make("mlp")
+    with torch.no_grad():
+        model[2].weight *= 1e3
+    evidence = collect(model, network, None, ())
+    raw = Magnitude(normalize=False).plan(network, evidence, Units(0.5, "global"))
+    even = Magnitude().plan(network, evidence, Units(0.5, "global"))
+    assert len(raw.removed("2")) == 0
+    assert len(even.removed("2")) > 0 and len(even.removed("0")) < len(raw.removed("0"))
+
+
+@dataclass(frozen=True)
+class Ends(SetMethod):
+    """Keeps the units at both ends: a set, with notes."""
+
+    name: ClassVar[str] = "ends"
+    wrong: bool = False
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        return frozenset()
+
+    def choose(self, network: Network, evidence: Evidence, counts: Any) -> Any:
+        keep = {}
+        for name, count in counts.items():
+            units = np.arange(network.group(name).size)
+            order = np.argsort(np.minimum(units, units[::-1]), kind="stable")
+            keep[name] = order[: count - self.wrong]
+        return Choice(keep, notes={"0": {"rank": 3}}) if "0" in keep else keep
+
+
+def test_set_methods_say_which_and_are_checked() -> None:
+    found = plan(Ends(), Units(0.5))
+    assert found.keep["0"].tolist() == [0, 1, 2, 9, 10, 11]
+    assert found.notes["0"] == {"rank": 3} and found.notes["reached"]["units"] == pytest.approx(11 / 21)
+    assert plan(Ends(), Params(0.5, "erk")).notes["reached"]["params"] <= 0.5
+    with pytest.raises(PlanError, match="'ends' was to keep 6 of 12 units of '0'"):
+        plan(Ends(wrong=True), Units(0.5))
+    with pytest.raises(InputError, match="no scores to rank groups by"):
+        plan(Ends(), Units(0.5, "global"))
+    with pytest.raises(InputError, match="not defined for single weights"):
+        plan(Ends(), Weights(0.5))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Activation(), "no activations were seen for group '0'"),
+        (Taylor(), "'taylor' needs 'taylor' for '0'"),
+        (SNIP(), "'snip' needs 'gradients' for '0.weight'"),
+        (SynFlow(), "'synflow' needs 'flow'"),
+    ],
+)
+def test_missing_evidence_is_named(method: SetMethod, message: str) -> None:
+    model, network, _ = make("mlp")
+    with pytest.raises(InputError, match=message):
+        method.plan(network, collect(model, network, None, ()), Units(0.5))
+
+
+def test_options_and_budgets_are_checked() -> None:
+    for wrong, message in (
+        (lambda: Magnitude(p=3), "1 or 2; got 3"),
+        (lambda: Magnitude(over="all"), "got 'all'"),
+        (lambda: Activation(statistic="median"), "got 'median'"),
+        (lambda: SynFlow(rounds=0), "at least 1; got 0"),
+        (lambda: plan(Magnitude(), Tolerance(0.01)), "stopping rule"),
+        (lambda: plan(SynFlow(), Tolerance(0.01)), "stopping rule"),
+        (lambda: plan(SynFlow(), Params(0.01)), r"Params\(keep=0.01.* cannot be reached"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()
+    with pytest.raises(NothingToPrune, match=r"Units\(keep=0.99.* removes nothing"):
+        plan(Magnitude(), Units(0.99))
+    assert not plan(Magnitude(), Units(1.0)).keep

@@ -1,0 +1,151 @@
+"""Readers solved anew from what reaches them in the shrunk network."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from bank import BANK
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.apply.surgery import shrink
+from secateur.core import InputError, Plan, Units
+from secateur.measure.metrics import distance_from
+from secateur.pruning import prune
+from secateur.repair.fold import fold
+from secateur.repair.refit import refit
+from secateur.statistics.collect import collect
+from secateur.tracing.trace import trace
+
+MODELS = (
+    "MLP",
+    "LeNet-5, Flatten",
+    "ResNet-20, padded shortcut",
+    "LSTM, MLP at each step",
+    "GRU feeding LSTM",
+    "nn.TransformerEncoder, norm first",
+    "Tied autoencoder",
+    "Siamese",
+    "MobileNetV2 (depthwise)",
+)
+
+
+def data(n: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def half(model: nn.Module, x: Tensor) -> tuple[Plan, nn.Module]:
+    plan = oracles.half_plan(trace(model, x[:2]))
+    return plan, shrink(model, plan)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_reader_gets_the_least_squares_weights(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 4, bias=bias)).double()
+    x = data(200, 5)
+    plan, small = half(model, x)
+    better, notes = refit(model, small, plan, [(x[:120], None), (x[120:], None)])
+    z, target = small[:2](x), model(x)
+    design = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], 1) if bias else z
+    best = torch.linalg.lstsq(design, target).solution
+    error = float((design @ best - target).detach().square().sum() / target.detach().square().sum())
+    reached = float((better(x) - target).detach().square().sum() / target.detach().square().sum())
+    assert error <= reached <= error * (1 + 1e-6)
+    assert notes["2.weight"]["ridge"] == 1e-6
+    assert set(notes) == {"2.weight"}  # the same reaches the first layer
+
+
+def test_a_convolution_gets_the_least_squares_kernel() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.Tanh(), nn.Conv2d(8, 3, 3, stride=2, padding=1), nn.Flatten()
+    ).double()
+    x = data(12, 2, 9, 9)
+    plan, small = half(model, x)
+    better, _ = refit(model, small, plan, [(x, None)])
+    z = functional.unfold(small[:2](x), 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1)
+    target = model[:3](x).permute(0, 2, 3, 1).flatten(0, 2)
+    design = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], 1)
+    best = design @ torch.linalg.lstsq(design, target).solution
+    error, reached = (best - target).detach().square().sum(), (better(x) - model(x)).detach().square().sum()
+    assert float(error) <= float(reached) <= float(error) * (1 + 1e-5)
+
+
+def test_later_readers_make_up_for_earlier_ones() -> None:
+    """On a deep network the refit comes nearer than the fold, which sees the original's activations only."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(16, 5)).double()
+    x, held = data(2000, 16), data(500, 16, seed=1)
+    network = trace(model, x[:2])
+    plan = oracles.half_plan(network)
+    folded, _ = fold(model, shrink(model, plan), plan, collect(model, network, [(x, None)], {"gram"}))
+    far = distance_from(model, [(held, None)])
+    better, notes = refit(model, folded, plan, [(x, None)], [(held, None)], far)
+    assert far(better) < 0.9 * far(folded) < far(shrink(model, plan))
+    assert all(note["after"] <= note["before"] for note in notes.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_step_takes_the_network_further_away(name: str) -> None:
+    entry = BANK[name]
+    model = oracles.perturb(entry.build())
+    args, kwargs = entry.example()
+    plan = oracles.half_plan(trace(model, args, example_kwargs=kwargs))
+    small = shrink(model, plan)
+    state = {key: value.clone() for key, value in small.state_dict().items()}
+    batch = (kwargs or args, None)
+    far = distance_from(model, [batch])
+    better, notes = refit(model, small, plan, [batch], None, far)
+    assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
+    assert {k: v.shape for k, v in better.state_dict().items()} == {k: v.shape for k, v in state.items()}
+    assert far(better) <= far(small)
+    assert any(not note.get("undone", True) for note in notes.values()) == (far(better) < far(small))
+
+
+def test_what_cannot_be_solved_is_named() -> None:
+    tied, grouped = (
+        BANK["Tied autoencoder"],
+        nn.Sequential(
+            nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8, 2)
+        ).double(),
+    )
+    x = data(6, 2, 3, 3)
+    plan, small = half(grouped, x)
+    _, notes = refit(grouped, small, plan, [(x, None)])
+    assert "grouped" in notes["2.weight"]["skipped"]
+    assert "4.weight" in notes
+    model = tied.build()
+    args, _ = tied.example()
+    plan = oracles.half_plan(trace(model, args))
+    _, notes = refit(model, shrink(model, plan), plan, [(args, None)])
+    assert any("tied" in note.get("skipped", "") for note in notes.values())
+
+
+def test_a_model_of_another_plan_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    plan, _ = half(model, data(2, 4))
+    with pytest.raises(InputError, match=r"no '0\.weight'"):
+        refit(model, nn.Linear(4, 3).double(), plan, [(data(9, 4), None)])
+
+
+def test_pruning_with_a_refit_is_reported() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+    x = data(600, 6).float()
+    batches = [(part, part[:, 0].gt(0).long()) for part in x.split(100)]
+    reports = {
+        repair: prune(model, x[:2], "magnitude", Units(0.5), batches, repair=repair, batch_sizes=()).report
+        for repair in ("fold", "refit")
+    }
+    assert reports["refit"].repair == "refit"
+    assert reports["refit"].agreement.relative < reports["fold"].agreement.relative
+    assert {"before", "after", "ridge", "undone"} <= set(reports["refit"].folds["4.weight"]["refit"])
+
+
+def test_a_refit_needs_data() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match="refit"):
+        prune(model, torch.ones(2, 4), "magnitude", Units(0.5), repair="refit")

@@ -1,0 +1,645 @@
+"""Evidence against dense computation: every way a weight can read, and a model left as it was."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from bank import BANK, Entry
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from secateur.core import Frozen, Group, InputError, Layer, Moments, Network, Slot
+from secateur.statistics.collect import collect
+from secateur.statistics.gradients import cross_entropy
+from secateur.statistics.relu_chain import flatten_images
+from secateur.statistics.weight_inputs import Read, Reads
+from secateur.tracing.trace import trace
+
+torch.set_default_dtype(torch.float32)
+
+
+def reading(model: nn.Module, *layers: Layer, groups: tuple[Group, ...] = ()) -> Network:
+    """A network by hand, with these layers."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {k: tuple(t.shape) for k, t in tensors.items()}
+    return Network(groups, (), layers, shapes, tuple(k for k, _ in model.named_parameters()))
+
+
+def moments(model: nn.Module, inputs: Any, *layers: Layer, **options: Any) -> dict[str, Moments]:
+    """Statistics over two batches of double precision."""
+    network = reading(model, *layers)
+    names = [network.input_key(layer) for layer in layers]
+    batches = inputs if isinstance(inputs, list) else [(inputs, None)]
+    return dict(collect(model, network, batches, {"gram"}, grams=names, **options).moments)
+
+
+def agree(found: Moments, rows: Tensor) -> None:
+    """Compare statistics with those of all rows at once."""
+    rows = rows.detach().double()
+    assert found.count == len(rows)
+    mean, gram = rows.mean(0), rows.T @ rows / len(rows)
+    for ours, theirs in (
+        (found.mean, mean),
+        (found.absolute, rows.abs().mean(0)),
+        (found.second, rows.square().mean(0)),
+        (found.gram, gram),
+        (found.gram_mean, mean),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert found.gram is not None and torch.equal(found.gram, found.gram.T)
+
+
+def test_linear_over_batches_and_positions() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    xs = [torch.randn(n, 5, 4, dtype=torch.float64) for n in (7, 2)]
+    layers = [Layer(n, "linear", f"{n}.weight") for n in "02"]
+    found = moments(model, [(x, None) for x in xs], *layers)
+    flat = torch.cat(xs).reshape(-1, 4)
+    agree(found["0.weight"], flat)
+    agree(found["2.weight"], F.relu(model[0](flat)))
+
+
+@pytest.mark.parametrize(
+    ("make", "space"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3), (7, 6)),
+        (lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2)), (9, 8)),
+        (lambda: nn.Conv2d(3, 4, 3, padding="same", dilation=2), (7, 6)),
+        (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (7, 6)),
+        (lambda: nn.Conv2d(4, 6, 3, groups=2), (7, 6)),
+        (lambda: nn.Conv1d(3, 4, 4, padding="same", dilation=2), (11,)),
+        (lambda: nn.Conv3d(2, 3, 2, stride=2, padding=1), (4, 5, 6)),
+        (lambda: nn.Conv2d(3, 4, 1, stride=2), (7, 6)),
+    ],
+)
+def test_convolutions_gather_their_patches(make: Callable[[], nn.Module], space: tuple[int, ...]) -> None:
+    conv = make().double()
+    model = nn.Sequential(conv)
+    x = torch.randn(5, conv.in_channels, *space, dtype=torch.float64)
+    found = moments(model, x, Layer("0", "conv", "0.weight", groups=conv.groups))["0.weight"]
+    taps = int(np.prod(conv.kernel_size))
+    assert found.taps == taps
+    # What the patches hold must be what the convolution multiplies: y = W p for every patch.
+    W = conv.weight.detach().reshape(conv.groups, conv.out_channels // conv.groups, -1)
+    y = (conv(x) - conv.bias.reshape(-1, *[1] * len(space))).transpose(0, 1).reshape(conv.out_channels, -1)
+    assert found.gram is not None and found.gram_mean is not None
+    features = len(found.gram) // conv.groups
+    for g in range(conv.groups):
+        own = slice(g * features, (g + 1) * features)
+        out = y[g * len(W[g]) : (g + 1) * len(W[g])]
+        torch.testing.assert_close(W[g] @ found.gram[own, own] @ W[g].T, out @ out.T / out.shape[1])
+        torch.testing.assert_close(W[g] @ found.gram_mean[own], out.mean(1))
+    if taps > 1 and conv.padding_mode == "zeros":
+        torch.testing.assert_close(found.mean, x.transpose(0, 1).reshape(x.shape[1], -1).mean(1))
+
+
+def test_patches_are_those_of_unfold() -> None:
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1).double()
+    x = torch.randn(5, 3, 8, 7, dtype=torch.float64)
+    rows = F.unfold(x, 3, stride=2, padding=1).transpose(1, 2).reshape(-1, 27)
+    found = moments(nn.Sequential(conv), x, Layer("0", "conv", "0.weight"))["0.weight"]
+    torch.testing.assert_close(found.gram, rows.T @ rows / len(rows), rtol=1e-12, atol=1e-12)
+    capped = moments(nn.Sequential(conv), x, Layer("0", "conv", "0.weight"), max_patch=26)["0.weight"]
+    assert capped.taps == 1
+    agree(capped, x.movedim(1, -1).reshape(-1, 3))
+
+
+def test_transposed_convolution_reads_channels() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2)).double()
+    x = torch.randn(5, 3, 4, 6, dtype=torch.float64)
+    layer = Layer("0", "conv_transpose", "0.weight", out_axis=1, in_axis=0)
+    agree(moments(model, x, layer)["0.weight"], x.movedim(1, -1).reshape(-1, 3))
+
+
+class Bare(nn.Module):
+    """One bare weight [out, in] or [in, out], used in a way of its own."""
+
+    def __init__(self, use: Callable[[Tensor, Tensor], Any], *shape: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(*shape, dtype=torch.float64))
+        self.use = use
+
+    def forward(self, x: Tensor) -> Any:
+        return self.use(x, self.w)
+
+
+USES: list[tuple[str, Callable[[Tensor, Tensor], Any], tuple[int, ...], int]] = [
+    ("x @ w", lambda x, w: x @ w, (4, 6), 0),
+    ("x @ w.t()", lambda x, w: x @ w.t(), (6, 4), 1),
+    ("w.T of mm", lambda x, w: torch.mm(x.reshape(-1, 4), w.T), (6, 4), 1),
+    ("w on the left", lambda x, w: w @ x.transpose(1, 2), (6, 4), 1),
+    ("reflected", lambda x, w: w.__rmatmul__(x), (4, 6), 0),
+    ("addmm", lambda x, w: torch.addmm(w.new_zeros(6), x.reshape(-1, 4), w), (4, 6), 0),
+    ("baddbmm", lambda x, w: torch.baddbmm(w.new_zeros(1), x, w.expand(5, 4, 6)), (4, 6), 0),
+    ("einsum", lambda x, w: torch.einsum("bti,oi->bto", x, w), (6, 4), 1),
+    ("einsum with dots", lambda x, w: torch.einsum("io, ...i -> ...o", w, x), (4, 6), 0),
+    ("functional", lambda x, w: F.linear(x, w), (6, 4), 1),
+    ("chunks", lambda x, w: [F.linear(x, w.chunk(2)[0]), w[3:].shape], (6, 4), 1),
+    ("select", lambda x, w: F.linear(x, w[1]), (2, 6, 4), 2),
+    ("scaled", lambda x, w: F.linear(x, (w * 2.0).to(torch.float64)), (6, 4), 1),
+    ("vector", lambda x, w: x @ w, (4,), 0),
+    ("view", lambda x, w: F.linear(x, w.view(6, 4)), (2, 3, 4), 2),
+    ("copied", lambda x, w: x @ w.transpose(0, 1).contiguous().clone(), (6, 4), 1),
+]
+
+
+@pytest.mark.parametrize(("use", "shape", "axis"), [u[1:] for u in USES], ids=[u[0] for u in USES])
+def test_bare_parameters_are_recognised(
+    use: Callable[[Tensor, Tensor], Any], shape: tuple[int, ...], axis: int
+) -> None:
+    model = Bare(use, *shape)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    agree(moments(model, x, Layer("", "linear", "w", in_axis=axis))["w"], x.reshape(-1, 4))
+
+
+@pytest.mark.parametrize(("use", "shape", "axis"), [u[1:] for u in USES], ids=[u[0] for u in USES])
+def test_what_is_read_can_be_replaced(
+    use: Callable[[Tensor, Tensor], Any], shape: tuple[int, ...], axis: int
+) -> None:
+    model = Bare(use, *shape)
+    x, z = torch.randn(5, 3, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+
+    def scale(read: Read) -> Tensor:
+        return (read.x.movedim(read.axis, -1) * z).movedim(-1, read.axis)
+
+    with Reads({"w": (model.w, axis)}, scale):
+        found = model(x)
+    with torch.no_grad():
+        model.w *= z.reshape([-1 if d == axis else 1 for d in range(len(shape))])
+    torch.testing.assert_close(found, model(x))
+
+
+def test_other_uses_of_a_weight_are_no_reads() -> None:
+    seen: list[Read] = []
+    w = torch.randn(4, 4, requires_grad=True)
+    with Reads({"w": (w, 1)}, seen.append):
+        x = torch.randn(3, 4)
+        x @ w  # contracts axis 0
+        torch.einsum("bi,oi->boi", x, w)  # contracts nothing
+        x + w[0]
+        F.embedding(torch.tensor([1]), w)
+    assert not seen
+
+
+def test_reused_and_tied_weights_add_up() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+    model = Twice().double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    a = torch.tanh(model.first(x))
+    b = torch.tanh(model.first(a))
+    layers = [Layer("first", "linear", "first.weight"), Layer("second", "linear", "first.weight")]
+    agree(moments(model, x, *layers)["first.weight"], torch.cat([x, a, b]))
+
+
+def test_a_weight_read_along_both_axes_has_two_keys() -> None:
+    class Auto(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(torch.relu(F.linear(x, self.w)), self.w.t())
+
+    model, x = Auto(), torch.randn(6, 5, dtype=torch.float64)
+    layers = (Layer("", "linear", "w"), Layer("", "linear", "w", out_axis=1, in_axis=0))
+    found = moments(model, x, *layers)
+    assert set(found) == {"w", "w[0]"}
+    agree(found["w"], x)
+    agree(found["w[0]"], torch.relu(x @ model.w.T))
+
+
+KINDS: dict[str, Callable[..., nn.RNNBase]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "tanh": nn.RNN,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+}
+
+
+def stepwise(net: nn.RNNBase, x: Tensor, state: Any) -> dict[str, Tensor]:
+    """Run one sequence [T, F] cell by cell; return the rows that each matrix reads."""
+    cells = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell}
+    rows = {}
+    for layer in range(net.num_layers):
+        outputs = []
+        for d in range(2 if net.bidirectional else 1):
+            tail = f"l{layer}{'_reverse' if d else ''}"
+            options = {"nonlinearity": net.nonlinearity} if type(net) is nn.RNN else {}
+            cell = cells.get(type(net).__name__, nn.RNNCell)(x.shape[1], net.hidden_size, **options).double()
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                setattr(cell, name, getattr(net, f"{name}_{tail}"))
+            number = layer * (2 if net.bidirectional else 1) + d
+            now = tuple(s[number][None] for s in state) if isinstance(state, tuple) else state[number][None]
+            before, after = [], []
+            for t in range(len(x))[:: -1 if d else 1]:
+                before.append(now[0] if isinstance(now, tuple) else now)
+                now = cell(x[t][None], now)
+                after.append(now[0] if isinstance(now, tuple) else now)
+            order = 1 if d == 0 else -1
+            rows[f"weight_ih_{tail}"], rows[f"weight_hh_{tail}"] = x, torch.cat(before[::order])
+            outputs.append(torch.cat(after[::order]))
+        x = torch.cat(outputs, 1)
+    return rows
+
+
+def recurrent_layers(net: nn.RNNBase) -> list[Layer]:
+    names = [k for k, _ in net.named_parameters() if k.startswith("weight")]
+    return [Layer("", "recurrent", k, reads="state" if "hh" in k else "input") for k in names]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("layers", "both", "batch_first"), [(1, False, False), (2, True, True), (3, True, False)]
+)
+def test_recurrent_kernels_are_replayed(kind: str, layers: int, both: bool, batch_first: bool) -> None:
+    net = KINDS[kind](3, 5, layers, bidirectional=both, batch_first=batch_first).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    state = torch.randn(layers * (1 + both), 4, 5, dtype=torch.float64)
+    states: Any = (state, state.flip(0)) if kind == "lstm" else state
+    found = moments(net, [((x if batch_first else x.transpose(0, 1), states), None)], *recurrent_layers(net))
+    own = [tuple(s[:, i] for s in states) if kind == "lstm" else states[:, i] for i in range(4)]
+    parts = [stepwise(net, x[i], own[i]) for i in range(4)]
+    for name in parts[0]:
+        agree(found[name], torch.cat([p[name] for p in parts]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_packed_sequences_are_replayed(kind: str) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = KINDS[kind](3, 5, 2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return self.net(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+
+    model = Packed().double()
+    x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([2, 6, 1, 4])
+    layers = [Layer("net", "recurrent", f"net.{layer.weight}") for layer in recurrent_layers(model.net)]
+    found = moments(model, [((x, lengths), None)], *layers)
+    zero = torch.zeros(4, 5, dtype=torch.float64)
+    states = (zero, zero) if kind == "lstm" else zero
+    parts = [stepwise(model.net, x[i, :n], states) for i, n in enumerate(lengths)]
+    for name in parts[0]:
+        agree(found[f"net.{name}"], torch.cat([p[name] for p in parts]))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_read_input_and_state(cell: Any) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell(3, 5)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            states = (h, h.clone()) if cell is nn.LSTMCell else h
+            for t in range(x.shape[1]):
+                h = states[0] if isinstance(states, tuple) else states
+                self.before = torch.cat([self.before, h]) if t else h
+                states = self.cell(x[:, t], states)
+            return h
+
+    model, x, h = Loop().double(), torch.randn(4, 6, 3).double(), torch.randn(4, 5).double()
+    names = ("cell.weight_ih", "cell.weight_hh")
+    found = moments(model, [((x, h), None)], *(Layer("cell", "recurrent", n) for n in names))
+    agree(found["cell.weight_ih"], x.transpose(0, 1).reshape(-1, 3))
+    with torch.no_grad():
+        model(x, h)
+    agree(found["cell.weight_hh"], model.before)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_self_attention_shows_its_inner_projections(batch_first: bool) -> None:
+    model = nn.MultiheadAttention(6, 2, batch_first=batch_first).double()
+
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix(x, x, x)[0]
+
+    outer, x = Call(), torch.randn(4, 5, 6, dtype=torch.float64)
+    before = outer(x).detach()
+    layers = [Layer("mix", "linear", n) for n in ("mix.in_proj_weight", "mix.out_proj.weight")]
+    found = moments(outer, x, *layers)
+    agree(found["mix.in_proj_weight"], x.reshape(-1, 6))
+    # The output is a linear image of what the output projection reads.
+    W, gram = model.out_proj.weight.detach(), found["mix.out_proj.weight"].gram
+    y = (before - model.out_proj.bias).reshape(-1, 6).detach()
+    torch.testing.assert_close(W @ gram @ W.T, y.T @ y / len(y))
+    outputs: list[Tensor] = []
+    with Reads({"w": (model.out_proj.weight, 1)}, lambda read: outputs.append(read.x)), torch.no_grad():
+        assert torch.equal(outer(x), before)
+
+
+def test_cross_attention_reads_queries_and_memory() -> None:
+    class Cross(nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.mix = nn.MultiheadAttention(6, 2, batch_first=True, **options)
+
+        def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+            return self.mix(x, memory, memory)[0]
+
+    x, memory = torch.randn(4, 3, 6).double(), torch.randn(4, 5, 6).double()
+    found = moments(Cross().double(), [((x, memory), None)], Layer("mix", "linear", "mix.in_proj_weight"))
+    agree(found["mix.in_proj_weight"], torch.cat([t.reshape(-1, 6) for t in (x, memory, memory)]))
+    memory = torch.randn(4, 5, 7).double()
+    layers = [Layer("mix", "linear", f"mix.{n}_proj_weight") for n in "qkv"]
+    found = moments(Cross(kdim=7, vdim=7).double(), [((x, memory), None)], *layers)
+    agree(found["mix.q_proj_weight"], x.reshape(-1, 6))
+    agree(found["mix.v_proj_weight"], memory.reshape(-1, 7))
+
+
+def test_the_fast_path_of_the_encoder_is_off_and_comes_back() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2).eval()
+    x = torch.randn(3, 5, 8)
+    names = [f"layers.{i}.{n}.weight" for i in range(2) for n in ("linear1", "linear2", "self_attn.out_proj")]
+    found = moments(model, x, *(Layer("", "linear", n) for n in names))
+    assert {k: len(m.mean) for k, m in found.items()} == dict(zip(names, (8, 12, 8, 8, 12, 8), strict=True))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def working() -> list[Any]:
+    entries = [entry for entry in BANK.values() if not entry.refused]
+    slow = [[pytest.mark.slow] if entry.slow or entry.needs else [] for entry in entries]
+    return [pytest.param(e, id=e.name, marks=marks) for e, marks in zip(entries, slow, strict=True)]
+
+
+@pytest.mark.parametrize("entry", working())
+def test_every_reading_weight_of_the_bank_is_seen(entry: Entry) -> None:
+    if entry.needs and importlib.util.find_spec(entry.needs) is None:
+        pytest.skip(f"needs {entry.needs}")
+    model = entry.build()
+    args, kwargs = entry.example()
+    network = trace(model, args, example_kwargs=kwargs)
+    found = collect(model, network, [(kwargs or args, None)], {"gram"}).moments
+    readers = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
+    for layer in network.layers:
+        if layer.in_axis is not None:
+            key = network.input_key(layer)
+            width = network.shapes[layer.weight][layer.in_axis]
+            assert len(found[key].mean) in (width, width * layer.groups)
+            assert (found[key].gram is not None) == (key in readers)
+
+
+def small() -> tuple[nn.Module, Network, list[Any]]:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+    index = np.arange(6)[:, None]
+    slots = [Slot(f"{n}", 0, index, "out") for n in ("0.weight", "0.bias")]
+    slots += [Slot(f"1.{n}", 0, index, "scale") for n in ("weight", "bias", "running_mean", "running_var")]
+    group = Group("0", 6, (*slots, Slot("4.weight", 1, index, "in")))
+    layers = (Layer("0", "linear", "0.weight", "0.bias"), Layer("4", "linear", "4.weight", "4.bias"))
+    network = reading(model, *layers, groups=(group,))
+    network = Network(
+        network.groups,
+        (Frozen("0.weight", 1, "input"),),
+        layers,
+        network.shapes,
+        network.parameters,
+        example_inputs=(torch.ones(2, 4),),
+    )
+    batches = [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (5, 8)]
+    return model, network, batches
+
+
+ALL = {"gram", "moments", "gradients", "taylor", "flow", "images"}
+
+
+def state(model: nn.Module) -> list[Any]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    values = [(k, id(t), t._version, t.detach().clone(), t.requires_grad, id(t.grad)) for k, t in tensors]
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    return [values, grads, [m.training for m in model.modules()], hooks, torch.get_rng_state()]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def without_versions(values: list[Any]) -> list[Any]:
+    return [[(k, i, v, r, g) for k, i, _, v, r, g in values[0]], *values[1:]]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_comes_back_as_it_was(fails: bool) -> None:
+    model, network, batches = small()
+    cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    model[0].bias.requires_grad_(False)
+    model[3].eval()
+    wrong = torch.randn(8, 5)
+    before = state(model)
+    if fails:
+        with pytest.raises(InputError, match=r"cannot take batch 1, inputs of shapes \[\(8, 5\)\]"):
+            collect(model, network, [batches[0], (wrong, batches[1][1])], ALL)
+    else:
+        collect(model, network, batches, ALL).flow({})
+    assert same(without_versions(before), without_versions(state(model)))
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_buffers_that_a_forward_pass_changes_come_back() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting()
+    moments(model, torch.ones(2, 3), Layer("", "linear", "weight"))
+    assert model.calls == 0
+
+
+def test_evaluation_mode_and_seed_decide_alone() -> None:
+    model, network, batches = small()
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x + torch.randn_like(x))
+
+    noisy = Noisy()
+    layer = Layer("inner", "linear", "inner.weight")
+    first, again = (moments(noisy, batches[0][0], layer, seed=3)["inner.weight"].mean for _ in range(2))
+    other = moments(noisy, batches[0][0], layer, seed=4)["inner.weight"].mean
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    x = torch.cat([b[0] for b in batches])
+    with torch.no_grad():
+        hidden = F.relu(model.eval()[1](model[0](x)))
+    model.train()
+    agree(collect(model, network, batches, {"gram"}).moments["4.weight"], hidden)
+
+
+def test_only_what_is_asked_for_is_gathered() -> None:
+    model, network, batches = small()
+    nothing = collect(model, network, None, ())
+    assert (nothing.moments, nothing.gradients, nothing.taylor) == ({}, {}, {})
+    assert nothing.flow is None and nothing.images is None and nothing.chain is None
+    assert set(nothing.weights) == set(network.shapes)
+    assert not any(w.requires_grad for w in nothing.weights.values())
+    means = collect(model, network, batches, {"moments"}).moments
+    assert {k: m.gram for k, m in means.items()} == {"0.weight": None, "4.weight": None}
+    grams = collect(model, network, batches, {"gram"}).moments
+    assert [k for k, m in grams.items() if m.gram is not None] == ["4.weight"]
+
+
+def test_images_are_kept_whole() -> None:
+    model, network, batches = small()
+    images = collect(model, network, batches, {"images"}).images
+    assert images is not None
+    assert torch.equal(images[0], torch.cat([b[0] for b in batches]))
+    assert torch.equal(images[1], torch.cat([b[1] for b in batches]))
+
+
+def test_the_chain_comes_from_the_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    network = trace(model, torch.randn(2, 4))
+    chain = collect(model, network, None, {"chain"}).chain
+    x = torch.randn(5, 4)
+    np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-6)
+
+
+def test_a_chain_needs_evaluation_mode_and_one_input() -> None:
+    body = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)]
+    model = nn.Sequential(*body).train()
+    network = trace(model, torch.randn(2, 1, 6, 6))
+    chain = collect(model, network, None, "chain").chain
+    x = torch.randn(5, 1, 6, 6)
+    assert model.training
+    model.eval()
+    np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-5)
+    pair = Network((), (), (), network.shapes, network.parameters, example_inputs=(x, x))
+    with pytest.raises(InputError, match="traced with 2"):
+        collect(model, pair, None, {"chain"})
+
+
+def test_keyword_inputs_and_model_outputs() -> None:
+    class Output(dict):
+        @property
+        def logits(self) -> Tensor:
+            return self["logits"]
+
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Output:
+            return Output(loss=None, logits=self.head(self.embed(input_ids)))
+
+    model = Keyword()
+    network = reading(model, Layer("head", "linear", "head.weight"))
+    ids = torch.randint(9, (3, 5))
+    mask = torch.zeros(3, 5).masked_fill(ids > 4, -torch.inf)
+    batch = ({"input_ids": ids, "attention_mask": mask}, ids)
+    found = collect(model, network, [batch], {"gradients", "moments"})
+    loss = F.cross_entropy(model.head(model.embed(ids)).reshape(-1, 9), ids.reshape(-1))
+    expected = torch.autograd.grad(loss, model.head.weight)[0].double()
+    torch.testing.assert_close(found.gradients["head.weight"], expected)
+    assert found.moments["head.weight"].count == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_agrees_with_float64(dtype: torch.dtype) -> None:
+    model, network, batches = small()
+    wide = collect(model.double(), network, batches, {"gram", "taylor", "gradients"})
+    low = collect(model.to(dtype), network, batches, {"gram", "taylor", "gradients"})
+    rtol = 1e-4 if dtype is torch.float32 else 0.2
+    for a, b in (
+        (wide.moments["4.weight"].gram, low.moments["4.weight"].gram),
+        (wide.taylor["0"], low.taylor["0"]),
+        (wide.gradients["4.weight"], low.gradients["4.weight"]),
+    ):
+        assert b.dtype == torch.float64 and not b.requires_grad
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(a.abs().max()))
+
+
+def poison(model: nn.Module, name: str, value: float) -> None:
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = value
+
+
+@pytest.mark.parametrize(
+    ("data", "needs", "message"),
+    [
+        (None, {"gram"}, "an iterable of"),
+        ([], {"gram"}, "iterable of batches is empty"),
+        (torch.ones(3, 4), {"moments"}, "got Tensor"),
+        ([torch.ones(3, 4)], {"gradients"}, "batch 0 has no targets"),
+        ([(torch.ones(3, 4), None)], {"taylor"}, "batch 0 has no targets"),
+        ([(torch.ones(3, 4), torch.ones(3).long(), 1)], {"gram"}, "got 3 parts"),
+        ([("text", None)], {"gram"}, "got str"),
+        ([(torch.full((3, 4), torch.nan), None)], {"gram"}, "inputs of batch 0 hold NaN"),
+        ([(torch.ones(3, 5), None)], {"gram"}, r"cannot take batch 0, inputs of shapes \[\(3, 5\)\]"),
+        ([(torch.ones(3, 4), torch.tensor([0, 1, 3]))], {"gradients"}, "from 0 to 2 for 3 classes; got 3"),
+        ([(torch.ones(3, 4), torch.ones(3))], {"gradients"}, "pass loss="),
+        ([(torch.ones(3, 4), torch.ones(2).long())], {"gradients"}, "cross-entropy cannot compare"),
+        ([], {"grams"}, "no evidence 'grams'; did you mean 'gram'"),
+        ([(torch.full((3, 4), 3e38), None)], {"gram"}, "infinite activations reach layer '4'"),
+    ],
+)
+def test_bad_data_is_named(data: Any, needs: set[str], message: str) -> None:
+    model, network, _ = small()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    with pytest.raises(InputError, match=message):
+        collect(model, network, data, needs)
+
+
+def test_bad_models_are_named() -> None:
+    model, network, batches = small()
+    poison(model, "4.weight", torch.inf)
+    with pytest.raises(InputError, match=r"weights of '4.weight'"):
+        collect(model, network, batches, ())
+    model, network, batches = small()
+    model[1].running_mean[0] = torch.nan
+    with pytest.raises(InputError, match=r"buffer '1.running_mean'"):
+        collect(model, network, batches, ())
+    with pytest.raises(InputError, match=r"of another model: '0.weight'"):
+        collect(nn.Sequential(nn.Linear(3, 6)), network, batches, ())
+    with pytest.raises(InputError, match=r"no reading weight '5.weight'"):
+        collect(small()[0], network, batches, {"gram"}, grams=["5.weight"])
+
+
+def test_an_overflow_in_the_loss_names_the_layer() -> None:
+    model, network, batches = small()
+    poison(model, "0.weight", 3e38)
+    batches = [(torch.full((3, 4), 10.0), torch.zeros(3).long())]
+    with pytest.raises(InputError, match=r"in batch 0: NaN or infinite activations reach layer '4'"):
+        collect(model, network, batches, {"gradients"})
+
+
+def test_a_loss_that_no_unit_changes_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(5, 4)
+    batches = [(x, torch.zeros(5, dtype=torch.long))]
+    with pytest.raises(InputError, match="does not change with any unit"):
+        collect(model, trace(model, x), batches, {"taylor"}, loss=lambda y, t: y.detach().sum())

@@ -1,0 +1,477 @@
+"""Posets, completions, irreducibles, laws and contexts against slow truth, known lattices and `concepts`."""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from secateur.structures.order import (
+    CompletionTooLarge,
+    Poset,
+    attribute_gaps,
+    cuts,
+    decompose,
+    density_profile,
+    distributive_violation,
+    eliminate_attributes,
+    irreducible_attributes,
+    is_lattice,
+    modular_violation,
+    mu_centrality,
+    operator_violation,
+    stack_layers,
+    strongest_edges,
+    unroll,
+)
+
+QUIET = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def digraph(n: int, *edges: tuple[int, int]) -> np.ndarray:
+    adjacency = np.zeros((n, n), bool)
+    for i, j in edges:
+        adjacency[i, j] = True
+    return adjacency
+
+
+def boolean_lattice(n: int) -> np.ndarray:
+    sets = np.arange(2**n)
+    return (sets[:, None] & sets[None]) == sets[:, None]
+
+
+def crown(n: int) -> np.ndarray:
+    adjacency = np.zeros((2 * n, 2 * n), bool)
+    adjacency[:n, n:] = ~np.eye(n, dtype=bool)
+    return adjacency
+
+
+N5 = digraph(5, (0, 1), (1, 2), (2, 4), (0, 3), (3, 4))
+M3 = digraph(5, (0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4))
+
+
+def reachable(adjacency: np.ndarray) -> np.ndarray:
+    """Reflexive-transitive closure by Warshall's loops."""
+    r = adjacency | np.eye(len(adjacency), dtype=bool)
+    for k in range(len(r)):
+        for i in range(len(r)):
+            if r[i, k]:
+                r[i] |= r[k]
+    return r
+
+
+def brute_order(adjacency: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Element of each vertex, and the order on elements, from the definitions."""
+    r = reachable(adjacency)
+    first = [min(np.flatnonzero(r[v] & r[:, v])) for v in range(len(r))]
+    elements = sorted(set(first))
+    return [elements.index(f) for f in first], r[np.ix_(elements, elements)]
+
+
+def brute_completion(leq: np.ndarray) -> set[frozenset[int]]:
+    """All intersections of principal down-sets, the empty one included."""
+    n = len(leq)
+    found = {frozenset(range(n))}
+    for x in range(n):
+        found |= {cut & frozenset(np.flatnonzero(leq[:, x]).tolist()) for cut in found}
+    return found
+
+
+def brute_irreducibles(leq: np.ndarray, meet: bool) -> list[int]:
+    """Elements whose cut has exactly one neighbour above (below) it in the whole completion."""
+    lattice = brute_completion(leq)
+    result = []
+    for x in range(len(leq)):
+        cut = frozenset(np.flatnonzero(leq[:, x]).tolist())
+        beyond = [c for c in lattice if (c > cut if meet else c < cut)]
+        nearest = [c for c in beyond if not any((d < c if meet else d > c) for d in beyond)]
+        if len(nearest) == 1:
+            result.append(x)
+    return result
+
+
+def random_digraph(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 10))
+    a = rng.random((n, n)) < rng.uniform(0.05, 0.5)
+    if seed % 3:
+        a = np.triu(a, 1)
+        shuffle = rng.permutation(n)
+        a = a[np.ix_(shuffle, shuffle)]
+    return a
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_500_random_digraphs_equal_brute_force(block):
+    for seed in range(50 * block, 50 * block + 50):
+        adjacency = random_digraph(seed)
+        component, leq = brute_order(adjacency)
+        poset = Poset.from_digraph(adjacency)
+        assert poset.component.tolist() == component
+        assert np.array_equal(poset.relation(), leq)
+        assert poset.meet_irreducibles().tolist() == brute_irreducibles(leq, meet=True)
+        assert poset.join_irreducibles().tolist() == brute_irreducibles(leq, meet=False)
+        assert {frozenset(c.tolist()) for c in cuts(poset)} == brute_completion(leq)
+        assert len(poset.completion()) == len(brute_completion(leq))
+
+
+@pytest.mark.parametrize("seed", range(0, 40))
+def test_covers_heights_bounds_and_dual_equal_their_definitions(seed):
+    poset = Poset.from_digraph(random_digraph(seed))
+    leq = poset.relation()
+    n = len(poset)
+    reduction = nx.transitive_reduction(nx.DiGraph(np.argwhere(leq & ~np.eye(n, dtype=bool)).tolist()))
+    covers = {(i, int(j)) for i in range(n) for j in poset.upper_covers(i)}
+    assert covers == set(reduction.edges)
+    assert covers == {(int(i), j) for j in range(n) for i in poset.lower_covers(j)}
+    assert [poset.rank[i] < poset.rank[j] for i, j in covers].count(False) == 0
+    graph = nx.DiGraph(list(covers))
+    graph.add_nodes_from(range(n))
+    assert poset.height == nx.dag_longest_path_length(graph)
+    meets, joins = poset.meet_table(), poset.join_table()
+    for a in range(n):
+        assert poset.up_set(a).tolist() == np.flatnonzero(leq[a]).tolist()
+        assert poset.down_set(a).tolist() == np.flatnonzero(leq[:, a]).tolist()
+        for b in range(n):
+            assert poset.less_equal(a, b) == leq[a, b]
+            lower = [x for x in range(n) if leq[x, a] and leq[x, b]]
+            upper = [x for x in range(n) if leq[a, x] and leq[b, x]]
+            meet = [x for x in lower if all(leq[y, x] for y in lower)]
+            join = [x for x in upper if all(leq[x, y] for y in upper)]
+            assert poset.meet(a, b) == (meet[0] if meet else None)
+            assert poset.join(a, b) == (join[0] if join else None)
+            assert meets[a, b] == (meet[0] if meet else -1)
+            assert joins[a, b] == (join[0] if join else -1)
+
+
+@QUIET
+@given(st.integers(0, 10**6))
+def test_sparse_and_dense_wide_digraphs_agree_and_cross_the_word_boundary(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(60, 140))
+    a = rng.random((n, n)) < rng.uniform(0.002, 0.02)
+    dense, thin = Poset.from_digraph(a), Poset.from_digraph(sparse.coo_array(a.astype(float)))
+    _, leq = brute_order(a)
+    irreducible = set(dense.meet_irreducibles().tolist())
+    assert np.array_equal(dense.relation(), leq)
+    assert np.array_equal(thin.up, dense.up) and np.array_equal(thin.down, dense.down)
+    assert np.array_equal(dense.relation(), dense.dual.relation().T)
+    down = [set(np.flatnonzero(leq[:, x])) for x in range(len(leq))]
+    for x in range(len(leq)):
+        above = [down[y] for y in np.flatnonzero(leq[x]) if y != x]
+        below_all = set.intersection(*above) if above else set(range(len(leq)))
+        assert (x in irreducible) == (below_all != down[x])
+
+
+def test_toy_lattice_of_figure_1_has_a_and_b_irreducible_and_c_only_by_the_literal_definition():
+    toy = Poset.from_digraph(digraph(3, (0, 2), (1, 2)))
+    assert toy.meet_irreducibles().tolist() == [0, 1]
+    assert toy.meet_irreducibles(include_top=True).tolist() == [0, 1, 2]
+    assert toy.join(0, 1) == 2 and toy.meet(0, 1) is None
+    assert len(toy.completion()) == 4
+
+
+def test_theorem_1_is_false_n5_is_its_own_completion_and_not_modular():
+    n5 = Poset.from_digraph(N5)
+    assert is_lattice(n5) and len(n5.completion()) == 5
+    v = modular_violation(n5)
+    assert v is not None and n5.less_equal(v.a, v.c) and not n5.less_equal(v.right, v.left)
+    assert n5.join(v.a, n5.meet(v.b, v.c)) == v.left
+    assert n5.meet(n5.join(v.a, v.b), v.c) == v.right
+    assert distributive_violation(n5) is not None
+
+
+def test_m3_is_modular_and_not_distributive_and_boolean_lattices_are_both():
+    m3 = Poset.from_digraph(M3)
+    assert modular_violation(m3) is None
+    v = distributive_violation(m3)
+    assert v is not None
+    assert m3.meet(v.a, m3.join(v.b, v.c)) == v.left
+    assert m3.join(m3.meet(v.a, v.b), m3.meet(v.a, v.c)) == v.right != v.left
+    b4 = Poset.from_digraph(boolean_lattice(4))
+    assert modular_violation(b4) is None and distributive_violation(b4) is None
+
+
+def test_most_completions_of_random_dependency_graphs_are_not_modular():
+    rng = np.random.default_rng(0)
+    modular = 0
+    for _ in range(100):
+        dag = np.triu(rng.random((7, 7)) < 0.5, 1)
+        modular += modular_violation(Poset.from_digraph(dag).completion().lattice) is None
+    assert 0 < modular < 15
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_modularity_by_triples_equals_the_search_for_n5(seed):
+    dag = np.triu(np.random.default_rng(seed).random((6, 6)) < 0.4, 1)
+    lattice = Poset.from_digraph(dag).completion().lattice
+    leq, meets, joins = lattice.relation(), lattice.meet_table(), lattice.join_table()
+    pentagon = any(
+        leq[a, c] and a != c and not leq[b, a] and meets[a, b] == meets[c, b] and joins[a, b] == joins[c, b]
+        for a in range(len(leq))
+        for b in range(len(leq))
+        for c in range(len(leq))
+    )
+    assert (modular_violation(lattice) is not None) == pentagon
+
+
+def test_laws_refuse_a_poset_that_is_no_lattice():
+    with pytest.raises(ValueError, match="elements 0 and 1 have no meet"):
+        modular_violation(Poset.from_digraph(digraph(2)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_moebius_of_boolean_lattices_is_the_sign_of_the_difference(n):
+    mu = Poset.from_digraph(boolean_lattice(n)).moebius()
+    assert mu[0, -1] == (-1) ** n
+    sizes = np.array([bin(s).count("1") for s in range(2**n)])
+    signs = 1 - 2 * ((sizes[None] - sizes[:, None]) % 2)
+    assert np.array_equal(mu, np.where(boolean_lattice(n), signs, 0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_moebius_inverts_the_order_and_philip_hall_counts_chains(seed):
+    poset = Poset.from_digraph(random_digraph(seed))
+    leq = poset.relation().astype(np.int64)
+    assert np.array_equal(poset.moebius() @ leq, np.eye(len(poset), dtype=np.int64))
+    n = len(poset)
+    bounded = np.zeros((n + 1, n + 1), np.int64)
+    bounded[:n, :n] = leq
+    bounded[n] = 1
+    strict = bounded - np.eye(n + 1, dtype=np.int64)
+    chains, total = np.eye(n + 1, dtype=np.int64), np.zeros_like(bounded)
+    for k in range(n + 2):
+        total += (-1) ** k * chains
+        chains = chains @ strict
+    if poset.least() is None:
+        assert poset.moebius_from_bottom().tolist() == total[n, :n].tolist()
+    else:
+        assert poset.moebius_from_bottom().tolist() == poset.moebius()[poset.least()].tolist()
+
+
+def test_moebius_and_the_papers_mu_are_two_things():
+    strength = digraph(3, (0, 2), (1, 2)) * 2.0
+    assert mu_centrality(strength).tolist() == [np.inf, np.inf, 0.25]
+    assert Poset.from_digraph(strength).moebius_from_bottom().tolist() == [-1, -1, 1]
+
+
+def test_moebius_values_beyond_64_bits_are_refused():
+    levels, width = 22, 10  # mu from the bottom of an ordinal sum of antichains is +-9^k
+    a = np.zeros((levels * width,) * 2, bool)
+    for k in range(levels - 1):
+        a[k * width : (k + 1) * width, (k + 1) * width : (k + 2) * width] = True
+    with pytest.raises(OverflowError, match="64-bit"):
+        Poset.from_digraph(a).moebius_from_bottom()
+    few = Poset.from_digraph(a[:50, :50]).moebius_from_bottom()
+    assert few[-1] == (-1) ** 5 * (width - 1) ** 4
+
+
+def test_crown_completes_to_a_boolean_lattice_and_irreducibles_do_not_need_it():
+    s12 = Poset.from_digraph(crown(12))
+    assert len(s12.completion()) == 4096
+    assert s12.meet_irreducibles().tolist() == list(range(12, 24))
+    assert s12.join_irreducibles().tolist() == list(range(12))
+    with pytest.raises(CompletionTooLarge, match="at least 1001 elements") as refused:
+        s12.completion(limit=1000)
+    assert refused.value.lower_bound == 1001
+    huge = Poset.from_digraph(crown(200))
+    assert len(huge.meet_irreducibles()) == 200
+    assert [len(c) for _, c in zip(range(3), cuts(huge), strict=False)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_completion_is_a_lattice_that_embeds_the_poset_and_keeps_its_irreducibles(seed):
+    poset = Poset.from_digraph(random_digraph(seed))
+    completion = poset.completion()
+    lattice, where = completion.lattice, completion.embedding
+    assert is_lattice(lattice)
+    assert np.array_equal(lattice.relation()[np.ix_(where, where)], poset.relation())
+    assert sorted(where[poset.meet_irreducibles()]) == lattice.meet_irreducibles().tolist()
+    assert completion.cut(int(where[0])).tolist() == poset.down_set(0).tolist()
+    if len(poset) > 1 and len(lattice) == len(poset):
+        assert is_lattice(poset)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_independent_parts_in_threads_equal_the_whole(seed):
+    rng = np.random.default_rng(seed)
+    blocks = [np.triu(rng.random((k, k)) < 0.5, 1) for k in rng.integers(1, 5, 3)]
+    shuffle = rng.permutation(sum(map(len, blocks)))
+    whole = sparse.block_diag(blocks).toarray()[np.ix_(shuffle, shuffle)]
+    parts, poset = decompose(whole, jobs=2), Poset.from_digraph(whole)
+    assert len(parts) >= 3 and sorted(np.concatenate(parts.vertices)) == list(range(len(whole)))
+    assert parts.completion_size() == len(poset.completion())
+    irreducible = np.flatnonzero(np.isin(poset.component, poset.meet_irreducibles()))
+    assert parts.meet_irreducible_vertices().tolist() == irreducible.tolist()
+    with pytest.raises(CompletionTooLarge):
+        parts.completion_size(limit=parts.completion_size() - 1)
+
+
+@QUIET
+@given(st.integers(0, 10**6))
+def test_unrolled_source_is_irreducible_iff_its_successors_are_at_most_one_or_inside_anothers(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 9))
+    a = rng.random((n, n)) < rng.uniform(0.1, 0.6)
+    poset = Poset.from_digraph(unroll(a))
+    successors = [set(np.flatnonzero(row)) for row in a]
+    expected = {
+        i
+        for i in range(n)
+        if len(successors[i]) <= 1 or any(successors[i] <= successors[j] for j in range(n) if j != i)
+    }
+    assert len(poset) == 2 * n
+    assert set(poset.meet_irreducibles()[poset.meet_irreducibles() < n]) == expected
+
+
+def test_unrolled_longer_counts_walks():
+    a = digraph(3, (0, 1), (1, 2), (2, 0))
+    poset = Poset.from_digraph(unroll(a, steps=4))
+    assert poset.up_set(0).tolist() == [0, 4, 8, 9] and poset.height == 3
+
+
+def test_layers_with_feedback_make_one_digraph():
+    recurrent = [np.zeros((2, 2)), np.zeros((3, 3))]
+    forward = [np.array([[1.0, 0, 0], [0, 2.0, 0]])]
+    feedback = [np.array([[3.0, 0], [0, 0], [0, 0]])]
+    open_loop = Poset.from_digraph(stack_layers(recurrent, forward))
+    closed = Poset.from_digraph(stack_layers(recurrent, forward, feedback))
+    assert len(open_loop) == 5 and open_loop.less_equal(0, 2) and open_loop.less_equal(1, 3)
+    assert len(closed) == 4 and closed.members(0).tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"forward\[0\] must have shape \(2, 3\)"):
+        stack_layers(recurrent, [np.ones((3, 2))])
+    with pytest.raises(ValueError, match="2 layers need 1"):
+        stack_layers(recurrent, [])
+
+
+def test_operator_that_restricts_keeps_meets_and_loses_joins_where_distributivity_fails():
+    m3, b3 = Poset.from_digraph(M3), Poset.from_digraph(boolean_lattice(3))
+    assert operator_violation(b3.meet, b3, b3) is None
+    found = operator_violation(m3.meet, m3, m3)
+    assert found is not None and found.operation == "join"
+    join = m3.join(found.a, found.b)
+    assert m3.meet(found.x, join) == found.left
+    assert m3.join(m3.meet(found.x, found.a), m3.meet(found.x, found.b)) == found.right != found.left
+    with pytest.raises(ValueError, match="shape"):
+        operator_violation(np.zeros((2, 2), int), m3, m3)
+
+
+def test_hasse_diagram_exports_covers_only():
+    chain = Poset.from_digraph(digraph(3, (0, 1), (1, 2), (0, 2)))
+    assert set(chain.to_networkx().edges) == {(0, 1), (1, 2)}
+    dot = chain.to_dot(['a"', "b", "c"])
+    assert '0 [label="a\\""' in dot and "0 -> 1;" in dot and "0 -> 2;" not in dot
+    with pytest.raises(ValueError, match="3 elements need as many labels"):
+        chain.to_dot(["a"])
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((2, 3)), r"square.*\(2, 3\)"),
+        (np.zeros((0, 0)), "at least one vertex"),
+        (np.full((2, 2), np.nan), "NaN"),
+        (sparse.csr_array(np.full((2, 2), np.nan)), "NaN"),
+    ],
+)
+def test_bad_adjacency_is_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        Poset.from_digraph(bad)
+
+
+def test_bad_strengths_and_densities_are_refused():
+    s = np.arange(9.0).reshape(3, 3)
+    with pytest.raises(ValueError, match="cannot be negative"):
+        strongest_edges(s - 4, 0.5)
+    with pytest.raises(ValueError, match="NaN"):
+        mu_centrality(np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match="leaves no edge among 3 vertices"):
+        strongest_edges(s, 0.01)
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        strongest_edges(s, 1.5)
+    with pytest.raises(ValueError, match="leaves an edge"):
+        density_profile(s, [0.01])
+    with pytest.raises(ValueError, match=r"elements are 0\.\.2"):
+        Poset.from_digraph(digraph(3)).up_set(3)
+    with pytest.raises(ValueError, match="limit"):
+        Poset.from_digraph(digraph(3)).completion(limit=0)
+
+
+def test_strongest_edges_counts_exactly_without_diagonal_and_with_stable_ties():
+    s = np.ones((4, 4))
+    a = strongest_edges(s, 0.5)
+    assert a.sum() == 6 and not a.diagonal().any()
+    assert np.argwhere(a).tolist() == [[0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [1, 3]]
+    s[0, 1:] = [5, 6, 7]
+    assert np.argwhere(strongest_edges(s, 0.17)).tolist() == [[0, 2], [0, 3]]
+
+
+def test_profile_shows_one_component_swallowing_dense_random_graphs():
+    s = np.random.default_rng(0).random((64, 64))
+    thin, thick = density_profile(s, [0.01, 0.3])
+    assert thin.informative and thin.largest < 8 and thin.elements > 55
+    assert not thick.informative and thick.largest == 64 and thick.irreducible == 0
+    assert thick.as_dict()["edges"] == round(0.3 * 64 * 63)
+
+
+@QUIET
+@given(st.integers(0, 10**6))
+def test_attribute_gap_is_zero_iff_the_extent_is_an_intersection_of_others(seed):
+    rng = np.random.default_rng(seed)
+    table = rng.random((int(rng.integers(1, 80)), int(rng.integers(1, 9)))) < rng.uniform(0.2, 0.8)
+    gaps = attribute_gaps(table)
+    for m, gap in enumerate(gaps):
+        others = [table[:, k] for k in range(table.shape[1]) if k != m and (table[:, k] >= table[:, m]).all()]
+        meet = np.logical_and.reduce(others) if others else np.ones(len(table), bool)
+        assert gap == pytest.approx((meet != table[:, m]).mean())
+
+
+def test_tolerance_makes_nearly_redundant_attributes_reducible():
+    rng = np.random.default_rng(0)
+    table = rng.random((1000, 3)) < 0.5
+    noisy = np.column_stack([table, table[:, 0] & table[:, 1]])
+    noisy[rng.choice(1000, 10, replace=False), 3] ^= True
+    exact, tolerant = attribute_gaps(noisy), attribute_gaps(noisy, tolerance=0.02)
+    assert exact[3] > 0.1 and tolerant[3] <= 0.01 < tolerant[:3].min()
+    assert eliminate_attributes(noisy, tolerance=0.02, largest_gap=0.02).sequence[0] == 3
+
+
+def test_elimination_recounts_after_each_removal():
+    column = np.random.default_rng(0).random(50) < 0.5
+    twins = np.column_stack([column, column, ~column])
+    result = eliminate_attributes(twins, largest_gap=0.0)
+    assert result.sequence.tolist() == [1, 0, 2] and result.gaps.tolist() == [0.0]
+    assert eliminate_attributes(twins, keep=1).gaps[1] > 0.3
+    for bad in (np.full((2, 2), 0.5), np.zeros((0, 2)), np.zeros(3)):
+        with pytest.raises(ValueError, match="boolean table"):
+            attribute_gaps(bad)
+    with pytest.raises(ValueError, match="tolerance"):
+        attribute_gaps(twins, tolerance=1.0)
+
+
+def _context_of(concepts, table):
+    objects, attributes = ([f"{kind}{i}" for i in range(table.shape["gm".index(kind)])] for kind in "gm")
+    return concepts.Context(objects, attributes, [tuple(map(bool, row)) for row in table])
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_120_contexts_equal_the_concepts_library(block):
+    concepts = pytest.importorskip("concepts")
+    for seed in range(30 * block, 30 * block + 30):
+        rng = np.random.default_rng(seed)
+        poset = Poset.from_digraph(np.triu(rng.random((8, 8)) < rng.uniform(0.2, 0.6), 1))
+        theirs = _context_of(concepts, poset.relation()).lattice
+        ours = {frozenset(f"g{i}" for i in cut) for cut in cuts(poset)}
+        assert {frozenset(concept.extent) for concept in theirs} == ours
+        single = {c.extent for c in theirs if len(c.upper_neighbors) == 1}
+        irreducible = {tuple(f"g{i}" for i in poset.down_set(int(m))) for m in poset.meet_irreducibles()}
+        assert irreducible == single
+        table = rng.random((9, 6)) < rng.uniform(0.3, 0.8)
+        whole = _context_of(concepts, table).lattice
+        kept = irreducible_attributes(table)
+        assert len(kept) == sum(len(c.upper_neighbors) == 1 for c in whole)
+        if len(kept):
+            assert len(_context_of(concepts, table[:, kept]).lattice) == len(whole)

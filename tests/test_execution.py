@@ -1,0 +1,90 @@
+"""A user's model is run and copied without a trace, whatever its forward pass leaves in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import secateur as sc
+from secateur.core import InputError
+from secateur.execution import check_seed, duplicate, evaluating
+
+
+class Remembers(nn.Module):
+    """Keeps features and counts calls, as models do that people look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.seen: Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen = self.first(x).relu()
+        self.shape = x.shape
+        return self.last(self.seen)
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(10) % 3
+    return [(torch.randn(10, 6, generator=generator), targets) for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", ["activation", "taylor", "snip", "synflow"])
+def test_what_a_forward_pass_leaves_does_not_stay(method: str) -> None:
+    model, data = Remembers(), batches()
+    result = sc.prune(
+        model, data[0][0], method, sc.Units(0.5), data, holdout=data, repair="fold", batch_sizes=(2,)
+    )
+    assert model.seen is None and model.calls == 0 and not hasattr(model, "shape")
+    assert result.model(data[0][0]).shape == (10, 3)
+
+
+def test_modes_and_attributes_return_after_an_error() -> None:
+    model = Remembers()
+    with pytest.raises(RuntimeError, match="multiplied"), evaluating(model):
+        model(torch.ones(2, 7))
+    assert model.training and model.calls == 0
+
+
+def test_a_model_that_was_run_can_be_pruned() -> None:
+    model, (x, _) = Remembers(), batches()[0]
+    model(x)
+    kept = model.seen
+    small = sc.prune(model, x, "magnitude", sc.Units(0.5), batch_sizes=()).model
+    assert model.seen is kept and kept is not None and kept.grad_fn is not None
+    assert small(x).shape == (10, 3) and small.seen.shape == (10, 8)
+
+
+def test_weights_that_torch_masks_are_followed() -> None:
+    x, _ = batches()[0]
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    torch_prune.l1_unstructured(model[0], "weight", 0.5)
+    result = sc.prune(model, x, "magnitude", sc.Units(0.5), batch_sizes=())
+    assert result.model[0].weight_mask.shape == (8, 6)
+    torch.testing.assert_close(result.model(x), sc.mask(model, result.plan)(x))
+
+
+def test_a_copy_shares_nothing_and_takes_what_stands_in() -> None:
+    layer = nn.Linear(2, 2)
+    layer.held = [layer(torch.ones(1, 2))]
+    other = nn.Parameter(torch.zeros(2))
+    copied = duplicate(layer, {id(layer.bias): other})
+    assert copied.bias is other and copied.weight is not layer.weight
+    assert copied.held[0].grad_fn is None and copied.held[0].equal(layer.held[0])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "0", None, True, torch.tensor(0)])
+def test_seeds_that_cannot_be(seed: object) -> None:
+    with pytest.raises(InputError, match=r"from 0 to 2\*\*63 - 1; got"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1, np.int64(3)])
+def test_seeds_that_can_be(seed: int) -> None:
+    check_seed(seed)

@@ -1,0 +1,488 @@
+"""The whole way: one call, steps, tolerances, callbacks; what is left fits, replays and is reported."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bank import BANK
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.allocation import allocate
+from secateur.allocation.schedule import reached, relative
+from secateur.apply.compose import restrict
+from secateur.schedule import hold
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def batches(count: int = 5, rows: int = 16, seed: int = 1) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+    xs = torch.randn(count, rows, 6, generator=generator)
+    return [(x, x[:, :3].argmax(1)) for x in xs]
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    return sc.finetune(mlp(), batches(20), epochs=15, lr=0.01, progress=False)[0]
+
+
+def prune(model: nn.Module, *args: Any, **kwargs: Any) -> sc.Result:
+    return sc.prune(model, torch.zeros(2, 6), *args, **{"batch_sizes": (), "progress": False, **kwargs})
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def fits(result: sc.Result, make: Callable[[], nn.Module] = mlp) -> bool:
+    """Say whether replaying the plan on a fresh instance gives the shapes of the pruned model."""
+    fresh = sc.shrink(make(), result.plan, check=False)
+    return [p.shape for p in fresh.parameters()] == [p.shape for p in result.model.parameters()]
+
+
+# --- one step
+
+
+@pytest.mark.parametrize("repair", [None, "fold", "finetune", "fold+finetune"])
+def test_one_call_prunes_repairs_measures_and_changes_nothing_of_the_users(
+    trained: nn.Module, repair: Any
+) -> None:
+    before, mode = state_of(trained), trained.training
+    data, holdout = batches(), batches(seed=2)
+    result = prune(trained, "magnitude", sc.Units(0.5), data, holdout=holdout, repair=repair)
+    assert same_state(before, trained.state_dict())
+    assert trained.training == mode
+    assert [len(kept) for kept in result.plan.keep.values()] == [12, 8]
+    assert fits(result)
+    report = result.report
+    assert report.after.cost.parameters == 6 * 12 + 12 + 12 * 8 + 8 + 8 * 3 + 3
+    assert report.before.metric == sc.accuracy(trained, holdout)
+    assert report.after.metric == sc.accuracy(result.model, holdout)
+    assert report.repair == repair
+    assert bool(report.folds) == (repair is not None and "fold" in repair)
+    assert bool(report.finetune) == (repair is not None and "finetune" in repair)
+    assert report.groups == {g.name: {"units": g.size, "kept": g.size // 2} for g in result.network.groups}
+    assert sc.Report.from_json(report.to_json()) == report
+
+
+def test_without_repair_the_result_is_shrink_and_the_masked_model_agrees(trained: nn.Module) -> None:
+    result = prune(trained, "random", sc.Units(0.5), seed=3)
+    again = sc.plan(sc.trace(trained, torch.zeros(2, 6)), "random", sc.Units(0.5), seed=3)
+    assert all(np.array_equal(result.plan.keep[name], kept) for name, kept in again.keep.items())
+    assert same_state(result.model.state_dict(), sc.shrink(trained, again).state_dict())
+    gap = sc.agreement(sc.mask(trained, result.plan), result.model, batches()).relative
+    assert gap < 1e-5
+
+
+def test_a_fold_repairs(trained: nn.Module) -> None:
+    holdout = batches(seed=2)
+    plain, folded = (
+        prune(trained, "random", sc.Units(0.5), batches(20), holdout=holdout, repair=repair).report.agreement
+        for repair in (None, "fold")
+    )
+    assert folded.largest < plain.largest
+
+
+def test_a_fold_guards_itself_with_data_that_it_does_not_fit(
+    trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 5 batches, 4 give the Gram matrices and 1 the guard; of a single batch a fifth of the rows."""
+    import secateur.schedule as steps
+
+    seen: list[tuple[int, int]] = []
+    real = steps.collect
+
+    def watch(model: Any, network: Any, data: Any, needs: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((len(data), sum(len(y) for _, y in data)))
+        return real(model, network, data, needs, *args, **kwargs)
+
+    monkeypatch.setattr(steps, "collect", watch)
+    prune(trained, "magnitude", sc.Units(0.5), batches(5), repair="fold")
+    prune(trained, "magnitude", sc.Units(0.5), batches(1, rows=20), repair="fold")
+    prune(trained, "magnitude", sc.Units(0.5), batches(1, rows=3), repair="fold")
+    assert seen == [(4, 64), (1, 16), (1, 16), (1, 4), (1, 3)]
+
+
+def test_weights_budget_masks_and_stays_masked_through_finetuning(trained: nn.Module) -> None:
+    result = prune(trained, "magnitude", sc.Weights(0.25), batches(), repair="finetune", epochs=2)
+    for name, mask in result.plan.masks.items():
+        weight = result.model.get_parameter(name)
+        assert torch.count_nonzero(weight[torch.from_numpy(~mask)]) == 0
+        assert not torch.equal(weight, trained.get_parameter(name) * torch.from_numpy(mask))
+    kept = sum(int(m.sum()) for m in result.plan.masks.values())
+    assert kept == round(0.25 * 6 * 24) + round(0.25 * 24 * 16) + round(0.25 * 16 * 3)
+    assert result.report.after.cost.parameters == result.report.before.cost.parameters
+    assert result.report.after.cost.nonzero < result.report.before.cost.nonzero
+
+
+def test_everything_is_reproducible(trained: nn.Module) -> None:
+    runs = [
+        prune(trained, "random", sc.Units(0.4), batches(), repair="fold+finetune", steps=2, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    states = [run.model.state_dict() for run in runs]
+    assert same_state(states[0], states[1])
+    assert not same_state(states[0], states[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_in_the_models_dtype(dtype: torch.dtype) -> None:
+    model = mlp().to(dtype)
+    result = sc.prune(
+        model,
+        torch.zeros(2, 6, dtype=dtype),
+        "activation",
+        sc.Units(0.5),
+        batches(),
+        holdout=batches(seed=2),
+        repair="fold+finetune",
+        batch_sizes=(1,),
+        progress=False,
+    )
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    assert result.report.dtype == str(dtype).removeprefix("torch.")
+    assert result.report.after.latency[0].median > 0
+
+
+def test_latency_is_measured_for_both(trained: nn.Module) -> None:
+    report = prune(trained, "magnitude", sc.Units(0.5), batch_sizes=(1, 3)).report
+    assert [x.batch_size for x in report.before.latency] == [1, 3]
+    assert [x.batch_size for x in report.after.latency] == [1, 3]
+    assert all(x.repeats == 30 for x in (*report.before.latency, *report.after.latency))
+
+
+def test_keyword_inputs() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+            return self.body(x) * scale
+
+    result = sc.prune(
+        Scaled(),
+        torch.randn(2, 6),
+        "magnitude",
+        sc.Units(0.5),
+        example_kwargs={"scale": torch.ones(())},
+        batch_sizes=(1,),
+        progress=False,
+    )
+    assert result.report.agreement is not None
+    assert result.report.agreement.examples == 2
+
+
+# --- in steps
+
+
+@given(st.integers(2, 6), st.floats(0.05, 0.9), st.lists(st.integers(2, 40), min_size=1, max_size=4))
+def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes: list[int]) -> None:
+    """Up to one unit a group: where groups of unlike sizes round apart, no one share fits them all."""
+    groups = tuple(
+        sc.Group(f"g{i}", n, (sc.Slot(f"w{i}", 0, np.arange(n)[:, None], "out"),))
+        for i, n in enumerate(sizes)
+    )
+    shapes = {f"w{i}": (n, 1) for i, n in enumerate(sizes)}
+    whole = left = sc.Network(groups, (), (), shapes, tuple(shapes))
+    budget = sc.Units(keep)
+    for step in range(1, steps + 1):
+        counts = allocate(left, relative(whole, left, budget, keep ** (step / steps))).counts
+        left = restrict(left, {name: np.arange(n) for name, n in counts.items()})
+    wanted = allocate(whole, budget).counts
+    assert all(abs(group.size - wanted[group.name]) <= 1 for group in left.groups)
+    if len(set(sizes)) == 1:
+        assert [g.size for g in left.groups] == list(wanted.values())
+
+
+@pytest.mark.parametrize("budget", [sc.Units(0.25), sc.Units(0.3, "global"), sc.Params(0.3), sc.Macs(0.3)])
+@pytest.mark.parametrize("repair", [None, "fold+finetune"])
+def test_steps_end_in_one_plan_on_the_original(trained: nn.Module, budget: Any, repair: Any) -> None:
+    once = prune(trained, "magnitude", budget)
+    result = prune(trained, "magnitude", budget, batches(), repair=repair, steps=3)
+    assert fits(result)
+    assert result.plan.network is result.network
+    assert len(result.report.steps) == 3
+    counts = [step["units"] for step in result.report.steps]
+    assert counts == sorted(counts, reverse=True)
+    total = {r: sum(map(len, r.plan.keep.values())) for r in (once, result)}
+    assert abs(total[once] - total[result]) <= 2
+    assert result.plan.budget == repr(budget)
+    assert result.plan.notes["reached"] == reached(result.plan)
+    share = result.report.after.cost.parameters / result.report.before.cost.parameters
+    assert math.isclose(result.plan.notes["reached"]["params"], share)
+
+
+def test_magnitude_in_steps_without_repair_is_magnitude_at_once() -> None:
+    """Norms of a unit's own row do not change when the layer before is whole: one hidden layer."""
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+    once = prune(model, "magnitude", sc.Units(0.25))
+    steps = prune(model, "magnitude", sc.Units(0.25), steps=3)
+    (name,) = once.plan.keep
+    assert np.array_equal(once.plan.keep[name], steps.plan.keep[name])
+    assert same_state(once.model.state_dict(), steps.model.state_dict())
+
+
+def test_masks_in_steps_are_nested_and_exact(trained: nn.Module) -> None:
+    seen: list[dict[str, np.ndarray]] = []
+
+    def watch(step: sc.Step) -> None:
+        seen.append(step.plan.masks)
+
+    for method in ("magnitude", "random"):
+        seen.clear()
+        result = prune(
+            trained, method, sc.Weights(0.2), batches(), repair="finetune", steps=3, callback=watch
+        )
+        for before, after in itertools.pairwise(seen):
+            assert all((after[name] <= before[name]).all() for name in before)
+        once = prune(trained, method, sc.Weights(0.2))
+        assert {k: m.sum() for k, m in result.plan.masks.items()} == {
+            k: m.sum() for k, m in once.plan.masks.items()
+        }
+
+
+def test_the_callback_sees_each_step_and_may_change_the_model(trained: nn.Module) -> None:
+    seen: list[sc.Step] = []
+
+    def callback(step: sc.Step) -> nn.Module | None:
+        seen.append(step)
+        if step.number == 1:
+            with torch.no_grad():
+                step.model[0].bias.fill_(7)
+            return None
+        return sc.finetune(step.model, batches(), steps=2, progress=False)[0]
+
+    result = prune(trained, "magnitude", sc.Units(0.25), steps=2, callback=callback)
+    assert [(s.number, s.of) for s in seen] == [(1, 2), (2, 2)]
+    assert (seen[1].model[0].bias == 7).all()
+    assert not torch.equal(result.model[0].bias, seen[1].model[0].bias)
+    assert fits(result)
+
+
+def test_rewinding_to_the_initial_state(trained: nn.Module) -> None:
+    initial = mlp()
+    result = prune(
+        trained,
+        "magnitude",
+        sc.Units(0.25),
+        steps=3,
+        callback=lambda step: sc.shrink(initial, step.plan, check=False),
+    )
+    rows = torch.from_numpy(result.plan.keep[result.network.groups[0].name])
+    assert torch.equal(result.model[0].weight, initial[0].weight[rows])
+    masked = prune(
+        trained, "magnitude", sc.Weights(0.25), steps=2, callback=lambda step: copy.deepcopy(initial)
+    )
+    stays = torch.from_numpy(masked.plan.masks["0.weight"])
+    assert torch.equal(masked.model[0].weight, initial[0].weight * stays)
+
+
+def test_steps_where_rounding_leaves_nothing_to_remove_are_noted() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    result = prune(model, "magnitude", sc.Units(0.75), steps=4)
+    assert [step["units"] for step in result.report.steps] == [4, 3, 3, 3]
+    assert fits(result, lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ResNet-20, projection",
+        "MobileNetV2 (depthwise)",
+        "LSTM, 2 layers, bidirectional, time first",
+        "nn.TransformerEncoder, norm last",
+        "Grouped queries, expand",
+    ],
+)
+def test_steps_on_every_kind_of_model(name: str, tmp_path: Path) -> None:
+    entry = BANK[name]
+    model, (args, kwargs) = entry.build(), entry.example()
+    data = [(entry.example(seed=s)[0], None) for s in range(6)]
+    result = sc.prune(
+        model,
+        args,
+        "magnitude",
+        sc.Units(0.4),
+        data,
+        example_kwargs=kwargs,
+        repair="fold",
+        steps=2,
+        batch_sizes=(),
+        progress=False,
+    )
+    assert fits(result, entry.build)
+    result.save(tmp_path / "run")
+    again = sc.load(tmp_path / "run", entry.make)
+    assert sc.agreement(result.model, again, [(args, None)], kwargs).largest == 0
+    assert sc.load_report(tmp_path / "run") == result.report
+
+
+# --- by tolerance
+
+
+def test_a_tolerance_takes_the_last_that_holds(trained: nn.Module) -> None:
+    holdout = batches(20, seed=2)
+    budget = sc.Tolerance(0.05, step=0.125)
+    result = prune(trained, "magnitude", budget, batches(), holdout=holdout, repair="fold")
+    first, *trials = result.report.steps
+    assert first["metric"] == sc.accuracy(trained, holdout)
+    accepted = [t for t in trials if t["accepted"]]
+    assert all(first["metric"] - t["metric"] <= 0.05 for t in accepted)
+    assert accepted == trials[: len(accepted)]
+    assert len(trials) - len(accepted) <= 1
+    if len(accepted) < len(trials):
+        assert first["metric"] - trials[-1]["metric"] > 0.05
+    kept = sum(len(k) for k in result.plan.keep.values())
+    assert accepted[-1]["units"] == kept
+    assert result.report.after.metric == accepted[-1]["metric"]
+    assert result.plan.notes["steps"] == list(result.report.steps)
+    assert "metric='accuracy'" in result.plan.budget
+    assert fits(result)
+
+
+def test_a_tolerance_by_any_metric_with_a_callback() -> None:
+    """The metric is the number of units left: the tolerance says exactly where to stop."""
+
+    def units(model: nn.Module, _: Any) -> float:
+        return float(model[0].out_features)
+
+    numbers: list[tuple[int, int | None]] = []
+
+    def callback(step: sc.Step) -> None:
+        numbers.append((step.number, step.of))
+
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    budget = sc.Tolerance(7, units, step=0.1)
+    result = prune(model, "random", budget, holdout=batches(), callback=callback, repair=None)
+    assert [step["metric"] for step in result.report.steps] == [20, 18, 16, 14, 12]
+    assert [step.get("accepted") for step in result.report.steps] == [None, True, True, True, False]
+    assert result.model[0].out_features == 14
+    assert numbers == [(1, None), (2, None), (3, None), (4, None)]
+    assert result.plan.budget == repr(sc.Tolerance(7, "units", step=0.1))
+    assert result.report.metric == "units"
+
+
+def test_a_tolerance_down_to_the_floor_tries_nothing_twice() -> None:
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    budget = sc.Tolerance(1, step=0.05, floor=10)
+    result = prune(model, "magnitude", budget, holdout=batches())
+    assert [step["units"] for step in result.report.steps] == list(range(20, 9, -1))
+
+
+def test_a_tolerance_that_nothing_meets_says_what_was_tried() -> None:
+    with pytest.raises(
+        sc.NothingToPrune, match=r"(?s)drop|may fall by 0.*takes it to 18.*an output of the model"
+    ):
+        prune(
+            nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)),
+            "magnitude",
+            sc.Tolerance(0, lambda model, _: model[0].out_features, step=0.1),
+            holdout=batches(),
+        )
+
+
+# --- what cannot be
+
+
+class Nameless:
+    """Has a plan, but no name and no needs."""
+
+    def plan(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"method": "magnitud"}, sc.InputError, "did you mean 'magnitude'"),
+        ({"method": Nameless}, sc.InputError, "a method is a name in METHODS"),
+        ({"method": "activation"}, sc.InputError, r"'activation'.*\(moments\): pass data="),
+        ({"repair": "fold"}, sc.InputError, "fold.*: pass data="),
+        ({"repair": "finetune"}, sc.InputError, "pass data="),
+        ({"repair": "fine-tune"}, sc.InputError, "did you mean 'finetune'"),
+        ({"steps": 0}, sc.InputError, "steps"),
+        ({"budget": 0.5}, sc.InputError, r"Units\(0.5\); got float"),
+        ({"budget": sc.Tolerance(0.1), "steps": 2}, sc.InputError, "steps"),
+        ({"budget": sc.Tolerance(0.1)}, sc.InputError, "holdout="),
+        ({"budget": sc.Tolerance(0.1, "accurcy")}, sc.InputError, "did you mean 'accuracy'"),
+        ({"metric": "f1"}, sc.InputError, "no metric 'f1'"),
+        ({"data": torch.zeros(3)}, sc.InputError, "iterable of batches"),
+        ({"ignored_layers": ["2", "9"]}, sc.InputError, "no layer '9'"),
+        ({"callback": lambda step: 3}, sc.InputError, "callback returns a torch.nn.Module"),
+        ({"callback": lambda step: mlp()}, sc.PlanError, "callback's model does not fit"),
+        ({"budget": sc.Units(1.0)}, sc.NothingToPrune, "removes nothing.*"),
+        ({"holdout": batches()[:0]}, sc.InputError, "empty"),
+        ({"example_inputs": torch.zeros(2, 5)}, (sc.CaptureError, sc.InputError), r"\b5\b"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: Any, words: str) -> None:
+    arguments = {"example_inputs": torch.zeros(2, 6), "method": "magnitude", "budget": sc.Units(0.5)}
+    with pytest.raises(error, match=words):
+        sc.prune(mlp(), **{**arguments, **change}, batch_sizes=(), progress=False)
+
+
+def test_nothing_to_prune_lists_what_is_frozen() -> None:
+    with pytest.raises(sc.NothingToPrune, match="an output of the model"):
+        sc.prune(nn.Linear(4, 3), torch.zeros(2, 4), "magnitude", sc.Units(0.5), progress=False)
+    with pytest.raises(sc.NothingToPrune, match="ignored_layers"):
+        prune(mlp(), "magnitude", sc.Units(0.5), ignored_layers=["0", "2"])
+
+
+def test_plan_by_name_instance_and_class(trained: nn.Module) -> None:
+    network = sc.trace(trained, torch.zeros(2, 6))
+    kinds = ("magnitude", sc.methods.Magnitude, sc.methods.Magnitude())
+    first, *others = (sc.plan(network, kind, sc.Units(0.5)) for kind in kinds)
+    for other in others:
+        assert all(np.array_equal(first.keep[name], other.keep[name]) for name in first.keep)
+    with pytest.raises(sc.InputError, match="use prune"):
+        sc.plan(network, "magnitude", sc.Tolerance(0.1))
+    loaded = sc.plan_from_json(sc.plan_to_json(first)).network
+    with pytest.raises(sc.InputError, match="pass model="):
+        sc.plan(loaded, "magnitude", sc.Units(0.5))
+    again = sc.plan(loaded, "magnitude", sc.Units(0.5), model=trained)
+    assert all(np.array_equal(first.keep[name], again.keep[name]) for name in first.keep)
+
+
+def test_hold_copies_only_what_it_must_change() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    network = sc.trace(model, torch.zeros(2, 3))
+    mask = np.ones((2, 6), bool)
+    mask[0] = False
+    plan = sc.Plan(network, "x", masks={"2.weight": mask})
+    before = state_of(model)
+    held = hold(model, plan)
+    assert held is not model
+    assert same_state(before, model.state_dict())
+    assert torch.count_nonzero(held[2].weight[0]) == 0
+    assert hold(held, plan) is held
+
+
+def test_the_result_can_be_saved_and_replayed(trained: nn.Module, tmp_path: Path) -> None:
+    result = prune(trained, "magnitude", sc.Units(0.5), batches(), repair="fold", holdout=batches(seed=2))
+    result.save(tmp_path / "run")
+    again = sc.load(tmp_path / "run", mlp)
+    x = torch.randn(9, 6)
+    assert torch.equal(again(x), result.model(x))
+    assert sc.load_report(tmp_path / "run") == result.report
+    assert sc.load_plan(tmp_path / "run").explain() == result.plan.explain()
