@@ -16,17 +16,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from secateur.bench import Cell, run_grid
-from secateur.bench.words import markdown
+from secateur.bench import Trial, run_trials
+from secateur.bench.markdown import markdown
 
 
 def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
     """Run cells and return times."""
-    cells = [Cell("secateur.bench.checks:spin", {"seconds": seconds, "at": at}) for at in range(count)]
+    cells = [Trial("secateur.bench.checks:spin", {"seconds": seconds, "at": at}) for at in range(count)]
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         used, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        records = run_grid(
+        records = run_trials(
             cells, Path(folder) / "cells.jsonl", jobs=jobs, tell=lambda _: ends.append(time.perf_counter())
         )
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.surgery import mask, shrink
-from secateur.core import Evidence, Units
+from secateur.core import Statistics, Units
 from secateur.methods import Magnitude
 from secateur.tracing.trace import trace
 
@@ -54,7 +54,7 @@ def compare(inputs: int, hidden: int, batch: int, repeats: int) -> list[dict[str
     model = Reader(inputs, hidden).eval()
     example = torch.randn(2, 32, inputs)
     network = trace(model, example)
-    evidence = Evidence({name: p.detach() for name, p in model.named_parameters()})
+    evidence = Statistics({name: p.detach() for name, p in model.named_parameters()})
     models: dict[str, nn.Module] = {"whole": model}
     gaps = {"whole": 0.0}
     for removed in (0.25, 0.5, 0.75):

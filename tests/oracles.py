@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.apply.exactness import in_float64
-from secateur.core import Network, Plan
+from secateur.core import Plan, PruningGraph
 
 TOLERANCE = 1e-10
 PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -169,17 +169,17 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def random_plan(network: Network, seed: int = 0, keep: float = 0.5, only: str | None = None) -> Plan:
+def random_plan(graph: PruningGraph, seed: int = 0, keep: float = 0.5, only: str | None = None) -> Plan:
     """Keep a random share, rounded up, of the units of every exact group, or of the group named alone."""
     generator = np.random.default_rng(seed)
     kept = {}
-    for group in network.groups:
+    for group in graph.groups:
         order = generator.permutation(group.size)
         if group.exact and group.size > 1 and only in (None, group.name):
             kept[group.name] = np.sort(order[: math.ceil(keep * group.size)]).astype(np.int64)
-    return Plan(network, "random units", kept, seed=seed)
+    return Plan(graph, "random units", kept, seed=seed)
 
 
-def half_plan(network: Network, seed: int = 0, only: str | None = None) -> Plan:
+def half_plan(graph: PruningGraph, seed: int = 0, only: str | None = None) -> Plan:
     """Keep a random half of the units of every exact group, or of the group named alone."""
-    return random_plan(network, seed, 0.5, only)
+    return random_plan(graph, seed, 0.5, only)

@@ -109,6 +109,6 @@ def portrayed() -> list[dict]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on untrained networks, methods say that they know little
                 result = sc.prune(model, batches[0][0][:2], method, sc.Units(0.5), batches, batch_sizes=())
-                result = sc.portray(result, model, batches)
+                result = sc.diagnose(result, model, batches)
             runs.append({**result.report.to_dict(), "data": "noise", "status": "ok"})
     return runs

@@ -55,7 +55,7 @@ def common() -> dict[str, Any]:
     batches = digits.batches("calibration", 32)
     images, labels = digits.parts["calibration"]
     net = sc.trace(model, images[:2])
-    evidence = sc.collect(model, net, batches, {"gram"})
+    evidence = sc.collect_statistics(model, net, batches, {"gram"})
 
     def accuracy_of_plan(plan: sc.Plan) -> float:
         return sc.accuracy(sc.shrink(model, plan), digits.batches("selection"))

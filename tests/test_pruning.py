@@ -21,7 +21,7 @@ import secateur as sc
 from secateur.allocation import allocate
 from secateur.allocation.schedule import reached, relative
 from secateur.apply.compose import restrict
-from secateur.schedule import hold
+from secateur.schedule import zero_masked
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -81,7 +81,7 @@ def test_one_call_prunes_repairs_measures_and_changes_nothing_of_the_users(
     assert report.repair == repair
     assert bool(report.folds) == (repair is not None and "fold" in repair)
     assert bool(report.finetune) == (repair is not None and "finetune" in repair)
-    assert report.groups == {g.name: {"units": g.size, "kept": g.size // 2} for g in result.network.groups}
+    assert report.groups == {g.name: {"units": g.size, "kept": g.size // 2} for g in result.graph.groups}
     assert sc.Report.from_json(report.to_json()) == report
 
 
@@ -110,11 +110,11 @@ def test_a_fold_guards_itself_with_data_that_it_does_not_fit(
     import secateur.schedule as steps
 
     seen: list[tuple[int, int]] = []
-    real = steps.collect
+    real = steps.collect_statistics
 
-    def watch(model: Any, network: Any, data: Any, needs: Any, *args: Any, **kwargs: Any) -> Any:
+    def watch(model: Any, graph: Any, data: Any, needs: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append((len(data), sum(len(y) for _, y in data)))
-        return real(model, network, data, needs, *args, **kwargs)
+        return real(model, graph, data, needs, *args, **kwargs)
 
     monkeypatch.setattr(steps, "collect", watch)
     prune(trained, "magnitude", sc.Units(0.5), batches(5), repair="fold")
@@ -204,7 +204,7 @@ def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes
         for i, n in enumerate(sizes)
     )
     shapes = {f"w{i}": (n, 1) for i, n in enumerate(sizes)}
-    whole = left = sc.Network(groups, (), (), shapes, tuple(shapes))
+    whole = left = sc.PruningGraph(groups, (), (), shapes, tuple(shapes))
     budget = sc.Units(keep)
     for step in range(1, steps + 1):
         counts = allocate(left, relative(whole, left, budget, keep ** (step / steps))).counts
@@ -221,7 +221,7 @@ def test_steps_end_in_one_plan_on_the_original(trained: nn.Module, budget: Any, 
     once = prune(trained, "magnitude", budget)
     result = prune(trained, "magnitude", budget, batches(), repair=repair, steps=3)
     assert fits(result)
-    assert result.plan.network is result.network
+    assert result.plan.graph is result.graph
     assert len(result.report.steps) == 3
     counts = [step["units"] for step in result.report.steps]
     assert counts == sorted(counts, reverse=True)
@@ -289,7 +289,7 @@ def test_rewinding_to_the_initial_state(trained: nn.Module) -> None:
         steps=3,
         callback=lambda step: sc.shrink(initial, step.plan, check=False),
     )
-    rows = torch.from_numpy(result.plan.keep[result.network.groups[0].name])
+    rows = torch.from_numpy(result.plan.keep[result.graph.groups[0].name])
     assert torch.equal(result.model[0].weight, initial[0].weight[rows])
     masked = prune(
         trained, "magnitude", sc.Weights(0.25), steps=2, callback=lambda step: copy.deepcopy(initial)
@@ -450,14 +450,14 @@ def test_nothing_to_prune_lists_what_is_frozen() -> None:
 
 
 def test_plan_by_name_instance_and_class(trained: nn.Module) -> None:
-    network = sc.trace(trained, torch.zeros(2, 6))
+    graph = sc.trace(trained, torch.zeros(2, 6))
     kinds = ("magnitude", sc.methods.Magnitude, sc.methods.Magnitude())
-    first, *others = (sc.plan(network, kind, sc.Units(0.5)) for kind in kinds)
+    first, *others = (sc.plan(graph, kind, sc.Units(0.5)) for kind in kinds)
     for other in others:
         assert all(np.array_equal(first.keep[name], other.keep[name]) for name in first.keep)
     with pytest.raises(sc.InputError, match="use prune"):
-        sc.plan(network, "magnitude", sc.Tolerance(0.1))
-    loaded = sc.plan_from_json(sc.plan_to_json(first)).network
+        sc.plan(graph, "magnitude", sc.Tolerance(0.1))
+    loaded = sc.plan_from_json(sc.plan_to_json(first)).graph
     with pytest.raises(sc.InputError, match="pass model="):
         sc.plan(loaded, "magnitude", sc.Units(0.5))
     again = sc.plan(loaded, "magnitude", sc.Units(0.5), model=trained)
@@ -466,16 +466,16 @@ def test_plan_by_name_instance_and_class(trained: nn.Module) -> None:
 
 def test_hold_copies_only_what_it_must_change() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-    network = sc.trace(model, torch.zeros(2, 3))
+    graph = sc.trace(model, torch.zeros(2, 3))
     mask = np.ones((2, 6), bool)
     mask[0] = False
-    plan = sc.Plan(network, "x", masks={"2.weight": mask})
+    plan = sc.Plan(graph, "x", masks={"2.weight": mask})
     before = state_of(model)
-    held = hold(model, plan)
+    held = zero_masked(model, plan)
     assert held is not model
     assert same_state(before, model.state_dict())
     assert torch.count_nonzero(held[2].weight[0]) == 0
-    assert hold(held, plan) is held
+    assert zero_masked(held, plan) is held
 
 
 def test_the_result_can_be_saved_and_replayed(trained: nn.Module, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@
 from importlib.metadata import version
 
 from secateur import methods
-from secateur.apply.surgery import hold, mask, shrink
+from secateur.apply.surgery import keep_masked, mask, shrink
 from secateur.core import (
     Budget,
     CaptureError,
-    Evidence,
     ExactnessError,
     Frozen,
     Group,
@@ -27,20 +26,21 @@ from secateur.core import (
     Macs,
     Merge,
     Moments,
-    Network,
     NothingToPrune,
     Params,
     Plan,
     PlanError,
+    PruningGraph,
     SecateurError,
     Size,
     Slot,
+    Statistics,
     StoreError,
     Tolerance,
     Units,
     Weights,
 )
-from secateur.diagnostics import portray
+from secateur.diagnostics import diagnose
 from secateur.formats.onnx import export_onnx
 from secateur.formats.plan_json import plan_from_json, plan_to_json
 from secateur.formats.store import load, load_plan
@@ -57,12 +57,12 @@ from secateur.measure.metrics import (
 )
 from secateur.methods import METHODS, Method
 from secateur.pruning import Result, Step, load_report, plan, prune
-from secateur.repair.batchnorm import recalibrate
+from secateur.repair.batchnorm import update_bn
 from secateur.repair.finetune import History, finetune
 from secateur.repair.fold import fold
 from secateur.repair.refit import refit
 from secateur.report import Measurement, Report
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 __version__ = version("secateur")
@@ -73,7 +73,6 @@ __all__ = [
     "Budget",
     "CaptureError",
     "Cost",
-    "Evidence",
     "ExactnessError",
     "Frozen",
     "Group",
@@ -86,16 +85,17 @@ __all__ = [
     "Merge",
     "Method",
     "Moments",
-    "Network",
     "NothingToPrune",
     "Params",
     "Plan",
     "PlanError",
+    "PruningGraph",
     "Report",
     "Result",
     "SecateurError",
     "Size",
     "Slot",
+    "Statistics",
     "Step",
     "StoreError",
     "Tolerance",
@@ -103,13 +103,14 @@ __all__ = [
     "Weights",
     "accuracy",
     "agreement",
-    "collect",
+    "collect_statistics",
     "cost",
+    "diagnose",
     "evaluate",
     "export_onnx",
     "finetune",
     "fold",
-    "hold",
+    "keep_masked",
     "latency",
     "load",
     "load_plan",
@@ -123,10 +124,9 @@ __all__ = [
     "plan",
     "plan_from_json",
     "plan_to_json",
-    "portray",
     "prune",
-    "recalibrate",
     "refit",
     "shrink",
     "trace",
+    "update_bn",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.allocation.schedule import reached
-from secateur.core import Budget, InputError, Network, Plan, StoreError, Tolerance, unknown
+from secateur.core import Budget, InputError, Plan, PruningGraph, StoreError, Tolerance, unknown
 from secateur.execution import check_seed, place
 from secateur.formats import store
 from secateur.measure.cost import cost
@@ -23,7 +23,7 @@ from secateur.methods import METHODS, Method
 from secateur.repair.finetune import check_training
 from secateur.report import Measurement, Report
 from secateur.schedule import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import Loss
 from secateur.tracing.trace import trace
 
@@ -46,13 +46,13 @@ class Result:
         model: The pruned model, a new module.
         plan: What went, and why: one plan on the original model, whatever the number of steps.
         report: Before and after of everything.
-        network: What tracing found in the original model.
+        graph: What tracing found in the original model.
     """
 
     model: nn.Module
     plan: Plan
     report: Report
-    network: Network
+    graph: PruningGraph
 
     def save(self, folder: str | Path) -> None:
         """Write model, plan and report to a folder, which is the old one or the new one at any time.
@@ -96,7 +96,7 @@ def find_method(method: str | Method | type) -> Method:
 
 
 def plan(
-    network: Network,
+    graph: PruningGraph,
     method: str | Method | type,
     budget: Budget,
     data: Iterable[Any] | None = None,
@@ -108,7 +108,7 @@ def plan(
     """Decide what goes from a traced network; nothing is changed.
 
     Args:
-        network: What `trace` returned.
+        graph: What `trace` returned.
         method: Name in `METHODS`, or an instance.
         budget: How much stays.  A `Tolerance` is for `prune`, which can try and measure.
         data: Batches of (inputs, targets), where the method needs any.
@@ -126,21 +126,21 @@ def plan(
         >>> [len(kept) for kept in plan(net, "magnitude", Units(0.5)).keep.values()]
         [4]
     """
-    if not isinstance(network, Network):
-        raise InputError(f"network is what trace() returns; got {type(network).__name__}")
+    if not isinstance(graph, PruningGraph):
+        raise InputError(f"network is what trace() returns; got {type(graph).__name__}")
     chosen = find_method(method)
     _check_budget(budget)
     if isinstance(budget, Tolerance):
         raise InputError("a Tolerance needs trials that are measured: use prune(), with holdout=")
-    looked = model if model is not None else getattr(network.graph, "model", None)
+    looked = model if model is not None else getattr(graph.graph, "model", None)
     if looked is None:
         raise InputError("this network was not traced in this process: pass model=, the model it speaks of")
     if not isinstance(looked, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(looked).__name__}")
     needs = chosen.needs(budget)
     check_data(chosen.name, needs, data)
-    evidence = collect(looked, network, data, needs, seed, loss=loss)
-    return chosen.plan(network, evidence, budget)
+    statistics = collect_statistics(looked, graph, data, needs, seed, loss=loss)
+    return chosen.plan(graph, statistics, budget)
 
 
 def prune(
@@ -228,12 +228,12 @@ def prune(
     with clock("measure"):
         baseline = None if kept is None else evaluate(model, kept, metric)
     with clock("trace"):
-        network = trace(model, example_inputs, ignored_layers, example_kwargs)
+        graph = trace(model, example_inputs, ignored_layers, example_kwargs)
     with clock("measure"):
-        try_sizes(model, network.example_inputs, network.example_kwargs, batch_sizes, batch_axis)
+        try_sizes(model, graph.example_inputs, graph.example_kwargs, batch_sizes, batch_axis)
     work = Work(
         model,
-        network,
+        graph,
         chosen,
         fitting,
         guard,
@@ -260,7 +260,7 @@ def prune(
         after = _measured(state.model, work, value, fast)
         compared = _compared(work, state)
     report = _report(work, state, decided, repair, before, after, compared, None if kept is None else metric)
-    return Result(state.model, decided, report, network)
+    return Result(state.model, decided, report, graph)
 
 
 def _check_budget(budget: Budget) -> None:
@@ -325,11 +325,11 @@ def _latencies(
 ) -> tuple[tuple[Latency, ...], tuple[Latency, ...]]:
     if not batch_sizes:
         return (), ()
-    network, models = work.network, {"before": work.model, "after": state.model}
+    graph, models = work.graph, {"before": work.model, "after": state.model}
     found = latency(
         models,
-        network.example_inputs,
-        network.example_kwargs,
+        graph.example_inputs,
+        graph.example_kwargs,
         batch_sizes=batch_sizes,
         batch_axis=batch_axis,
         limit=10.0,
@@ -339,14 +339,14 @@ def _latencies(
 
 
 def _measured(model: nn.Module, work: Work, value: float | None, times: tuple[Latency, ...]) -> Measurement:
-    return Measurement(cost(model, work.network.example_inputs, work.network.example_kwargs), value, times)
+    return Measurement(cost(model, work.graph.example_inputs, work.graph.example_kwargs), value, times)
 
 
 def _compared(work: Work, state: State) -> Agreement:
     """Compare outputs on the held-out batches, else on the data, else on the example inputs."""
     if batches := work.holdout or work.tuning:
         return agreement(work.model, state.model, batches)
-    args, kwargs = work.network.example_inputs, work.network.example_kwargs
+    args, kwargs = work.graph.example_inputs, work.graph.example_kwargs
     return agreement(work.model, state.model, [(args, None)], kwargs)
 
 
@@ -364,7 +364,7 @@ def _report(
     said = None if metric is None else metric_named(metric)[0]
     frozen = [
         {"tensor": f.tensor, "axis": f.axis, "reason": f.reason, "source": f.source}
-        for f in work.network.frozen
+        for f in work.graph.frozen
     ]
     return Report(
         model=type(work.model).__name__,
@@ -382,7 +382,7 @@ def _report(
         notes={key: note for key, note in decided.notes.items() if key != "steps"},
         groups={
             g.name: {"units": g.size, "kept": len(decided.keep.get(g.name, range(g.size)))}
-            for g in work.network.groups
+            for g in work.graph.groups
         },
         masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in decided.masks.items()},
         finetune=state.tuning,

@@ -22,11 +22,11 @@ from secateur.apply.compose import compose, narrow_masks, restrict, shapes
 from secateur.apply.surgery import shrink
 from secateur.core import (
     Budget,
-    Evidence,
     InputError,
-    Network,
     NothingToPrune,
     Plan,
+    PruningGraph,
+    Statistics,
     Tolerance,
     Units,
 )
@@ -37,7 +37,7 @@ from secateur.methods import Method
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import Loss
 
 
@@ -68,7 +68,7 @@ class State:
 
     Attributes:
         model: The model as it is now.
-        network: What it still has.
+        graph: What it still has.
         plan: All that went, on the original model; None at the start.
         folds: What the last fold reported.
         tuning: What the last fine-tuning reported.
@@ -76,7 +76,7 @@ class State:
     """
 
     model: nn.Module
-    network: Network
+    graph: PruningGraph
     plan: Plan | None = None
     folds: Mapping[str, Any] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Work:
 
     Attributes:
         model: The original model.
-        network: Its trace.
+        graph: Its trace.
         method: The method that decides.
         fitting: Batches that evidence is gathered on.
         guard: Batches that a fold is judged on; none of `fitting`.
@@ -133,7 +133,7 @@ class Work:
     """
 
     model: nn.Module
-    network: Network
+    graph: PruningGraph
     method: Method
     fitting: Sequence[Any] | None
     guard: Sequence[Any] | None
@@ -151,53 +151,55 @@ class Work:
     check_device: Any
     clock: Clock
 
-    def gather(self, state: State, budget: Budget) -> Evidence:
+    def gather(self, state: State, budget: Budget) -> Statistics:
         """Collect what the method and the fold want to know."""
         needs = self.method.needs(budget) | ({"gram"} if "fold" in self.repair else set())
         check_data(self.method.name, needs, self.fitting)
         with self.clock("collect"):
-            return collect(state.model, state.network, self.fitting, needs, self.seed, loss=self.loss)
+            return collect_statistics(
+                state.model, state.graph, self.fitting, needs, self.seed, loss=self.loss
+            )
 
-    def decide(self, state: State, evidence: Evidence, budget: Budget) -> Plan | NothingToPrune:
+    def decide(self, state: State, statistics: Statistics, budget: Budget) -> Plan | NothingToPrune:
         """Let the method decide; that nothing can go is an answer, which the caller may raise."""
         try:
             with self.clock("plan"):
-                plan = self.method.plan(state.network, evidence, budget)
+                plan = self.method.plan(state.graph, statistics, budget)
         except NothingToPrune as nothing:
             return nothing
         if plan.keep or plan.masks:
             return plan
-        return NothingToPrune(f"{budget} removes nothing.\n{state.network.summary()}")
+        return NothingToPrune(f"{budget} removes nothing.\n{state.graph.summary()}")
 
-    def apply(self, state: State, plan: Plan, evidence: Evidence) -> State:
+    def apply(self, state: State, plan: Plan, statistics: Statistics) -> State:
         """Take out what a plan of the state's network says, and fold."""
         whole = plan if state.plan is None else compose(state.plan, plan)
         with self.clock("shrink"):
             # Always from the original, which knows its class and its sizes; then the weights as they are now.
             small = shrink(self.model, whole, check=self.check, check_device=self.check_device)
             if state.plan is not None:
-                weights.carry(state.model, small, state.network, plan.keep)
+                weights.carry(state.model, small, state.graph, plan.keep)
                 _zero(small, whole)
         folds: Mapping[str, Any] = {}
         if "fold" in self.repair:
             with self.clock("fold"):
-                small, folds = self._fold(state, small, plan, evidence)
+                small, folds = self._fold(state, small, plan, statistics)
                 if "refit" in self.repair:
                     small, folds = self._refit(small, whole, folds)
                 _zero(small, whole)
         elif plan.merges:
             with self.clock("fold"):
                 small = merge(state.model, small, plan)  # exact merges are the plan's, not a repair
-        left = restrict(self.network, whole.keep)
-        return replace(state, model=small, network=left, plan=whole, folds=folds)
+        left = restrict(self.graph, whole.keep)
+        return replace(state, model=small, graph=left, plan=whole, folds=folds)
 
     def _fold(
-        self, state: State, small: nn.Module, plan: Plan, evidence: Evidence
+        self, state: State, small: nn.Module, plan: Plan, statistics: Statistics
     ) -> tuple[nn.Module, Mapping[str, Any]]:
         if not self.guard:
-            return fold(state.model, small, plan, evidence)
-        held_out = collect(state.model, state.network, self.guard, {"gram"}, self.seed)
-        return fold(state.model, small, plan, evidence, held_out, distance_from(state.model, self.guard))
+            return fold(state.model, small, plan, statistics)
+        held_out = collect_statistics(state.model, state.graph, self.guard, {"gram"}, self.seed)
+        return fold(state.model, small, plan, statistics, held_out, distance_from(state.model, self.guard))
 
     def _refit(
         self, small: nn.Module, whole: Plan, folds: Mapping[str, Any]
@@ -235,8 +237,8 @@ class Work:
         if not isinstance(model, nn.Module):
             raise InputError(f"a callback returns a torch.nn.Module or None; got {type(model).__name__}")
         remedy = "Return the step's model, or shrink(initial, step.plan)"
-        weights.check(model, shapes(self.network, state.plan.keep), "the callback's model", remedy)
-        return replace(state, model=hold(model, state.plan))
+        weights.check(model, shapes(self.graph, state.plan.keep), "the callback's model", remedy)
+        return replace(state, model=zero_masked(model, state.plan))
 
 
 def in_steps(work: Work, budget: Keep, count: int) -> State:
@@ -244,16 +246,16 @@ def in_steps(work: Work, budget: Keep, count: int) -> State:
 
     After each step come the repairs, then the callback.
     """
-    state, refusal = State(work.model, work.network), None
+    state, refusal = State(work.model, work.graph), None
     for number in range(1, count + 1):
-        now = relative(work.network, state.network, budget, share(budget) ** (number / count))
-        evidence = work.gather(state, now)
-        plan = work.decide(state, evidence, now)
+        now = relative(work.graph, state.graph, budget, share(budget) ** (number / count))
+        statistics = work.gather(state, now)
+        plan = work.decide(state, statistics, now)
         if isinstance(plan, NothingToPrune):
             refusal = plan
         else:
-            state = work.hand_over(work.tune(work.apply(state, plan, evidence)), number, count)
-        note = {"step": number, "budget": repr(now), **_left(work.network, state.plan)}
+            state = work.hand_over(work.tune(work.apply(state, plan, statistics)), number, count)
+        note = {"step": number, "budget": repr(now), **_left(work.graph, state.plan)}
         state = replace(state, steps=(*state.steps, note))
     if state.plan is None and refusal is not None:
         raise refusal
@@ -270,45 +272,45 @@ def by_tolerance(work: Work, budget: Tolerance) -> State:
     if work.holdout is None or before is None:
         raise InputError("a Tolerance is judged on batches that nothing else sees: give holdout= (--holdout)")
     first = Units(0.5, budget.scope, budget.floor, budget.round_to)
-    accepted = start = State(work.model, work.network)
-    evidence = work.gather(start, first)
-    notes: list[Mapping[str, Any]] = [{"step": 0, "metric": before, **_left(work.network, None)}]
+    accepted = start = State(work.model, work.graph)
+    statistics = work.gather(start, first)
+    notes: list[Mapping[str, Any]] = [{"step": 0, "metric": before, **_left(work.graph, None)}]
     for number, keep in enumerate(shares(budget.step), 1):
-        plan = work.decide(start, evidence, replace(first, keep=keep))
-        if isinstance(plan, NothingToPrune) or _same(work.network, plan, accepted.plan):
+        plan = work.decide(start, statistics, replace(first, keep=keep))
+        if isinstance(plan, NothingToPrune) or _same(work.graph, plan, accepted.plan):
             continue
-        trial = work.hand_over(work.apply(start, plan, evidence), number, None)
+        trial = work.hand_over(work.apply(start, plan, statistics), number, None)
         value = evaluate(trial.model, work.holdout, budget.metric)
         good = before - value <= budget.drop
         said = {"step": number, "keep": keep, "metric": value, "accepted": good}
-        notes.append({**said, **_left(work.network, plan)})
+        notes.append({**said, **_left(work.graph, plan)})
         if not good:
             break
         accepted = trial
     if accepted.plan is None:
-        raise NothingToPrune(_refusal(budget, notes, work.network))
+        raise NothingToPrune(_refusal(budget, notes, work.graph))
     return work.tune(replace(accepted, steps=tuple(notes)))
 
 
-def _refusal(budget: Tolerance, notes: Sequence[Mapping[str, Any]], network: Network) -> str:
+def _refusal(budget: Tolerance, notes: Sequence[Mapping[str, Any]], graph: PruningGraph) -> str:
     name, before = metric_named(budget.metric)[0], notes[0]["metric"]
     tried = "no unit can go"
     if len(notes) > 1:
         tried = f"keeping {notes[1]['keep']:.0%} of the units takes it to {notes[1]['metric']:.4g}"
     return (
         f"no step stays within the tolerance: {name} is {before:.4g} and may fall by {budget.drop:g}; "
-        f"{tried}. Allow more, or take smaller steps.\n{network.summary()}"
+        f"{tried}. Allow more, or take smaller steps.\n{graph.summary()}"
     )
 
 
-def _same(network: Network, a: Plan | None, b: Plan | None) -> bool:
-    return _left(network, a) == _left(network, b)
+def _same(graph: PruningGraph, a: Plan | None, b: Plan | None) -> bool:
+    return _left(graph, a) == _left(graph, b)
 
 
-def _left(network: Network, plan: Plan | None) -> dict[str, int]:
+def _left(graph: PruningGraph, plan: Plan | None) -> dict[str, int]:
     """Count the units that a plan on the original leaves, and the single weights that it masks."""
     keep, masks = (plan.keep, plan.masks) if plan else ({}, {})
-    units = sum(len(keep.get(group.name, range(group.size))) for group in network.groups)
+    units = sum(len(keep.get(group.name, range(group.size))) for group in graph.groups)
     return {"units": units, "masked": sum(int((~mask).sum()) for mask in masks.values())}
 
 
@@ -322,7 +324,7 @@ def check_data(method: str, needs: frozenset[str] | set[str], data: Any) -> None
         )
 
 
-def hold(model: nn.Module, plan: Plan) -> nn.Module:
+def zero_masked(model: nn.Module, plan: Plan) -> nn.Module:
     """Return the model with the plan's masked weights at zero: itself where they are, or a copy."""
     if not any(bool(weight[gone].any()) for weight, gone in _masked(model, plan)):
         return model
@@ -343,4 +345,14 @@ def _masked(model: nn.Module, plan: Plan) -> list[tuple[nn.Parameter, torch.Tens
     return [(have[name], torch.from_numpy(~mask).to(have[name].device)) for name, mask in masks]
 
 
-__all__ = ["Callback", "Clock", "State", "Step", "Work", "by_tolerance", "check_data", "hold", "in_steps"]
+__all__ = [
+    "Callback",
+    "Clock",
+    "State",
+    "Step",
+    "Work",
+    "by_tolerance",
+    "check_data",
+    "in_steps",
+    "zero_masked",
+]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.bench.cells import Cell, Record
-from secateur.bench.words import markdown
+from secateur.bench.markdown import markdown
+from secateur.bench.trial import Trial, TrialResult
 from secateur.core import InputError, unknown
 from secateur.core.jsonable import versions
 from secateur.html import Section, write_csv, write_html, write_json, write_text
@@ -129,7 +129,7 @@ def named_folders(folders: Mapping[str, str | Path] | None, known: Sequence[str]
     return {name: str(folder) for name, folder in (folders or {}).items()}
 
 
-def marked(cells: Sequence[Cell], folders: Mapping[str, str]) -> list[Cell]:
+def marked(cells: Sequence[Trial], folders: Mapping[str, str]) -> list[Trial]:
     """Return cells that are told apart by what lies in the folders of data sets, too."""
     marks = {name: folder_hash(folder) for name, folder in folders.items()}
     return [replace(cell, marks={**cell.marks, **marks}) for cell in cells] if marks else list(cells)
@@ -154,18 +154,18 @@ def folder_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def rows_of(records: Sequence[Record], job: str | None = None) -> list[dict[str, Any]]:
+def rows_of(records: Sequence[TrialResult], job: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of the records that went well, in order; of one job only, if it is named.
 
     Args:
-        records: What `run_grid` returned.
+        records: What `run_trials` returned.
         job: The end of a job's name, such as ``"table1"`` for ``"secateur_studies.spectral.cells:table1"``.
     """
     good = [record for record in records if record.status == "ok"]
     return [row for record in good if job is None or record.cell.job.endswith(job) for row in record.rows]
 
 
-def failures(records: Sequence[Record]) -> Table | None:
+def failures(records: Sequence[TrialResult]) -> Table | None:
     """Return the table of the cells that failed or took too long, or None if all went well."""
     bad = [record for record in records if record.status != "ok"]
     rows = [

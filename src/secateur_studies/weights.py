@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from secateur.bench.cells import made_with
-from secateur.bench.subject import batch_hash
+from secateur.bench.models import batch_hash
+from secateur.bench.trial import made_with
 from secateur.data import Dataset
 
 __all__ = ["remembered", "weights_file"]

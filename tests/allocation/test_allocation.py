@@ -18,10 +18,10 @@ from secateur.core import (
     InputError,
     Layer,
     Macs,
-    Network,
     NothingToPrune,
     Params,
     PlanError,
+    PruningGraph,
     Slot,
     Tolerance,
     Units,
@@ -37,7 +37,7 @@ def rows(count: int, per: int = 1) -> np.ndarray:
     return np.arange(count * per).reshape(count, per)
 
 
-def mlp(widths: list[int], positions: tuple[float, ...] = ()) -> Network:
+def mlp(widths: list[int], positions: tuple[float, ...] = ()) -> PruningGraph:
     """Describe an MLP with biases, hidden widths as groups."""
     shapes, layers, slots = {}, [], {i: [] for i in range(1, len(widths) - 1)}
     for i, (n_in, n_out) in enumerate(pairwise(widths)):
@@ -50,16 +50,16 @@ def mlp(widths: list[int], positions: tuple[float, ...] = ()) -> Network:
         if i in slots:
             slots[i] += [Slot(f"{i}.weight", 1, rows(n_in), "in")]
     groups = tuple(Group(f"h{i}", widths[i], tuple(s)) for i, s in slots.items())
-    return Network(groups, (Frozen("0.weight", 1, "input"),), tuple(layers), shapes, tuple(shapes))
+    return PruningGraph(groups, (Frozen("0.weight", 1, "input"),), tuple(layers), shapes, tuple(shapes))
 
 
-def vectors(network: Network, seed: int, levels: int = 0) -> dict[str, torch.Tensor]:
+def vectors(graph: PruningGraph, seed: int, levels: int = 0) -> dict[str, torch.Tensor]:
     """Scores of each group; with few levels there are many ties."""
     generator = torch.Generator().manual_seed(seed)
     if levels:
-        draw = {g.name: torch.randint(levels, (g.size,), generator=generator) for g in network.groups}
+        draw = {g.name: torch.randint(levels, (g.size,), generator=generator) for g in graph.groups}
         return {k: v.double() for k, v in draw.items()}
-    return {g.name: torch.rand(g.size, generator=generator, dtype=torch.float64) for g in network.groups}
+    return {g.name: torch.rand(g.size, generator=generator, dtype=torch.float64) for g in graph.groups}
 
 
 def kept(scores: dict[str, torch.Tensor], counts: dict[str, int]) -> dict[str, set[int]]:
@@ -87,14 +87,14 @@ def test_top_refuses_more_than_there_are() -> None:
 def test_uniform_counts_are_the_nearest_allowed(
     widths: list[int], keep: float, floor: int, step: int
 ) -> None:
-    network = mlp(widths)
+    graph = mlp(widths)
     budget = Units(keep, floor=floor, round_to=step)
-    if floor > min(g.size for g in network.groups):
+    if floor > min(g.size for g in graph.groups):
         with pytest.raises(InputError, match="floor"):
-            allocate(network, budget)
+            allocate(graph, budget)
         return
-    counts = allocate(network, budget).counts
-    for group in network.groups:
+    counts = allocate(graph, budget).counts
+    for group in graph.groups:
         allowed = [n for n in range(floor, group.size + 1) if n % step == 0 or n == group.size]
         nearest = min(abs(n - keep * group.size) for n in allowed)
         assert counts[group.name] in allowed
@@ -109,24 +109,24 @@ def test_halves_go_up_and_one_always_stays(keep: float, size: int, count: int) -
 @given(WIDTHS, SHARES, st.integers(0, 3), st.integers(0, 1000))
 @BUDGETS
 def test_global_units_match_brute_force(widths: list[int], keep: float, levels: int, seed: int) -> None:
-    network = mlp(widths)
-    scores = vectors(network, seed, levels)
-    total = sum(g.size for g in network.groups)
+    graph = mlp(widths)
+    scores = vectors(graph, seed, levels)
+    total = sum(g.size for g in graph.groups)
     wanted = int(keep * total + 0.5 + 1e-9)
-    if wanted < len(network.groups):
+    if wanted < len(graph.groups):
         with pytest.raises(InputError, match="at least"):
-            allocate(network, Units(keep, "global"), scores)
+            allocate(graph, Units(keep, "global"), scores)
         return
-    found = allocate(network, Units(keep, "global"), scores)
+    found = allocate(graph, Units(keep, "global"), scores)
     # The best of each group is safe; the others compete, ties by group and rank.
-    ranks = {g.name: ranked(scores[g.name]) for g in network.groups}
+    ranks = {g.name: ranked(scores[g.name]) for g in graph.groups}
     others = [
         (-float(scores[g.name][u]), i, rank)
-        for i, g in enumerate(network.groups)
+        for i, g in enumerate(graph.groups)
         for rank, u in enumerate(ranks[g.name])
         if rank
     ]
-    chosen = sorted(others)[: wanted - len(network.groups)]
+    chosen = sorted(others)[: wanted - len(graph.groups)]
     assert list(found.counts.values()) == [1 + sum(i == j for _, i, _ in chosen) for j in range(len(ranks))]
     assert sum(found.counts.values()) == wanted
     assert found.reached == pytest.approx(wanted / total)
@@ -137,36 +137,36 @@ def test_global_units_match_brute_force(widths: list[int], keep: float, levels: 
 def test_global_selections_are_nested(
     widths: list[int], keeps: tuple[float, float], levels: int, seed: int
 ) -> None:
-    network = mlp(widths)
-    scores = vectors(network, seed, levels)
+    graph = mlp(widths)
+    scores = vectors(graph, seed, levels)
     small, large = sorted(keeps)
-    if small * sum(g.size for g in network.groups) < len(network.groups):
+    if small * sum(g.size for g in graph.groups) < len(graph.groups):
         return
-    few, many = (kept(scores, allocate(network, Units(k, "global"), scores).counts) for k in (small, large))
+    few, many = (kept(scores, allocate(graph, Units(k, "global"), scores).counts) for k in (small, large))
     assert all(few[name] <= many[name] for name in few)
 
 
 @given(WIDTHS, SHARES, st.integers(1, 6), st.integers(0, 1000))
 @BUDGETS
 def test_global_rounding_stays_below_and_close(widths: list[int], keep: float, step: int, seed: int) -> None:
-    network = mlp(widths)
-    total = sum(g.size for g in network.groups)
+    graph = mlp(widths)
+    total = sum(g.size for g in graph.groups)
     budget = Units(keep, "global", round_to=step)
     try:
-        found = allocate(network, budget, vectors(network, seed))
+        found = allocate(graph, budget, vectors(graph, seed))
     except InputError:
-        least = sum(min(g.size, step) for g in network.groups)
+        least = sum(min(g.size, step) for g in graph.groups)
         assert least > int(keep * total + 0.5 + 1e-9)
         return
-    assert all(n % step == 0 or n == network.group(k).size for k, n in found.counts.items())
+    assert all(n % step == 0 or n == graph.group(k).size for k, n in found.counts.items())
     left = int(keep * total + 0.5 + 1e-9) - sum(found.counts.values())
     assert 0 <= left < step
 
 
 def test_scores_of_minus_infinity_stay_only_for_the_floor() -> None:
-    network = mlp([2, 3, 3, 2])
+    graph = mlp([2, 3, 3, 2])
     scores = {"h1": torch.full((3,), -torch.inf), "h2": torch.tensor([1.0, -torch.inf, 2.0])}
-    found = allocate(network, Units(1.0, "global"), scores)
+    found = allocate(graph, Units(1.0, "global"), scores)
     assert found.counts == {"h1": 1, "h2": 2}
     assert found.reached == 0.5
 
@@ -174,16 +174,16 @@ def test_scores_of_minus_infinity_stay_only_for_the_floor() -> None:
 @given(WIDTHS, st.floats(0.05, 1.0), st.integers(1, 3))
 @BUDGETS
 def test_erk_units_are_exact(widths: list[int], keep: float, floor: int) -> None:
-    network = mlp(widths)
-    total = sum(g.size for g in network.groups)
+    graph = mlp(widths)
+    total = sum(g.size for g in graph.groups)
     wanted = int(keep * total + 0.5 + 1e-9)
     try:
-        counts = allocate(network, Units(keep, "erk", floor=floor)).counts
+        counts = allocate(graph, Units(keep, "erk", floor=floor)).counts
     except InputError:
-        assert floor > min(g.size for g in network.groups) or wanted < floor * len(network.groups)
+        assert floor > min(g.size for g in graph.groups) or wanted < floor * len(graph.groups)
         return
     assert sum(counts.values()) == wanted
-    assert all(floor <= n <= network.group(k).size for k, n in counts.items())
+    assert all(floor <= n <= graph.group(k).size for k, n in counts.items())
 
 
 def rigl(dims: list[tuple[int, ...]], density: float) -> list[float]:
@@ -215,16 +215,16 @@ def test_erk_densities_are_those_of_the_papers_loop(dims: list[tuple[int, ...]],
 @given(WIDTHS, st.floats(0.05, 1.0), st.sampled_from(["layer", "global", "erk"]), st.integers(0, 99))
 @BUDGETS
 def test_weights_are_exact(widths: list[int], density: float, scope: str, seed: int) -> None:
-    network = mlp(widths)
-    sizes = weight_sizes(network)
+    graph = mlp(widths)
+    sizes = weight_sizes(graph)
     generator = torch.Generator().manual_seed(seed)
-    scores = {k: torch.randint(4, network.shapes[k], generator=generator).float() for k in sizes}
+    scores = {k: torch.randint(4, graph.shapes[k], generator=generator).float() for k in sizes}
     wanted = int(density * sum(sizes.values()) + 0.5 + 1e-9)
     if wanted < len(sizes) and (scope != "layer" or not wanted):
         with pytest.raises(InputError, match="possible"):
-            allocate(network, Weights(density, scope), scores)
+            allocate(graph, Weights(density, scope), scores)
         return
-    counts = allocate(network, Weights(density, scope), scores).counts
+    counts = allocate(graph, Weights(density, scope), scores).counts
     if scope == "layer":
         assert all(counts[k] == max(1, int(density * n + 0.5 + 1e-9)) for k, n in sizes.items())
         return
@@ -239,15 +239,13 @@ def test_weights_are_exact(widths: list[int], density: float, scope: str, seed: 
 
 
 def test_tied_weights_count_once() -> None:
-    network = mlp([3, 4, 3])
-    twice = Network(
-        network.groups, (), (*network.layers, network.layers[0]), network.shapes, network.parameters
-    )
+    graph = mlp([3, 4, 3])
+    twice = PruningGraph(graph.groups, (), (*graph.layers, graph.layers[0]), graph.shapes, graph.parameters)
     assert weight_sizes(twice) == {"0.weight": 12, "1.weight": 12}
 
 
 @st.composite
-def overlapping(draw: st.DrawFn) -> tuple[Network, dict[str, np.ndarray]]:
+def overlapping(draw: st.DrawFn) -> tuple[PruningGraph, dict[str, np.ndarray]]:
     """A network whose slots overlap at random, and what stays of each group."""
     lengths = st.integers(1, 6)
     shapes = {f"t{i}": tuple(draw(st.lists(lengths, min_size=int(i < 2), max_size=3))) for i in range(4)}
@@ -266,49 +264,49 @@ def overlapping(draw: st.DrawFn) -> tuple[Network, dict[str, np.ndarray]]:
         keep[f"g{g}"] = np.array(sorted(draw(st.sets(st.integers(0, size - 1)))), dtype=np.int64)
     layers = (Layer("", "linear", "t0", positions=3.0), Layer("", "conv", "t1"), Layer("", "linear", "t1"))
     layers += (Layer("", "embedding", "t2", in_axis=None), Layer("", "norm", "t3", out_axis=None))
-    return Network(tuple(groups), (), layers, shapes, ("t0", "t1", "t2")), keep
+    return PruningGraph(tuple(groups), (), layers, shapes, ("t0", "t1", "t2")), keep
 
 
 @given(overlapping())
 @settings(derandomize=True, deadline=None, max_examples=200)
-def test_cost_equals_a_mask_of_every_entry(case: tuple[Network, dict[str, np.ndarray]]) -> None:
-    network, keep = case
+def test_cost_equals_a_mask_of_every_entry(case: tuple[PruningGraph, dict[str, np.ndarray]]) -> None:
+    graph, keep = case
     left = {}
-    for name, shape in network.shapes.items():
+    for name, shape in graph.shapes.items():
         alive = np.ones(shape, dtype=bool)
-        for group in network.groups:
+        for group in graph.groups:
             for slot in group.slots:
                 if slot.tensor == name:
                     gone = np.setdiff1d(np.arange(group.size), keep[group.name])
                     np.moveaxis(alive, slot.axis, 0)[slot.index[gone].ravel()] = False
         left[name] = int(alive.sum())
-    found = cost(network, keep)
+    found = cost(graph, keep)
     assert found.params == left["t0"] + left["t1"] + left["t2"]
     assert found.macs == 3 * left["t0"] + 2 * left["t1"]
 
 
 def test_cost_names_what_is_wrong() -> None:
-    network = mlp([3, 4, 2])
+    graph = mlp([3, 4, 2])
     with pytest.raises(InputError, match=r"no group 'h2'.*'h1'"):
-        cost(network, {"h2": np.array([0])})
+        cost(graph, {"h2": np.array([0])})
     for units in ([0, 4], [-1], [1, 1]):
         with pytest.raises(PlanError, match="units 0 to 3"):
-            cost(network, {"h1": np.array(units)})
+            cost(graph, {"h1": np.array(units)})
 
 
 @pytest.mark.parametrize("budget", [Params, Macs])
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.83])
 @pytest.mark.parametrize("step", [1, 3])
 def test_cost_budgets_take_the_best_share_from_below(budget: type, keep: float, step: int) -> None:
-    network = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
+    graph = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
     field = budget.__name__.lower()
-    total = getattr(cost(network), field)
-    found = allocate(network, budget(keep, round_to=step))
+    total = getattr(cost(graph), field)
+    found = allocate(graph, budget(keep, round_to=step))
     reached = {}
     for share in np.linspace(0, 1, 4001):
-        counts = allocate(network, Units(max(share, 1e-9), round_to=step)).counts
+        counts = allocate(graph, Units(max(share, 1e-9), round_to=step)).counts
         keeps = {k: np.arange(n) for k, n in counts.items()}
-        reached[tuple(counts.values())] = getattr(cost(network, keeps), field) / total
+        reached[tuple(counts.values())] = getattr(cost(graph, keeps), field) / total
     assert found.reached == pytest.approx(max(x for x in reached.values() if x <= keep))
     assert found.reached == pytest.approx(reached[tuple(found.counts.values())])
 
@@ -316,14 +314,14 @@ def test_cost_budgets_take_the_best_share_from_below(budget: type, keep: float, 
 @pytest.mark.parametrize("budget", [Params, Macs])
 @pytest.mark.parametrize("keep", [0.4, 0.7])
 def test_cost_budgets_remove_the_lowest_ranked_units(budget: type, keep: float) -> None:
-    network = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
-    scores = vectors(network, 3)
-    field, total = budget.__name__.lower(), getattr(cost(network), budget.__name__.lower())
-    found = allocate(network, budget(keep, "global"), scores)
+    graph = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
+    scores = vectors(graph, 3)
+    field, total = budget.__name__.lower(), getattr(cost(graph), budget.__name__.lower())
+    found = allocate(graph, budget(keep, "global"), scores)
     best = 0.0
     for number in range(2, 22):
-        counts = allocate(network, Units(number / 21, "global"), scores).counts
-        share = getattr(cost(network, {k: np.arange(n) for k, n in counts.items()}), field) / total
+        counts = allocate(graph, Units(number / 21, "global"), scores).counts
+        share = getattr(cost(graph, {k: np.arange(n) for k, n in counts.items()}), field) / total
         if share <= keep:
             best, expected = share, counts
     assert found.counts == expected
@@ -332,10 +330,10 @@ def test_cost_budgets_remove_the_lowest_ranked_units(budget: type, keep: float) 
 
 @pytest.mark.parametrize("scope", ["layer", "erk"])
 def test_a_larger_cost_keeps_no_group_smaller(scope: str) -> None:
-    network = mlp([30, 40, 20, 60, 10])
-    previous = {g.name: 0 for g in network.groups}
+    graph = mlp([30, 40, 20, 60, 10])
+    previous = {g.name: 0 for g in graph.groups}
     for keep in np.linspace(0.1, 1, 30):
-        counts = allocate(network, Params(float(keep), scope)).counts
+        counts = allocate(graph, Params(float(keep), scope)).counts
         assert all(counts[k] >= previous[k] for k in counts)
         previous = counts
     assert previous == {"h1": 40, "h2": 20, "h3": 60}
@@ -347,12 +345,14 @@ def test_heads_and_dimensions_cost_their_product() -> None:
         Group("heads", 4, (Slot("q", 0, heads, "out"),)),
         Group("dims", 6, (Slot("q", 0, dims, "out"),)),
     )
-    network = Network(groups, (), (Layer("", "linear", "q"),), {"q": (24, 7)}, ("q",))
-    assert cost(network, {"heads": np.array([1, 2]), "dims": np.array([0, 3, 5])}).params == 2 * 3 * 7
-    assert allocate(network, Params(0.5)).reached <= 0.5
+    graph = PruningGraph(groups, (), (Layer("", "linear", "q"),), {"q": (24, 7)}, ("q",))
+    assert cost(graph, {"heads": np.array([1, 2]), "dims": np.array([0, 3, 5])}).params == 2 * 3 * 7
+    assert allocate(graph, Params(0.5)).reached <= 0.5
 
 
-def llama(blocks: int = 32, width: int = 4096, hidden: int = 14336, kv: int = 8, rep: int = 4) -> Network:
+def llama(
+    blocks: int = 32, width: int = 4096, hidden: int = 14336, kv: int = 8, rep: int = 4
+) -> PruningGraph:
     """Five groups a block, of which three share the axes of the attention."""
     dim = width // (kv * rep)
     shapes, groups, layers = {}, [], []
@@ -383,16 +383,16 @@ def llama(blocks: int = 32, width: int = 4096, hidden: int = 14336, kv: int = 8,
             slots = [Slot(f"{i}.{name}", 0, half, "out") for name in ("gate", "up")]
             slots.append(Slot(f"{i}.down", 1, half, "in"))
             groups.append(Group(f"{i}.hidden{part}", hidden // 2, tuple(slots)))
-    return Network(tuple(groups), (), tuple(layers), shapes, tuple(shapes))
+    return PruningGraph(tuple(groups), (), tuple(layers), shapes, tuple(shapes))
 
 
 def test_the_cost_of_a_large_transformer_takes_milliseconds() -> None:
-    network = llama()
-    assert len(network.groups) == 160
-    model = CostModel(network)
-    keep = {g.name: np.arange(g.size // 2) for g in network.groups}
+    graph = llama()
+    assert len(graph.groups) == 160
+    model = CostModel(graph)
+    keep = {g.name: np.arange(g.size // 2) for g in graph.groups}
     whole = model({})
-    assert whole.params == sum(int(np.prod(s)) for s in network.shapes.values())
+    assert whole.params == sum(int(np.prod(s)) for s in graph.shapes.values())
     assert whole.macs == 9.0 * whole.params
     start = time.process_time()
     for _ in range(10):
@@ -403,11 +403,11 @@ def test_the_cost_of_a_large_transformer_takes_milliseconds() -> None:
 
 
 def test_locked_groups_stay() -> None:
-    network = mlp([3, 4, 5, 2])
-    locked = Group("h1", 4, network.groups[0].slots, exact=False, note="LayerNorm")
-    mixed = Network((locked, network.groups[1]), (), network.layers, network.shapes, network.parameters)
+    graph = mlp([3, 4, 5, 2])
+    locked = Group("h1", 4, graph.groups[0].slots, exact=False, note="LayerNorm")
+    mixed = PruningGraph((locked, graph.groups[1]), (), graph.layers, graph.shapes, graph.parameters)
     assert allocate(mixed, Units(0.4)).counts == {"h2": 2}
-    none = Network((locked,), network.frozen, network.layers, network.shapes, network.parameters)
+    none = PruningGraph((locked,), graph.frozen, graph.layers, graph.shapes, graph.parameters)
     with pytest.raises(NothingToPrune, match=r"(?s)h1: LayerNorm.*0.weight\[1\]: input"):
         prunable(none)
 
@@ -432,22 +432,22 @@ def test_impossible_requests_say_what_is_possible(budget: object, message: str) 
 
 
 def test_scores_are_checked() -> None:
-    network = mlp([3, 4, 5, 2])
-    good = vectors(network, 0)
+    graph = mlp([3, 4, 5, 2])
+    good = vectors(graph, 0)
     for bad, message in (
         ({"h1": good["h1"]}, "no scores for 'h2'; given: 'h1'"),
         (good | {"h2": torch.ones(3)}, "5 entries to rank, but 3 scores"),
         (good | {"h2": torch.full((5,), torch.nan)}, "'h2' hold NaN"),
     ):
         with pytest.raises(InputError, match=message):
-            allocate(network, Units(0.5), bad)
+            allocate(graph, Units(0.5), bad)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_float32_and_float64_scores_allocate_alike(scope: str) -> None:
-    network = mlp([6, 20, 30, 4])
-    scores = {k: torch.round(v * 2**20) / 2**20 for k, v in vectors(network, 1).items()}
+    graph = mlp([6, 20, 30, 4])
+    scores = {k: torch.round(v * 2**20) / 2**20 for k, v in vectors(graph, 1).items()}
     low = {k: v.float() for k, v in scores.items()}
     for keep, budget in product((0.3, 0.6), (Units, Params, Macs)):
-        args = (network, budget(keep, scope))
+        args = (graph, budget(keep, scope))
         assert allocate(*args, scores) == allocate(*args, low)

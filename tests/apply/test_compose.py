@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.apply.compose import alive, compose, narrow_masks, restrict, shapes
 from secateur.apply.surgery import mask, shrink
-from secateur.core import Group, Network, Plan, PlanError, Slot
+from secateur.core import Group, Plan, PlanError, PruningGraph, Slot
 from secateur.tracing.trace import trace
 
 NAMES = (
@@ -31,17 +31,17 @@ NAMES = (
 )
 
 
-def units(network: Network) -> set[frozenset]:
+def units(graph: PruningGraph) -> set[frozenset]:
     """Return what each unit owns, whatever its group's name and its number."""
     return {
         frozenset((s.tensor, s.axis, s.role, tuple(sorted(s.index[u].tolist()))) for s in group.slots)
-        for group in network.groups
+        for group in graph.groups
         for u in range(group.size)
     }
 
 
-def sizes(network: Network) -> set[tuple[str, str, int]]:
-    return {(size.module, size.attribute, size.value) for size in network.sizes}
+def sizes(graph: PruningGraph) -> set[tuple[str, str, int]]:
+    return {(size.module, size.attribute, size.value) for size in graph.sizes}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,11 +50,11 @@ def test_what_a_plan_leaves_is_what_tracing_finds_in_the_shrunk_model(name: str)
     model, (args, kwargs) = entry.build(), entry.example()
     plan = half_plan(trace(model, args, example_kwargs=kwargs), seed=1)
     small = shrink(model, plan, check=False)
-    left, traced = restrict(plan.network, plan.keep), trace(small, args, example_kwargs=kwargs)
+    left, traced = restrict(plan.graph, plan.keep), trace(small, args, example_kwargs=kwargs)
     # A normalisation that was narrowed keeps its statistics of all: tracing anew finds it frozen.
     narrowed = "NarrowNorm" in str(small)
     assert units(traced) <= units(left) if narrowed else units(left) == units(traced)
-    assert dict(left.shapes) == dict(traced.shapes) == shapes(plan.network, plan.keep)
+    assert dict(left.shapes) == dict(traced.shapes) == shapes(plan.graph, plan.keep)
     if not narrowed and "Attention" not in str(small):  # attention that lost heads has sizes of its own
         assert sizes(left) == sizes(traced)
         assert {(x.weight, x.groups) for x in left.layers} == {(x.weight, x.groups) for x in traced.layers}
@@ -65,27 +65,27 @@ def test_two_plans_in_sequence_are_one_on_the_original(name: str) -> None:
     entry = BANK[name]
     model, (args, kwargs) = entry.build(), entry.example()
     first = half_plan(trace(model, args, example_kwargs=kwargs), seed=1)
-    second = half_plan(restrict(first.network, first.keep), seed=2)
+    second = half_plan(restrict(first.graph, first.keep), seed=2)
     both = compose(first, second)
     assert {g: len(k) for g, k in both.keep.items() if g in second.keep} == {
         g: len(k) for g, k in second.keep.items()
     }
     small = shrink(model, both)
     step = dict(shrink(model, first, check=False).state_dict())
-    for (tensor, axis), stays in alive(second.network, second.keep).items():
+    for (tensor, axis), stays in alive(second.graph, second.keep).items():
         step[tensor] = step[tensor].index_select(axis, torch.from_numpy(np.flatnonzero(stays)))
     now = small.state_dict()
-    assert all(torch.equal(step[tensor], now[tensor]) for tensor in both.network.shapes if tensor in now)
+    assert all(torch.equal(step[tensor], now[tensor]) for tensor in both.graph.shapes if tensor in now)
 
 
 def test_masks_of_two_steps_are_joined_in_the_original_shape() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    network = trace(model, torch.randn(2, 3).double())
-    (group,) = network.groups
+    graph = trace(model, torch.randn(2, 3).double())
+    (group,) = graph.groups
     before = np.ones((2, 6), bool)
     before[0, 1] = False
-    first = Plan(network, "a", {group.name: np.array([1, 2, 5])}, {"2.weight": before})
-    left = restrict(network, first.keep)
+    first = Plan(graph, "a", {group.name: np.array([1, 2, 5])}, {"2.weight": before})
+    left = restrict(graph, first.keep)
     after = np.ones((2, 3), bool)
     after[1, 2] = False
     second = Plan(
@@ -107,33 +107,33 @@ def test_masks_of_two_steps_are_joined_in_the_original_shape() -> None:
 
 def test_plans_that_do_not_follow_one_another() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-    network = trace(model, torch.randn(2, 3))
-    name = network.groups[0].name
-    first = Plan(network, "a", {name: np.array([1, 2, 5])})
+    graph = trace(model, torch.randn(2, 3))
+    name = graph.groups[0].name
+    first = Plan(graph, "a", {name: np.array([1, 2, 5])})
     with pytest.raises(PlanError, match="units 0 to 2"):
-        compose(first, Plan(network, "b", {name: np.array([0, 4])}))
+        compose(first, Plan(graph, "b", {name: np.array([0, 4])}))
     with pytest.raises(PlanError, match=r"shape \(2, 6\)"):
-        compose(first, Plan(network, "b", {}, {"2.weight": np.ones((2, 6), bool)}))
+        compose(first, Plan(graph, "b", {}, {"2.weight": np.ones((2, 6), bool)}))
     for units_ in ([0, 0], [6], [-1]):
         with pytest.raises(PlanError, match="units 0 to 5, each once"):
-            restrict(network, {name: np.array(units_)})
+            restrict(graph, {name: np.array(units_)})
 
 
 def test_units_that_would_become_unlike_are_refused() -> None:
     """Unit 0 of `a` shares an index with unit 0 of `b`, unit 1 of `a` does not: they cannot both be a row."""
     a = Group("a", 2, (Slot("w", 0, np.array([[0, 1], [2, 3]]), "out"),))
     b = Group("b", 2, (Slot("w", 0, np.array([[0], [5]]), "out"),))
-    network = Network((a, b), (), (), {"w": (6, 1)}, ("w",))
+    graph = PruningGraph((a, b), (), (), {"w": (6, 1)}, ("w",))
     with pytest.raises(PlanError, match="unlike"):
-        restrict(network, {"b": np.array([1])})
+        restrict(graph, {"b": np.array([1])})
 
 
 def test_nothing_is_changed_in_place() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
-    network = trace(model, torch.randn(2, 3))
-    before = copy.deepcopy([s.index for s in network.groups[0].slots])
-    plan = Plan(network, "a", {network.groups[0].name: np.array([1, 2])})
-    compose(plan, Plan(restrict(network, plan.keep), "b", {network.groups[0].name: np.array([1])}))
-    assert plan.keep[network.groups[0].name].tolist() == [1, 2]
-    after = [s.index for s in network.groups[0].slots]
+    graph = trace(model, torch.randn(2, 3))
+    before = copy.deepcopy([s.index for s in graph.groups[0].slots])
+    plan = Plan(graph, "a", {graph.groups[0].name: np.array([1, 2])})
+    compose(plan, Plan(restrict(graph, plan.keep), "b", {graph.groups[0].name: np.array([1])}))
+    assert plan.keep[graph.groups[0].name].tolist() == [1, 2]
+    after = [s.index for s in graph.groups[0].slots]
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))

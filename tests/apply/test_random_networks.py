@@ -18,8 +18,8 @@ def check(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
     """Shrink one random network to half, judge it, and return the number of its removable units."""
     entry = Entry(f"random {seed}", lambda: RandomNetwork(seed, steps, kit), (floats(*shape),))
     model = oracles.perturb(entry.build())
-    network = trace(model, entry.example()[0])
-    plan = oracles.half_plan(network)
+    graph = trace(model, entry.example()[0])
+    plan = oracles.half_plan(graph)
     if not plan.keep:
         with pytest.raises(NothingToPrune):
             shrink(model, plan)
@@ -28,7 +28,7 @@ def check(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
     assert oracles.size(small) < oracles.size(model)
     assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
     assert oracles.gap(entry, small, mask(model, plan)) < oracles.TOLERANCE
-    return sum(group.size for group in network.groups)
+    return sum(group.size for group in graph.groups)
 
 
 @pytest.mark.parametrize("start", range(0, 80, 20))

@@ -13,7 +13,7 @@ from bank import BANK, Entry
 from torch import nn
 
 from secateur.apply.surgery import mask, shrink
-from secateur.core import CaptureError, Network, NothingToPrune, Plan, SecateurError
+from secateur.core import CaptureError, NothingToPrune, Plan, PruningGraph, SecateurError
 from secateur.tracing.trace import trace
 
 
@@ -32,7 +32,7 @@ def named(choose: str = "all") -> list[object]:
 
 
 @cache
-def traced(name: str) -> tuple[Entry, nn.Module, Network]:
+def traced(name: str) -> tuple[Entry, nn.Module, PruningGraph]:
     """Build, perturb and trace a model of the bank, once."""
     entry = BANK[name]
     if entry.needs:
@@ -54,23 +54,21 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", named())
 def test_tracing_finds_the_units(name: str) -> None:
-    entry, model, network = traced(name)
-    assert sum(g.size for g in network.groups if g.exact) >= entry.units
-    assert len({g.name for g in network.groups}) == len(network.groups)
-    for group in network.groups:
+    entry, model, graph = traced(name)
+    assert sum(g.size for g in graph.groups if g.exact) >= entry.units
+    assert len({g.name for g in graph.groups}) == len(graph.groups)
+    for group in graph.groups:
         for slot in group.slots:
             assert slot.index.shape[0] == group.size
-            assert 0 <= slot.index.min() <= slot.index.max() < network.shapes[slot.tensor][slot.axis]
-    assert network.shapes == {
-        n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]
-    }
+            assert 0 <= slot.index.min() <= slot.index.max() < graph.shapes[slot.tensor][slot.axis]
+    assert graph.shapes == {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 @pytest.mark.parametrize("name", named())
 def test_half_of_every_group_goes_exactly(name: str) -> None:
-    entry, model, network = traced(name)
+    entry, model, graph = traced(name)
     before, mode = state(model), model.training
-    plan = oracles.half_plan(network)
+    plan = oracles.half_plan(graph)
     small, masked = shrink(model, plan), mask(model, plan)
     assert same(before, state(model))
     assert model.training == mode == small.training
@@ -87,17 +85,17 @@ def test_half_of_every_group_goes_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", named())
 def test_other_units_go_as_exactly(name: str) -> None:
     """A second draw, three quarters gone, not checked by the library itself."""
-    entry, model, network = traced(name)
-    plan = oracles.random_plan(network, seed=1, keep=0.25)
+    entry, model, graph = traced(name)
+    plan = oracles.random_plan(graph, seed=1, keep=0.25)
     small = shrink(model, plan, check=False)
     assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
 
 
 @pytest.mark.parametrize("name", named("fast"))
 def test_each_group_alone_goes_exactly(name: str) -> None:
-    entry, model, network = traced(name)
-    for group in network.groups:
-        plan = oracles.half_plan(network, seed=2, only=group.name)
+    entry, model, graph = traced(name)
+    for group in graph.groups:
+        plan = oracles.half_plan(graph, seed=2, only=group.name)
         if not plan.keep:
             continue
         small = shrink(model, plan)
@@ -107,18 +105,18 @@ def test_each_group_alone_goes_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", named("fast"))
 def test_one_unit_left_in_every_group_is_exact(name: str) -> None:
-    entry, model, network = traced(name)
-    keep = {g.name: np.array([g.size - 1]) for g in network.groups if g.exact and g.size > 1}
-    small = shrink(model, Plan(network, "last unit", keep))
+    entry, model, graph = traced(name)
+    keep = {g.name: np.array([g.size - 1]) for g in graph.groups if g.exact and g.size > 1}
+    small = shrink(model, Plan(graph, "last unit", keep))
     assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
 
 
 @pytest.mark.parametrize("name", named("fast"))
 def test_smaller_plans_give_nested_masks(name: str) -> None:
-    _, model, network = traced(name)
-    large = oracles.half_plan(network, seed=3)
+    _, model, graph = traced(name)
+    large = oracles.half_plan(graph, seed=3)
     nested = {group: kept[: max(1, len(kept) // 2)] for group, kept in large.keep.items()}
-    more, fewer = mask(model, large), mask(model, Plan(network, "nested", nested))
+    more, fewer = mask(model, large), mask(model, Plan(graph, "nested", nested))
     for p, q in zip(more.parameters(), fewer.parameters(), strict=True):
         assert not ((p == 0) & (q != 0)).any()
     assert sum(int((p != 0).sum()) for p in fewer.parameters()) < sum(
@@ -128,16 +126,16 @@ def test_smaller_plans_give_nested_masks(name: str) -> None:
 
 @pytest.mark.parametrize("name", named("fast"))
 def test_ignored_layers_keep_their_units(name: str) -> None:
-    entry, model, network = traced(name)
-    layers = network.makers(network.groups[0])
+    entry, model, graph = traced(name)
+    layers = graph.producers(graph.groups[0])
     if not layers:
         pytest.skip("the first group is made by no layer")
     layer = layers[0][0].name
     prefix = f"{layer}." if layer else ""
-    made = [s for g in network.groups for s in g.makers() if s.tensor.startswith(prefix)]
+    made = [s for g in graph.groups for s in g.producers() if s.tensor.startswith(prefix)]
     args, kwargs = entry.example()
     held = trace(model, args, ignored_layers=[layer], example_kwargs=kwargs)
-    own = [s for g in held.groups for s in g.makers() if s.tensor.startswith(prefix)]
+    own = [s for g in held.groups for s in g.producers() if s.tensor.startswith(prefix)]
     assert made
     assert not own
     plan = oracles.half_plan(held)
@@ -151,17 +149,17 @@ def test_ignored_layers_keep_their_units(name: str) -> None:
 @pytest.mark.parametrize("name", named("fast"))
 def test_plan_replays_on_a_fresh_instance(name: str) -> None:
     """A plan made on one instance applies to another of the same class, with other weights."""
-    entry, _, network = traced(name)
+    entry, _, graph = traced(name)
     other = oracles.perturb(entry.build(), seed=7)
-    small = shrink(other, oracles.half_plan(network))
+    small = shrink(other, oracles.half_plan(graph))
     assert oracles.deviation(entry, other, small) < oracles.TOLERANCE
 
 
 @pytest.mark.parametrize("name", named("fast"))
 def test_shrunk_models_train(name: str) -> None:
     """Gradients reach every parameter of the shrunk model that they reach in the original."""
-    entry, model, network = traced(name)
-    small = copy.deepcopy(shrink(model, oracles.half_plan(network)))
+    entry, model, graph = traced(name)
+    small = copy.deepcopy(shrink(model, oracles.half_plan(graph)))
     args, kwargs = entry.example(seed=4)
     reached = []
     for net in (model, small):
@@ -175,12 +173,12 @@ def test_shrunk_models_train(name: str) -> None:
 @pytest.mark.parametrize("name", named("fast"))
 def test_shrunk_models_can_be_traced_and_shrunk_again(name: str) -> None:
     """Pruning in steps: the oracle compares the second step with the very first model."""
-    entry, model, network = traced(name)
-    first = oracles.random_plan(network, keep=0.7)
+    entry, model, graph = traced(name)
+    first = oracles.random_plan(graph, keep=0.7)
     once = shrink(model, first, check=False)
     args, kwargs = entry.example()
     again = trace(once, args, example_kwargs=kwargs)
-    left = sum(len(first.keep.get(g.name, range(g.size))) for g in network.groups if g.exact)
+    left = sum(len(first.keep.get(g.name, range(g.size))) for g in graph.groups if g.exact)
     assert sum(g.size for g in again.groups if g.exact) >= left
     twice = shrink(once, oracles.half_plan(again, seed=1))
     assert oracles.size(twice) < oracles.size(once) < oracles.size(model)
@@ -209,7 +207,7 @@ def test_refusals_are_clear(name: str) -> None:
     before = state(model)
     args, kwargs = entry.example()
     with pytest.raises(SecateurError, match=entry.refused) as caught:
-        network = trace(model, args, example_kwargs=kwargs)
-        shrink(model, oracles.half_plan(network))
+        graph = trace(model, args, example_kwargs=kwargs)
+        shrink(model, oracles.half_plan(graph))
     assert isinstance(caught.value, (CaptureError, NothingToPrune))
     assert same(before, state(model))

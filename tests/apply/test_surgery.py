@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import hold, mask, shrink
+from secateur.apply.surgery import keep_masked, mask, shrink
 from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot, Units
 from secateur.formats.store import load
 from secateur.modules.narrow_norm import NarrowNorm, form_of
@@ -26,10 +26,10 @@ def mlp(dtype=torch.float64) -> nn.Sequential:
 
 
 def planned(model: nn.Module, inputs, share: float = 0.5, **more) -> Plan:
-    network = trace(model, inputs, **more)
+    graph = trace(model, inputs, **more)
     rng = np.random.default_rng(0)
-    keep = {g.name: np.sort(rng.permutation(g.size)[: max(1, int(g.size * share))]) for g in network.groups}
-    return Plan(network, "random", keep)
+    keep = {g.name: np.sort(rng.permutation(g.size)[: max(1, int(g.size * share))]) for g in graph.groups}
+    return Plan(graph, "random", keep)
 
 
 X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -82,9 +82,9 @@ def test_flags_dtypes_and_ties_survive() -> None:
 
 
 def test_removing_nothing_is_an_error_that_lists_what_is_frozen() -> None:
-    network = trace(mlp(), X)
+    graph = trace(mlp(), X)
     with pytest.raises(NothingToPrune, match="an output of the model"):
-        shrink(mlp(), Plan(network, "none"))
+        shrink(mlp(), Plan(graph, "none"))
 
 
 def test_a_plan_for_another_model_is_refused() -> None:
@@ -101,13 +101,13 @@ def test_a_wrong_index_is_caught_and_its_operation_named() -> None:
     """`mask` and `shrink` share no index arithmetic: a group that points at the wrong columns shows."""
     model = mlp()
     plan = planned(model, X)
-    group = plan.network.group("2")
+    group = plan.graph.group("2")
     wrong = tuple(
         Slot(s.tensor, s.axis, np.roll(s.index, 1, 0) if s.role == "in" else s.index, s.role)
         for s in group.slots
     )
-    groups = tuple(dataclasses.replace(g, slots=wrong) if g.name == "2" else g for g in plan.network.groups)
-    broken = dataclasses.replace(plan, network=dataclasses.replace(plan.network, groups=groups))
+    groups = tuple(dataclasses.replace(g, slots=wrong) if g.name == "2" else g for g in plan.graph.groups)
+    broken = dataclasses.replace(plan, graph=dataclasses.replace(plan.graph, groups=groups))
     with pytest.raises(ExactnessError, match=r"the parameter '4.weight' gives other values.*unchanged"):
         shrink(model, broken)
 
@@ -133,12 +133,12 @@ def test_code_that_insists_on_a_size_fails_with_its_line() -> None:
 
 def test_masks_of_single_weights_are_applied_by_both() -> None:
     model = mlp()
-    network = trace(model, X)
+    graph = trace(model, X)
     stays = np.random.default_rng(0).random((6, 8)) < 0.3
-    plan = Plan(network, "weights", masks={"2.weight": stays})
+    plan = Plan(graph, "weights", masks={"2.weight": stays})
     for made in (mask(model, plan), shrink(model, plan)):
         assert torch.equal(made[2].weight != 0, torch.from_numpy(stays))
-    both = Plan(network, "both", {"0": np.array([1, 4, 6])}, {"2.weight": stays})
+    both = Plan(graph, "both", {"0": np.array([1, 4, 6])}, {"2.weight": stays})
     small = shrink(model, both)
     assert torch.equal(small[2].weight, (model[2].weight * torch.from_numpy(stays))[:, [1, 4, 6]])
 
@@ -152,7 +152,7 @@ def test_hold_keeps_masked_weights_at_zero_through_training(make) -> None:
     plan = Plan(trace(model, X), "weights", masks={"2.weight": stays})
     masked = mask(model, plan)
     optimizer = make(masked.parameters())
-    handle = hold(masked, plan, optimizer)
+    handle = keep_masked(masked, plan, optimizer)
     for _ in range(5):
         optimizer.zero_grad()
         masked(X).square().sum().backward()

@@ -10,12 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from secateur.bench.cells import Cell
-from secateur.bench.comparison import comparison, failures, places
-from secateur.bench.grid import run_grid
-from secateur.bench.harness import Bench, make_grid, ratios_of, run_bench, seeds_of, split_methods
+from secateur.bench.compare import comparison, failures, places
+from secateur.bench.models import model_hash, overlap, part, sample, takes_seed
 from secateur.bench.output import write_comparison
-from secateur.bench.subject import model_hash, overlap, part, sample, takes_seed
+from secateur.bench.run import run_trials
+from secateur.bench.setting import Bench, make_grid, ratios_of, run_bench, seeds_of, split_methods
+from secateur.bench.trial import Trial
 from secateur.cli import main as cli
 from secateur.core import InputError
 
@@ -176,7 +176,7 @@ def test_the_same_cell_gives_the_same_row_in_another_process(place: Path) -> Non
     grid = make_grid(bench(methods=["random"], repairs=["fold+finetune"], seeds=[3, 5]))
     rows = []
     for engine in ("inline", "local"):
-        records = run_grid(grid.cells, place / f"{engine}.jsonl", engine=engine, jobs=1)
+        records = run_trials(grid.cells, place / f"{engine}.jsonl", engine=engine, jobs=1)
         assert [record.status for record in records] == ["ok"] * len(grid.cells)
         rows.append([{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records])
     assert rows[0] == rows[1]
@@ -287,8 +287,8 @@ def test_models_and_data_that_cannot_be(model: str, data: str, holdout: str | No
 def test_a_model_or_data_that_are_not_what_they_were_are_told(place: Path) -> None:
     cell = make_grid(bench("single", seeds=[0]), inline=True).cells[0]
     kinds = ("model_hash", "data_hash", "method_hash")
-    others = [Cell(cell.job, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
-    errors = [record.error for record in run_grid(others, place / "cells.jsonl", engine="inline")]
+    others = [Trial(cell.job, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
+    errors = [record.error for record in run_trials(others, place / "cells.jsonl", engine="inline")]
     assert "gives another model each time" in errors[0] and "gives other batches each time" in errors[1]
     assert "the code of planted.py:Truth changed since the run began" in errors[2]
     before = make_grid(bench("single", seeds=[0]), inline=True).cells[0].params["model_hash"]

@@ -13,28 +13,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.bench import Cell, run_grid
-from secateur.bench.cells import made_with
-from secateur.bench.grid import duration
-from secateur.bench.ledger import Ledger
+from secateur.bench import Trial, run_trials
+from secateur.bench.results_file import ResultsFile
+from secateur.bench.run import duration
+from secateur.bench.trial import made_with
 from secateur.core import InputError, SecateurError, StoreError
 
 JOBS = "secateur.bench.checks:"
 
 
-def draws(*seeds: int) -> list[Cell]:
-    return [Cell(f"{JOBS}draw", {"seed": seed, "count": 2}) for seed in seeds]
+def draws(*seeds: int) -> list[Trial]:
+    return [Trial(f"{JOBS}draw", {"seed": seed, "count": 2}) for seed in seeds]
 
 
-def inline(cells: list[Cell], path: Path, **more):
-    return run_grid(cells, path, engine="inline", **more)
+def inline(cells: list[Trial], path: Path, **more):
+    return run_trials(cells, path, engine="inline", **more)
 
 
 def test_a_grid_in_processes_keeps_going_whatever_cells_do(tmp_path: Path) -> None:
     path, said = tmp_path / "deep" / "cells.jsonl", []
-    spin = Cell(f"{JOBS}spin", {"seconds": 1000.0})
-    bad = [Cell(f"{JOBS}crash"), Cell(f"{JOBS}fail", {"text": "no such luck"}), spin]
-    records = run_grid([*bad, *draws(0, 1, 0)], path, limit=2.0, tell=said.append)
+    spin = Trial(f"{JOBS}spin", {"seconds": 1000.0})
+    bad = [Trial(f"{JOBS}crash"), Trial(f"{JOBS}fail", {"text": "no such luck"}), spin]
+    records = run_trials([*bad, *draws(0, 1, 0)], path, limit=2.0, tell=said.append)
     assert [r.status for r in records] == ["error", "error", "timeout", "ok", "ok", "ok"]
     crash, fail, late, first, second, again = records
     assert "SIGKILL" in crash.error
@@ -53,7 +53,7 @@ def test_a_grid_in_processes_keeps_going_whatever_cells_do(tmp_path: Path) -> No
 
 
 def test_a_second_run_does_only_what_is_left(tmp_path: Path) -> None:
-    path, fails = tmp_path / "cells.jsonl", Cell(f"{JOBS}fail", {"text": "again"})
+    path, fails = tmp_path / "cells.jsonl", Trial(f"{JOBS}fail", {"text": "again"})
     inline([*draws(0, 1), fails], path)
     before, said = path.read_text(), []
     records = inline([*draws(2, 1, 0), fails], path, tell=said.append)
@@ -105,7 +105,7 @@ def test_lines_of_other_versions_are_kept_apart(tmp_path: Path, monkeypatch: pyt
     path, said = tmp_path / "cells.jsonl", []
     older = {**made_with(), "torch": "2.6.0"}
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.bench.cells.made_with", lambda: older)
+        patch.setattr("secateur.bench.trial.made_with", lambda: older)
         inline(draws(0), path)
     before = path.read_text()
     inline(draws(0), path, tell=said.append)
@@ -114,28 +114,28 @@ def test_lines_of_other_versions_are_kept_apart(tmp_path: Path, monkeypatch: pyt
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "cells.jsonl"), pytest.raises(StoreError, match="another run"):
+    with ResultsFile(tmp_path / "cells.jsonl"), pytest.raises(StoreError, match="another run"):
         inline(draws(0), tmp_path / "cells.jsonl")
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.core import StoreError
 path = Path(sys.argv[1])
-cells = [Cell("secateur.bench.checks:draw", {"seed": seed, "count": 2}) for seed in range(3)]
-run_grid(cells[:1], path, engine="inline")
+cells = [Trial("secateur.bench.checks:draw", {"seed": seed, "count": 2}) for seed in range(3)]
+run_trials(cells[:1], path, engine="inline")
 size = path.stat().st_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
 try:
-    run_grid(cells, path, engine="inline")
+    run_trials(cells, path, engine="inline")
 except StoreError as error:
     print(error)
 assert path.stat().st_size == size
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 said = []
-run_grid(cells, path, engine="inline", tell=said.append)
+run_trials(cells, path, engine="inline", tell=said.append)
 print(said[0])
 """
 
@@ -151,9 +151,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from secateur.bench import Cell, run_grid
-spin = lambda seconds, at: Cell("secateur.bench.checks:spin", {"seconds": seconds, "at": at})
-run_grid([spin(0.1, 0), spin(1000.0, 1), spin(1000.0, 2)], Path(sys.argv[1]))
+from secateur.bench import Trial, run_trials
+spin = lambda seconds, at: Trial("secateur.bench.checks:spin", {"seconds": seconds, "at": at})
+run_trials([spin(0.1, 0), spin(1000.0, 1), spin(1000.0, 2)], Path(sys.argv[1]))
 """
 
 
@@ -188,21 +188,21 @@ def _alive(pid: int) -> bool:
 
 
 def test_cells_are_their_job_parameters_and_versions() -> None:
-    a, b = Cell("a.b:c", {"x": 1, "y": [1, None]}), Cell("a.b:c", {"y": [1, None], "x": 1})
+    a, b = Trial("a.b:c", {"x": 1, "y": [1, None]}), Trial("a.b:c", {"y": [1, None], "x": 1})
     assert a.key == b.key and a == b and hash(a) == hash(b)
-    assert len({a.key, Cell("a.b:c", {"x": 2, "y": [1, None]}).key, Cell("a.b:d", dict(a.params)).key}) == 3
+    assert len({a.key, Trial("a.b:c", {"x": 2, "y": [1, None]}).key, Trial("a.b:d", dict(a.params)).key}) == 3
 
 
 def test_where_files_lie_is_no_part_of_a_cell(tmp_path: Path) -> None:
-    here, there = (Cell("a.b:c", {"rows": [{"a": 1}]}, {"folder": name}) for name in ("here", "there"))
+    here, there = (Trial("a.b:c", {"rows": [{"a": 1}]}, {"folder": name}) for name in ("here", "there"))
     assert here == there and here.key == there.key and hash(here) == hash(there)
     assert here.arguments == {"rows": [{"a": 1}], "folder": "here"}
     with pytest.raises(InputError, match=r"\['rows'\] cannot be a parameter and a path"):
-        Cell("a.b:c", {"rows": []}, {"rows": "x"})
-    spins = [Cell("secateur.bench.checks:spin", {"seconds": 0.0}, {"folder": name}) for name in "ab"]
-    first = run_grid(spins[:1], tmp_path / "cells.jsonl", engine="inline")
+        Trial("a.b:c", {"rows": []}, {"rows": "x"})
+    spins = [Trial("secateur.bench.checks:spin", {"seconds": 0.0}, {"folder": name}) for name in "ab"]
+    first = run_trials(spins[:1], tmp_path / "cells.jsonl", engine="inline")
     said: list[str] = []
-    assert run_grid(spins[1:], tmp_path / "cells.jsonl", engine="inline", tell=said.append) == first
+    assert run_trials(spins[1:], tmp_path / "cells.jsonl", engine="inline", tell=said.append) == first
     assert "1 from before" in said[0] and first[0].rows[0]["folder"] == "a"
 
 
@@ -218,7 +218,7 @@ def test_where_files_lie_is_no_part_of_a_cell(tmp_path: Path) -> None:
 )
 def test_cells_that_cannot_be_written_down(job: str, params: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Cell(job, params)
+        Trial(job, params)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_cells_that_cannot_be_written_down(job: str, params: dict, words: str) -
 )
 def test_arguments_that_cannot_be(tmp_path: Path, more: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        run_grid(draws(0), tmp_path / "cells.jsonl", **more)
+        run_trials(draws(0), tmp_path / "cells.jsonl", **more)
     assert not (tmp_path / "cells.jsonl").exists()
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_jobs_that_are_not_there_or_return_no_rows(tmp_path: Path) -> None:
-    cells = [Cell(f"{JOBS}drow", {}), Cell("no.such:job"), Cell(f"{JOBS}echo", {"rows": 3})]
+    cells = [Trial(f"{JOBS}drow", {}), Trial("no.such:job"), Trial(f"{JOBS}echo", {"rows": 3})]
     errors = [record.error for record in inline(cells, tmp_path / "cells.jsonl")]
     assert "did you mean 'draw'" in errors[0]
     assert "cannot import no.such" in errors[1]

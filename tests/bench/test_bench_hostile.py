@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.bench.cells import Cell, Record
-from secateur.bench.grid import run_grid
-from secateur.bench.harness import Bench, make_grid, run_bench
-from secateur.bench.ledger import Ledger
-from secateur.bench.subject import method_hash, model_hash, subject, takes_seed
+from secateur.bench.models import method_hash, model_hash, subject, takes_seed
+from secateur.bench.results_file import ResultsFile
+from secateur.bench.run import run_trials
+from secateur.bench.setting import Bench, make_grid, run_bench
+from secateur.bench.trial import Trial, TrialResult
 from secateur.bench.worker import Worker
 from secateur.cli.specs import make_data, make_method, make_model
 from secateur.core import InputError, StoreError
@@ -122,7 +122,7 @@ def test_folders_called_like_a_method_or_data_change_nothing(place: Path) -> Non
     for name in ("random", "magnitude", "digits", "p=1", "magnitude:p=1", "secateur.zoo"):
         (place / name).mkdir()
     assert [cell.key for cell in make_grid(bench(), inline=True).cells] == [c.key for c in before.cells]
-    from secateur.bench.harness import _Absolute
+    from secateur.bench.setting import _Absolute
 
     found = _Absolute(one)
     assert (found.paths["model"], found.paths["data"]) == ("secateur.zoo:lenet5", "digits")
@@ -135,7 +135,7 @@ def test_folders_called_like_a_method_or_data_change_nothing(place: Path) -> Non
 
 
 def test_known_data_keep_their_folder_and_models_theirs(place: Path) -> None:
-    from secateur.bench.harness import _Absolute
+    from secateur.bench.setting import _Absolute
 
     (place / "saved").mkdir()
     found = _Absolute(bench(data="mnist:files", model="saved"))
@@ -170,7 +170,7 @@ def test_numbers_that_cannot_be_are_named(more: dict, words: str) -> None:
 @pytest.mark.parametrize("limit", [math.nan, math.inf, -1.0])
 def test_limits_are_numbers_of_seconds(place: Path, limit: float) -> None:
     with pytest.raises(InputError, match="positive and finite"):
-        run_grid([Cell("secateur.bench.checks:draw", {"seed": 0})], place / "cells.jsonl", limit=limit)
+        run_trials([Trial("secateur.bench.checks:draw", {"seed": 0})], place / "cells.jsonl", limit=limit)
 
 
 def test_a_model_that_hangs_is_stopped_at_the_first_look() -> None:
@@ -198,25 +198,25 @@ def test_code_that_leaves_the_program_is_a_failure(place: Path) -> None:
 def test_a_file_of_somebody_else_is_left_as_it_is(place: Path, foreign: bytes) -> None:
     (place / "notes").write_bytes(foreign)
     with pytest.raises(StoreError, match=r"notes is no file with results|line 1 of .*notes is no record"):
-        Ledger(place / "notes")
+        ResultsFile(place / "notes")
     assert (place / "notes").read_bytes() == foreign
 
 
 @pytest.mark.parametrize("tail", [b'{"key": "0', b"{", b"\0" * 9])
 def test_what_a_crash_leaves_is_cut(place: Path, tail: bytes) -> None:
     (place / "cells.jsonl").write_bytes(tail)
-    with Ledger(place / "cells.jsonl") as ledger:
+    with ResultsFile(place / "cells.jsonl") as ledger:
         assert "was cut short" in ledger.said and not ledger.records
     assert (place / "cells.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 9, b"\xff", b"[" * 50_000])
 def test_what_follows_a_record_is_cut(place: Path, tail: bytes) -> None:
-    with Ledger(place / "cells.jsonl") as ledger:
-        ledger.append(Record(Cell("a.b:c"), "ok"))
+    with ResultsFile(place / "cells.jsonl") as ledger:
+        ledger.append(TrialResult(Trial("a.b:c"), "ok"))
     whole = (place / "cells.jsonl").read_bytes()
     (place / "cells.jsonl").write_bytes(whole + tail)
-    with Ledger(place / "cells.jsonl") as ledger:
+    with ResultsFile(place / "cells.jsonl") as ledger:
         assert "was cut short" in ledger.said and len(ledger.records) == 1
     assert (place / "cells.jsonl").read_bytes() == whole
 
@@ -245,20 +245,20 @@ DEEP = "deep"
     ],
 )
 def test_edited_lines_are_named(place: Path, field: str, value: object, words: str) -> None:
-    line = {**Record(Cell("a.b:c"), "ok").to_dict(), field: value}
+    line = {**TrialResult(Trial("a.b:c"), "ok").to_dict(), field: value}
     text = json.dumps(line).replace(f'"{DEEP}"', "[" * 50_000 + "]" * 50_000)
     (place / "cells.jsonl").write_text(f"\n{text}\n")
     with pytest.raises(StoreError, match=f"line 2 of .*{words}"):
-        Ledger(place / "cells.jsonl")
+        ResultsFile(place / "cells.jsonl")
 
 
 def test_texts_that_cannot_be_written_do_not_spoil_the_file(place: Path) -> None:
     cells = [
-        Cell("secateur.bench.checks:echo", {"rows": [{"name": "a\udcff"}]}),
-        Cell("secateur.bench.checks:fail", {"text": "b\udcff"}),
+        Trial("secateur.bench.checks:echo", {"rows": [{"name": "a\udcff"}]}),
+        Trial("secateur.bench.checks:fail", {"text": "b\udcff"}),
     ]
     for _ in range(2):
-        one, two = run_grid(cells, place / "cells.jsonl", engine="inline")
+        one, two = run_trials(cells, place / "cells.jsonl", engine="inline")
         assert one.rows == [{"name": r"a\udcff"}] and r"b\udcff" in two.error
 
 

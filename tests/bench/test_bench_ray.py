@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from secateur.bench import Cell, EngineError, run_grid
+from secateur.bench import EngineError, Trial, run_trials
 from secateur.bench.cluster import TRIES, Desk
-from secateur.bench.harness import Bench, make_grid
+from secateur.bench.setting import Bench, make_grid
 from secateur.core import InputError
 
 JOBS = "secateur.bench.checks:"
@@ -32,8 +32,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")
 
 
-def draws(count: int) -> list[Cell]:
-    return [Cell(f"{JOBS}draw", {"seed": seed}) for seed in range(count)]
+def draws(count: int) -> list[Trial]:
+    return [Trial(f"{JOBS}draw", {"seed": seed}) for seed in range(count)]
 
 
 def test_an_address_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
@@ -42,19 +42,19 @@ def test_an_address_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None
         port = free.getsockname()[1]
         start = time.monotonic()
         with pytest.raises(EngineError, match=f"no Ray cluster answers at 127.0.0.1:{port} .*refused"):
-            run_grid(draws(1), tmp_path / "cells.jsonl", engine="ray", address=f"127.0.0.1:{port}")
+            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=f"127.0.0.1:{port}")
         assert time.monotonic() - start < 10
 
 
 def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
     for wrong in ("here", "host:", "http://host:1", "host:port"):
         with pytest.raises(InputError, match="HOST:PORT"):
-            run_grid(draws(1), tmp_path / "cells.jsonl", engine="ray", address=wrong)
+            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=wrong)
 
 
 def test_nothing_to_do_needs_no_cluster(tmp_path: Path) -> None:
-    run_grid(draws(2), tmp_path / "cells.jsonl", engine="inline")
-    records = run_grid(draws(2), tmp_path / "cells.jsonl", engine="ray", address="127.0.0.1:1")
+    run_trials(draws(2), tmp_path / "cells.jsonl", engine="inline")
+    records = run_trials(draws(2), tmp_path / "cells.jsonl", engine="ray", address="127.0.0.1:1")
     assert [r.status for r in records] == ["ok", "ok"]
 
 
@@ -62,7 +62,11 @@ def test_a_desk_hands_out_each_cell_once() -> None:
     desk = Desk({3: ("a:b", {}), 5: ("a:b", {"x": 1})})
     assert [desk.take(), desk.take(), desk.take()] == [(3, ("a:b", {})), (5, ("a:b", {"x": 1})), None]
     desk.give(5, {"status": "ok"})
-    assert (desk.collect(), desk.collect(), desk.taken()) == ([(5, {"status": "ok"})], [], [3, 5])
+    assert (desk.collect(), desk.collect(), desk.taken()) == (
+        [(5, {"status": "ok"})],
+        [],
+        [3, 5],
+    )
 
 
 @pytest.mark.slow
@@ -73,7 +77,7 @@ def test_a_listener_that_is_no_cluster_is_told_within_seconds(tmp_path: Path) ->
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         start = time.monotonic()
         with pytest.raises(EngineError, match="does not speak Ray"):
-            run_grid(draws(1), tmp_path / "cells.jsonl", engine="ray", address=address)
+            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=address)
         assert time.monotonic() - start < 30
 
 
@@ -93,9 +97,9 @@ def cluster():
 @pytest.mark.slow
 def test_a_node_dies_midway_and_nothing_is_lost(tmp_path: Path, cluster) -> None:
     nodes, second = cluster
-    spins = [Cell(f"{JOBS}spin", {"seconds": 2.0, "at": at}) for at in range(10)]
-    late = Cell(f"{JOBS}sleep", {"seconds": 99.0})
-    bad = [Cell(f"{JOBS}fail", {"text": "as told"}), Cell(f"{JOBS}crash"), late]
+    spins = [Trial(f"{JOBS}spin", {"seconds": 2.0, "at": at}) for at in range(10)]
+    late = Trial(f"{JOBS}sleep", {"seconds": 99.0})
+    bad = [Trial(f"{JOBS}fail", {"text": "as told"}), Trial(f"{JOBS}crash"), late]
     cells, killed = [*spins, *draws(4), *bad], []
 
     def tell(words: str) -> None:
@@ -104,11 +108,11 @@ def test_a_node_dies_midway_and_nothing_is_lost(tmp_path: Path, cluster) -> None
             nodes.remove_node(second, allow_graceful=False)
 
     path = tmp_path / "cells.jsonl"
-    records = run_grid(cells, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, tell=tell)
+    records = run_trials(cells, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, tell=tell)
     assert killed == [2]
     assert [r.status for r in records] == [*["ok"] * 14, "error", "error", "timeout"]
     assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == len(cells)
-    here = run_grid(cells[:14], tmp_path / "local.jsonl", engine="inline")
+    here = run_trials(cells[:14], tmp_path / "local.jsonl", engine="inline")
     assert [r.rows for r in here] == [r.rows for r in records[:14]]
 
 
@@ -117,8 +121,8 @@ def test_one_job_runs_on_the_cluster_too_and_a_cell_that_takes_its_worker_along_
     tmp_path: Path, cluster
 ) -> None:
     nodes, _ = cluster
-    cells = [Cell(f"{JOBS}crash_all"), *draws(1)]
-    records = run_grid(cells, tmp_path / "cells.jsonl", engine="ray", jobs=1, address=nodes.address)
+    cells = [Trial(f"{JOBS}crash_all"), *draws(1)]
+    records = run_trials(cells, tmp_path / "cells.jsonl", engine="ray", jobs=1, address=nodes.address)
     assert [r.status for r in records] == ["error", "ok"]
     assert f"lost {TRIES} times" in records[0].error
 
@@ -138,7 +142,7 @@ def test_prunings_are_the_same_on_every_engine(tmp_path: Path, cluster) -> None:
     )
     cells, found = make_grid(bench).cells, {}
     for engine, address in (("inline", None), ("local", None), ("ray", cluster[0].address)):
-        records = run_grid(cells, tmp_path / f"{engine}.jsonl", engine=engine, jobs=2, address=address)
+        records = run_trials(cells, tmp_path / f"{engine}.jsonl", engine=engine, jobs=2, address=address)
         assert [record.error for record in records] == [""] * (4 * 2 * 2)
         found[engine] = [{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records]
     assert found["inline"] == found["local"] == found["ray"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import secateur as sc
 from secateur.cli import main as cli
 from secateur.core import InputError
-from secateur.diagnostics import PORTRAITS, portray
+from secateur.diagnostics import PORTRAITS, diagnose
 from secateur.diagnostics.lattice import NODES
 from secateur.diagnostics.matroid import segment
 from secateur.diagnostics.mip import states
@@ -32,7 +32,7 @@ coordinate = st.floats(-3, 3).map(lambda v: round(v, 3))
 
 def pruned(model: nn.Module, method: object, batches: list, budget: sc.Budget | None = None) -> sc.Result:
     result = sc.prune(model, batches[0][0][:2], method, budget or sc.Units(0.5), batches, batch_sizes=())
-    return portray(result, model, batches, method)
+    return diagnose(result, model, batches, method)
 
 
 # --- matroid
@@ -148,7 +148,7 @@ def test_spectrum_is_that_of_the_masked_network(make: Callable[[], nn.Module], b
     batches = labelled(6) if make is perceptron else labelled(5, 4)
     result = pruned(model, "spectral", batches, budget)
     structure, masked = result.report.structure, sc.mask(model, result.plan)
-    after = layer_connectivity(result.network, dict(masked.named_parameters()))
+    after = layer_connectivity(result.graph, dict(masked.named_parameters()))
     for name, layer in structure["layers"].items():
         assert layer["after"]["edges"] == after[name].edges < layer["before"]["edges"]
         assert layer["after"]["lambda2"] == pytest.approx(after[name].lambda2, rel=1e-4)
@@ -204,7 +204,7 @@ def test_a_plan_without_scores_is_told() -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], "magnitude", sc.Units(0.5), batches, batch_sizes=())
     with pytest.raises(InputError, match="no importance scores"):
-        portray(result, model, batches, "mip")
+        diagnose(result, model, batches, "mip")
 
 
 # --- lattice
@@ -226,8 +226,8 @@ def test_hasse_diagram_is_the_order(make: Callable[[], nn.Module], options: dict
     batches = labelled(6) if make is perceptron else labelled(5, 4)
     method = sc.methods.Lattice(**options)
     result = pruned(model, method, batches)
-    evidence = sc.collect(model, result.network, batches, method.needs(sc.Units(0.5)), 0)
-    for name, order in method.orders(result.network, evidence).items():
+    statistics = sc.collect_statistics(model, result.graph, batches, method.needs(sc.Units(0.5)), 0)
+    for name, order in method.orders(result.graph, statistics).items():
         told = result.report.structure["orders"][name]
         units = sorted(unit for node in told["nodes"] for unit in node["units"])
         assert units == list(range(told["units"])) and told["elements"] == len(told["nodes"])
@@ -272,7 +272,7 @@ def test_large_orders_are_drawn_in_part() -> None:
 def test_a_portrait_changes_nothing_else_and_survives_json(method: str) -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], method, sc.Units(0.5), batches, batch_sizes=())
-    found = portray(result, model, batches)
+    found = diagnose(result, model, batches)
     assert found.model is result.model and found.plan is result.plan
     assert found.report.structure["structure"] == method and result.report.structure == {}
     assert sc.Report.from_json(found.report.to_json()).structure == found.report.structure
@@ -283,7 +283,7 @@ def test_a_portrait_of_a_folded_network_looks_at_what_the_method_saw() -> None:
     result = sc.prune(
         model, batches[0][0][:2], "lattice", sc.Units(0.5), batches, repair="fold", batch_sizes=()
     )
-    (order,) = portray(result, model, batches).report.structure["orders"].values()
+    (order,) = diagnose(result, model, batches).report.structure["orders"].values()
     (note,) = result.plan.notes["order"].values()
     assert order["irreducible"] == note["irreducible"]
 
@@ -292,9 +292,9 @@ def test_what_cannot_be_portrayed() -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], "magnitude", sc.Units(0.5), batches, batch_sizes=())
     with pytest.raises(InputError, match="follows no structure"):
-        portray(result, model, batches)
+        diagnose(result, model, batches)
     with pytest.raises(InputError, match="pass data="):
-        portray(result, model, None, "lattice")
+        diagnose(result, model, None, "lattice")
 
 
 # --- on the command line

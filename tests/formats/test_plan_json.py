@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from oracles import half_plan
 
-from secateur.core import Frozen, Group, Layer, Merge, Network, Plan, PlanError, Size, Slot
+from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, Size, Slot
 from secateur.formats.plan_json import OMITTED, decode, encode, plan_from_json, plan_to_json, runs
 from secateur.tracing.trace import trace
 
@@ -59,7 +59,7 @@ groups = st.builds(
     Group, names, st.integers(0, 9), st.lists(slots, max_size=2).map(tuple), st.booleans(), names
 )
 networks = st.builds(
-    Network,
+    PruningGraph,
     groups=st.lists(groups, max_size=3).map(tuple),
     frozen=st.lists(st.builds(Frozen, names, st.integers(0, 3), names, names), max_size=2).map(tuple),
     layers=st.lists(
@@ -80,12 +80,12 @@ merges = st.builds(Merge, ints, ints, arrays.arrays(np.float64, shape), arrays.a
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    network = draw(networks)
-    sizes = {g.name: g.size for g in network.groups}
+    graph = draw(networks)
+    sizes = {g.name: g.size for g in graph.groups}
     chosen = draw(st.lists(st.sampled_from(sorted(sizes)), unique=True)) if sizes else []
     units = {name: draw(st.sets(st.sampled_from(range(sizes[name])))) for name in chosen if sizes[name]}
     return Plan(
-        network=network,
+        graph=graph,
         method=draw(names),
         keep={name: np.array(sorted(kept), np.int64) for name, kept in units.items()},
         masks=draw(st.dictionaries(names, arrays.arrays(np.bool_, shape), max_size=2)),
@@ -178,7 +178,7 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
         plan_from_json(text)
 
 
-HIDDEN = Network((Group("hidden", 8, ()),), (), (), {}, ())
+HIDDEN = PruningGraph((Group("hidden", 8, ()),), (), (), {}, ())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_is_no_vector_of_units_is_refused() -> None:
 
 def test_a_truncated_text_is_refused_at_every_length() -> None:
     text = plan_to_json(
-        Plan(Network((), (), (), {"w": (2, 2)}, ("w",)), "a", masks={"w": np.eye(2, dtype=bool)})
+        Plan(PruningGraph((), (), (), {"w": (2, 2)}, ("w",)), "a", masks={"w": np.eye(2, dtype=bool)})
     )
     for end in range(len(text)):
         with pytest.raises(PlanError):

@@ -127,9 +127,9 @@ def test_the_order_of_memory_comes_back(tmp_path: Path) -> None:
 
 def test_plan_masks_and_report_come_back(tmp_path: Path) -> None:
     model = make()
-    network = trace(model, torch.randn(2, 1, 6, 6))
+    graph = trace(model, torch.randn(2, 1, 6, 6))
     masks = {"4.weight": np.random.default_rng(0).random((8, 96)) < 0.5}
-    plan = Plan(network, "x", {}, masks, seed=4, notes={"4.weight": {"gap": float("inf")}})
+    plan = Plan(graph, "x", {}, masks, seed=4, notes={"4.weight": {"gap": float("inf")}})
     save(tmp_path / "run", shrink(model, plan), plan, {"a": 1})
     again = load_plan(tmp_path / "run")
     assert plan_to_json(again) == plan_to_json(plan)

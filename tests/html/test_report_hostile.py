@@ -15,7 +15,7 @@ from report_runs import make_report, several_seeds, two_networks
 from torch import nn
 from typer.testing import CliRunner
 
-from secateur.bench.comparison import Comparison, comparison
+from secateur.bench.compare import Comparison, comparison
 from secateur.bench.output import sections, write_comparison
 from secateur.cli import demo
 from secateur.cli import main as cli

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from secateur.core import (
     Budget,
-    Evidence,
     InputError,
     Macs,
-    Network,
     NothingToPrune,
     Params,
     Plan,
     PlanError,
+    PruningGraph,
+    Statistics,
     Tolerance,
     Units,
     Weights,
@@ -40,11 +40,11 @@ from secateur.methods import (
     Taylor,
 )
 from secateur.methods.base import normalized
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 
-def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Network, list[Any]]:
+def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, PruningGraph, list[Any]]:
     """A small model, its trace, and two batches."""
     torch.manual_seed(1)
     conv = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU()]
@@ -70,15 +70,15 @@ class LastState(nn.Module):
 
 
 def plan(method: Method, budget: Budget, name: str = "mlp", seed: int = 0) -> Plan:
-    model, network, batches = make(name)
-    return method.plan(network, collect(model, network, batches, method.needs(budget), seed), budget)
+    model, graph, batches = make(name)
+    return method.plan(graph, collect_statistics(model, graph, batches, method.needs(budget), seed), budget)
 
 
 def scores(method: Any, name: str = "mlp", weights: bool = False) -> dict[str, Tensor]:
-    model, network, batches = make(name)
+    model, graph, batches = make(name)
     budget = Weights(0.5) if weights else Units(0.5)
-    evidence = collect(model, network, batches, method.needs(budget))
-    return dict((method.weight_scores if weights else method.unit_scores)(network, evidence))
+    statistics = collect_statistics(model, graph, batches, method.needs(budget))
+    return dict((method.weight_scores if weights else method.unit_scores)(graph, statistics))
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -101,8 +101,8 @@ def test_magnitude_of_channels_and_hidden_units_takes_all_their_rows() -> None:
     # The grouped convolution reads channels j and j + 3 with the same column: they go together.
     norms = model[0].weight.square().sum((1, 2, 3))
     close(found["0"], (norms[:3] + norms[3:]).sqrt())
-    lstm, network, _ = make("lstm")
-    [group] = network.groups
+    lstm, graph, _ = make("lstm")
+    [group] = graph.groups
     rows = sum(
         p.abs().sum(1).reshape(4, 10).sum(0) for k, p in lstm.net.named_parameters() if k.startswith("weight")
     )
@@ -111,8 +111,8 @@ def test_magnitude_of_channels_and_hidden_units_takes_all_their_rows() -> None:
 
 def test_sensitivity_is_that_of_a_single_output() -> None:
     model = nn.Sequential(nn.Linear(2, 20), nn.ReLU(), nn.Linear(20, 1)).double()
-    network = trace(model, torch.randn(3, 2, dtype=torch.float64))
-    found = Sensitivity().unit_scores(network, collect(model, network, None, ()))["0"]
+    graph = trace(model, torch.randn(3, 2, dtype=torch.float64))
+    found = Sensitivity().unit_scores(graph, collect_statistics(model, graph, None, ()))["0"]
     close(found, model[2].weight[0].abs() * model[0].weight.norm(dim=1))
     model, _, _ = make("mlp")
     close(scores(Sensitivity())["0"], model[2].weight.norm(dim=0) * model[0].weight.norm(dim=1))
@@ -133,11 +133,11 @@ def test_activation_of_channels_that_a_grouped_convolution_reads() -> None:
 
 
 def test_activation_of_hidden_units_averages_their_readers() -> None:
-    model, network, batches = make("lstm")
-    evidence = collect(model, network, batches, {"moments"})
-    [group] = network.groups
-    found = Activation().unit_scores(network, evidence)[group.name]
-    means = [evidence.moments[layer.weight].absolute for layer, _ in network.readers(group)]
+    model, graph, batches = make("lstm")
+    statistics = collect_statistics(model, graph, batches, {"moments"})
+    [group] = graph.groups
+    found = Activation().unit_scores(graph, statistics)[group.name]
+    means = [statistics.moments[layer.weight].absolute for layer, _ in graph.consumers(group)]
     # W_hh of two layers and directions; both W_ih of layer 1, and the head, read both directions.
     assert sorted(len(m) for m in means) == [10, 10, 10, 10, 20, 20, 20]
     close(found, torch.stack([m.reshape(-1, 10).mean(0) for m in means]).mean(0))
@@ -189,39 +189,39 @@ def test_synflow_conserves_and_empties_no_layer() -> None:
     widths = [20, 100, 100, 100, 10]
     parts = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
     model = nn.Sequential(*[x for p in parts for x in (p, nn.ReLU())][:-1]).double()
-    network = trace(model, torch.randn(2, 20, dtype=torch.float64))
-    evidence = collect(model, network, None, {"flow"})
+    graph = trace(model, torch.randn(2, 20, dtype=torch.float64))
+    statistics = collect_statistics(model, graph, None, {"flow"})
     total = sum(p.weight.numel() for p in parts)
-    masks = SynFlow().plan(network, evidence, Weights(0.01, "global")).masks
+    masks = SynFlow().plan(graph, statistics, Weights(0.01, "global")).masks
     assert sum(int(m.sum()) for m in masks.values()) == round(0.01 * total)
     # Paths from input to output are left, and R with them, although 99 % is gone.
-    flow = evidence.flow({k: torch.from_numpy(m) for k, m in masks.items()})
+    flow = statistics.flow({k: torch.from_numpy(m) for k, m in masks.items()})
     assert float(flow["0.weight"].sum()) > 0
-    once = SynFlow(rounds=1).plan(network, evidence, Weights(0.01, "global")).masks
-    left = evidence.flow({k: torch.from_numpy(m) for k, m in once.items()})
+    once = SynFlow(rounds=1).plan(graph, statistics, Weights(0.01, "global")).masks
+    left = statistics.flow({k: torch.from_numpy(m) for k, m in once.items()})
     assert float(left["0.weight"].sum()) < float(flow["0.weight"].sum())
 
 
 def test_synflow_in_one_round_is_its_score() -> None:
-    model, network, batches = make("mlp")
-    evidence = collect(model, network, batches, {"flow"})
-    flow = SynFlow().unit_scores(network, evidence)["0"]
-    kept = SynFlow(rounds=1).plan(network, evidence, Units(0.5)).keep["0"]
+    model, graph, batches = make("mlp")
+    statistics = collect_statistics(model, graph, batches, {"flow"})
+    flow = SynFlow().unit_scores(graph, statistics)["0"]
+    kept = SynFlow(rounds=1).plan(graph, statistics, Units(0.5)).keep["0"]
     assert kept.tolist() == sorted(torch.argsort(flow, descending=True, stable=True)[:6].tolist())
 
 
 def test_synflow_rounds_are_nested_and_exact() -> None:
-    model, network, batches = make("lstm")
-    evidence = collect(model, network, batches, {"flow"})
+    model, graph, batches = make("lstm")
+    statistics = collect_statistics(model, graph, batches, {"flow"})
     seen: list[dict[str, Tensor]] = []
 
     def spy(masks: dict[str, Tensor], **options: Any) -> Any:
         seen.append({k: m.clone() for k, m in masks.items()})
-        return evidence.flow(masks, **options)
+        return statistics.flow(masks, **options)
 
-    watched = Evidence(evidence.weights, flow=spy)
-    found = SynFlow(rounds=7).plan(network, watched, Units(0.4, "global"))
-    assert len(found.keep[network.groups[0].name]) == 4
+    watched = Statistics(statistics.weights, flow=spy)
+    found = SynFlow(rounds=7).plan(graph, watched, Units(0.4, "global"))
+    assert len(found.keep[graph.groups[0].name]) == 4
     assert len(seen) == 7
     for earlier, later in pairwise(seen[1:]):
         assert all((later[k] <= earlier[k]).all() for k in earlier)
@@ -254,15 +254,15 @@ SCORED = ("random", "magnitude", "activation", "sensitivity", "taylor", "snip", 
 def test_laws_of_selection(name: str, model_name: str) -> None:
     method = method_of(name)
     assert isinstance(method, Method) and METHODS[name].name == name
-    model, network, batches = make(model_name)
+    model, graph, batches = make(model_name)
     for budget in BUDGETS:
-        evidence = collect(model, network, batches, method.needs(budget))
+        statistics = collect_statistics(model, graph, batches, method.needs(budget))
         if isinstance(budget, Weights) and name in ("activation", "sensitivity"):
             with pytest.raises(InputError, match="not defined for single weights"):
-                method.plan(network, evidence, budget)
+                method.plan(graph, statistics, budget)
             continue
-        found = method.plan(network, evidence, budget)
-        again = method.plan(network, evidence, budget)
+        found = method.plan(graph, statistics, budget)
+        again = method.plan(graph, statistics, budget)
         check_plan(found, budget)
         assert found.keep.keys() == again.keep.keys() and found.masks.keys() == again.masks.keys()
         assert all(np.array_equal(found.keep[k], again.keep[k]) for k in found.keep)
@@ -272,15 +272,15 @@ def test_laws_of_selection(name: str, model_name: str) -> None:
 
 def check_plan(found: Plan, budget: Budget) -> None:
     """Counts are exact; nothing removed is scored above anything kept."""
-    network = found.network
+    graph = found.graph
     if isinstance(budget, Weights):
-        sizes = {x.weight: int(np.prod(network.shapes[x.weight])) for x in network.prunable_weights()}
+        sizes = {x.weight: int(np.prod(graph.shapes[x.weight])) for x in graph.prunable_weights()}
         kept = sum(int(found.masks[k].sum()) if k in found.masks else n for k, n in sizes.items())
         parts = list(sizes.values()) if budget.scope == "layer" else [sum(sizes.values())]
         assert kept == sum(max(1, int(budget.density * n + 0.5 + 1e-9)) for n in parts)
         assert not found.keep
         return
-    for group in network.groups:
+    for group in graph.groups:
         if group.name in found.keep:
             units = found.keep[group.name]
             assert budget.floor <= len(units) < group.size and (np.diff(units) > 0).all()
@@ -298,13 +298,13 @@ def check_plan(found: Plan, budget: Budget) -> None:
 @pytest.mark.parametrize("name", [n for n in SCORED if n != "synflow"])
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 def test_plans_with_less_are_contained_in_plans_with_more(name: str, scope: str) -> None:
-    model, network, batches = make("mlp")
+    model, graph, batches = make("mlp")
     method = method_of(name)
-    evidence = collect(model, network, batches, method.needs(Units(0.5)))
+    statistics = collect_statistics(model, graph, batches, method.needs(Units(0.5)))
     previous: dict[str, set[int]] = {}
     for keep in (0.2, 0.35, 0.5, 0.75, 0.9):
-        found = method.plan(network, evidence, Units(keep, scope))  # type: ignore[arg-type]
-        kept = {g.name: set(range(g.size)) - set(found.removed(g.name).tolist()) for g in network.groups}
+        found = method.plan(graph, statistics, Units(keep, scope))  # type: ignore[arg-type]
+        kept = {g.name: set(range(g.size)) - set(found.removed(g.name).tolist()) for g in graph.groups}
         assert all(previous.get(k, set()) <= kept[k] for k in kept)
         previous = kept
 
@@ -313,24 +313,24 @@ def test_plans_with_less_are_contained_in_plans_with_more(name: str, scope: str)
 def test_float32_and_float64_choose_alike(name: str) -> None:
     kept = []
     for dtype in (torch.float64, torch.float32):
-        model, network, batches = make("cnn")
+        model, graph, batches = make("cnn")
         model, batches = model.to(dtype), [(x.to(dtype), y) for x, y in batches]
         method = method_of(name)
         for budget in (Units(0.5), Units(0.5, "global"), Params(0.6)):
-            evidence = collect(model, network, batches, method.needs(budget))
-            kept.append({k: v.tolist() for k, v in method.plan(network, evidence, budget).keep.items()})
+            statistics = collect_statistics(model, graph, batches, method.needs(budget))
+            kept.append({k: v.tolist() for k, v in method.plan(graph, statistics, budget).keep.items()})
     assert kept[:3] == kept[3:]
 
 
 def test_equal_scores_keep_the_first() -> None:
-    model, network, _ = make("mlp")
+    model, graph, _ = make("mlp")
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(0.5)
-    evidence = collect(model, network, None, ())
-    found = Magnitude().plan(network, evidence, Units(0.5))
+    statistics = collect_statistics(model, graph, None, ())
+    found = Magnitude().plan(graph, statistics, Units(0.5))
     assert {k: v.tolist() for k, v in found.keep.items()} == {"0": list(range(6)), "2": list(range(5))}
-    masks = Magnitude().plan(network, evidence, Weights(0.5)).masks
+    masks = Magnitude().plan(graph, statistics, Weights(0.5)).masks
     assert masks and all((np.diff(m.ravel().astype(int)) <= 0).all() for m in masks.values())
 
 
@@ -338,12 +338,12 @@ def test_normalisation_puts_groups_on_one_scale() -> None:
     given = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([100.0, 200.0, 300.0])}
     found = normalized(given)
     torch.testing.assert_close(found["a"], found["b"])
-    model, network, _ = make("mlp")
+    model, graph, _ = make("mlp")
     with torch.no_grad():
         model[2].weight *= 1e3
-    evidence = collect(model, network, None, ())
-    raw = Magnitude(normalize=False).plan(network, evidence, Units(0.5, "global"))
-    even = Magnitude().plan(network, evidence, Units(0.5, "global"))
+    statistics = collect_statistics(model, graph, None, ())
+    raw = Magnitude(normalize=False).plan(graph, statistics, Units(0.5, "global"))
+    even = Magnitude().plan(graph, statistics, Units(0.5, "global"))
     assert len(raw.removed("2")) == 0
     assert len(even.removed("2")) > 0 and len(even.removed("0")) < len(raw.removed("0"))
 
@@ -358,10 +358,10 @@ class Ends(SetMethod):
     def needs(self, budget: Budget) -> frozenset[str]:
         return frozenset()
 
-    def choose(self, network: Network, evidence: Evidence, counts: Any) -> Any:
+    def choose(self, graph: PruningGraph, statistics: Statistics, counts: Any) -> Any:
         keep = {}
         for name, count in counts.items():
-            units = np.arange(network.group(name).size)
+            units = np.arange(graph.group(name).size)
             order = np.argsort(np.minimum(units, units[::-1]), kind="stable")
             keep[name] = order[: count - self.wrong]
         return Choice(keep, notes={"0": {"rank": 3}}) if "0" in keep else keep
@@ -390,9 +390,9 @@ def test_set_methods_say_which_and_are_checked() -> None:
     ],
 )
 def test_missing_evidence_is_named(method: SetMethod, message: str) -> None:
-    model, network, _ = make("mlp")
+    model, graph, _ = make("mlp")
     with pytest.raises(InputError, match=message):
-        method.plan(network, collect(model, network, None, ()), Units(0.5))
+        method.plan(graph, collect_statistics(model, graph, None, ()), Units(0.5))
 
 
 def test_options_and_budgets_are_checked() -> None:

@@ -12,13 +12,22 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateur.apply.surgery import mask, shrink
-from secateur.core import Evidence, InputError, Network, NothingToPrune, Plan, SecateurError, Units, Weights
+from secateur.core import (
+    InputError,
+    NothingToPrune,
+    Plan,
+    PruningGraph,
+    SecateurError,
+    Statistics,
+    Units,
+    Weights,
+)
 from secateur.methods import METHODS
 from secateur.methods.during_training import prune_every
 from secateur.methods.lattice.connection_strength import across, entering, onto_readers, within
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur_studies.lattice.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from secateur_studies.lattice.dynamics import lyapunov_spectrum
@@ -39,13 +48,13 @@ class Recurrent(nn.Module):
         return self.fc(self.rnn(x)[0])
 
 
-def evidence_of(model: nn.Module, network: Network, **more: object) -> Evidence:
-    return Evidence({**dict(model.named_parameters()), **dict(model.named_buffers())}, **more)
+def evidence_of(model: nn.Module, graph: PruningGraph, **more: object) -> Statistics:
+    return Statistics({**dict(model.named_parameters()), **dict(model.named_buffers())}, **more)
 
 
-def traced(model: nn.Module, *shape: int) -> tuple[Network, Evidence]:
-    network = trace(model, torch.randn(*shape, dtype=next(model.parameters()).dtype))
-    return network, evidence_of(model, network)
+def traced(model: nn.Module, *shape: int) -> tuple[PruningGraph, Statistics]:
+    graph = trace(model, torch.randn(*shape, dtype=next(model.parameters()).dtype))
+    return graph, evidence_of(model, graph)
 
 
 def recurrent_weights(W: np.ndarray) -> nn.Module:
@@ -58,15 +67,15 @@ def recurrent_weights(W: np.ndarray) -> nn.Module:
 
 def test_strength_within_a_group_is_the_norm_over_gates_layers_and_directions():
     model = Recurrent(nn.LSTM, 5, num_layers=2).double()
-    network, evidence = traced(model, 4, 7, 3)
-    (group,) = network.groups
+    graph, statistics = traced(model, 4, 7, 3)
+    (group,) = graph.groups
     squares = sum(
         getattr(model.rnn, name).detach().reshape(4, 5, 5).square().sum(0)
         for name in ("weight_hh_l0", "weight_ih_l1", "weight_hh_l1")
     )
-    assert np.allclose(within(network, evidence, group), squares.sqrt().T.numpy(), atol=1e-12)
-    assert np.allclose(across(network, evidence, [group]), squares.sqrt().T.numpy(), atol=1e-12)
-    reads = onto_readers(network, evidence, group)
+    assert np.allclose(within(graph, statistics, group), squares.sqrt().T.numpy(), atol=1e-12)
+    assert np.allclose(across(graph, statistics, [group]), squares.sqrt().T.numpy(), atol=1e-12)
+    reads = onto_readers(graph, statistics, group)
     assert reads.shape == (5, 5 + 5 + 5 + 2)
     assert np.allclose(reads[:, -2:], model.fc.weight.detach().abs().T.numpy())
     inputs = model.rnn.weight_ih_l0.detach().reshape(4, 5, 3).square().sum(0).sqrt().sum(1)
@@ -74,16 +83,16 @@ def test_strength_within_a_group_is_the_norm_over_gates_layers_and_directions():
         getattr(model.rnn, name).detach().reshape(4, 5, 5).square().sum(0).sqrt().sum(1)
         for name in ("weight_hh_l0", "weight_ih_l1", "weight_hh_l1")
     )
-    assert np.allclose(entering(network, evidence, group), (inputs + inner).numpy())
+    assert np.allclose(entering(graph, statistics, group), (inputs + inner).numpy())
 
 
 def test_strengths_across_layers_of_a_convolutional_network_follow_the_data():
     maps = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU())
     model = nn.Sequential(*maps, nn.Flatten(), nn.Linear(16, 2))
-    network, evidence = traced(model, 2, 1, 5, 5)
-    first, second = network.groups
-    assert within(network, evidence, first) is None
-    whole = across(network, evidence, [first, second])
+    graph, statistics = traced(model, 2, 1, 5, 5)
+    first, second = graph.groups
+    assert within(graph, statistics, first) is None
+    whole = across(graph, statistics, [first, second])
     expected = model[2].weight.detach().double().square().sum((2, 3)).sqrt().T.numpy()
     assert np.allclose(whole[:3, 3:], expected) and not whole[3:].any() and not whole[:3, :3].any()
 
@@ -93,29 +102,29 @@ def test_algorithm_1_keeps_irreducible_units_then_those_of_largest_mu():
     for i, j, w in ((0, 1, 1.0), (1, 2, 1.0), (2, 4, 1.0), (0, 3, 2.0), (3, 4, 3.0)):
         W[i, j] = w
     model = recurrent_weights(W)
-    network, evidence = traced(model, 4, 7, 3)
-    order = Lattice(adjacency="weights", density=0.25).orders(network, evidence)["rnn"]
+    graph, statistics = traced(model, 4, 7, 3)
+    order = Lattice(adjacency="weights", density=0.25).orders(graph, statistics)["rnn"]
     assert np.flatnonzero(order.irreducible).tolist() == [1, 2, 3]
     assert order.centrality("mu").tolist() == [np.inf, 1, 1, 0.5, 0.25]
     assert order.centrality("in-strength").tolist() == [0, 1, 1, 2, 4]
     assert order.centrality("moebius").tolist() == [1, 1, 0, 1, 1]
     for keep, kept in ((0.6, [1, 2, 3]), (0.8, [0, 1, 2, 3]), (0.4, [1, 2])):
         paper = Lattice(adjacency="weights", density=0.25, centrality="mu")
-        plan = paper.plan(network, evidence, Units(keep))
+        plan = paper.plan(graph, statistics, Units(keep))
         assert plan.keep["rnn"].tolist() == kept
-    top = Lattice(adjacency="weights", density=0.25, include_top=True).orders(network, evidence)["rnn"]
+    top = Lattice(adjacency="weights", density=0.25, include_top=True).orders(graph, statistics)["rnn"]
     assert np.flatnonzero(top.irreducible).tolist() == [1, 2, 3, 4]
     other = Lattice(adjacency="weights", density=0.25, prefer="reducible", centrality="mu")
-    assert other.plan(network, evidence, Units(0.4)).keep["rnn"].tolist() == [0, 4]
+    assert other.plan(graph, statistics, Units(0.4)).keep["rnn"].tolist() == [0, 4]
     alone = Lattice(adjacency="weights", density=0.25, prefer="neither", centrality="in-strength")
-    assert alone.plan(network, evidence, Units(0.4)).keep["rnn"].tolist() == [3, 4]
+    assert alone.plan(graph, statistics, Units(0.4)).keep["rnn"].tolist() == [3, 4]
 
 
 def test_units_on_a_cycle_are_one_element():
     W = np.zeros((4, 4))
     W[0, 1] = W[1, 0] = W[1, 2] = W[1, 3] = 1
-    network, evidence = traced(recurrent_weights(W), 4, 7, 3)
-    order = Lattice(adjacency="weights", density=0.5).orders(network, evidence)["rnn"]
+    graph, statistics = traced(recurrent_weights(W), 4, 7, 3)
+    order = Lattice(adjacency="weights", density=0.5).orders(graph, statistics)["rnn"]
     assert order.irreducible.tolist() == [False, False, True, True]
 
 
@@ -123,28 +132,28 @@ def test_units_on_a_cycle_are_one_element():
 def test_unrolled_units_are_irreducible_by_their_successor_sets(seed):
     rng = np.random.default_rng(seed)
     model = recurrent_weights(rng.normal(size=(8, 8)))
-    network, evidence = traced(model, 4, 7, 3)
+    graph, statistics = traced(model, 4, 7, 3)
     method = Lattice(adjacency="weights", reading="unrolled", density=0.3)
-    onto = onto_readers(network, evidence, network.groups[0])
+    onto = onto_readers(graph, statistics, graph.groups[0])
     kept = onto >= np.sort(onto, axis=None)[-round(0.3 * onto.size)]
     successors = [set(np.flatnonzero(row)) for row in kept]
     expected = [
         len(s) <= 1 or any(s <= t for k, t in enumerate(successors) if k != i)
         for i, s in enumerate(successors)
     ]
-    assert method.orders(network, evidence)["rnn"].irreducible.tolist() == expected
+    assert method.orders(graph, statistics)["rnn"].irreducible.tolist() == expected
 
 
 def test_feed_forward_units_are_read_unrolled_and_networks_as_one_digraph():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    network, evidence = traced(model, 2, 4)
-    plan = WEIGHTS.plan(network, evidence, Units(0.5))
+    graph, statistics = traced(model, 2, 4)
+    plan = WEIGHTS.plan(graph, statistics, Units(0.5))
     assert {n["reading"] for n in plan.notes["order"].values()} == {"unrolled"}
-    whole = Lattice(adjacency="weights", span="network", density=0.1).orders(network, evidence)
+    whole = Lattice(adjacency="weights", span="network", density=0.1).orders(graph, statistics)
     assert whole["0"].notes["profile"] == whole["2"].notes["profile"]
     assert whole["2"].poset is whole["0"].poset and len(whole["0"].poset) == 14
     with pytest.raises(InputError, match="leaves no edge"):
-        Lattice(adjacency="weights", density=1e-6).plan(network, evidence, Units(0.5))
+        Lattice(adjacency="weights", density=1e-6).plan(graph, statistics, Units(0.5))
 
 
 class Redundant(nn.Module):
@@ -167,45 +176,47 @@ def test_a_unit_that_fires_where_two_others_do_is_redundant_and_so_is_a_dead_one
     h[:, 2] = h[:, 0] * h[:, 1]
     h[:, 3] = 0
     model = Redundant()
-    network = trace(model, torch.randn(3, 2))
-    evidence = evidence_of(model, network, activations={"a": h})
-    order = Lattice(quantile=0.5, tolerance=0.0).orders(network, evidence)["a"]
+    graph = trace(model, torch.randn(3, 2))
+    statistics = evidence_of(model, graph, activations={"a": h})
+    order = Lattice(quantile=0.5, tolerance=0.0).orders(graph, statistics)["a"]
     assert order.irreducible.tolist() == [True, True, False, True, True]
-    exact = Lattice(quantile=0.5, tolerance=0.0).plan(network, evidence, Units(0.8))
+    exact = Lattice(quantile=0.5, tolerance=0.0).plan(graph, statistics, Units(0.8))
     assert exact.removed("a").tolist() == [2]
     tolerant = Lattice(quantile=0.5, tolerance=0.2, centrality="gap")
-    assert tolerant.plan(network, evidence, Units(0.6)).removed("a").tolist() == [2, 3]
-    noted = tolerant.plan(network, evidence, Units(0.6)).notes["order"]["a"]
+    assert tolerant.plan(graph, statistics, Units(0.6)).removed("a").tolist() == [2, 3]
+    noted = tolerant.plan(graph, statistics, Units(0.6)).notes["order"]["a"]
     assert noted["objects"] == 400 and noted["reading"] == "context from data"
 
 
 def test_flow_is_what_leaves_a_unit_times_how_active_it_is():
     h = torch.tensor([[3.0, 1, 0, 0, 2], [-4, 1, 0, 0, 2]])
     model = Redundant()
-    network = trace(model, torch.randn(3, 2))
-    evidence = evidence_of(model, network, activations={"a": h})
-    order = Lattice().orders(network, evidence)["a"]
+    graph = trace(model, torch.randn(3, 2))
+    statistics = evidence_of(model, graph, activations={"a": h})
+    order = Lattice().orders(graph, statistics)["a"]
     expected = model.b.weight.detach().abs().sum(0) * torch.tensor([12.5**0.5, 1, 0, 0, 2])
     assert np.allclose(order.centrality("flow"), expected.numpy())
     assert Lattice().centrality == "flow" and Lattice(adjacency="weights").centrality == "in-strength"
-    kept = Lattice(prefer="neither").plan(network, evidence, Units(0.4)).keep["a"]
+    kept = Lattice(prefer="neither").plan(graph, statistics, Units(0.4)).keep["a"]
     assert kept.tolist() == sorted(np.argsort(-expected.numpy())[:2].tolist())
 
 
 def test_activations_are_collected_from_the_state_and_evenly():
     model = Recurrent(nn.GRU, 6, batch_first=True)
-    network = trace(model, torch.randn(4, 7, 3))
+    graph = trace(model, torch.randn(4, 7, 3))
     batches = [(torch.randn(50, 7, 3), None) for _ in range(2)]
-    rows = collect(model, network, batches, {"activations"}).activations["rnn"]
+    rows = collect_statistics(model, graph, batches, {"activations"}).activations["rnn"]
     states = torch.cat([model.rnn(x)[0][:, :-1] for x, _ in batches]).detach()
     expected = torch.cat([torch.zeros(100, 1, 6), states], 1).reshape(-1, 6)
     assert torch.allclose(rows, expected, atol=1e-6)
-    many = collect(model, network, [(torch.randn(900, 7, 3), None)] * 8, {"activations"}).activations["rnn"]
+    many = collect_statistics(
+        model, graph, [(torch.randn(900, 7, 3), None)] * 8, {"activations"}
+    ).activations["rnn"]
     assert many.shape == (4096, 6)
     maps = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
-    network = trace(maps, torch.randn(2, 1, 2, 2))
+    graph = trace(maps, torch.randn(2, 1, 2, 2))
     x = torch.randn(5, 1, 2, 2)
-    rows = collect(maps, network, [(x, None)], {"activations"}).activations["0"]
+    rows = collect_statistics(maps, graph, [(x, None)], {"activations"}).activations["0"]
     assert torch.allclose(rows, maps[:2](x).permute(0, 2, 3, 1).reshape(-1, 3))
 
 
@@ -225,45 +236,45 @@ def test_activations_are_collected_from_the_state_and_evenly():
 )
 def test_every_variant_keeps_exact_counts_twice_the_same_and_nests(options):
     model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 2))
-    network = trace(model, torch.randn(2, 4))
-    evidence = collect(model, network, [(torch.randn(60, 4), None)], {"activations"}, seed=3)
+    graph = trace(model, torch.randn(2, 4))
+    statistics = collect_statistics(model, graph, [(torch.randn(60, 4), None)], {"activations"}, seed=3)
     method = Lattice(**options)
-    plans = [method.plan(network, evidence, Units(keep)) for keep in (0.75, 0.5, 0.25)]
+    plans = [method.plan(graph, statistics, Units(keep)) for keep in (0.75, 0.5, 0.25)]
     assert [len(plan.keep["0"]) for plan in plans] == [9, 6, 3]
     assert set(plans[2].keep["2"]) < set(plans[1].keep["2"]) < set(plans[0].keep["2"])
-    again = method.plan(network, evidence, Units(0.5))
+    again = method.plan(graph, statistics, Units(0.5))
     assert all(np.array_equal(again.keep[name], kept) for name, kept in plans[1].keep.items())
-    assert len(method.plan(network, evidence, Units(0.5, scope="global")).keep) >= 1
+    assert len(method.plan(graph, statistics, Units(0.5, scope="global")).keep) >= 1
     json.dumps(dict(plans[0].notes))
 
 
 def test_dense_recurrent_weights_raise_a_warning_and_the_profile_says_why():
     model = Recurrent(nn.LSTM, 24)
-    network, evidence = traced(model, 4, 7, 3)
+    graph, statistics = traced(model, 4, 7, 3)
     with pytest.warns(UserWarning, match="'rnn': at density 0.5 the order says little.*24 of 24"):
-        plan = Lattice(adjacency="weights", density=0.5).plan(network, evidence, Units(0.5))
+        plan = Lattice(adjacency="weights", density=0.5).plan(graph, statistics, Units(0.5))
     profile = plan.notes["order"]["rnn"]["profile"]
     assert [p["density"] for p in profile] == [0.005, 0.01, 0.02, 0.03, 0.06, 0.12, 0.25]
     assert profile[0]["largest"] < profile[-1]["largest"] == 24
     assert plan.notes["order"]["rnn"]["warning"] in str(plan.explain())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Lattice(adjacency="weights", density=0.03).plan(network, evidence, Units(0.5))
+        Lattice(adjacency="weights", density=0.03).plan(graph, statistics, Units(0.5))
 
 
 def test_weight_budgets_zero_rows_of_recurrent_matrices_and_nothing_else():
     model = Recurrent(nn.LSTM, 8, num_layers=2)
-    network, evidence = traced(model, 4, 7, 3)
-    plan = Lattice(adjacency="continuous", centrality="mu").plan(network, evidence, Weights(0.25))
+    graph, statistics = traced(model, 4, 7, 3)
+    plan = Lattice(adjacency="continuous", centrality="mu").plan(graph, statistics, Weights(0.25))
     assert set(plan.masks) == {"rnn.weight_hh_l0", "rnn.weight_hh_l1"} and not plan.keep
     rows = plan.masks["rnn.weight_hh_l0"].reshape(4, 8, 8)
     assert (rows == rows[:1, :, :1]).all() and rows[0, :, 0].sum() == 2
     masked = mask(model, plan)
     x = torch.randn(5, 4, 3)
     assert (masked(x) - model(x)).abs().max() > 1e-4
-    binary = Lattice(adjacency="binary").plan(network, evidence, Weights(0.5)).masks["rnn.weight_hh_l0"]
+    binary = Lattice(adjacency="binary").plan(graph, statistics, Weights(0.5)).masks["rnn.weight_hh_l0"]
     assert (binary.reshape(4, 8, 8) == binary[:8]).all() and 0.3 < binary.mean() < 0.7
-    other = Lattice(adjacency="binary").plan(network, evidence_of(model, network, seed=1), Weights(0.5))
+    other = Lattice(adjacency="binary").plan(graph, evidence_of(model, graph, seed=1), Weights(0.5))
     assert not np.array_equal(other.masks["rnn.weight_hh_l0"], binary)
     feed_forward = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(InputError, match="recurrent matrices"):
@@ -274,7 +285,7 @@ def test_weight_budgets_zero_rows_of_recurrent_matrices_and_nothing_else():
 @pytest.mark.parametrize("persist", [True, False])
 def test_algorithms_2_and_3_prune_every_few_epochs_while_the_network_trains(adjacency, persist):
     model = Recurrent(nn.LSTM, 8, batch_first=True)
-    network = trace(model, torch.randn(4, 5, 3))
+    graph = trace(model, torch.randn(4, 5, 3))
     batches = [(torch.randn(16, 5, 3), torch.randn(16, 5, 2)) for _ in range(2)]
     method = Lattice(adjacency=adjacency, centrality="mu")
     zeros = []
@@ -284,10 +295,10 @@ def test_algorithms_2_and_3_prune_every_few_epochs_while_the_network_trains(adja
         zeros.append(int((trained.rnn.weight_hh_l0 == 0).sum()))
         return masks
 
-    hook = prune_every(2, method, network, Weights(0.5), persist=persist, seed=5)
+    hook = prune_every(2, method, graph, Weights(0.5), persist=persist, seed=5)
     options = {"loss": nn.functional.mse_loss, "progress": False}
     trained, _ = finetune(model, batches, epochs=5, after_epoch=watched, **options)
-    expected = method.plan(network, evidence_of(model, network, seed=5), Weights(0.5)).masks
+    expected = method.plan(graph, evidence_of(model, graph, seed=5), Weights(0.5)).masks
     gone = ~torch.from_numpy(expected["rnn.weight_hh_l0"])
     count = int(gone.sum())
     assert zeros == ([0, 0, count, count, count] if persist else [0, count, 0, count, 0])
@@ -297,24 +308,24 @@ def test_algorithms_2_and_3_prune_every_few_epochs_while_the_network_trains(adja
 
 def test_pruning_during_training_refuses_what_it_cannot_do():
     model = Recurrent(nn.GRU, 6)
-    network = trace(model, torch.randn(4, 7, 3))
+    graph = trace(model, torch.randn(4, 7, 3))
     for epochs, method, budget, message in (
         (0, WEIGHTS, Weights(0.5), "at least 1"),
         (3, WEIGHTS, Units(0.5), "budget in Weights"),
         (3, Lattice(), Weights(0.5), "needs activations"),
     ):
         with pytest.raises(InputError, match=message):
-            prune_every(epochs, method, network, budget)
+            prune_every(epochs, method, graph, budget)
 
 
 def test_zeroed_rows_leave_a_unit_alive_where_removal_does_not():
     model = Recurrent(nn.LSTM, 8).double()
-    network, evidence = traced(model, 4, 7, 3)
-    kept = Lattice(adjacency="continuous").plan(network, evidence, Units(0.5)).keep["rnn"]
+    graph, statistics = traced(model, 4, 7, 3)
+    kept = Lattice(adjacency="continuous").plan(graph, statistics, Units(0.5)).keep["rnn"]
     rows = np.zeros((4, 8, 8), bool)
     rows[:, kept] = True
-    literal = mask(model, Plan(network, "x", masks={"rnn.weight_hh_l0": rows.reshape(32, 8)}))
-    removed = shrink(model, Plan(network, "x", keep={"rnn": kept}))
+    literal = mask(model, Plan(graph, "x", masks={"rnn.weight_hh_l0": rows.reshape(32, 8)}))
+    removed = shrink(model, Plan(graph, "x", keep={"rnn": kept}))
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     assert (literal(x) - removed(x)).abs().max() > 1e-3
 
@@ -338,24 +349,24 @@ def test_bad_options_are_refused(options, message):
 
 def test_bad_evidence_is_refused():
     model = Recurrent(nn.GRU, 6)
-    network, evidence = traced(model, 4, 7, 3)
+    graph, statistics = traced(model, 4, 7, 3)
     with pytest.raises(InputError, match="activations"):
-        Lattice().plan(network, evidence, Units(0.5))
-    broken = evidence_of(model, network, activations={"rnn": torch.full((3, 6), torch.nan)})
+        Lattice().plan(graph, statistics, Units(0.5))
+    broken = evidence_of(model, graph, activations={"rnn": torch.full((3, 6), torch.nan)})
     with pytest.raises(InputError, match="NaN"):
-        Lattice().plan(network, broken, Units(0.5))
+        Lattice().plan(graph, broken, Units(0.5))
     with torch.no_grad():
         model.rnn.weight_hh_l0[0, 0 + 1] = torch.nan
     with pytest.raises(InputError, match="NaN"):
-        WEIGHTS.plan(network, evidence_of(model, network), Units(0.5))
+        WEIGHTS.plan(graph, evidence_of(model, graph), Units(0.5))
 
 
 def test_silent_units_say_nothing_and_are_told():
     model = Recurrent(nn.RNN, 6)
-    network, _ = traced(model, 4, 7, 3)
-    silent = evidence_of(model, network, activations={"rnn": torch.zeros(10, 6)})
+    graph, _ = traced(model, 4, 7, 3)
+    silent = evidence_of(model, graph, activations={"rnn": torch.zeros(10, 6)})
     with pytest.warns(UserWarning, match="no unit ever fires"):
-        Lattice().plan(network, silent, Units(0.5))
+        Lattice().plan(graph, silent, Units(0.5))
 
 
 def test_projections_empty_sequences_and_fixed_states_are_refused_by_name():
@@ -367,12 +378,12 @@ def test_projections_empty_sequences_and_fixed_states_are_refused_by_name():
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(x)[0]
 
-    network = trace(Projected(), torch.randn(4, 7, 3))
-    frozen = {f.tensor: f.reason for f in network.frozen}
+    graph = trace(Projected(), torch.randn(4, 7, 3))
+    frozen = {f.tensor: f.reason for f in graph.frozen}
     assert any("rnn" in name for name in frozen)
-    if not any(g.exact for g in network.groups):
+    if not any(g.exact for g in graph.groups):
         with pytest.raises(NothingToPrune, match="rnn"):
-            WEIGHTS.plan(network, evidence_of(Projected(), network), Units(0.5))
+            WEIGHTS.plan(graph, evidence_of(Projected(), graph), Units(0.5))
     with pytest.raises(SecateurError):
         trace(Recurrent(nn.LSTM), torch.randn(0, 7, 3))
 
@@ -389,8 +400,8 @@ CASES = [
 @pytest.mark.parametrize("kind, layers, two, first", CASES, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_masked_equals_shrunk_for_recurrent_layers(kind, layers, two, first):
     model = Recurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
-    network, evidence = traced(model, 4, 5, 3)
-    plan = WEIGHTS.plan(network, evidence, Units(0.5))
+    graph, statistics = traced(model, 4, 5, 3)
+    plan = WEIGHTS.plan(graph, statistics, Units(0.5))
     small, masked = shrink(model, plan), mask(model, plan)
     assert small.rnn.hidden_size == 4 and model.rnn.hidden_size == 8
     for shape in ((4, 5, 3), (6, 2, 3), (1, 9, 3)):
@@ -442,8 +453,8 @@ PACKED = [pytest.param(*case, marks=() if case[2] == case[3] else pytest.mark.sl
 @pytest.mark.parametrize("kind, layers, two, first", PACKED, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_masked_equals_shrunk_on_packed_sequences(kind, layers, two, first):
     model = PackedRecurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
-    network = trace(model, (torch.randn(5, 5, 3).double(), torch.tensor([2, 5, 1, 3, 3])))
-    plan = WEIGHTS.plan(network, evidence_of(model, network), Units(0.5))
+    graph = trace(model, (torch.randn(5, 5, 3).double(), torch.tensor([2, 5, 1, 3, 3])))
+    plan = WEIGHTS.plan(graph, evidence_of(model, graph), Units(0.5))
     small, masked = shrink(model, plan), mask(model, plan)
     assert small.rnn.hidden_size == 4 and model.rnn.hidden_size == 8
     x, lengths = torch.randn(6, 6, 3, dtype=torch.float64), torch.tensor([6, 4, 1, 6, 2, 3])
@@ -482,8 +493,8 @@ def test_cohen_grossberg_units_go_exactly_and_the_smaller_layer_is_a_smaller_sys
             return self.fc(self.layer(x)[0])
 
     model = Reader().double()
-    network, evidence = traced(model, 4, 5, 3)
-    plan = WEIGHTS.plan(network, evidence, Units(0.5))
+    graph, statistics = traced(model, 4, 5, 3)
+    plan = WEIGHTS.plan(graph, statistics, Units(0.5))
     small, masked = shrink(model, plan), mask(model, plan)
     x = torch.randn(3, 5, 3, dtype=torch.float64)
     assert (small(x) - masked(x)).abs().max() < 1e-14

@@ -16,7 +16,7 @@ from secateur.methods.matroid import Matroid, partitions, permutation_audit
 from secateur.methods.matroid.permuted import permuted_evidence
 from secateur.pruning import prune
 from secateur.repair.fold import fold, merge
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.matroid import express, output_error, parametrize_linear
 from secateur.tracing.trace import trace
 
@@ -39,9 +39,9 @@ class Recurrent(nn.Module):
 
 
 def looked_at(model: nn.Module, x: torch.Tensor, method: Matroid, keep: float = 0.5):
-    network = trace(model, x[:2])
+    graph = trace(model, x[:2])
     targets = torch.zeros(len(x), dtype=torch.int64)
-    return network, collect(model, network, [(x, targets)], method.needs(Units(keep)))
+    return graph, collect_statistics(model, graph, [(x, targets)], method.needs(Units(keep)))
 
 
 def inputs(samples: int = 200, features: int = 6) -> torch.Tensor:
@@ -51,8 +51,8 @@ def inputs(samples: int = 200, features: int = 6) -> torch.Tensor:
 def test_activations_keep_a_basis_whose_residual_is_what_the_fold_leaves():
     model, x = mlp(), inputs()
     method = Matroid(objective="output", swaps=0)
-    network, evidence = looked_at(model, x, method)
-    plan = method.plan(network, evidence, Units(0.5))
+    graph, statistics = looked_at(model, x, method)
+    plan = method.plan(graph, statistics, Units(0.5))
     kept = plan.keep["0"]
     with torch.no_grad():
         hidden = model[:2](x)
@@ -73,8 +73,8 @@ def test_dependent_activations_go_and_the_fold_restores_the_function():
         for i in range(10):
             model[0].weight[10 + i] = (1 + i) * model[0].weight[i]
             model[0].bias[10 + i] = (1 + i) * model[0].bias[i]
-    network, evidence = looked_at(model, x, Matroid())
-    plan = Matroid().plan(network, evidence, Units(0.5))
+    graph, statistics = looked_at(model, x, Matroid())
+    plan = Matroid().plan(graph, statistics, Units(0.5))
     assert len({int(k) % 10 for k in plan.keep["0"]}) == 10
     assert plan.notes["0"]["rank"] == 10
     assert plan.notes["0"]["residual"] < 1e-10
@@ -100,11 +100,11 @@ def test_every_kind_of_reader_is_understood(objective, scope):
     ]
     for model, x in nets:
         method = Matroid(objective=objective)
-        network, evidence = looked_at(model, x, method)
-        plan = method.plan(network, evidence, Units(0.5, scope=scope))
+        graph, statistics = looked_at(model, x, method)
+        plan = method.plan(graph, statistics, Units(0.5, scope=scope))
         json.dumps(plan.notes)
         small = shrink(model, plan)
-        repaired, _ = fold(model, small, plan, evidence)
+        repaired, _ = fold(model, small, plan, statistics)
         with torch.no_grad():
             before = (small(x) - model(x)).square().mean()
             after = (repaired(x) - model(x)).square().mean()
@@ -113,8 +113,8 @@ def test_every_kind_of_reader_is_understood(objective, scope):
 
 def test_a_basis_does_not_depend_on_the_order_of_the_units():
     model, x = mlp(), inputs()
-    network, evidence = looked_at(model, x, Matroid())
-    audit = permutation_audit(Matroid(), network, evidence, Units(0.4), draws=5)
+    graph, statistics = looked_at(model, x, Matroid())
+    audit = permutation_audit(Matroid(), graph, statistics, Units(0.4), draws=5)
     assert audit.order_free
     assert "100%" in audit.summary()
 
@@ -134,41 +134,41 @@ def test_windows_remove_the_tail_and_say_how_it_was_found():
     model, x = structured()
     for exact in (False, True):
         method = Matroid(ground="windows", exact=exact, order="index")
-        network, evidence = looked_at(model, x, method)
-        tail = partitions(network, evidence, exact=exact)["0"]
+        graph, statistics = looked_at(model, x, method)
+        tail = partitions(graph, statistics, exact=exact)["0"]
         assert tail.tail.tolist() == list(range(6, 30))
-        plan = method.plan(network, evidence, Units(0.1))
+        plan = method.plan(graph, statistics, Units(0.1))
         assert plan.removed("0").tolist() == list(range(6, 24))
         note = plan.notes["0"]
         assert (note["rank"], note["tail"], note["removed"], note["asked"]) == (3, 24, 18, 27)
         assert "tail 24" in plan.explain()
-    some = Matroid(ground="windows", order="outermost").plan(network, evidence, Units(0.9))
+    some = Matroid(ground="windows", order="outermost").plan(graph, statistics, Units(0.9))
     assert some.removed("0").tolist() == [6, 7, 29]
 
 
 def test_the_tail_depends_on_the_order_of_the_units_and_the_audit_says_so():
     model, x = structured()
     method = Matroid(ground="windows", order="index")
-    network, evidence = looked_at(model, x, method)
+    graph, statistics = looked_at(model, x, method)
     audit = permutation_audit(
-        method, network, evidence, Units(0.4), draws=10, measure=lambda plan: float(len(plan.removed("0")))
+        method, graph, statistics, Units(0.4), draws=10, measure=lambda plan: float(len(plan.removed("0")))
     )
     assert not audit.order_free
     assert audit.value == 18
-    again = permutation_audit(method, network, evidence, Units(0.4), draws=10)
+    again = permutation_audit(method, graph, statistics, Units(0.4), draws=10)
     assert again.overlap == audit.overlap
 
 
 def test_permuted_evidence_is_that_of_the_permuted_model():
     model, x = mlp(), inputs()
-    network, evidence = looked_at(model, x, Matroid())
-    orders = {g.name: np.random.default_rng(2).permutation(g.size) for g in network.groups}
-    permuted = permuted_evidence(network, evidence, orders)
+    graph, statistics = looked_at(model, x, Matroid())
+    orders = {g.name: np.random.default_rng(2).permutation(g.size) for g in graph.groups}
+    permuted = permuted_evidence(graph, statistics, orders)
     other = mlp()
     other.load_state_dict(permuted.weights)
     with torch.no_grad():
         torch.testing.assert_close(other(x), model(x))
-    fresh = collect(other, network, [(x, None)], {"gram"})
+    fresh = collect_statistics(other, graph, [(x, None)], {"gram"})
     for name, moments in fresh.moments.items():
         torch.testing.assert_close(permuted.moments[name].gram, moments.gram)
         torch.testing.assert_close(permuted.moments[name].mean, moments.mean)
@@ -176,18 +176,18 @@ def test_permuted_evidence_is_that_of_the_permuted_model():
 
 def test_permuted_chains_gradients_and_gates_are_those_of_the_permuted_model():
     model, x = convolutional(), inputs(40, 64).reshape(40, 1, 8, 8)
-    network = trace(model, x[:2])
+    graph = trace(model, x[:2])
     needs = {"chain", "gradients", "taylor", "activations"}
     batch = [(x, torch.arange(40) % 3)]
-    evidence = collect(model, network, batch, needs)
-    orders = {g.name: np.random.default_rng(4).permutation(g.size) for g in network.groups if g.exact}
+    statistics = collect_statistics(model, graph, batch, needs)
+    orders = {g.name: np.random.default_rng(4).permutation(g.size) for g in graph.groups if g.exact}
     assert len(orders) == 3
-    permuted = permuted_evidence(network, evidence, orders)
+    permuted = permuted_evidence(graph, statistics, orders)
     other = convolutional()
     other.load_state_dict(permuted.weights)
-    fresh = collect(other, network, batch, needs)
+    fresh = collect_statistics(other, graph, batch, needs)
     flat = x.flatten(1).numpy()
-    np.testing.assert_allclose(permuted.chain.logits(flat), evidence.chain.logits(flat), rtol=1e-10)
+    np.testing.assert_allclose(permuted.chain.logits(flat), statistics.chain.logits(flat), rtol=1e-10)
     for ours, theirs in zip(permuted.chain.relus, fresh.chain.relus, strict=True):
         keep = {ours.name: np.arange(ours.size) % 2 == 0}
         theirs_out, ours_out = (c.logits(flat, keep) for c in (fresh.chain, permuted.chain))
@@ -203,18 +203,18 @@ def test_permuted_chains_gradients_and_gates_are_those_of_the_permuted_model():
 def test_exact_merges_are_as_many_in_every_order():
     model, _ = planted(torch.float64)
     method = Matroid(ground="rows")
-    network, evidence = looked_at(model, inputs(), method, 0.1)
+    graph, statistics = looked_at(model, inputs(), method, 0.1)
 
     def apart(plan) -> float:
         return float(len(plan.removed("0")))
 
-    audit = permutation_audit(method, network, evidence, Units(0.1), draws=6, measure=apart)
+    audit = permutation_audit(method, graph, statistics, Units(0.1), draws=6, measure=apart)
     assert audit.counts == (12,) * 7
     assert audit.values == (12.0,) * 6
     assert not audit.order_free  # of two multiples either may stay
     assert "12 go as they stand, 12 to 12 permuted" in audit.summary()
     with pytest.raises(InputError, match="flow"):
-        permuted_evidence(network, replace(evidence, flow=dict), {})
+        permuted_evidence(graph, replace(statistics, flow=dict), {})
 
 
 def convolutional() -> nn.Sequential:
@@ -235,12 +235,12 @@ def convolutional() -> nn.Sequential:
 def test_no_tail_is_an_error_that_says_when_there_is_one():
     model, x = mlp(), inputs()
     method = Matroid(ground="windows")
-    network, evidence = looked_at(model, x, method)
+    graph, statistics = looked_at(model, x, method)
     with pytest.raises(NothingToPrune, match=r"d \+ 1 units"):
-        method.plan(network, evidence, Units(0.5))
-    network, evidence = looked_at(Recurrent(), inputs(60, 20).reshape(60, 4, 5).float(), method)
+        method.plan(graph, statistics, Units(0.5))
+    graph, statistics = looked_at(Recurrent(), inputs(60, 20).reshape(60, 4, 5).float(), method)
     with pytest.raises(NothingToPrune, match="rows of one linear layer"):
-        method.plan(network, evidence, Units(0.5))
+        method.plan(graph, statistics, Units(0.5))
 
 
 def planted(dtype: torch.dtype) -> tuple[nn.Sequential, dict[int, int]]:
@@ -260,8 +260,8 @@ def test_rows_finds_all_that_was_planted_and_nothing_else(dtype):
     model, pairs = planted(dtype)
     x = inputs().to(dtype)
     method = Matroid(ground="rows")
-    network, evidence = looked_at(model, x, method, 0.1)
-    plan = method.plan(network, evidence, Units(0.1))
+    graph, statistics = looked_at(model, x, method, 0.1)
+    plan = method.plan(graph, statistics, Units(0.1))
     merged: Merge = plan.merges["0"]
     found = {
         frozenset((int(r), int(merged.kept[c.argmax()])))
@@ -300,8 +300,8 @@ def test_conv_channels_merge_through_batchnorm():
         model[1].bias[4] = 2.5 * model[1].bias[1]
     x = inputs(30, 64).reshape(30, 1, 8, 8)
     method = Matroid(ground="rows")
-    network, evidence = looked_at(model, x, method)
-    plan = method.plan(network, evidence, Units(0.5))
+    graph, statistics = looked_at(model, x, method)
+    plan = method.plan(graph, statistics, Units(0.5))
     assert plan.removed("0").tolist() == [4]
     small = merge(model, shrink(model, plan), plan)
     torch.testing.assert_close(small(x), model(x), rtol=1e-11, atol=1e-12)
@@ -317,14 +317,14 @@ def test_always_active_units_fold_exactly_on_their_box():
     x = 2 * torch.rand(500, 3, dtype=torch.float64) - 1
     for domain in ("box", "data"):
         method = Matroid(ground="rows", domain=domain, box=(-1.0, 1.0))
-        network, evidence = looked_at(model, x, method)
-        plan = method.plan(network, evidence, Units(0.1))
+        graph, statistics = looked_at(model, x, method)
+        plan = method.plan(graph, statistics, Units(0.1))
         note = plan.notes["0"]
         assert (note["dead"], note["parallel"], note["always active"]) == (1, 1, 5)
         assert note["holds"].endswith("box" if domain == "box" else "data")
         small = merge(model, shrink(model, plan), plan)
         torch.testing.assert_close(small(x), model(x), rtol=1e-11, atol=1e-12)
-    assert "always active 0" in Matroid(ground="rows").plan(network, evidence, Units(0.1)).explain()
+    assert "always active 0" in Matroid(ground="rows").plan(graph, statistics, Units(0.1)).explain()
 
 
 def test_bad_input_is_refused_in_words():
@@ -341,15 +341,15 @@ def test_bad_input_is_refused_in_words():
         with pytest.raises(InputError, match=next(iter(options))):
             Matroid(**options)
     model, x = mlp(), inputs()
-    network, evidence = looked_at(model, x, Matroid(ground="windows"))
+    graph, statistics = looked_at(model, x, Matroid(ground="windows"))
     with pytest.raises(InputError, match="gram"):
-        Matroid().plan(network, evidence, Units(0.5))
+        Matroid().plan(graph, statistics, Units(0.5))
     with pytest.raises(InputError, match="chain"):
-        Matroid(ground="rows").plan(network, evidence, Units(0.5))
+        Matroid(ground="rows").plan(graph, statistics, Units(0.5))
     with pytest.raises(InputError, match="permutation"):
-        permutation_audit(Matroid(), network, evidence, Units(0.5), draws=0)
+        permutation_audit(Matroid(), graph, statistics, Units(0.5), draws=0)
     with pytest.raises(InputError, match="ranks no groups"):
-        Matroid(ground="windows").plan(network, evidence, Units(0.5, scope="global"))
+        Matroid(ground="windows").plan(graph, statistics, Units(0.5, scope="global"))
 
 
 def test_exact_merging_refuses_other_activations_by_name():
@@ -360,11 +360,11 @@ def test_exact_merging_refuses_other_activations_by_name():
 
 def test_nan_weights_are_refused():
     model, x = structured()
-    network, evidence = looked_at(model, x, Matroid(ground="windows"))
-    broken = {k: v.clone() for k, v in evidence.weights.items()}
+    graph, statistics = looked_at(model, x, Matroid(ground="windows"))
+    broken = {k: v.clone() for k, v in statistics.weights.items()}
     broken["0.weight"][0, 0] = torch.nan
     with pytest.raises(InputError, match="NaN"):
-        Matroid(ground="windows").plan(network, replace(evidence, weights=broken), Units(0.5))
+        Matroid(ground="windows").plan(graph, replace(statistics, weights=broken), Units(0.5))
 
 
 def test_the_four_step_pipeline_goes_on_beyond_the_share_under_a_tolerance():

@@ -14,10 +14,10 @@ from bank import BANK, Entry
 from torch import nn
 
 from secateur.apply.surgery import mask, shrink
-from secateur.core import InputError, Network, Plan, SecateurError, Units, Weights
+from secateur.core import InputError, Plan, PruningGraph, SecateurError, Units, Weights
 from secateur.methods import METHODS, ScoreMethod
 from secateur.pruning import plan
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 MODELS = ("MLP", "LeNet-5, Flatten", "MobileNetV2 (depthwise)", "LSTM", "nn.TransformerEncoder, norm first")
@@ -27,18 +27,18 @@ AT_ONCE = tuple(name for name in RANKING if METHODS[name].plan_units is ScoreMet
 
 
 @cache
-def traced(name: str) -> tuple[Entry, nn.Module, Network, list[Any]]:
+def traced(name: str) -> tuple[Entry, nn.Module, PruningGraph, list[Any]]:
     """Trace a model of the bank, and make batches for it."""
     entry = BANK[name]
     model = oracles.perturb(entry.build())
-    network = trace(model, entry.example()[0])
+    graph = trace(model, entry.example()[0])
     batches = []
     for seed in range(3):
         (x,), _ = entry.example(batch=16, seed=seed)
         with torch.no_grad():
             classes = model(x).shape[-1]
         batches.append((x, torch.arange(16) % classes))
-    return entry, model, network, batches
+    return entry, model, graph, batches
 
 
 def cases(methods: Iterable[str], models: Iterable[str] = MODELS) -> list[Any]:
@@ -58,9 +58,9 @@ def once(name: str, method: str, budget: Any) -> Plan:
 
 def decide(name: str, method: str, budget: Any, seed: int = 0) -> Plan:
     """Let a method decide; skip the test if it says that it is not made for the model."""
-    _, model, network, batches = traced(name)
+    _, model, graph, batches = traced(name)
     try:
-        return plan(network, method, budget, batches, seed, model=model)
+        return plan(graph, method, budget, batches, seed, model=model)
     except InputError as error:
         if name == "MLP" and not isinstance(budget, Weights) and getattr(budget, "scope", "") == "layer":
             raise
@@ -78,11 +78,11 @@ class TestUnits:
     """Half of the units of every group."""
 
     def test_counts_are_exact(self, name: str, method: str) -> None:
-        network = traced(name)[2]
+        graph = traced(name)[2]
         keep = once(name, method, Units(0.5)).keep
-        assert set(keep) == {g.name for g in network.groups if g.exact and g.size > 1}
+        assert set(keep) == {g.name for g in graph.groups if g.exact and g.size > 1}
         for group, kept in keep.items():
-            size = network.group(group).size
+            size = graph.group(group).size
             assert abs(2 * len(kept) - size) <= 1
             assert (np.diff(kept) > 0).all()
             assert 0 <= kept[0] <= kept[-1] < size
@@ -101,14 +101,14 @@ class TestUnits:
 
 @pytest.mark.parametrize(("name", "method"), cases(AT_ONCE))
 def test_kept_scores_are_not_below_removed_ones(name: str, method: str) -> None:
-    _, model, network, batches = traced(name)
+    _, model, graph, batches = traced(name)
     decided = once(name, method, Units(0.5))
     criterion = METHODS[method]()
-    evidence = collect(model, network, batches, criterion.needs(Units(0.5)), 0)
-    scores = criterion.unit_scores(network, evidence)
+    statistics = collect_statistics(model, graph, batches, criterion.needs(Units(0.5)), 0)
+    scores = criterion.unit_scores(graph, statistics)
     for group in decided.keep:
         kept, gone = decided.keep[group], decided.removed(group)
-        assert scores[group].shape == (network.group(group).size,)
+        assert scores[group].shape == (graph.group(group).size,)
         assert scores[group][kept].min() >= scores[group][gone].max()
 
 
@@ -122,9 +122,9 @@ class TestRankings:
             assert set(kept) <= set(large.keep[group])
 
     def test_global_scope_keeps_the_total(self, name: str, method: str) -> None:
-        network = traced(name)[2]
+        graph = traced(name)[2]
         keep = once(name, method, Units(0.5, scope="global")).keep
-        sizes = {g.name: g.size for g in network.groups if g.exact}
+        sizes = {g.name: g.size for g in graph.groups if g.exact}
         left = sum(len(keep[g]) if g in keep else size for g, size in sizes.items())
         assert abs(left - 0.5 * sum(sizes.values())) <= 1
 
@@ -132,16 +132,16 @@ class TestRankings:
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
 @pytest.mark.parametrize(("name", "method"), cases(METHODS, MODELS[:3]))
 def test_weight_masks_have_the_density(name: str, method: str, scope: Any) -> None:
-    _, model, network, _ = traced(name)
+    _, model, graph, _ = traced(name)
     decided = decide(name, method, Weights(0.3, scope=scope))
-    total = sum(int(np.prod(network.shapes[layer.weight])) for layer in network.prunable_weights())
+    total = sum(int(np.prod(graph.shapes[layer.weight])) for layer in graph.prunable_weights())
     kept = sum(
         int(decided.masks[x.weight].sum())
         if x.weight in decided.masks
-        else int(np.prod(network.shapes[x.weight]))
-        for x in network.prunable_weights()
+        else int(np.prod(graph.shapes[x.weight]))
+        for x in graph.prunable_weights()
     )
-    assert abs(kept - 0.3 * total) <= len(network.prunable_weights())
+    assert abs(kept - 0.3 * total) <= len(graph.prunable_weights())
     sparse = mask(model, decided)
     for weight, stays in decided.masks.items():
         parameter, original = sparse.get_parameter(weight), model.get_parameter(weight)
@@ -157,8 +157,8 @@ def test_other_seeds_give_other_random_plans() -> None:
 def test_nan_weights_are_refused(method: str) -> None:
     model = oracles.perturb(BANK["MLP"].build())
     (x,), _ = BANK["MLP"].example(batch=16)
-    network = trace(model, x)
+    graph = trace(model, x)
     with torch.no_grad():
         model[2].weight[3, 4] = float("nan")
     with pytest.raises(SecateurError, match=r"2\.weight"):
-        plan(network, method, Units(0.5), [(x, torch.arange(16) % 6)], model=model)
+        plan(graph, method, Units(0.5), [(x, torch.arange(16) % 6)], model=model)

@@ -11,7 +11,7 @@ from secateur.apply.surgery import mask, shrink
 from secateur.core import InputError, Units
 from secateur.methods import METHODS, MIP
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.relu_mip import importance_scores
 from secateur.tracing.trace import trace
 
@@ -43,9 +43,9 @@ def trained(*layers: nn.Module, x: torch.Tensor, y: torch.Tensor) -> nn.Sequenti
 def setting():
     x, y = blobs()
     model = trained(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3), x=x, y=y)
-    network = trace(model, x[:4])
+    graph = trace(model, x[:4])
     method = MIP(images=3)
-    return model, network, collect(model, network, [(x, y)], method.needs(Units(0.5))), x, y
+    return model, graph, collect_statistics(model, graph, [(x, y)], method.needs(Units(0.5))), x, y
 
 
 def test_it_is_registered():
@@ -53,10 +53,10 @@ def test_it_is_registered():
 
 
 def test_threshold_removes_exactly_what_scores_below_it(setting):
-    _, network, evidence, _, _ = setting
+    _, graph, statistics, _, _ = setting
     method = MIP(images=3, threshold=0.1)
-    plan = method.plan(network, evidence, Units(0.01))
-    result = method.importance(evidence)
+    plan = method.plan(graph, statistics, Units(0.01))
+    result = method.importance(statistics)
     for group, weight in (("0", "0.weight"), ("2", "2.weight")):
         gone = np.flatnonzero(result.scores[weight] < 0.1)
         np.testing.assert_array_equal(plan.removed(group), gone)
@@ -65,15 +65,15 @@ def test_threshold_removes_exactly_what_scores_below_it(setting):
 
 
 def test_threshold_never_removes_more_than_the_budget_allows(setting):
-    _, network, evidence, _, _ = setting
-    plan = MIP(images=3, threshold=1.0).plan(network, evidence, Units(0.75))
+    _, graph, statistics, _, _ = setting
+    plan = MIP(images=3, threshold=1.0).plan(graph, statistics, Units(0.75))
     assert {name: len(kept) for name, kept in plan.keep.items()} == {"0": 9, "2": 6}
 
 
 def test_budget_keeps_the_best_scores(setting):
-    _, network, evidence, _, _ = setting
+    _, graph, statistics, _, _ = setting
     method = MIP(images=3)
-    plan, result = method.plan(network, evidence, Units(0.5)), method.importance(evidence)
+    plan, result = method.plan(graph, statistics, Units(0.5)), method.importance(statistics)
     for group, weight in (("0", "0.weight"), ("2", "2.weight")):
         scores = result.scores[weight]
         assert len(plan.keep[group]) == len(scores) // 2
@@ -81,9 +81,9 @@ def test_budget_keeps_the_best_scores(setting):
 
 
 def test_dead_units_go_without_changing_the_images_outputs(setting):
-    model, network, evidence, x, _ = setting
+    model, graph, statistics, x, _ = setting
     method = MIP(images=3, threshold=0.05)
-    plan = method.plan(network, evidence, Units(0.01))
+    plan = method.plan(graph, statistics, Units(0.01))
     small = shrink(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     torch.testing.assert_close(small(x), mask(model, plan)(x), rtol=1e-4, atol=1e-5)
@@ -91,21 +91,21 @@ def test_dead_units_go_without_changing_the_images_outputs(setting):
 
 @pytest.mark.parametrize("mode", ["joint", "per_class", "imbalanced"])
 def test_every_mode_is_deterministic(setting, mode):
-    _, _, evidence, _, _ = setting
+    _, _, statistics, _, _ = setting
     method = MIP(images=6, mode=mode, draws=2)
-    first, second = method.importance(evidence), method.importance(evidence)
+    first, second = method.importance(statistics), method.importance(statistics)
     for name in first.scores:
         np.testing.assert_array_equal(first.scores[name], second.scores[name])
         assert ((first.scores[name] >= 0) & (first.scores[name] <= 1)).all()
 
 
 def test_per_class_is_the_average_of_single_programs(setting):
-    _, _, evidence, _, _ = setting
+    _, _, statistics, _, _ = setting
     method = MIP(images=3, mode="per_class")
-    drawn = method._drawn(evidence)
+    drawn = method._drawn(statistics)
     assert [sorted(set(part.labels)) for part in drawn] == [[0], [1], [2]]
     single = [importance_scores(part.chain, part.x, part.labels) for part in drawn]
-    result = method.importance(evidence)
+    result = method.importance(statistics)
     for name in result.scores:
         np.testing.assert_allclose(
             result.scores[name], np.mean([s.scores[name] for s in single], axis=0), atol=1e-9
@@ -113,8 +113,8 @@ def test_per_class_is_the_average_of_single_programs(setting):
 
 
 def test_parallel_solves_give_the_same(setting):
-    _, _, evidence, _, _ = setting
-    alone, together = (MIP(images=3, mode="per_class", jobs=jobs).importance(evidence) for jobs in (1, 2))
+    _, _, statistics, _, _ = setting
+    alone, together = (MIP(images=3, mode="per_class", jobs=jobs).importance(statistics) for jobs in (1, 2))
     for name in alone.scores:
         np.testing.assert_array_equal(alone.scores[name], together.scores[name])
 
@@ -137,8 +137,8 @@ def test_options_that_cannot_be(options, message):
 
 
 def test_a_limit_does_not_stop_a_run_that_has_something(setting):
-    _, network, evidence, _, _ = setting
-    plan = MIP(images=9, bounds="free", lam=1.0, gap=1e-9, nodes=1).plan(network, evidence, Units(0.5))
+    _, graph, statistics, _, _ = setting
+    plan = MIP(images=9, bounds="free", lam=1.0, gap=1e-9, nodes=1).plan(graph, statistics, Units(0.5))
     note = plan.notes["mip"]
     assert note["status"] == "node_limit" and note["bound"] < note["objective"]
     assert {name: len(kept) for name, kept in plan.keep.items()} == {"0": 6, "2": 4}
@@ -154,13 +154,13 @@ def test_a_limit_does_not_stop_a_run_that_has_something(setting):
     ],
 )
 def test_what_goes_wrong_in_a_program_names_it(setting, options, message):
-    _, network, evidence, _, _ = setting
+    _, graph, statistics, _, _ = setting
     with pytest.raises(InputError, match=message):
-        MIP(images=3, **options).plan(network, evidence, Units(0.5))
+        MIP(images=3, **options).plan(graph, statistics, Units(0.5))
 
 
 def test_the_time_limit_is_for_all_programs_together(setting, monkeypatch):
-    _, _, evidence, _, _ = setting
+    _, _, statistics, _, _ = setting
     given, real = [], importance_scores
 
     def solve(*args, **options):
@@ -168,30 +168,32 @@ def test_the_time_limit_is_for_all_programs_together(setting, monkeypatch):
         return real(*args, **options)
 
     monkeypatch.setattr("secateur.structures.relu_mip.importance_scores", solve)
-    MIP(images=3, mode="per_class", time_limit=30.0, draws=2).importance(evidence)
+    MIP(images=3, mode="per_class", time_limit=30.0, draws=2).importance(statistics)
     assert given == [5.0] * 6
 
 
 def test_more_images_than_there_are(setting):
-    _, network, evidence, _, _ = setting
+    _, graph, statistics, _, _ = setting
     with pytest.raises(InputError, match="images must be 1 to 120"):
-        MIP(images=121).plan(network, evidence, Units(0.5))
+        MIP(images=121).plan(graph, statistics, Units(0.5))
 
 
 def test_labels_out_of_range(setting):
-    model, network, _, x, y = setting
-    evidence = collect(model, network, [(x, y + 1)], {"chain", "images"})
+    model, graph, _, x, y = setting
+    statistics = collect_statistics(model, graph, [(x, y + 1)], {"chain", "images"})
     with pytest.raises(InputError, match="label 3 is out of range"):
-        MIP(images=3).plan(network, evidence, Units(0.5))
+        MIP(images=3).plan(graph, statistics, Units(0.5))
 
 
 def test_a_group_without_a_relu_is_named():
     x, _ = blobs()
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    network = trace(model, x[:4])
-    evidence = collect(model, network, [(x, torch.zeros(len(x), dtype=torch.long))], {"chain", "images"})
+    graph = trace(model, x[:4])
+    statistics = collect_statistics(
+        model, graph, [(x, torch.zeros(len(x), dtype=torch.long))], {"chain", "images"}
+    )
     with pytest.raises(InputError, match=r"group '0' has no score.*ignored_layers"):
-        MIP(images=1, correct=False).plan(network, evidence, Units(0.5))
+        MIP(images=1, correct=False).plan(graph, statistics, Units(0.5))
 
 
 @pytest.mark.parametrize(("batches", "epochs"), [([], 1), ([(torch.zeros(2, 1, 8, 8), torch.zeros(2))], 0)])
@@ -232,9 +234,9 @@ def test_decoupled_parts_score_every_layer_of_a_deep_network():
     ]
     with torch.no_grad():  # the last piece is the network itself
         np.testing.assert_allclose(pieces[-1].chain.logits(pieces[-1].x), model(x[:3]).numpy(), atol=1e-4)
-    network = trace(model, x[:2])
+    graph = trace(model, x[:2])
     method = MIP(parts=pieces, threshold=0.1)
-    plan = method.plan(network, collect(model, network, None, method.needs(Units(0.5))), Units(0.1))
+    plan = method.plan(graph, collect_statistics(model, graph, None, method.needs(Units(0.5))), Units(0.1))
     assert set(plan.notes["mip"]["dead units"]) == {"0.weight", "4.weight", "7.weight", "10.weight"}
     before = {k: v.clone() for k, v in model.state_dict().items()}
     attach_auxiliaries(model, [(x, y)], width=6, seed=0, train_layers=True)

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from secateur import zoo
 from secateur.apply.scale import scaled
 from secateur.apply.surgery import mask, shrink
-from secateur.core import InputError, Network, Plan, Units, Weights
+from secateur.core import InputError, Plan, PruningGraph, Units, Weights
 from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.spectral import Link, chain_resistance, connectivity, layer_graph, leverage
 from secateur.tracing.trace import trace
 
 
 def setting(
     model: nn.Module, *shape: int, needs: set[str] | None = None, seed: int = 0
-) -> tuple[Network, Any]:
+) -> tuple[PruningGraph, Any]:
     x = torch.randn(32, *shape, generator=torch.Generator().manual_seed(1))
     model.eval()
-    network = trace(model, x[:2])
-    return network, collect(model, network, [(x, torch.arange(32) % 3)], needs or set(), seed)
+    graph = trace(model, x[:2])
+    return graph, collect_statistics(model, graph, [(x, torch.arange(32) % 3)], needs or set(), seed)
 
 
 def kept(plan: Plan) -> dict[str, int]:
@@ -38,18 +38,18 @@ NAMES = ("1.weight", "3.weight", "5.weight")
 
 
 @pytest.mark.parametrize("mode", ["systematic", "paper", "coverage", "top"])
-@pytest.mark.parametrize("graph", ["layer", "network"])
+@pytest.mark.parametrize("kind", ["layer", "network"])
 @pytest.mark.parametrize("allocation", ["one-epsilon", "uniform", "erk", "global", None])
-def test_counts_are_exact(mode: Any, graph: Any, allocation: Any) -> None:
-    if (mode, graph) == ("coverage", "network"):
+def test_counts_are_exact(mode: Any, kind: Any, allocation: Any) -> None:
+    if (mode, kind) == ("coverage", "network"):
         with pytest.raises(InputError, match="coverage"):
-            Spectral(mode=mode, graph=graph)
+            Spectral(mode=mode, graph=kind)
         return
-    network, evidence = setting(MLP, 12)
-    method = Spectral(mode=mode, graph=graph, allocation=allocation)
+    graph, statistics = setting(MLP, 12)
+    method = Spectral(mode=mode, graph=kind, allocation=allocation)
     total = sum(MLP.get_parameter(x).numel() for x in NAMES)
     for density in (0.05, 0.3, 0.9):
-        plan = method.plan(network, evidence, Weights(density))
+        plan = method.plan(graph, statistics, Weights(density))
         got = sum(kept(plan).get(x, MLP.get_parameter(x).numel()) for x in NAMES)
         assert abs(got - density * total) <= (2 if allocation in (None, "uniform") else 0.5)
         assert all(n > 0 for n in kept(plan).values())
@@ -61,8 +61,8 @@ def test_seeds_decide_and_layers_differ() -> None:
     twin[2].weight = nn.Parameter(twin[0].weight.detach().clone())
     plans = []
     for seed in (0, 0, 1):
-        network, evidence = setting(twin, 6, seed=seed)
-        plans.append(Spectral().plan(network, evidence, Weights(0.4)).masks)
+        graph, statistics = setting(twin, 6, seed=seed)
+        plans.append(Spectral().plan(graph, statistics, Weights(0.4)).masks)
     assert all(np.array_equal(plans[0][k], plans[1][k]) for k in plans[0])
     assert not np.array_equal(plans[0]["0.weight"], plans[2]["0.weight"])
     assert not np.array_equal(plans[0]["0.weight"], plans[0]["2.weight"])
@@ -70,9 +70,9 @@ def test_seeds_decide_and_layers_differ() -> None:
 
 def test_one_epsilon_balances_leverage() -> None:
     """What a layer keeps on average is what one epsilon gives it; uniform shares differ."""
-    network, evidence = setting(MLP, 12)
-    found = Spectral().leverages(network, evidence)
-    plan = Spectral(allocation="one-epsilon").plan(network, evidence, Weights(0.2))
+    graph, statistics = setting(MLP, 12)
+    found = Spectral().leverages(graph, statistics)
+    plan = Spectral(allocation="one-epsilon").plan(graph, statistics, Weights(0.2))
     counts = kept(plan)
 
     def means(epsilon: float) -> list[float]:
@@ -90,18 +90,18 @@ def test_one_epsilon_balances_leverage() -> None:
 
 def test_scores_are_what_they_say() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
-    network, evidence = setting(model, 4, 4, 4, needs={"moments", "gradients", "flow"})
+    graph, statistics = setting(model, 4, 4, 4, needs={"moments", "gradients", "flow"})
     w = model[0].weight.detach()
-    assert torch.equal(edge_scores(network, evidence, "magnitude")["0.weight"], w.abs())
-    assert torch.equal(edge_scores(network, evidence, "magnitude", 2)["0.weight"], w.abs() ** 2)
-    sensitivity = (w.double() * evidence.gradients["0.weight"]).abs()
-    assert torch.equal(edge_scores(network, evidence, "snip")["0.weight"], sensitivity)
-    norm = evidence.moments["0.weight"].second.sqrt()
-    read = edge_scores(network, evidence, "activation")["0.weight"]
+    assert torch.equal(edge_scores(graph, statistics, "magnitude")["0.weight"], w.abs())
+    assert torch.equal(edge_scores(graph, statistics, "magnitude", 2)["0.weight"], w.abs() ** 2)
+    sensitivity = (w.double() * statistics.gradients["0.weight"]).abs()
+    assert torch.equal(edge_scores(graph, statistics, "snip")["0.weight"], sensitivity)
+    norm = statistics.moments["0.weight"].second.sqrt()
+    read = edge_scores(graph, statistics, "activation")["0.weight"]
     for o, c in ((0, 0), (2, 1), (3, 0), (5, 1)):
         feature = (o // 3) * 2 + c
         assert torch.allclose(read[o, c].double(), (w[o, c].abs() * norm[feature]).double(), rtol=1e-5)
-    flow = edge_scores(network, evidence, "synflow", masks={"0.weight": w > 0})["0.weight"]
+    flow = edge_scores(graph, statistics, "synflow", masks={"0.weight": w > 0})["0.weight"]
     assert (flow[w <= 0] == 0).all()
     assert (flow[w > 0] > 0).all()
 
@@ -109,32 +109,32 @@ def test_scores_are_what_they_say() -> None:
 @pytest.mark.parametrize("score", ["activation", "snip", "synflow"])
 def test_other_scores_plan(score: Any) -> None:
     model = zoo.small_cnn(width=4, hidden=12, seed=0)
-    network, evidence = setting(model, 1, 8, 8, needs={"moments", "gradients", "flow"})
+    graph, statistics = setting(model, 1, 8, 8, needs={"moments", "gradients", "flow"})
     method = Spectral(score=score, rounds=3 if score == "synflow" else 1)
     assert method.needs(Weights(0.1)) <= {"moments", "gradients", "flow"}
-    plan = method.plan(network, evidence, Weights(0.1, scope="global"))
-    total = sum(int(np.prod(network.shapes[x.weight])) for x in network.prunable_weights())
+    plan = method.plan(graph, statistics, Weights(0.1, scope="global"))
+    total = sum(int(np.prod(graph.shapes[x.weight])) for x in graph.prunable_weights())
     removed = sum(int((~m).sum()) for m in plan.masks.values())
     assert abs(total - removed - 0.1 * total) <= 0.5
 
 
 def test_missing_or_dead_evidence_is_an_error() -> None:
-    network, evidence = setting(MLP, 12)
+    graph, statistics = setting(MLP, 12)
     for score in ("snip", "activation", "synflow"):
         with pytest.raises(InputError, match="needs"):
-            Spectral(score=score).plan(network, evidence, Weights(0.5))  # type: ignore[arg-type]
+            Spectral(score=score).plan(graph, statistics, Weights(0.5))  # type: ignore[arg-type]
     dead = zoo.mlp((12, 20, 3))
     nn.init.zeros_(dead[1].weight)
-    network, evidence = setting(dead, 12)
+    graph, statistics = setting(dead, 12)
     with pytest.raises(InputError, match=r"1\.weight.*all zero"):
-        Spectral().plan(network, evidence, Weights(0.5))
+        Spectral().plan(graph, statistics, Weights(0.5))
     sparse = zoo.mlp((12, 20, 3))
     with torch.no_grad():
         sparse[1].weight[:, 3:] = 0
-    network, evidence = setting(sparse, 12)
+    graph, statistics = setting(sparse, 12)
     with pytest.raises(InputError, match="positive score"):
-        Spectral(allocation="one-epsilon").plan(network, evidence, Weights(0.9))
-    uniform = Spectral().plan(network, evidence, Weights(0.5))
+        Spectral(allocation="one-epsilon").plan(graph, statistics, Weights(0.9))
+    uniform = Spectral().plan(graph, statistics, Weights(0.5))
     assert uniform.masks["1.weight"][:, :3].all()
     assert kept(uniform)["1.weight"] == 120
 
@@ -146,11 +146,11 @@ def by_hand(model: nn.Module, links: dict[str, tuple[int, int]]) -> dict[str, Te
 
 def test_network_graph_contracts_what_tracing_couples() -> None:
     model = zoo.small_cnn(width=4, hidden=12, seed=0)
-    network, evidence = setting(model, 1, 8, 8)
-    scores = edge_scores(network, evidence, "magnitude")
+    graph, statistics = setting(model, 1, 8, 8)
+    scores = edge_scores(graph, statistics, "magnitude")
     convs = [f"{i}.weight" for i, m in enumerate(model) if isinstance(m, nn.Conv2d | nn.Linear)]
     truth = by_hand(model, {name: (i, i + 1) for i, name in enumerate(convs)})
-    found = network_leverages(network, scores)
+    found = network_leverages(graph, scores)
     for name in convs:
         assert torch.allclose(found.values[name], truth[name], rtol=1e-5)
     assert set(found.nodes.values()) == {1 + 4 + 8 + 12 + 10}
@@ -158,23 +158,23 @@ def test_network_graph_contracts_what_tracing_couples() -> None:
 
 def test_network_graph_merges_residual_additions_and_gates() -> None:
     model = zoo.resnet18(width=2, seed=0)
-    network, evidence = setting(model, 3, 8, 8)
-    found = network_leverages(network, edge_scores(network, evidence, "magnitude"))
-    units = sum(g.size for g in network.groups)
+    graph, statistics = setting(model, 3, 8, 8)
+    found = network_leverages(graph, edge_scores(graph, statistics, "magnitude"))
+    units = sum(g.size for g in graph.groups)
     assert set(found.nodes.values()) == {3 + units + 10}
     total = sum(float(v.double().sum()) for v in found.values.values())
     assert total == pytest.approx(3 + units + 10 - 1, rel=1e-4)
     recurrent = zoo.lstm(hidden=6, side=5, classes=3)
-    network, evidence = setting(recurrent, 1, 5, 5)
-    found = network_leverages(network, edge_scores(network, evidence, "magnitude"))
+    graph, statistics = setting(recurrent, 1, 5, 5)
+    found = network_leverages(graph, edge_scores(graph, statistics, "magnitude"))
     assert set(found.nodes.values()) == {5 + 6 + 3}
 
 
 def test_layer_graphs_follow_groups_and_gates() -> None:
     recurrent = zoo.lstm(hidden=6, side=5, classes=3)
-    network, evidence = setting(recurrent, 1, 5, 5)
-    scores = edge_scores(network, evidence, "magnitude")
-    found = layer_leverages(network, scores)
+    graph, statistics = setting(recurrent, 1, 5, 5)
+    scores = edge_scores(graph, statistics, "magnitude")
+    found = layer_leverages(graph, scores)
     name = "rnn.weight_ih_l0"
     forget = leverage(scores[name][6:12].T)
     assert torch.allclose(found.values[name][6:12], forget.T, rtol=1e-4)
@@ -184,11 +184,11 @@ def test_layer_graphs_follow_groups_and_gates() -> None:
 def test_layers_of_one_shape_together_give_what_each_alone_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, done here on the processor."""
     model = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(50, 50), nn.ReLU())], nn.Linear(50, 3))
-    network, evidence = setting(model, 50)
-    scores = edge_scores(network, evidence, "magnitude")
-    alone = layer_leverages(network, scores, tol=1e-5)
+    graph, statistics = setting(model, 50)
+    scores = edge_scores(graph, statistics, "magnitude")
+    alone = layer_leverages(graph, scores, tol=1e-5)
     monkeypatch.setattr("secateur.methods.spectral.graphs._batched", lambda _: True)
-    together = layer_leverages(network, scores, tol=1e-5)
+    together = layer_leverages(graph, scores, tol=1e-5)
     assert list(together.values) == list(alone.values)
     assert together.nodes == alone.nodes
     assert "0.weight" in together.notes
@@ -199,8 +199,8 @@ def test_layers_of_one_shape_together_give_what_each_alone_gives(monkeypatch: py
 def test_attention_projections_are_graphs_of_their_matrices() -> None:
     """Queries, keys and values stacked are one layer that reads the same features."""
     model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True))
-    network, evidence = setting(model, 5, 6)
-    found = layer_leverages(network, edge_scores(network, evidence, "magnitude"))
+    graph, statistics = setting(model, 5, 6)
+    found = layer_leverages(graph, edge_scores(graph, statistics, "magnitude"))
     w = model[1].self_attn.in_proj_weight.detach().abs()
     name = "1.self_attn.in_proj_weight"
     assert torch.allclose(found.values[name], leverage(w.T).T, rtol=1e-4)
@@ -208,15 +208,15 @@ def test_attention_projections_are_graphs_of_their_matrices() -> None:
 
 
 def test_units_are_scored_by_the_leverage_of_their_edges() -> None:
-    network, evidence = setting(MLP, 12)
-    lev = Spectral().leverages(network, evidence).values
-    group = next(g for g in network.groups if g.size == 20)
+    graph, statistics = setting(MLP, 12)
+    lev = Spectral().leverages(graph, statistics).values
+    group = next(g for g in graph.groups if g.size == 20)
     for over in ("makers", "readers", "both"):
-        scores = Spectral(over=over).unit_scores(network, evidence)[group.name]
+        scores = Spectral(over=over).unit_scores(graph, statistics)[group.name]
         made, read = lev["1.weight"].sum(1).double(), lev["3.weight"].sum(0).double()
         truth = {"makers": made, "readers": read, "both": made + read}[over]
         assert torch.allclose(scores, truth, rtol=1e-6)
-    plan = Spectral().plan(network, evidence, Units(0.25))
+    plan = Spectral().plan(graph, statistics, Units(0.25))
     small = shrink(MLP, plan)
     assert small[1].weight.shape == (5, 12)
 
@@ -226,28 +226,28 @@ def test_patterns(pattern: str) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
     )
-    network, evidence = setting(model, 3, 6, 6)
+    graph, statistics = setting(model, 3, 6, 6)
     n = int(pattern[0])
-    plan = Spectral(pattern=pattern).plan(network, evidence, Weights(n / 4))
+    plan = Spectral(pattern=pattern).plan(graph, statistics, Weights(n / 4))
     assert set(plan.masks) == {"2.weight", "5.weight"}
     assert (plan.masks["2.weight"].reshape(4, 2, 4, 3, 3).sum(2) == n).all()
     assert (plan.masks["5.weight"].reshape(3, 4, 4).sum(2) == n).all()
-    lev = Spectral().leverages(network, evidence).values["5.weight"].reshape(3, 4, 4)
+    lev = Spectral().leverages(graph, statistics).values["5.weight"].reshape(3, 4, 4)
     stays = torch.from_numpy(plan.masks["5.weight"].reshape(3, 4, 4))
     assert (lev.masked_fill(~stays, 2).amin(2) >= lev.masked_fill(stays, -1).amax(2)).all()
     with pytest.raises(InputError, match="keeps"):
-        Spectral(pattern=pattern).plan(network, evidence, Weights(0.3))
+        Spectral(pattern=pattern).plan(graph, statistics, Weights(0.3))
 
 
 def test_reweighting_keeps_the_expected_output() -> None:
     """Over many seeds, kept weights times their factors average to the weights."""
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     w, mean, draws = model[0].weight.detach(), torch.zeros(5, 6), 600
-    network, evidence = setting(model, 6)
+    graph, statistics = setting(model, 6)
     for seed in range(draws):
-        own = type(evidence)(weights=evidence.weights, seed=seed)
-        plan = Spectral().plan(network, own, Weights(0.4))
-        factors = Spectral().factors(network, own, plan)
+        own = type(statistics)(weights=statistics.weights, seed=seed)
+        plan = Spectral().plan(graph, own, Weights(0.4))
+        factors = Spectral().factors(graph, own, plan)
         mean += scaled(mask(model, plan), factors)[0].weight.detach() / draws
     p = 1 / torch.where(torch.from_numpy(plan.masks["0.weight"]), factors["0.weight"], torch.nan)
     assert ((mean - w).abs() <= 0.25 * w.abs() + 0.02).all()
@@ -259,8 +259,8 @@ def test_connectivity_survives_where_greedy_collapses() -> None:
     model = zoo.mlp((64, 128, 10), seed=0)
     with torch.no_grad():
         model[1].weight *= torch.linspace(0.02, 1, 64)
-    network, evidence = setting(model, 64)
-    plan = Spectral(mode="coverage").plan(network, evidence, Weights(0.05))
+    graph, statistics = setting(model, 64)
+    plan = Spectral(mode="coverage").plan(graph, statistics, Weights(0.05))
     weight = model[1].weight.detach().abs()
     grown = connectivity(layer_graph(weight * torch.from_numpy(plan.masks["1.weight"])).scores[0])
     greedy = weight * (

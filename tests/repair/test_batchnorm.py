@@ -13,8 +13,8 @@ from secateur.apply.surgery import shrink
 from secateur.core import InputError, Units
 from secateur.measure.metrics import accuracy
 from secateur.methods import Magnitude
-from secateur.repair.batchnorm import recalibrate
-from secateur.statistics.collect import collect
+from secateur.repair.batchnorm import update_bn
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 
@@ -37,7 +37,7 @@ def test_statistics_are_those_of_the_batches_and_nothing_else_changes(dtype: tor
     model[3].train()
     before = copy.deepcopy(model)
     batches = [(torch.randn(16, 1, 8, 8, dtype=dtype), torch.zeros(16)) for _ in range(3)]
-    found = recalibrate(model, batches)
+    found = update_bn(model, batches)
     seen = torch.stack([model[0](x).mean((0, 2, 3)) for x, _ in batches]).mean(0)
     spread = torch.stack([model[0](x).var((0, 2, 3)) for x, _ in batches]).mean(0)
     torch.testing.assert_close(found[1].running_mean, seen)
@@ -52,17 +52,17 @@ def test_statistics_are_those_of_the_batches_and_nothing_else_changes(dtype: tor
 
 def test_there_must_be_something_to_take_and_to_look_at() -> None:
     with pytest.raises(InputError, match="no BatchNorm layer"):
-        recalibrate(nn.Linear(2, 2), [torch.zeros(2, 2)])
+        update_bn(nn.Linear(2, 2), [torch.zeros(2, 2)])
     with pytest.raises(InputError, match="no batches"):
-        recalibrate(net(), [])
+        update_bn(net(), [])
 
 
 def test_a_pruned_network_gets_back_most_of_what_stale_statistics_cost() -> None:
     digits = data.digits()
     model = zoo.train(zoo.vgg_small(side=8), digits, 3, lr=5e-3, batch_size=32).model
     batches = digits.batches("calibration", 60)
-    network = trace(model, batches[0][0][:2])
-    plan = Magnitude().plan(network, collect(model, network, batches, set()), Units(0.7))
+    graph = trace(model, batches[0][0][:2])
+    plan = Magnitude().plan(graph, collect_statistics(model, graph, batches, set()), Units(0.7))
     small = shrink(model, plan)
-    plain, again = (accuracy(m, digits.batches("test")) for m in (small, recalibrate(small, batches)))
+    plain, again = (accuracy(m, digits.batches("test")) for m in (small, update_bn(small, batches)))
     assert again > plain + 0.1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.apply.surgery import shrink
 from secateur.core import InputError, Merge, Plan
 from secateur.repair.fold import fold, merge
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 
@@ -30,11 +30,11 @@ def seeded(model: nn.Module) -> nn.Module:
 
 
 def repaired(model: nn.Module, x: Tensor, keep: dict[str, list[int]], **more):
-    network = trace(model, x[:2])
-    plan = Plan(network, "by hand", {name: np.array(units) for name, units in keep.items()})
-    evidence = collect(model, network, [(part, None) for part in x.split(32)], {"gram"})
+    graph = trace(model, x[:2])
+    plan = Plan(graph, "by hand", {name: np.array(units) for name, units in keep.items()})
+    statistics = collect_statistics(model, graph, [(part, None) for part in x.split(32)], {"gram"})
     small = shrink(model, plan)
-    return small, *fold(model, small, plan, evidence, **more)
+    return small, *fold(model, small, plan, statistics, **more)
 
 
 def test_a_linear_reader_gets_the_least_squares_weights() -> None:
@@ -83,9 +83,9 @@ def test_grouped_and_transposed_convolutions_fold() -> None:
         )
     )
     x = data(80, 2, 7, 7)
-    network = trace(model, x[:2])
+    graph = trace(model, x[:2])
     rng = np.random.default_rng(0)
-    keep = {g.name: np.sort(rng.permutation(g.size)[: g.size - 1]) for g in network.groups}
+    keep = {g.name: np.sort(rng.permutation(g.size)[: g.size - 1]) for g in graph.groups}
     small, result, notes = repaired(model, x, {k: list(v) for k, v in keep.items()})
     assert (result(x) - model(x)).norm() < (small(x) - model(x)).norm()
     assert all(note["folded"] < note["plain"] for note in notes.values())
@@ -130,12 +130,10 @@ def test_recurrent_and_attention_readers_fold() -> None:
             return self.out(y + self.mha(y, y, y)[0])
 
     model, x = seeded(Net()), data(200, 6, 4)
-    network = trace(model, x[:2])
-    heads = next(g for g in network.groups if "mha" in g.name)
+    graph = trace(model, x[:2])
+    heads = next(g for g in graph.groups if "mha" in g.name)
     rng = np.random.default_rng(1)
-    keep = {
-        g.name: np.sort(rng.permutation(g.size)[: g.size - 1 if g is heads else 9]) for g in network.groups
-    }
+    keep = {g.name: np.sort(rng.permutation(g.size)[: g.size - 1 if g is heads else 9]) for g in graph.groups}
     small, result, notes = repaired(model, x, {k: list(v) for k, v in keep.items()})
     assert {"rnn.weight_hh_l0", "mha.out_proj.weight", "out.weight"} <= set(notes)
     assert (result(x) - model(x)).norm() < (small(x) - model(x)).norm()
@@ -144,8 +142,8 @@ def test_recurrent_and_attention_readers_fold() -> None:
 def test_a_fold_that_hurts_on_held_out_batches_is_undone() -> None:
     """As many features as samples: the fit is perfect on the calibration batch and wrong elsewhere."""
     model, x = seeded(nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))), data(12, 6)
-    network = trace(model, x[:2])
-    held = collect(model, network, [(data(500, 6, seed=5), None)], {"gram"})
+    graph = trace(model, x[:2])
+    held = collect_statistics(model, graph, [(data(500, 6, seed=5), None)], {"gram"})
     small, free, loose = repaired(model, x, {"0": list(range(20))})
     small, result, notes = repaired(model, x, {"0": list(range(20))}, guard=held)
     note = notes["2.weight"]
@@ -175,11 +173,11 @@ def test_inputs_are_left_alone_and_missing_evidence_is_said() -> None:
     plan = Plan(trace(model, x[:2]), "by hand", {"0": np.arange(4)})
     small = shrink(model, plan)
     before = copy.deepcopy(small.state_dict())
-    evidence = collect(model, plan.network, [(x, None)], {"gram"})
-    fold(model, small, plan, evidence)
+    statistics = collect_statistics(model, plan.graph, [(x, None)], {"gram"})
+    fold(model, small, plan, statistics)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), small.state_dict().values(), strict=True))
     with pytest.raises(InputError, match=r"2\.weight.*collect with 'gram'"):
-        fold(model, small, plan, collect(model, plan.network, [(x, None)], {"moments"}))
+        fold(model, small, plan, collect_statistics(model, plan.graph, [(x, None)], {"moments"}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,7 +15,7 @@ from secateur.measure.metrics import distance_from
 from secateur.pruning import prune
 from secateur.repair.fold import fold
 from secateur.repair.refit import refit
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 MODELS = (
@@ -79,9 +79,11 @@ def test_later_readers_make_up_for_earlier_ones() -> None:
     layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(16, 5)).double()
     x, held = data(2000, 16), data(500, 16, seed=1)
-    network = trace(model, x[:2])
-    plan = oracles.half_plan(network)
-    folded, _ = fold(model, shrink(model, plan), plan, collect(model, network, [(x, None)], {"gram"}))
+    graph = trace(model, x[:2])
+    plan = oracles.half_plan(graph)
+    folded, _ = fold(
+        model, shrink(model, plan), plan, collect_statistics(model, graph, [(x, None)], {"gram"})
+    )
     far = distance_from(model, [(held, None)])
     better, notes = refit(model, folded, plan, [(x, None)], [(held, None)], far)
     assert far(better) < 0.9 * far(folded) < far(shrink(model, plan))

@@ -15,8 +15,8 @@ from bank import BANK, Entry
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from secateur.core import Frozen, Group, InputError, Layer, Moments, Network, Slot
-from secateur.statistics.collect import collect
+from secateur.core import Frozen, Group, InputError, Layer, Moments, PruningGraph, Slot
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import cross_entropy
 from secateur.statistics.relu_chain import flatten_images
 from secateur.statistics.weight_inputs import Read, Reads
@@ -25,19 +25,19 @@ from secateur.tracing.trace import trace
 torch.set_default_dtype(torch.float32)
 
 
-def reading(model: nn.Module, *layers: Layer, groups: tuple[Group, ...] = ()) -> Network:
+def reading(model: nn.Module, *layers: Layer, groups: tuple[Group, ...] = ()) -> PruningGraph:
     """A network by hand, with these layers."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {k: tuple(t.shape) for k, t in tensors.items()}
-    return Network(groups, (), layers, shapes, tuple(k for k, _ in model.named_parameters()))
+    return PruningGraph(groups, (), layers, shapes, tuple(k for k, _ in model.named_parameters()))
 
 
 def moments(model: nn.Module, inputs: Any, *layers: Layer, **options: Any) -> dict[str, Moments]:
     """Statistics over two batches of double precision."""
-    network = reading(model, *layers)
-    names = [network.input_key(layer) for layer in layers]
+    graph = reading(model, *layers)
+    names = [graph.input_key(layer) for layer in layers]
     batches = inputs if isinstance(inputs, list) else [(inputs, None)]
-    return dict(collect(model, network, batches, {"gram"}, grams=names, **options).moments)
+    return dict(collect_statistics(model, graph, batches, {"gram"}, grams=names, **options).moments)
 
 
 def agree(found: Moments, rows: Tensor) -> None:
@@ -389,35 +389,35 @@ def test_every_reading_weight_of_the_bank_is_seen(entry: Entry) -> None:
         pytest.skip(f"needs {entry.needs}")
     model = entry.build()
     args, kwargs = entry.example()
-    network = trace(model, args, example_kwargs=kwargs)
-    found = collect(model, network, [(kwargs or args, None)], {"gram"}).moments
-    readers = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
-    for layer in network.layers:
+    graph = trace(model, args, example_kwargs=kwargs)
+    found = collect_statistics(model, graph, [(kwargs or args, None)], {"gram"}).moments
+    consumers = {graph.input_key(layer) for group in graph.groups for layer, _ in graph.consumers(group)}
+    for layer in graph.layers:
         if layer.in_axis is not None:
-            key = network.input_key(layer)
-            width = network.shapes[layer.weight][layer.in_axis]
+            key = graph.input_key(layer)
+            width = graph.shapes[layer.weight][layer.in_axis]
             assert len(found[key].mean) in (width, width * layer.groups)
-            assert (found[key].gram is not None) == (key in readers)
+            assert (found[key].gram is not None) == (key in consumers)
 
 
-def small() -> tuple[nn.Module, Network, list[Any]]:
+def small() -> tuple[nn.Module, PruningGraph, list[Any]]:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
     index = np.arange(6)[:, None]
     slots = [Slot(f"{n}", 0, index, "out") for n in ("0.weight", "0.bias")]
     slots += [Slot(f"1.{n}", 0, index, "scale") for n in ("weight", "bias", "running_mean", "running_var")]
     group = Group("0", 6, (*slots, Slot("4.weight", 1, index, "in")))
     layers = (Layer("0", "linear", "0.weight", "0.bias"), Layer("4", "linear", "4.weight", "4.bias"))
-    network = reading(model, *layers, groups=(group,))
-    network = Network(
-        network.groups,
+    graph = reading(model, *layers, groups=(group,))
+    graph = PruningGraph(
+        graph.groups,
         (Frozen("0.weight", 1, "input"),),
         layers,
-        network.shapes,
-        network.parameters,
+        graph.shapes,
+        graph.parameters,
         example_inputs=(torch.ones(2, 4),),
     )
     batches = [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (5, 8)]
-    return model, network, batches
+    return model, graph, batches
 
 
 ALL = {"gram", "moments", "gradients", "taylor", "flow", "images"}
@@ -445,7 +445,7 @@ def without_versions(values: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_comes_back_as_it_was(fails: bool) -> None:
-    model, network, batches = small()
+    model, graph, batches = small()
     cross_entropy(model(batches[0][0]), batches[0][1]).backward()
     model[0].bias.requires_grad_(False)
     model[3].eval()
@@ -453,9 +453,9 @@ def test_the_model_comes_back_as_it_was(fails: bool) -> None:
     before = state(model)
     if fails:
         with pytest.raises(InputError, match=r"cannot take batch 1, inputs of shapes \[\(8, 5\)\]"):
-            collect(model, network, [batches[0], (wrong, batches[1][1])], ALL)
+            collect_statistics(model, graph, [batches[0], (wrong, batches[1][1])], ALL)
     else:
-        collect(model, network, batches, ALL).flow({})
+        collect_statistics(model, graph, batches, ALL).flow({})
     assert same(without_versions(before), without_versions(state(model)))
     assert torch.get_default_dtype() == torch.float32
 
@@ -476,7 +476,7 @@ def test_buffers_that_a_forward_pass_changes_come_back() -> None:
 
 
 def test_evaluation_mode_and_seed_decide_alone() -> None:
-    model, network, batches = small()
+    model, graph, batches = small()
 
     class Noisy(nn.Module):
         def __init__(self) -> None:
@@ -495,25 +495,25 @@ def test_evaluation_mode_and_seed_decide_alone() -> None:
     with torch.no_grad():
         hidden = F.relu(model.eval()[1](model[0](x)))
     model.train()
-    agree(collect(model, network, batches, {"gram"}).moments["4.weight"], hidden)
+    agree(collect_statistics(model, graph, batches, {"gram"}).moments["4.weight"], hidden)
 
 
 def test_only_what_is_asked_for_is_gathered() -> None:
-    model, network, batches = small()
-    nothing = collect(model, network, None, ())
+    model, graph, batches = small()
+    nothing = collect_statistics(model, graph, None, ())
     assert (nothing.moments, nothing.gradients, nothing.taylor) == ({}, {}, {})
     assert nothing.flow is None and nothing.images is None and nothing.chain is None
-    assert set(nothing.weights) == set(network.shapes)
+    assert set(nothing.weights) == set(graph.shapes)
     assert not any(w.requires_grad for w in nothing.weights.values())
-    means = collect(model, network, batches, {"moments"}).moments
+    means = collect_statistics(model, graph, batches, {"moments"}).moments
     assert {k: m.gram for k, m in means.items()} == {"0.weight": None, "4.weight": None}
-    grams = collect(model, network, batches, {"gram"}).moments
+    grams = collect_statistics(model, graph, batches, {"gram"}).moments
     assert [k for k, m in grams.items() if m.gram is not None] == ["4.weight"]
 
 
 def test_images_are_kept_whole() -> None:
-    model, network, batches = small()
-    images = collect(model, network, batches, {"images"}).images
+    model, graph, batches = small()
+    images = collect_statistics(model, graph, batches, {"images"}).images
     assert images is not None
     assert torch.equal(images[0], torch.cat([b[0] for b in batches]))
     assert torch.equal(images[1], torch.cat([b[1] for b in batches]))
@@ -521,8 +521,8 @@ def test_images_are_kept_whole() -> None:
 
 def test_the_chain_comes_from_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
-    network = trace(model, torch.randn(2, 4))
-    chain = collect(model, network, None, {"chain"}).chain
+    graph = trace(model, torch.randn(2, 4))
+    chain = collect_statistics(model, graph, None, {"chain"}).chain
     x = torch.randn(5, 4)
     np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-6)
 
@@ -530,15 +530,15 @@ def test_the_chain_comes_from_the_model() -> None:
 def test_a_chain_needs_evaluation_mode_and_one_input() -> None:
     body = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)]
     model = nn.Sequential(*body).train()
-    network = trace(model, torch.randn(2, 1, 6, 6))
-    chain = collect(model, network, None, "chain").chain
+    graph = trace(model, torch.randn(2, 1, 6, 6))
+    chain = collect_statistics(model, graph, None, "chain").chain
     x = torch.randn(5, 1, 6, 6)
     assert model.training
     model.eval()
     np.testing.assert_allclose(chain.logits(flatten_images(x)), model(x).detach().numpy(), atol=1e-5)
-    pair = Network((), (), (), network.shapes, network.parameters, example_inputs=(x, x))
+    pair = PruningGraph((), (), (), graph.shapes, graph.parameters, example_inputs=(x, x))
     with pytest.raises(InputError, match="traced with 2"):
-        collect(model, pair, None, {"chain"})
+        collect_statistics(model, pair, None, {"chain"})
 
 
 def test_keyword_inputs_and_model_outputs() -> None:
@@ -556,11 +556,11 @@ def test_keyword_inputs_and_model_outputs() -> None:
             return Output(loss=None, logits=self.head(self.embed(input_ids)))
 
     model = Keyword()
-    network = reading(model, Layer("head", "linear", "head.weight"))
+    graph = reading(model, Layer("head", "linear", "head.weight"))
     ids = torch.randint(9, (3, 5))
     mask = torch.zeros(3, 5).masked_fill(ids > 4, -torch.inf)
     batch = ({"input_ids": ids, "attention_mask": mask}, ids)
-    found = collect(model, network, [batch], {"gradients", "moments"})
+    found = collect_statistics(model, graph, [batch], {"gradients", "moments"})
     loss = F.cross_entropy(model.head(model.embed(ids)).reshape(-1, 9), ids.reshape(-1))
     expected = torch.autograd.grad(loss, model.head.weight)[0].double()
     torch.testing.assert_close(found.gradients["head.weight"], expected)
@@ -569,9 +569,9 @@ def test_keyword_inputs_and_model_outputs() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_lower_precision_agrees_with_float64(dtype: torch.dtype) -> None:
-    model, network, batches = small()
-    wide = collect(model.double(), network, batches, {"gram", "taylor", "gradients"})
-    low = collect(model.to(dtype), network, batches, {"gram", "taylor", "gradients"})
+    model, graph, batches = small()
+    wide = collect_statistics(model.double(), graph, batches, {"gram", "taylor", "gradients"})
+    low = collect_statistics(model.to(dtype), graph, batches, {"gram", "taylor", "gradients"})
     rtol = 1e-4 if dtype is torch.float32 else 0.2
     for a, b in (
         (wide.moments["4.weight"].gram, low.moments["4.weight"].gram),
@@ -607,34 +607,34 @@ def poison(model: nn.Module, name: str, value: float) -> None:
     ],
 )
 def test_bad_data_is_named(data: Any, needs: set[str], message: str) -> None:
-    model, network, _ = small()
+    model, graph, _ = small()
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     with pytest.raises(InputError, match=message):
-        collect(model, network, data, needs)
+        collect_statistics(model, graph, data, needs)
 
 
 def test_bad_models_are_named() -> None:
-    model, network, batches = small()
+    model, graph, batches = small()
     poison(model, "4.weight", torch.inf)
     with pytest.raises(InputError, match=r"weights of '4.weight'"):
-        collect(model, network, batches, ())
-    model, network, batches = small()
+        collect_statistics(model, graph, batches, ())
+    model, graph, batches = small()
     model[1].running_mean[0] = torch.nan
     with pytest.raises(InputError, match=r"buffer '1.running_mean'"):
-        collect(model, network, batches, ())
+        collect_statistics(model, graph, batches, ())
     with pytest.raises(InputError, match=r"of another model: '0.weight'"):
-        collect(nn.Sequential(nn.Linear(3, 6)), network, batches, ())
+        collect_statistics(nn.Sequential(nn.Linear(3, 6)), graph, batches, ())
     with pytest.raises(InputError, match=r"no reading weight '5.weight'"):
-        collect(small()[0], network, batches, {"gram"}, grams=["5.weight"])
+        collect_statistics(small()[0], graph, batches, {"gram"}, grams=["5.weight"])
 
 
 def test_an_overflow_in_the_loss_names_the_layer() -> None:
-    model, network, batches = small()
+    model, graph, batches = small()
     poison(model, "0.weight", 3e38)
     batches = [(torch.full((3, 4), 10.0), torch.zeros(3).long())]
     with pytest.raises(InputError, match=r"in batch 0: NaN or infinite activations reach layer '4'"):
-        collect(model, network, batches, {"gradients"})
+        collect_statistics(model, graph, batches, {"gradients"})
 
 
 def test_a_loss_that_no_unit_changes_is_refused() -> None:
@@ -642,4 +642,4 @@ def test_a_loss_that_no_unit_changes_is_refused() -> None:
     x = torch.randn(5, 4)
     batches = [(x, torch.zeros(5, dtype=torch.long))]
     with pytest.raises(InputError, match="does not change with any unit"):
-        collect(model, trace(model, x), batches, {"taylor"}, loss=lambda y, t: y.detach().sum())
+        collect_statistics(model, trace(model, x), batches, {"taylor"}, loss=lambda y, t: y.detach().sum())

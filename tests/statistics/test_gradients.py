@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from bank import BANK
 from torch import Tensor, nn
 
-from secateur.core import InputError, Network
+from secateur.core import InputError, PruningGraph
 from secateur.execution import logits
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import SynapticFlow, cross_entropy, gradients
 from secateur.statistics.unit_gates import Gates
 from secateur.tracing.trace import trace
@@ -84,7 +84,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.fixture(params=MODELS)
-def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Network, Tensor, Tensor]:
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, PruningGraph, Tensor, Tensor]:
     make, shape = MODELS[request.param]
     model = make().double().eval()
     x = torch.randn(*shape, dtype=torch.float64)
@@ -92,11 +92,11 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Network, Tensor, Te
 
 
 def gated_losses(
-    model: nn.Module, network: Network, group: str, unit: int, z: float, examples: Iterable[Any]
+    model: nn.Module, graph: PruningGraph, group: str, unit: int, z: float, examples: Iterable[Any]
 ) -> list[float]:
     """Losses of single examples when everything that reads a unit is multiplied by z, in place."""
-    own = network.group(group)
-    slots = [slot for _, slot in network.readers(own)] or list(own.makers())
+    own = graph.group(group)
+    slots = [slot for _, slot in graph.consumers(own)] or list(own.producers())
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         before = {s.tensor: parameters[s.tensor].clone() for s in slots}
@@ -109,15 +109,17 @@ def gated_losses(
     return losses
 
 
-def test_gates_are_derivatives_example_by_example(case: tuple[nn.Module, Network, Tensor, Tensor]) -> None:
-    model, network, x, y = case
-    found = Gates(model, network, cross_entropy)((x,), {}, y)
-    assert set(found) == {g.name for g in network.groups} and found
+def test_gates_are_derivatives_example_by_example(
+    case: tuple[nn.Module, PruningGraph, Tensor, Tensor],
+) -> None:
+    model, graph, x, y = case
+    found = Gates(model, graph, cross_entropy)((x,), {}, y)
+    assert set(found) == {g.name for g in graph.groups} and found
     h = 1e-5
     examples = list(zip(x.split(1), y.split(1), strict=True))
-    for group in network.groups:
+    for group in graph.groups:
         for unit in range(group.size):
-            ends = [gated_losses(model, network, group.name, unit, z, examples) for z in (1 + h, 1 - h)]
+            ends = [gated_losses(model, graph, group.name, unit, z, examples) for z in (1 + h, 1 - h)]
             squares = [((a - b) / (2 * h)) ** 2 for a, b in zip(*ends, strict=True)]
             assert float(found[group.name][unit]) == pytest.approx(sum(squares), rel=1e-5, abs=1e-12)
 
@@ -161,10 +163,10 @@ def test_gates_on_inputs_and_on_weights_agree(name: str) -> None:
 def test_examples_are_found_on_the_second_axis(steps: int) -> None:
     model = Recurrent(batch_first=False).double().eval()
     x, y = torch.randn(steps, 7, 3, dtype=torch.float64), torch.randint(4, (7,))
-    network = trace(model, x[:, :3])
-    found = Gates(model, network, cross_entropy)((x,), {}, y)
+    graph = trace(model, x[:, :3])
+    found = Gates(model, graph, cross_entropy)((x,), {}, y)
     model.net.batch_first, model.last = True, (slice(None), -1)
-    expected = Gates(model, network, cross_entropy)((x.transpose(0, 1).contiguous(),), {}, y)
+    expected = Gates(model, graph, cross_entropy)((x.transpose(0, 1).contiguous(),), {}, y)
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-14)
 
@@ -204,9 +206,9 @@ def test_gradients_add_up_over_batches_and_unused_ones_are_zero() -> None:
             return self.used(x)
 
     model = Partial().double()
-    network = trace(model, torch.randn(2, 3, dtype=torch.float64))
+    graph = trace(model, torch.randn(2, 3, dtype=torch.float64))
     batches = [(torch.randn(n, 3, dtype=torch.float64), torch.randint(4, (n,))) for n in (4, 9)]
-    found = collect(model, network, batches, {"gradients"}).gradients
+    found = collect_statistics(model, graph, batches, {"gradients"}).gradients
     total = sum(F.cross_entropy(model(x), y) for x, y in batches)
     torch.testing.assert_close(found["used.weight"], torch.autograd.grad(total, model.used.weight)[0])
     assert not found["unused.weight"].any()
@@ -214,15 +216,15 @@ def test_gradients_add_up_over_batches_and_unused_ones_are_zero() -> None:
 
 def test_a_loss_of_ones_own() -> None:
     model = mlp(3, 6, 1)
-    network = trace(model, torch.randn(2, 3, dtype=torch.float64))
+    graph = trace(model, torch.randn(2, 3, dtype=torch.float64))
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.rand(5, dtype=torch.float64).round()
     with pytest.raises(InputError, match="pass loss="):
-        collect(model, network, [(x, y)], {"gradients"})
+        collect_statistics(model, graph, [(x, y)], {"gradients"})
 
     def binary(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(outputs[:, 0], targets)
 
-    found = collect(model, network, [(x, y)], {"gradients", "taylor"}, loss=binary)
+    found = collect_statistics(model, graph, [(x, y)], {"gradients", "taylor"}, loss=binary)
     expected = torch.autograd.grad(binary(model(x), y), model[0].weight)[0]
     torch.testing.assert_close(found.gradients["0.weight"], expected)
     assert found.taylor["0"].shape == (6,)
@@ -239,10 +241,10 @@ def test_a_loss_of_ones_own() -> None:
 )
 def test_losses_are_checked(loss: Any, message: str) -> None:
     model = mlp(3, 6, 4)
-    network = trace(model, torch.randn(2, 3, dtype=torch.float64))
+    graph = trace(model, torch.randn(2, 3, dtype=torch.float64))
     batch = (torch.randn(5, 3, dtype=torch.float64), torch.zeros(5).long())
     with pytest.raises(InputError, match=message):
-        collect(model, network, [batch], {"gradients"}, loss=loss)
+        collect_statistics(model, graph, [batch], {"gradients"}, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +276,8 @@ def test_logits_are_found_in_outputs() -> None:
 
 def test_synaptic_flow_is_conserved_through_every_layer() -> None:
     model = mlp(6, 9, 7, 5, 4, bias=False)
-    network = trace(model, torch.randn(2, 6, dtype=torch.float64))
-    flow = SynapticFlow(model, network)
+    graph = trace(model, torch.randn(2, 6, dtype=torch.float64))
+    flow = SynapticFlow(model, graph)
     masks = {"2.weight": torch.rand(7, 9) > 0.3}
     for given in ({}, masks):
         scores = flow(given)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.bench import Cell, Record
+from secateur.bench import Trial, TrialResult
 from secateur.core import InputError
 from secateur_studies.common import (
     Figure,
@@ -88,9 +88,9 @@ def test_names_are_file_names_and_differ() -> None:
 
 
 def test_rows_and_failures_come_from_records() -> None:
-    ok = Record(Cell("a.b:first", {"seed": 0}), "ok", [{"x": 1}, {"x": 2}])
-    other = Record(Cell("a.b:second", {"seed": 0}), "ok", [{"x": 3}])
-    bad = Record(Cell("a.b:second", {"seed": 1, "deep": {}}), "timeout", error="stopped after 3 s")
+    ok = TrialResult(Trial("a.b:first", {"seed": 0}), "ok", [{"x": 1}, {"x": 2}])
+    other = TrialResult(Trial("a.b:second", {"seed": 0}), "ok", [{"x": 3}])
+    bad = TrialResult(Trial("a.b:second", {"seed": 1, "deep": {}}), "timeout", error="stopped after 3 s")
     assert rows_of([ok, bad, other]) == [{"x": 1}, {"x": 2}, {"x": 3}]
     assert rows_of([ok, bad, other], "second") == [{"x": 3}]
     assert failures([ok, other]) is None
@@ -120,7 +120,7 @@ def test_weights_are_trained_once_and_again_if_their_file_was_cut_short(tmp_path
 
 
 def test_what_lies_in_a_folder_marks_a_cell(tmp_path: Path) -> None:
-    cells = [Cell("a.b:c", {"seed": 0})]
+    cells = [Trial("a.b:c", {"seed": 0})]
     assert marked(cells, {}) == cells
     with pytest.raises(InputError, match="there is no folder"):
         marked(cells, {"fashion": str(tmp_path / "none")})

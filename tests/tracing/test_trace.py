@@ -30,21 +30,21 @@ class Net(nn.Module):
         return self.body(self, x)
 
 
-def sizes(network) -> dict[str, int]:
-    return {g.name: g.size for g in network.groups}
+def sizes(graph) -> dict[str, int]:
+    return {g.name: g.size for g in graph.groups}
 
 
-def reason(network, tensor: str, axis: int) -> str:
-    return next(f.reason for f in network.frozen if (f.tensor, f.axis) == (tensor, axis))
+def reason(graph, tensor: str, axis: int) -> str:
+    return next(f.reason for f in graph.frozen if (f.tensor, f.axis) == (tensor, axis))
 
 
 def test_every_index_of_a_group_is_owned_once() -> None:
-    network = trace(mlp(), torch.randn(2, 4))
-    for group in network.groups:
+    graph = trace(mlp(), torch.randn(2, 4))
+    for group in graph.groups:
         for slot in group.slots:
-            assert sorted(slot.index.ravel()) == list(range(network.shapes[slot.tensor][slot.axis]))
-    assert sizes(network) == {"0": 8, "2": 6}
-    assert [(s.tensor, s.axis, s.role) for s in network.group("0").slots] == [
+            assert sorted(slot.index.ravel()) == list(range(graph.shapes[slot.tensor][slot.axis]))
+    assert sizes(graph) == {"0": 8, "2": 6}
+    assert [(s.tensor, s.axis, s.role) for s in graph.group("0").slots] == [
         ("0.weight", 0, "out"),
         ("0.bias", 0, "out"),
         ("2.weight", 1, "in"),
@@ -52,27 +52,25 @@ def test_every_index_of_a_group_is_owned_once() -> None:
 
 
 def test_layers_are_listed_in_the_order_of_execution_with_their_uses() -> None:
-    network = trace(
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 2)), torch.randn(2, 1, 6, 6)
-    )
-    assert [(x.name, x.kind, x.positions) for x in network.layers] == [
+    graph = trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 2)), torch.randn(2, 1, 6, 6))
+    assert [(x.name, x.kind, x.positions) for x in graph.layers] == [
         ("0", "conv", 16.0),
         ("2", "linear", 1.0),
     ]
 
 
 def test_outputs_and_inputs_stay_and_say_so() -> None:
-    network = trace(mlp(), torch.randn(2, 4))
-    assert "an output" in reason(network, "4.weight", 0)
-    assert "without units" in reason(network, "0.weight", 1)
+    graph = trace(mlp(), torch.randn(2, 4))
+    assert "an output" in reason(graph, "4.weight", 0)
+    assert "without units" in reason(graph, "0.weight", 1)
 
 
 @pytest.mark.parametrize("ignored", [lambda m: m[0], lambda m: "0", lambda m: "0.weight"])
 def test_ignored_layers_keep_their_units_but_may_read_fewer(ignored) -> None:
     model = mlp()
-    network = trace(model, torch.randn(2, 4), ignored_layers=[ignored(model)])
-    assert sizes(network) == {"2": 6}
-    assert "ignored_layers" in reason(network, "0.weight", 0)
+    graph = trace(model, torch.randn(2, 4), ignored_layers=[ignored(model)])
+    assert sizes(graph) == {"2": 6}
+    assert "ignored_layers" in reason(graph, "0.weight", 0)
 
 
 def test_an_unknown_ignored_layer_is_an_error_with_near_matches() -> None:
@@ -89,9 +87,9 @@ def test_a_size_written_in_the_code_stays_and_its_line_is_named() -> None:
     def body(m: Net, x: Tensor) -> Tensor:
         return m.last(m.first(x).view(-1, 12))
 
-    network = trace(Net(body), torch.randn(2, 5))
-    assert not network.groups
-    frozen = next(f for f in network.frozen if (f.tensor, f.axis) == ("first.weight", 0))
+    graph = trace(Net(body), torch.randn(2, 5))
+    assert not graph.groups
+    frozen = next(f for f in graph.frozen if (f.tensor, f.axis) == ("first.weight", 0))
     assert "12 is written in the code" in frozen.reason
     line = inspect.getsourcelines(Net.forward)[1] + 1
     assert frozen.source.startswith(__file__) and int(frozen.source.rpartition(":")[2]) in range(
@@ -121,19 +119,17 @@ def test_heads_and_positions_are_told_apart_and_a_size_computed_across_them_free
         return m.last(m.first(x).view(x.shape[0], m.heads, 12 // m.heads).flatten(1))
 
     assert sorted(sizes(trace(Net(follows), torch.randn(2, 5))).values()) == [3, 4]
-    network = trace(Net(does_not), torch.randn(2, 5))
-    assert "does not follow" in reason(network, "first.weight", 0)
+    graph = trace(Net(does_not), torch.randn(2, 5))
+    assert "does not follow" in reason(graph, "first.weight", 0)
 
 
 def test_an_unknown_operation_freezes_what_it_touches_and_is_named() -> None:
     def body(m: Net, x: Tensor) -> Tensor:
         return m.last(torch.special.bessel_j0(m.first(x)))
 
-    network = trace(Net(body), torch.randn(2, 5))
-    assert not network.groups
-    assert "not known" in reason(network, "first.weight", 0) and "bessel_j0" in reason(
-        network, "first.weight", 0
-    )
+    graph = trace(Net(body), torch.randn(2, 5))
+    assert not graph.groups
+    assert "not known" in reason(graph, "first.weight", 0) and "bessel_j0" in reason(graph, "first.weight", 0)
 
 
 @pytest.mark.parametrize(
@@ -148,32 +144,32 @@ def test_an_unknown_operation_freezes_what_it_touches_and_is_named() -> None:
     ],
 )
 def test_values_at_dead_units_are_followed(body, why: str) -> None:
-    network = trace(Net(body), torch.randn(2, 5))
-    assert not network.groups and why in reason(network, "first.weight", 0)
+    graph = trace(Net(body), torch.randn(2, 5))
+    assert not graph.groups and why in reason(graph, "first.weight", 0)
 
 
 def test_a_unit_that_is_indexed_stays_and_the_others_are_free() -> None:
-    network = trace(Net(lambda m, x: m.last(m.first(x)) + m.first(x)[:, :1]), torch.randn(2, 5))
-    assert network.groups[0].slots[0].index.ravel().tolist() == list(range(1, 12))
+    graph = trace(Net(lambda m, x: m.last(m.first(x)) + m.first(x)[:, :1]), torch.randn(2, 5))
+    assert graph.groups[0].slots[0].index.ravel().tolist() == list(range(1, 12))
 
 
 def test_a_length_that_enters_as_a_number_freezes() -> None:
-    network = trace(Net(lambda m, x: m.last(m.first(x)) / m.first(x).shape[-1]), torch.randn(2, 5))
-    assert "as a number" in reason(network, "first.weight", 0)
+    graph = trace(Net(lambda m, x: m.last(m.first(x)) / m.first(x).shape[-1]), torch.randn(2, 5))
+    assert "as a number" in reason(graph, "first.weight", 0)
 
 
 def test_parameters_that_nothing_reads_stay() -> None:
     model = Net(lambda m, x: m.last(m.first(x)))
     model.extra = nn.Linear(7, 7)
-    network = trace(model, torch.randn(2, 5))
-    assert "not used" in reason(network, "extra.weight", 0)
+    graph = trace(model, torch.randn(2, 5))
+    assert "not used" in reason(graph, "extra.weight", 0)
 
 
 def test_tied_weights_are_one_tensor() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    network = trace(model, torch.randn(2, 4))
-    assert network.aliases == {"2.weight": "0.weight"} and not network.groups
+    graph = trace(model, torch.randn(2, 4))
+    assert graph.aliases == {"2.weight": "0.weight"} and not graph.groups
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:

@@ -62,7 +62,7 @@ def test_the_line_of_a_failure_is_in_a_layer_or_the_user_s_code() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ torch.ones(7, 2)
 
-    with pytest.raises(CaptureError, match=r"test_wrapped\.py:\d+: return x @ torch\.ones"):
+    with pytest.raises(CaptureError, match=r"test_unsupported\.py:\d+: return x @ torch\.ones"):
         trace(Wrong(), X)
 
 
@@ -100,16 +100,16 @@ def test_a_shared_layer_can_be_ignored_by_either_name() -> None:
 )
 def test_checks_that_cannot_be_made(inputs: Tensor, device: str | None, words: str) -> None:
     model = mlp()
-    network = trace(model, inputs)
-    plan = Plan(network, "", keep={"0": torch.arange(4).numpy()})
+    graph = trace(model, inputs)
+    plan = Plan(graph, "", keep={"0": torch.arange(4).numpy()})
     with pytest.raises(InputError, match=words):
         shrink(model, plan, check_device=device)
 
 
 def test_a_model_without_values_is_shrunk_unchecked() -> None:
     model = mlp().to("meta")
-    network = trace(model, X.to("meta"))
-    plan = Plan(network, "", keep={"0": torch.arange(4).numpy()})
+    graph = trace(model, X.to("meta"))
+    plan = Plan(graph, "", keep={"0": torch.arange(4).numpy()})
     with pytest.raises(InputError, match="check=False"):
         shrink(model, plan)
     assert shrink(model, plan, check=False)[0].weight.shape == (4, 6)
@@ -158,12 +158,12 @@ def test_whatever_a_model_raises_is_told_with_the_shapes() -> None:
 
 def test_a_plan_is_of_a_network_and_a_model_with_values() -> None:
     model = mlp().to("meta")
-    network = trace(model, X.to("meta"))
-    for arguments, words in (((model,), "what trace"), ((network,), "meta device")):
+    graph = trace(model, X.to("meta"))
+    for arguments, words in (((model,), "what trace"), ((graph,), "meta device")):
         with pytest.raises(InputError, match=words):
             sc.plan(*arguments, "magnitude", sc.Units(0.5))
     with pytest.raises(InputError, match="must be a torch"):
-        sc.plan(network, "magnitude", sc.Units(0.5), model=3)
+        sc.plan(graph, "magnitude", sc.Units(0.5), model=3)
 
 
 @pytest.mark.parametrize("options", [{"floor": 1.5}, {"floor": "2"}, {"round_to": np.nan}, {"keep": True}])

@@ -19,9 +19,9 @@ from secateur.core import (
     Group,
     InputError,
     Macs,
-    Network,
     NothingToPrune,
     Params,
+    PruningGraph,
     Tolerance,
     Units,
     Weights,
@@ -50,29 +50,29 @@ class Allocation:
     reached: float
 
 
-def prunable(network: Network) -> tuple[Group, ...]:
+def prunable(graph: PruningGraph) -> tuple[Group, ...]:
     """Return the groups from which units may go: those whose removal is exact.
 
     Raises:
         NothingToPrune: There are none; the message lists what is frozen and locked, and why.
     """
-    groups = tuple(g for g in network.groups if g.exact)
+    groups = tuple(g for g in graph.groups if g.exact)
     if not groups:
-        locked = [f"group {g.name}: {g.note or 'removal is not exact'}" for g in network.groups]
-        raise NothingToPrune("no group of units can be removed\n" + _reasons(network.frozen, locked))
+        locked = [f"group {g.name}: {g.note or 'removal is not exact'}" for g in graph.groups]
+        raise NothingToPrune("no group of units can be removed\n" + _reasons(graph.frozen, locked))
     return groups
 
 
-def weight_sizes(network: Network) -> dict[str, int]:
+def weight_sizes(graph: PruningGraph) -> dict[str, int]:
     """Return the number of entries of each weight that a mask may zero, tied weights once.
 
     Raises:
         NothingToPrune: There are none.
     """
-    names = dict.fromkeys(layer.weight for layer in network.prunable_weights())
+    names = dict.fromkeys(layer.weight for layer in graph.prunable_weights())
     if not names:
-        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(network.frozen, []))
-    return {name: int(np.prod(network.shapes[name])) for name in names}
+        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(graph.frozen, []))
+    return {name: int(np.prod(graph.shapes[name])) for name in names}
 
 
 def _reasons(frozen: Sequence[Frozen], locked: list[str], most: int = 20) -> str:
@@ -81,13 +81,13 @@ def _reasons(frozen: Sequence[Frozen], locked: list[str], most: int = 20) -> str
     return "\n".join([*lines[:most], *([f"  and {len(lines) - most} more"] if len(lines) > most else [])])
 
 
-def allocate(network: Network, budget: Budget, scores: Scores | None = None) -> Allocation:
+def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) -> Allocation:
     """Decide how many units of each group, or weights of each layer, stay.
 
     Args:
-        network: A traced network.
+        graph: A traced network.
         budget: `Units`, `Params`, `Macs`: groups whose removal is exact lose units.  `Weights`: the
-            weights of `Network.prunable_weights` lose entries.
+            weights of `PruningGraph.prunable_weights` lose entries.
         scores: Group or weight name -> scores, higher stays; needed, and comparable across groups, where
             the scope is ``"global"``.  Units scored -inf stay only where the floor demands it.
 
@@ -104,12 +104,12 @@ def allocate(network: Network, budget: Budget, scores: Scores | None = None) -> 
     if budget.scope == "global" and scores is None:
         raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
     if isinstance(budget, Weights):
-        return _allocate_weights(network, budget, scores)
-    return _allocate_units(network, budget, scores)
+        return _allocate_weights(graph, budget, scores)
+    return _allocate_units(graph, budget, scores)
 
 
-def _allocate_weights(network: Network, budget: Weights, scores: Scores | None) -> Allocation:
-    sizes = weight_sizes(network)
+def _allocate_weights(graph: PruningGraph, budget: Weights, scores: Scores | None) -> Allocation:
+    sizes = weight_sizes(graph)
     steps = [Steps(n, budget.floor) for n in sizes.values()]
     total, least = sum(sizes.values()), len(sizes) * budget.floor
     _check_floor(budget.floor, sizes, "weights")
@@ -122,7 +122,7 @@ def _allocate_weights(network: Network, budget: Weights, scores: Scores | None) 
     if budget.scope == "layer":
         counts = [s.nearest(budget.density * s.size) for s in steps]
     elif budget.scope == "erk":
-        shares = erk_densities({k: network.shapes[k] for k in sizes}, budget.density, floor=budget.floor)
+        shares = erk_densities({k: graph.shapes[k] for k in sizes}, budget.density, floor=budget.floor)
         counts = apportion(steps, [shares[k] * n for k, n in sizes.items()], wanted)
     else:
         counts = _ranked_weights(sizes, _checked(scores or {}, sizes), wanted, budget.floor)
@@ -136,13 +136,13 @@ def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor
     return [floor + int(mark.sum()) for mark in marks.split([x.numel() for x in others])]
 
 
-def _allocate_units(network: Network, budget: UnitBudget, scores: Scores | None) -> Allocation:
-    groups = prunable(network)
+def _allocate_units(graph: PruningGraph, budget: UnitBudget, scores: Scores | None) -> Allocation:
+    groups = prunable(graph)
     sizes = {g.name: g.size for g in groups}
     _check_floor(budget.floor, sizes, "units")
     steps = [Steps(n, budget.floor, budget.round_to) for n in sizes.values()]
     vectors = None if scores is None else list(_checked(scores, sizes).values())
-    amount = _amount(network, budget, list(sizes), vectors)
+    amount = _amount(graph, budget, list(sizes), vectors)
     total = amount(list(sizes.values()))
     if isinstance(budget, Units) and budget.scope == "layer":
         counts = [s.nearest(budget.keep * s.size) for s in steps]
@@ -150,13 +150,13 @@ def _allocate_units(network: Network, budget: UnitBudget, scores: Scores | None)
         target = budget.keep * total
         target = float(round_half_up(target)) if isinstance(budget, Units) else target
         _check_reachable(amount([s.first for s in steps]), target, total, budget)
-        counts = _counts_within(network, budget, steps, vectors, amount, target)
+        counts = _counts_within(graph, budget, steps, vectors, amount, target)
     what = type(budget).__name__.lower()
     return Allocation(dict(zip(sizes, counts, strict=True)), what, budget.keep, amount(counts) / total)
 
 
 def _counts_within(
-    network: Network,
+    graph: PruningGraph,
     budget: UnitBudget,
     steps: list[Steps],
     scores: list[Tensor] | None,
@@ -167,7 +167,7 @@ def _counts_within(
         return search(ranked_counts(steps, scores or []), amount, target)
     if budget.scope == "layer":
         return search(shared_counts(steps, np.ones(len(steps))), amount, target)
-    factors = unit_factors(network, prunable(network))
+    factors = unit_factors(graph, prunable(graph))
     if not isinstance(budget, Units):
         return search(shared_counts(steps, factors), amount, target)
     first, size = (np.array(x, dtype=float) for x in zip(*((s.first, s.size) for s in steps), strict=True))
@@ -175,12 +175,12 @@ def _counts_within(
 
 
 def _amount(
-    network: Network, budget: UnitBudget, names: list[str], scores: list[Tensor] | None
+    graph: PruningGraph, budget: UnitBudget, names: list[str], scores: list[Tensor] | None
 ) -> Callable[[list[int]], float]:
     """Return what the budget counts, as a function of the counts; the best scored stay."""
     if isinstance(budget, Units):
         return lambda counts: float(sum(counts))
-    model, field = CostModel(network), "params" if isinstance(budget, Params) else "macs"
+    model, field = CostModel(graph), "params" if isinstance(budget, Params) else "macs"
     orders = [np.arange(model.groups[n].size) for n in names] if scores is None else list(map(ranked, scores))
 
     def amount(counts: list[int]) -> float:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from secateur.core import Group, InputError, IntArray, Network, PlanError, Slot
+from secateur.core import Group, InputError, IntArray, PlanError, PruningGraph, Slot
 
 __all__ = ["Cost", "CostModel", "cost", "is_matrix"]
 
@@ -38,44 +38,44 @@ class CostModel:
     The others (heads and positions inside a head) are counted index by index.
 
     Args:
-        network: A traced network.
+        graph: A traced network.
 
     Example:
         >>> import numpy as np
-        >>> from secateur.core import Group, Layer, Network, Slot
+        >>> from secateur.core import Group, Layer, PruningGraph, Slot
         >>> rows = np.arange(4)[:, None]
         >>> hidden = Group("0", 4, (Slot("0.weight", 0, rows, "out"), Slot("2.weight", 1, rows, "in")))
         >>> shapes = {"0.weight": (4, 3), "2.weight": (2, 4)}
         >>> layers = (Layer("0", "linear", "0.weight"), Layer("2", "linear", "2.weight"))
-        >>> model = CostModel(Network((hidden,), (), layers, shapes, tuple(shapes)))
+        >>> model = CostModel(PruningGraph((hidden,), (), layers, shapes, tuple(shapes)))
         >>> model({"0": np.array([1, 3])})
         Cost(params=10, macs=10.0)
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, graph: PruningGraph) -> None:
         """Tabulate who owns which index of which axis."""
-        self.groups: dict[str, Group] = {g.name: g for g in network.groups}
+        self.groups: dict[str, Group] = {g.name: g for g in graph.groups}
         self._order = {name: i for i, name in enumerate(self.groups)}
-        self._parameters = [name for name in network.parameters if network.shapes[name]]
-        self._scalars = len(network.parameters) - len(self._parameters)
-        weights = {x.weight for x in network.layers if is_matrix(x.in_axis, x.out_axis)}
-        tensors = list(dict.fromkeys([*self._parameters, *(w for w in network.shapes if w in weights)]))
-        axes = [(name, axis) for name in tensors for axis in range(len(network.shapes[name]))]
-        self._full = np.array([network.shapes[name][axis] for name, axis in axes], dtype=np.int64)
-        self._starts = np.cumsum([0, *(len(network.shapes[name]) for name in tensors)])[:-1]
-        self._positions = self._uses(network, tensors)
-        self._tabulate(network, {key: i for i, key in enumerate(axes)})
+        self._parameters = [name for name in graph.parameters if graph.shapes[name]]
+        self._scalars = len(graph.parameters) - len(self._parameters)
+        weights = {x.weight for x in graph.layers if is_matrix(x.in_axis, x.out_axis)}
+        tensors = list(dict.fromkeys([*self._parameters, *(w for w in graph.shapes if w in weights)]))
+        axes = [(name, axis) for name in tensors for axis in range(len(graph.shapes[name]))]
+        self._full = np.array([graph.shapes[name][axis] for name, axis in axes], dtype=np.int64)
+        self._starts = np.cumsum([0, *(len(graph.shapes[name]) for name in tensors)])[:-1]
+        self._positions = self._uses(graph, tensors)
+        self._tabulate(graph, {key: i for i, key in enumerate(axes)})
 
-    def _uses(self, network: Network, tensors: list[str]) -> np.ndarray:
+    def _uses(self, graph: PruningGraph, tensors: list[str]) -> np.ndarray:
         uses: dict[str, float] = defaultdict(float)
-        for layer in network.layers:
+        for layer in graph.layers:
             if is_matrix(layer.in_axis, layer.out_axis):
                 uses[layer.weight] += layer.positions
         return np.array([uses[name] for name in tensors])
 
-    def _tabulate(self, network: Network, rows: Mapping[tuple[str, int], int]) -> None:
+    def _tabulate(self, graph: PruningGraph, rows: Mapping[tuple[str, int], int]) -> None:
         owners: dict[int, list[tuple[str, Slot]]] = defaultdict(list)
-        for group in network.groups:
+        for group in graph.groups:
             for slot in group.slots:
                 if (row := rows.get((slot.tensor, slot.axis))) is not None:
                     owners[row].append((group.name, slot))
@@ -121,11 +121,11 @@ def _alive(size: int, owners: list[tuple[str, IntArray]], keep: Mapping[str, Int
     return int(alive.sum())
 
 
-def cost(network: Network, keep: Mapping[str, IntArray] | None = None) -> Cost:
+def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:
     """Return parameters and multiply-accumulates of a network of which only these units stay.
 
     Args:
-        network: A traced network.
+        graph: A traced network.
         keep: Group name -> distinct numbers of the units that stay; other groups stay whole.
 
     Raises:
@@ -134,10 +134,10 @@ def cost(network: Network, keep: Mapping[str, IntArray] | None = None) -> Cost:
     """
     keep = keep or {}
     for name, kept in keep.items():
-        size = network.group(name).size
+        size = graph.group(name).size
         units = np.asarray(kept)
         if len(np.unique(units)) != len(units) or (len(units) and not 0 <= units.min() <= units.max() < size):
             raise PlanError(f"group {name!r} has units 0 to {size - 1}, each once; got {units.tolist()}")
-    if not network.shapes:
+    if not graph.shapes:
         raise InputError("the network has no parameters")
-    return CostModel(network)(keep)
+    return CostModel(graph)(keep)

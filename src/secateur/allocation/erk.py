@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from secateur.core import Group, Network
+from secateur.core import Group, PruningGraph
 
 __all__ = ["erk_densities", "fill", "unit_factors"]
 
@@ -58,12 +58,12 @@ def fill(slope: np.ndarray, low: np.ndarray, high: np.ndarray, total: float) -> 
     return np.clip(eps * slope, low, high)
 
 
-def unit_factors(network: Network, groups: tuple[Group, ...]) -> np.ndarray:
+def unit_factors(graph: PruningGraph, groups: tuple[Group, ...]) -> np.ndarray:
     """Return the Erdos-Renyi-kernel factor of each group, over the matrices that make its units."""
     factors = []
     for group in groups:
-        tensors = dict.fromkeys(s.tensor for s in group.makers() or group.slots)
-        dims = [network.shapes[t] for t in tensors if len(network.shapes[t]) > 1]
+        tensors = dict.fromkeys(s.tensor for s in group.producers() or group.slots)
+        dims = [graph.shapes[t] for t in tensors if len(graph.shapes[t]) > 1]
         entries = sum(float(np.prod(d)) for d in dims)
         factors.append(sum(map(sum, dims)) / entries if dims else 1.0)
     return np.array(factors)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from secateur.allocation.allocate import allocate, prunable, weight_sizes
 from secateur.allocation.cost import cost
-from secateur.core import Macs, Network, Params, Plan, Units, Weights
+from secateur.core import Macs, Params, Plan, PruningGraph, Units, Weights
 
 Keep = Units | Params | Macs | Weights
 
@@ -27,12 +27,12 @@ def shares(step: float) -> Iterator[float]:
 
 def reached(plan: Plan) -> dict[str, float]:
     """Return the shares of units, parameters, multiply-accumulates or single weights that a plan leaves."""
-    network = plan.network
+    graph = plan.graph
     if plan.masks:
-        sizes = weight_sizes(network)
+        sizes = weight_sizes(graph)
         return {"weights": 1 - sum(int((~m).sum()) for m in plan.masks.values()) / sum(sizes.values())}
-    before, after = cost(network), cost(network, plan.keep)
-    had = {group.name: group.size for group in prunable(network)}
+    before, after = cost(graph), cost(graph, plan.keep)
+    had = {group.name: group.size for group in prunable(graph)}
     units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
     macs = after.macs / before.macs if before.macs else 1.0
     return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
@@ -43,7 +43,7 @@ def share(budget: Keep) -> float:
     return budget.density if isinstance(budget, Weights) else budget.keep
 
 
-def relative(original: Network, left: Network, budget: Keep, target: float) -> Keep:
+def relative(original: PruningGraph, left: PruningGraph, budget: Keep, target: float) -> Keep:
     """Return the budget on what is left that leaves the share `target` of the original.
 
     Args:
@@ -57,7 +57,7 @@ def relative(original: Network, left: Network, budget: Keep, target: float) -> K
         >>> from secateur.core import Group, Slot
         >>> def hidden(n):
         ...     return Group("0", n, (Slot("w", 0, np.arange(n)[:, None], "out"),))
-        >>> whole, half = (Network((hidden(n),), (), (), {"w": (n, 1)}, ("w",)) for n in (10, 5))
+        >>> whole, half = (PruningGraph((hidden(n),), (), (), {"w": (n, 1)}, ("w",)) for n in (10, 5))
         >>> relative(whole, half, Units(0.3), 0.3)
         Units(keep=0.6, scope='layer', floor=1, round_to=1)
     """
@@ -70,7 +70,7 @@ def relative(original: Network, left: Network, budget: Keep, target: float) -> K
     return replace(budget, keep=min(1.0, target * getattr(cost(original), which) / now) if now else target)
 
 
-def _relative_units(original: Network, left: Network, budget: Units) -> Units:
+def _relative_units(original: PruningGraph, left: PruningGraph, budget: Units) -> Units:
     """Choose the share by which most groups come to exactly the counts of one single step."""
     sizes = {group.name: group.size for group in prunable(left)}
     total = sum(group.size for group in prunable(original))

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.core import BoolArray, Group, IntArray, Network, Plan, PlanError, Size, Slot
+from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, Size, Slot
 
 Axis = tuple[str, int]
 
 
-def alive(network: Network, keep: Mapping[str, IntArray]) -> dict[Axis, BoolArray]:
+def alive(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[Axis, BoolArray]:
     """Say of every axis that loses something which of its indices stay.
 
     An index that several units own stays while all of them do.
@@ -30,36 +30,36 @@ def alive(network: Network, keep: Mapping[str, IntArray]) -> dict[Axis, BoolArra
     """
     found: dict[Axis, BoolArray] = {}
     for name, kept in keep.items():
-        group = network.group(name)
+        group = graph.group(name)
         gone = _gone(group, kept)
         for slot in group.slots if gone.any() else ():
             axis = (slot.tensor, slot.axis)
-            length = network.shapes[slot.tensor][slot.axis]
+            length = graph.shapes[slot.tensor][slot.axis]
             stays = found.setdefault(axis, np.ones(length, dtype=bool))
             stays[slot.index[gone]] = False
     return found
 
 
-def shapes(network: Network, keep: Mapping[str, IntArray]) -> dict[str, tuple[int, ...]]:
+def shapes(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter and buffer once only these units stay.
 
     Example:
         >>> rows = np.arange(4)[:, None]
         >>> hidden = Group("0", 4, (Slot("0.weight", 0, rows, "out"), Slot("2.weight", 1, rows, "in")))
-        >>> network = Network((hidden,), (), (), {"0.weight": (4, 3), "2.weight": (2, 4)}, ())
-        >>> shapes(network, {"0": np.array([1, 3])})
+        >>> graph = PruningGraph((hidden,), (), (), {"0.weight": (4, 3), "2.weight": (2, 4)}, ())
+        >>> shapes(graph, {"0": np.array([1, 3])})
         {'0.weight': (2, 3), '2.weight': (2, 2)}
     """
     lengths: dict[str, dict[int, int]] = defaultdict(dict)
-    for (tensor, axis), stays in alive(network, keep).items():
+    for (tensor, axis), stays in alive(graph, keep).items():
         lengths[tensor][axis] = int(stays.sum())
     return {
         name: tuple(lengths[name].get(axis, n) for axis, n in enumerate(shape)) if name in lengths else shape
-        for name, shape in network.shapes.items()
+        for name, shape in graph.shapes.items()
     }
 
 
-def restrict(network: Network, keep: Mapping[str, IntArray]) -> Network:
+def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     """Return the network that is left once only these units stay, its units numbered anew.
 
     The captured graph is left out: it belongs to the original model.
@@ -67,14 +67,12 @@ def restrict(network: Network, keep: Mapping[str, IntArray]) -> Network:
     Raises:
         PlanError: Units that do not exist, or a removal after which a group's units are unlike.
     """
-    left = alive(network, keep)
-    groups = tuple(_restrict_group(group, keep.get(group.name), left) for group in network.groups)
-    sizes = tuple(_restrict_size(size, network, keep) for size in network.sizes)
+    left = alive(graph, keep)
+    groups = tuple(_restrict_group(group, keep.get(group.name), left) for group in graph.groups)
+    sizes = tuple(_restrict_size(size, graph, keep) for size in graph.sizes)
     convolved = {size.module: size.value for size in sizes if size.attribute == "groups"}
-    layers = tuple(replace(x, groups=convolved.get(x.name, x.groups)) for x in network.layers)
-    return replace(
-        network, groups=groups, layers=layers, sizes=sizes, shapes=shapes(network, keep), graph=None
-    )
+    layers = tuple(replace(x, groups=convolved.get(x.name, x.groups)) for x in graph.layers)
+    return replace(graph, groups=groups, layers=layers, sizes=sizes, shapes=shapes(graph, keep), graph=None)
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -86,28 +84,28 @@ def compose(first: Plan, second: Plan) -> Plan:
     Raises:
         PlanError: The second plan does not fit what the first leaves.
     """
-    network = first.network
+    graph = first.graph
     keep = dict(first.keep)
     for name, kept in second.keep.items():
-        before = np.asarray(first.keep.get(name, np.arange(network.group(name).size)))
-        _gone(replace(network.group(name), size=len(before)), kept)
+        before = np.asarray(first.keep.get(name, np.arange(graph.group(name).size)))
+        _gone(replace(graph.group(name), size=len(before)), kept)
         keep[name] = before[np.asarray(kept)]
     masks = {name: np.array(mask) for name, mask in first.masks.items()}
-    left = alive(network, first.keep)
+    left = alive(graph, first.keep)
     for name, mask in second.masks.items():
-        whole = masks.setdefault(name, np.ones(network.shapes[name], dtype=bool))
+        whole = masks.setdefault(name, np.ones(graph.shapes[name], dtype=bool))
         axes = [np.flatnonzero(left.get((name, i), np.ones(n, bool))) for i, n in enumerate(whole.shape)]
         if tuple(map(len, axes)) != mask.shape:
             raise PlanError(
                 f"the mask of {name!r} has shape {mask.shape}; the first plan leaves {tuple(map(len, axes))}"
             )
         whole[np.ix_(*axes)] &= mask
-    return replace(second, network=network, keep=keep, masks=masks, merges={})
+    return replace(second, graph=graph, keep=keep, masks=masks, merges={})
 
 
 def narrow_masks(plan: Plan) -> dict[str, BoolArray]:
     """Return a plan's masks in the shapes that the weights have once its units are gone."""
-    left = alive(plan.network, plan.keep)
+    left = alive(plan.graph, plan.keep)
     found = {}
     for name, mask in plan.masks.items():
         for axis in range(mask.ndim):
@@ -135,9 +133,9 @@ def _restrict_group(group: Group, kept: IntArray | None, left: Mapping[Axis, Boo
     return replace(group, size=len(units), slots=slots)
 
 
-def _restrict_size(size: Size, network: Network, keep: Mapping[str, IntArray]) -> Size:
+def _restrict_size(size: Size, graph: PruningGraph, keep: Mapping[str, IntArray]) -> Size:
     dead = {
-        name: _gone(network.group(name), keep.get(name, np.arange(network.group(name).size)))
+        name: _gone(graph.group(name), keep.get(name, np.arange(graph.group(name).size)))
         for name in size.groups
     }
     stays = np.ones(max([size.value, *(int(i[1].max(initial=-1)) + 1 for i in size.index)]), dtype=bool)

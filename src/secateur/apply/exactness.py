@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.core import CaptureError, ExactnessError, InputError, Plan
 from secateur.execution import duplicate
-from secateur.tracing.export import Capture, capture, slow_paths, source, user_line
+from secateur.tracing.export import ExportedModel, export_model, slow_paths, source, user_line
 from secateur.tracing.propagate import Axes
 
 __all__ = ["deviation", "in_float64", "run_float64", "verify"]
@@ -94,7 +94,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
     Raises:
         ExactnessError: More than 1e-10, or the shrunk model does not run; names the operation.
     """
-    args, kwargs = plan.network.example_inputs, plan.network.example_kwargs
+    args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     device = None if device is None else _usable(device)
     if any(p.is_meta for p in masked.parameters()):
         raise InputError("a model on the meta device has no values to compare: say check=False")
@@ -136,10 +136,10 @@ def _usable(device: Any) -> torch.device:
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     """Walk both graphs side by side and name the first operation whose result is not the expected one."""
-    whole: Capture = plan.network.graph
-    args, kwargs = plan.network.example_inputs, plan.network.example_kwargs
+    whole: ExportedModel = plan.graph.graph
+    args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     try:
-        other = capture(small, args, kwargs)
+        other = export_model(small, args, kwargs)
     except CaptureError as error:
         return f"It fails at {user_line(error.__cause__ or error) or 'a line that is not known'}"
     expected = _values(whole, masked, args, kwargs)
@@ -159,7 +159,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     return "No single operation deviates by more than 1e-3 in the model's own precision"
 
 
-def _values(taken: Capture, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def _values(taken: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     """Run a captured graph with a model's tensors; return every node's value up to a failure."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
@@ -178,7 +178,7 @@ def _values(taken: Capture, model: nn.Module, args: Any, kwargs: Any) -> dict[st
     return {n.name: v.detach() if isinstance(v, Tensor) else v for n, v in interpreter.env.items()}
 
 
-def _alive(value: Tensor, state: Axes, taken: Capture, plan: Plan) -> Tensor:
+def _alive(value: Tensor, state: Axes, taken: ExportedModel, plan: Plan) -> Tensor:
     dead = _dead_atoms(taken, plan)
     for axis, label in enumerate(state.labels):
         if label is not None and len(label) == value.shape[axis]:
@@ -187,7 +187,7 @@ def _alive(value: Tensor, state: Axes, taken: Capture, plan: Plan) -> Tensor:
     return value
 
 
-def _dead_atoms(taken: Capture, plan: Plan) -> Any:
+def _dead_atoms(taken: ExportedModel, plan: Plan) -> Any:
     dead = np.zeros(taken.atoms, dtype=bool)
     for name, roots in taken.roots.items():
         dead[roots[plan.removed(name)]] = True

@@ -21,22 +21,22 @@ from secateur.modules.narrow_norm import narrowed
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
 
-__all__ = ["hold", "kept_indices", "mask", "shrink"]
+__all__ = ["keep_masked", "kept_indices", "mask", "shrink"]
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model in which everything that the plan removes is zero.
 
     Shapes stay; buffers stay; nothing gets faster.  Zeroed single weights regrow in training unless
-    the optimiser is told with `hold`.
+    the optimiser is told with `keep_masked`.
 
     Raises:
         PlanError: The plan does not fit the model.
     """
     tensors = _tensors(model, plan)
-    parameters = set(plan.network.parameters)
+    parameters = set(plan.graph.parameters)
     factors: dict[str, Tensor] = {}
-    for group in plan.network.groups:
+    for group in plan.graph.groups:
         gone = plan.removed(group.name)
         for slot in group.slots if len(gone) else ():
             if slot.tensor not in parameters:
@@ -74,9 +74,9 @@ def shrink(
         PlanError: The plan does not fit the model.
         ExactnessError: The outputs differ; the message names the operation.
     """
-    gone = {g.name: plan.removed(g.name) for g in plan.network.groups}
+    gone = {g.name: plan.removed(g.name) for g in plan.graph.groups}
     if not any(len(units) for units in gone.values()) and not plan.masks:
-        raise NothingToPrune(f"the plan removes nothing.\n{plan.network.summary()}")
+        raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.summary()}")
     _tensors(model, plan)
     kept = kept_indices(plan)
     base = mask(model, _only_masks(plan)) if plan.masks else model
@@ -87,17 +87,17 @@ def shrink(
     }
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     result = _rebuild(base, small)
-    names = [*kept, *(alias for alias, first in plan.network.aliases.items() if first in kept)]
+    names = [*kept, *(alias for alias, first in plan.graph.aliases.items() if first in kept)]
     touched = {name.rpartition(".")[0] for name in names}
-    for size in plan.network.sizes:
+    for size in plan.graph.sizes:
         result = _set_size(result, model, size, plan)
     result = _resize(result, touched, heads)
-    if check and plan.network.graph is not None:
+    if check and plan.graph.graph is not None:
         verify(mask(model, plan), result, plan, check_device)
     return result
 
 
-def hold(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
+def keep_masked(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
     """Keep the plan's masked weights at exactly zero through training.
 
     After every step of the optimiser the masked weights are set to zero again, whatever momentum or
@@ -120,7 +120,7 @@ def hold(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
 def _tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the model's tensors by first name, after comparing their shapes with the plan's network."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, shape in plan.network.shapes.items():
+    for name, shape in plan.graph.shapes.items():
         if name not in tensors:
             raise PlanError(f"the plan speaks of {name!r}, which {type(model).__name__} does not have")
         if tuple(tensors[name].shape) != tuple(shape):
@@ -132,18 +132,18 @@ def _tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 def _only_masks(plan: Plan) -> Plan:
-    return Plan(plan.network, plan.method, masks=plan.masks)
+    return Plan(plan.graph, plan.method, masks=plan.masks)
 
 
 def kept_indices(plan: Plan) -> dict[str, dict[int, IntArray]]:
     """Return tensor -> axis -> indices that stay, for every axis that loses any."""
     alive: dict[tuple[str, int], BoolArray] = {}
-    for group in plan.network.groups:
+    for group in plan.graph.groups:
         gone = np.ones(group.size, dtype=bool)
         gone[plan.keep.get(group.name, np.arange(group.size))] = False
         for slot in group.slots if gone.any() else ():
             place = (slot.tensor, slot.axis)
-            stays = alive.setdefault(place, np.ones(plan.network.shapes[slot.tensor][slot.axis], dtype=bool))
+            stays = alive.setdefault(place, np.ones(plan.graph.shapes[slot.tensor][slot.axis], dtype=bool))
             stays[slot.index[gone]] = False
     kept: dict[str, dict[int, IntArray]] = {}
     for (tensor, axis), stays in alive.items():

@@ -1,7 +1,7 @@
 """The bench: grids of cells that run in worker processes or on a cluster, resume, and lose nothing."""
 
-from secateur.bench.cells import Cell, Record
-from secateur.bench.grid import run_grid
+from secateur.bench.run import run_trials
+from secateur.bench.trial import Trial, TrialResult
 from secateur.bench.worker import EngineError
 
-__all__ = ["Cell", "EngineError", "Record", "run_grid"]
+__all__ = ["EngineError", "Trial", "TrialResult", "run_trials"]

@@ -10,7 +10,7 @@ import signal
 import time
 from typing import Any
 
-from secateur.bench.cells import Row
+from secateur.bench.trial import Row
 
 
 def echo(rows: list[Row]) -> list[Row]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from secateur.bench.cells import Cell, Row
+from secateur.bench.trial import Row, Trial
 from secateur.bench.worker import EngineError, Worker
 from secateur.core import InputError
 
@@ -31,8 +31,8 @@ HEAD = {"node:__internal_head__": 0.001}
 
 
 def run(
-    cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None
-) -> Generator[tuple[Cell, Row], None, None]:
+    cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None
+) -> Generator[tuple[Trial, Row], None, None]:
     """Yield each cell with what became of it, in the order in which they finish.
 
     Args:

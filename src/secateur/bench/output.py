@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from secateur.bench.cells import Row
-from secateur.bench.comparison import Comparison
-from secateur.bench.words import markdown
+from secateur.bench.compare import Comparison
+from secateur.bench.markdown import markdown
+from secateur.bench.trial import Row
 from secateur.core import StoreError
 from secateur.html import Section, metric_of, styles, write_csv, write_html, write_json, write_text
 

@@ -28,7 +28,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from secateur.bench.cells import Row, clean
+from secateur.bench.trial import Row, clean
 from secateur.core import InputError, SecateurError, unknown
 from secateur.core.jsonable import plain
 
@@ -58,7 +58,7 @@ def find_job(name: str) -> Callable[..., Any]:
 
 
 def execute(job: str, params: Mapping[str, Any]) -> Row:
-    """Run a cell in this process and return what `Record` says of it beside the cell.
+    """Run a cell in this process and return what `TrialResult` says of it beside the cell.
 
     Example:
         >>> done = execute("secateur.zoo:no_such_model", {})

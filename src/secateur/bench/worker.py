@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from secateur.bench.cells import Row
+from secateur.bench.trial import Row
 from secateur.core import SecateurError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -54,7 +54,7 @@ class Worker:
         self.close()
 
     def run(self, job: str, params: dict[str, Any], limit: float | None) -> Row:
-        """Run one cell and return what `Record` says of it beside the cell.
+        """Run one cell and return what `TrialResult` says of it beside the cell.
 
         Args:
             job: ``"package.module:function"``.

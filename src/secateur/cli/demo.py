@@ -18,7 +18,7 @@ from torch import nn
 from secateur import data, zoo
 from secateur.core import SecateurError, Units
 from secateur.data import Dataset
-from secateur.diagnostics import PORTRAITS, portray
+from secateur.diagnostics import PORTRAITS, diagnose
 from secateur.html import flatten
 from secateur.html.rows import brief
 from secateur.methods import METHODS
@@ -174,7 +174,7 @@ def _run(
         return {**what, "seed": seed, "status": " ".join(str(error).split())}
     warned = sorted({str(warning.message) for warning in said})
     if repair is None and method in PORTRAITS:
-        result = portray(result, model, calibration)
+        result = diagnose(result, model, calibration)
     return {**result.report.to_dict(), **what, "status": "ok", "warnings": warned}
 
 

@@ -13,9 +13,9 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from secateur.bench.comparison import comparison
-from secateur.bench.harness import Bench, ratios_of, run_bench, seeds_of, split_methods
+from secateur.bench.compare import comparison
 from secateur.bench.output import write_comparison
+from secateur.bench.setting import Bench, ratios_of, run_bench, seeds_of, split_methods
 from secateur.cli import printing
 from secateur.cli.demo import demonstrate, markdown
 from secateur.cli.specs import (
@@ -29,7 +29,7 @@ from secateur.cli.specs import (
 )
 from secateur.core import InputError, SecateurError, StoreError, unknown
 from secateur.core.jsonable import versions
-from secateur.diagnostics import PORTRAITS, portray
+from secateur.diagnostics import PORTRAITS, diagnose
 from secateur.formats.onnx import export_any_batch
 from secateur.html import read_runs, write_html, write_json, write_text
 from secateur.methods import METHODS, Method
@@ -411,7 +411,7 @@ def _portrayed(result: Result, model: torch.nn.Module, method: Method, data: Any
     if method.name not in PORTRAITS:
         return result
     try:
-        return portray(result, model, data, method)
+        return diagnose(result, model, data, method)
     except SecateurError as error:
         printing.complain(f"warning: no page on the structure of {method.name!r} in the report: {error}")
         return result

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from secateur.bench.comparison import Comparison
+from secateur.bench.compare import Comparison
 from secateur.cli.demo import pivot, words
-from secateur.core import Network
+from secateur.core import PruningGraph
 from secateur.html import flatten, show
 from secateur.html.rows import label
 from secateur_studies import Outcome
@@ -82,7 +82,7 @@ def show_methods(methods: Mapping[str, type]) -> None:
     out.print(table)
 
 
-def show_network(network: Network) -> None:
+def show_network(network: PruningGraph) -> None:
     """Print the groups of a network and its frozen axes."""
     groups = Table("group", "units", "where", "note", title="Units that live and die together")
     for group in network.groups:

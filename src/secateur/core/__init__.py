@@ -1,7 +1,7 @@
 """The values that pass between Secateur's stages, and its errors: data only.
 
-A model is traced into a `Network`: groups of units that live and die together, and frozen axes with
-the reason why nothing goes there.  Batches are collected into `Evidence`.  A method turns both and a
+A model is traced into a `PruningGraph`: groups of units that live and die together, and frozen axes with
+the reason why nothing goes there.  Batches are collected into `Statistics`.  A method turns both and a
 budget into a `Plan`, a value that says what goes and why.  Nothing here knows `torch.nn.Module`, and
 nothing here decides anything.
 """
@@ -23,18 +23,18 @@ from secateur.core.graph import (
     Group,
     IntArray,
     Layer,
-    Network,
+    PruningGraph,
     Role,
     Size,
     Slot,
 )
-from secateur.core.plan import Evidence, Merge, Moments, Plan
+from secateur.core.plan import Merge, Plan
+from secateur.core.statistics import Moments, Statistics
 
 __all__ = [
     "BoolArray",
     "Budget",
     "CaptureError",
-    "Evidence",
     "ExactnessError",
     "Frozen",
     "Group",
@@ -44,16 +44,17 @@ __all__ = [
     "Macs",
     "Merge",
     "Moments",
-    "Network",
     "NothingToPrune",
     "Params",
     "Plan",
     "PlanError",
+    "PruningGraph",
     "Role",
     "Scope",
     "SecateurError",
     "Size",
     "Slot",
+    "Statistics",
     "StoreError",
     "Tolerance",
     "Units",

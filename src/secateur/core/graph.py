@@ -55,11 +55,11 @@ class Group:
     exact: bool = True
     note: str = ""
 
-    def makers(self) -> tuple[Slot, ...]:
+    def producers(self) -> tuple[Slot, ...]:
         """Return the slots that make the units: weights (2 or more axes) before biases."""
         return tuple(slot for slot in self.slots if slot.role == "out")
 
-    def readers(self) -> tuple[Slot, ...]:
+    def consumers(self) -> tuple[Slot, ...]:
         """Return the slots that read the units."""
         return tuple(slot for slot in self.slots if slot.role == "in")
 
@@ -134,7 +134,7 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class PruningGraph:
     """What tracing found: a value, independent of the model it came from.
 
     Attributes:
@@ -175,20 +175,20 @@ class Network:
                 return layer
         raise InputError(unknown("weight", weight, [x.weight for x in self.layers]))
 
-    def readers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
+    def consumers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
         """Return the layers that read a group's units, each with the slot that says where."""
         by_weight = {(x.weight, x.in_axis): x for x in self.layers if x.in_axis is not None}
-        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.readers())
+        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.consumers())
         return tuple((layer, slot) for layer, slot in found if layer is not None)
 
-    def makers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
+    def producers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
         """Return the layers whose weights make a group's units, each with its slot."""
         by_weight = {(x.weight, x.out_axis): x for x in self.layers if x.out_axis is not None}
-        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.makers())
+        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.producers())
         return tuple((layer, slot) for layer, slot in found if layer is not None)
 
     def input_key(self, layer: Layer) -> str:
-        """Return the key of a layer's input among `Evidence.moments`: the name of its weight.
+        """Return the key of a layer's input among `Statistics.moments`: the name of its weight.
 
         A weight that is read along several axes (as it is and transposed) has, for every axis but the first
         in the order of execution, the key ``"name[axis]"``.

@@ -1,74 +1,18 @@
-"""What a method looks at, and what it decides."""
+"""What a method decides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from secateur.core.errors import PlanError, unknown
-from secateur.core.graph import BoolArray, IntArray, Network
+from secateur.core.graph import BoolArray, IntArray, PruningGraph
 
 LISTED = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Streamed statistics of what reaches one reading weight, over samples and positions.
-
-    Attributes:
-        count: Number of rows seen (samples times positions).
-        mean: Mean of each input feature, float64 [features].
-        absolute: Mean absolute value of each feature, float64 [features].
-        second: Mean square of each feature, float64 [features].
-        gram: Mean of x x^T, float64 [features, features] (or, where `taps` > 1, of the patches),
-            or None if only the means were asked for.
-        taps: Kernel positions that a Gram row spans: its features are (input feature, tap), tap
-            fastest.  1 where every tap shares the statistics of its input feature.
-        gram_mean: Mean of the rows behind `gram`, float64, one entry a row and column of it: where
-            taps > 1, padding and stride make it differ from `mean`.
-    """
-
-    count: int
-    mean: Tensor
-    absolute: Tensor
-    second: Tensor
-    gram: Tensor | None = None
-    taps: int = 1
-    gram_mean: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a method may look at.  Only what it asked for (`Method.needs`) is filled in.
-
-    Attributes:
-        weights: Every parameter and buffer, detached, by its first name.
-        moments: By reading weight (`Network.input_key`): statistics of its input (needs "moments" or "gram").
-        gradients: By parameter: summed loss gradient over the batches (needs "gradients").
-        taylor: By group: sum over examples of (d loss / d gate of the unit)^2 (needs "taylor").
-        flow: Called with masks by weight name (may be empty), returns |theta * dR/dtheta| of
-            SynFlow's objective R for the masked network; with `neutral_bn=True` BatchNorm counts as at
-            initialisation (needs "flow").
-        chain: The network as an affine-ReLU chain (needs "chain").
-        images: Calibration inputs and targets kept whole (needs "images").
-        activations: By group: a sample of its units' activations [rows, units] (needs "activations").
-        seed: Seed from which a method derives every random choice.
-    """
-
-    weights: Mapping[str, Tensor]
-    moments: Mapping[str, Moments] = field(default_factory=dict)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
-    taylor: Mapping[str, Tensor] = field(default_factory=dict)
-    flow: Callable[..., Mapping[str, Tensor]] | None = None
-    chain: Any = None
-    images: tuple[Tensor, Tensor] | None = None
-    activations: Mapping[str, Tensor] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +39,7 @@ class Plan:
     """What goes, and why: a value that can be read, stored, and applied to a model.
 
     Attributes:
-        network: The traced network that it speaks of.
+        graph: The traced network that it speaks of.
         method: Name of the method that decided.
         keep: Group name -> sorted numbers of the units that stay.  Groups not named stay whole.
         masks: Weight name -> boolean mask of its shape, True where the weight stays.
@@ -108,7 +52,7 @@ class Plan:
         PlanError: The units of `keep` are not numbers of the network's units, each once, rising.
     """
 
-    network: Network
+    graph: PruningGraph
     method: str
     keep: Mapping[str, IntArray] = field(default_factory=dict)
     masks: Mapping[str, BoolArray] = field(default_factory=dict)
@@ -125,7 +69,7 @@ class Plan:
         """
         if not isinstance(self.keep, Mapping):
             raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
-        sizes = {group.name: group.size for group in self.network.groups} if self.keep else {}
+        sizes = {group.name: group.size for group in self.graph.groups} if self.keep else {}
         for name, kept in self.keep.items():
             if name not in sizes:
                 raise PlanError(unknown("group", str(name), list(sizes)))
@@ -133,14 +77,14 @@ class Plan:
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of the units of a group that go."""
-        size = self.network.group(group).size
+        size = self.graph.group(group).size
         return np.setdiff1d(np.arange(size), self.keep.get(group, np.arange(size)))
 
     def explain(self) -> str:
         """Describe for a person what goes from each group and weight, with the notes."""
         lines = [f"{self.method}, budget {self.budget}, seed {self.seed}"]
         for name, kept in self.keep.items():
-            size = self.network.group(name).size
+            size = self.graph.group(name).size
             lines.append(f"  {name}: keeps {len(kept)} of {size} units{_note(self.notes.get(name))}")
         for name, mask in self.masks.items():
             left = int(mask.sum())

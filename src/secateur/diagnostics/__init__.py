@@ -1,6 +1,6 @@
 """Portraits: a pruned network along the structure that its method follows, as plain numbers.
 
-`portray` computes them from the original model, the plan and the data, and puts them into
+`diagnose` computes them from the original model, the plan and the data, and puts them into
 ``Report.structure``, from where the HTML report draws them.  Each structure has a module of its own.
 """
 
@@ -29,7 +29,7 @@ PORTRAITS: dict[str, Callable[[Look], dict[str, Any]]] = {
 }
 
 
-def portray(
+def diagnose(
     result: Result,
     model: nn.Module,
     data: Iterable[Any] | None = None,
@@ -44,14 +44,14 @@ def portray(
         method: The method with its options; by default the one that the plan names, with its defaults.
 
     Raises:
-        InputError: The method follows none of the structures; or what `collect` and the method raise.
+        InputError: The method follows none of the structures, or a step of it fails.
 
     Example:
         >>> import torch
         >>> from secateur import Weights, prune
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> result = prune(mlp, torch.ones(2, 4), "spectral", Weights(0.5), batch_sizes=())
-        >>> structure = portray(result, mlp).report.structure
+        >>> structure = diagnose(result, mlp).report.structure
         >>> structure["structure"], structure["layers"]["0.weight"]["before"]["components"]
         ('spectral', 1)
     """
@@ -67,4 +67,4 @@ def portray(
     return replace(result, report=replace(result.report, structure=PORTRAITS[chosen.name](look)))
 
 
-__all__ = ["PORTRAITS", "portray"]
+__all__ = ["PORTRAITS", "diagnose"]

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.core import Evidence, Group, InputError, Plan, Units
+from secateur.core import Group, InputError, Plan, Statistics, Units
 from secateur.execution import evaluating, split_batch, to_model
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.weight_inputs import Read, Reads
 
 INPUTS = 512
@@ -36,7 +36,7 @@ class Look:
     method: Any
     batches: Sequence[Any] | None
 
-    def evidence(self, needs: frozenset[str]) -> Evidence:
+    def statistics(self, needs: frozenset[str]) -> Statistics:
         """Collect evidence with the plan's seed.
 
         Raises:
@@ -46,7 +46,7 @@ class Look:
             raise InputError(
                 f"a portrait of {self.method.name!r} looks at data ({', '.join(sorted(needs))}): pass data="
             )
-        return collect(self.model, self.plan.network, self.batches, needs, self.plan.seed)
+        return collect_statistics(self.model, self.plan.graph, self.batches, needs, self.plan.seed)
 
     def needs(self) -> frozenset[str]:
         """Say what the method asks for, as if for units: that is what its structure is made of."""
@@ -64,7 +64,7 @@ class Look:
         """
         if self.batches is None:
             return None
-        layer = self.plan.network.layer(weight)
+        layer = self.plan.graph.layer(weight)
         tensor = dict(self.model.named_parameters(remove_duplicate=False))[weight]
         rows: list[torch.Tensor] = []
         labels: list[Any] = []

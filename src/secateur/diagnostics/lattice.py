@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from secateur.allocation import prunable
-from secateur.core import Evidence, Group, InputError
+from secateur.core import Group, InputError, Statistics
 from secateur.diagnostics.context import Look, short
 from secateur.methods.lattice.connection_strength import within
 from secateur.methods.lattice.unit_order import PROFILE_DENSITIES, UnitOrder, unrolled
@@ -24,11 +24,11 @@ def lattice_portrait(look: Look) -> dict[str, Any]:
         ``"structure"``, ``"orders"`` (by group: the elements with what covers them, and the profile over
         density), ``"skipped"`` (by group, what is not drawn of it and why).
     """
-    network = look.plan.network
-    evidence = look.evidence(look.needs())
-    orders = look.method.orders(network, evidence)
+    graph = look.plan.graph
+    statistics = look.statistics(look.needs())
+    orders = look.method.orders(graph, statistics)
     found, skipped = {}, {}
-    for group in prunable(network):
+    for group in prunable(graph):
         order = orders[group.name]
         if order.poset is None:
             skipped[group.name] = f"{order.notes['reading']}: there is no order"
@@ -37,7 +37,7 @@ def lattice_portrait(look: Look) -> dict[str, Any]:
             "reading": order.notes["reading"],
             "irreducible": int(order.irreducible.sum()),
             **_diagram(look, group, order),
-            "profile": _profile(look, evidence, group, order),
+            "profile": _profile(look, statistics, group, order),
         }
     return {"structure": "lattice", "orders": found, "skipped": skipped}
 
@@ -77,22 +77,22 @@ def _node(order: UnitOrder, element: int, stays: Any, height: int) -> dict[str, 
     }
 
 
-def _profile(look: Look, evidence: Evidence, group: Group, order: UnitOrder) -> list[dict[str, Any]]:
+def _profile(look: Look, statistics: Statistics, group: Group, order: UnitOrder) -> list[dict[str, Any]]:
     """Describe the order of the strongest weights at several densities, as the plan does or anew."""
     if "profile" in order.notes:
         return order.notes["profile"]
     if group.size > UNITS:
         return []
-    strength = within(look.plan.network, evidence, group)
+    strength = within(look.plan.graph, statistics, group)
     if strength is not None and strength.any():
         return [p.as_dict() for p in density_profile(strength, PROFILE_DENSITIES)]
-    return [row for density in PROFILE_DENSITIES for row in _unrolled(look, evidence, group, density)]
+    return [row for density in PROFILE_DENSITIES for row in _unrolled(look, statistics, group, density)]
 
 
-def _unrolled(look: Look, evidence: Evidence, group: Group, density: float) -> list[dict[str, Any]]:
+def _unrolled(look: Look, statistics: Statistics, group: Group, density: float) -> list[dict[str, Any]]:
     """Describe units before what reads them, where the density leaves an edge."""
     try:
-        order = unrolled(look.plan.network, evidence, group, density, False)
+        order = unrolled(look.plan.graph, statistics, group, density, False)
     except InputError:
         return []
     notes = order.notes

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.allocation import prunable
-from secateur.core import Evidence, Group
+from secateur.core import Group, Statistics
 from secateur.diagnostics.context import Look, short
 from secateur.methods.matroid.activations import basis_order
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
@@ -28,27 +28,27 @@ def matroid_portrait(look: Look) -> dict[str, Any]:
         ``"layers"`` (by group with rows [W | b]: rank, windows, tail, arrangement), ``"skipped"`` (by group,
         why it has none).
     """
-    network = look.plan.network
+    graph = look.plan.graph
     ground = look.method.ground
-    evidence = look.evidence(frozenset({"gram"} if ground == "activations" else ()))
+    statistics = look.statistics(frozenset({"gram"} if ground == "activations" else ()))
     layers, skipped = {}, {}
-    for group in prunable(network):
-        reason = eligible(network, group)
+    for group in prunable(graph):
+        reason = eligible(graph, group)
         if not reason:
-            rows = augmented_rows(network, evidence, group)
+            rows = augmented_rows(graph, statistics, group)
             reason = "" if rows.size <= ENTRIES else f"{rows.size:,} entries are more than {ENTRIES:,}"
         if reason:
             skipped[group.name] = reason.removeprefix(f"{group.name}: ")
         else:
             layers[group.name] = _layer(look, group, rows)
-    curves = _curves(look, evidence) if ground == "activations" else {}
+    curves = _curves(look, statistics) if ground == "activations" else {}
     return {"structure": "matroid", "ground": ground, "curves": curves, "layers": layers, "skipped": skipped}
 
 
-def _curves(look: Look, evidence: Evidence) -> dict[str, Any]:
+def _curves(look: Look, statistics: Statistics) -> dict[str, Any]:
     curves = {}
-    for group in prunable(look.plan.network):
-        _, basis = basis_order(look.plan.network, evidence, group, look.method.objective)
+    for group in prunable(look.plan.graph):
+        _, basis = basis_order(look.plan.graph, statistics, group, look.method.objective)
         total = float(basis.residuals[0])
         note = look.plan.notes.get(group.name, {})
         curves[group.name] = {
@@ -88,7 +88,7 @@ def _ranks(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int
 
 def _arrangement(look: Look, group: Group, rows: Floats) -> dict[str, Any] | None:
     """Cut the hyperplanes by a plane through the inputs: theirs, or that of most variance."""
-    layer, _ = look.plan.network.makers(group)[0]
+    layer, _ = look.plan.graph.producers(group)[0]
     found = look.inputs(layer.weight)
     if found is None or rows.shape[1] < 3 or len(found[0]) < 3:
         return None

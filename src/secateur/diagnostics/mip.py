@@ -31,7 +31,7 @@ def mip_portrait(look: Look) -> dict[str, Any]:
         raise InputError(
             "the plan's notes hold no importance scores: it was not made by this version of 'mip'"
         )
-    groups = prunable(look.plan.network)
+    groups = prunable(look.plan.graph)
     scores = group_scores(groups, {name: np.array(values) for name, values in note["scores"].items()})
     layers = {
         g.name: {"scores": short(scores[g.name]), "stays": look.stays(g), "dead": _dead(note, g)}
@@ -50,7 +50,7 @@ def mip_portrait(look: Look) -> dict[str, Any]:
 
 
 def _dead(note: Mapping[str, Any], group: Any) -> int:
-    return sum(note["dead units"].get(slot.tensor, 0) for slot in group.makers())
+    return sum(note["dead units"].get(slot.tensor, 0) for slot in group.producers())
 
 
 def _decided(look: Look) -> tuple[dict[str, Any], int]:
@@ -58,16 +58,16 @@ def _decided(look: Look) -> tuple[dict[str, Any], int]:
     method = look.method
     if method.parts is not None:
         return {}, 0
-    evidence = look.evidence(look.needs())
-    inputs, targets = evidence.images if evidence.images is not None else (None, None)
+    statistics = look.statistics(look.needs())
+    inputs, targets = statistics.images if statistics.images is not None else (None, None)
     if inputs is None or targets is None:
         return {}, 0
     x = inputs.detach().reshape(len(inputs), -1).cpu().double().numpy()
     labels = targets.detach().cpu().numpy()
     chosen = balanced_images(
-        labels, min(method.images, len(labels)), np.random.default_rng([evidence.seed, 0])
+        labels, min(method.images, len(labels)), np.random.default_rng([statistics.seed, 0])
     )
-    return states(evidence.chain, x[chosen], method.bounds, method.epsilon), len(chosen)
+    return states(statistics.chain, x[chosen], method.bounds, method.epsilon), len(chosen)
 
 
 def states(chain: Chain, x: Any, form: Any, epsilon: float = 1e-5) -> dict[str, Any]:

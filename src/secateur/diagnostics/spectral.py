@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.apply.surgery import mask
-from secateur.core import BoolArray, Network, Plan
+from secateur.core import BoolArray, Plan, PruningGraph
 from secateur.diagnostics.context import Look, short
 from secateur.methods.spectral.connectivity import layer_connectivity
 
@@ -26,25 +26,25 @@ def spectral_portrait(look: Look) -> dict[str, Any]:
         ``"structure"``, ``"layers"`` (by weight, connectivity ``"before"`` and ``"after"``), ``"leverages"``
         (by weight, a histogram of what stays and what goes), ``"skipped"`` (by weight, why it has none).
     """
-    network, skipped = _feasible(look.plan.network)
-    before = layer_connectivity(network, _tensors(look.model))
-    after = layer_connectivity(network, _tensors(mask(look.model, look.plan)))
+    graph, skipped = _feasible(look.plan.graph)
+    before = layer_connectivity(graph, _tensors(look.model))
+    after = layer_connectivity(graph, _tensors(mask(look.model, look.plan)))
     layers = {name: {"before": _plain(before[name]), "after": _plain(after[name])} for name in before}
-    evidence = look.evidence(look.needs())
-    found = look.method.leverages(look.plan.network, evidence).values
+    statistics = look.statistics(look.needs())
+    found = look.method.leverages(look.plan.graph, statistics).values
     leverages = {name: _histogram(found[name], alive(look.plan, name)) for name in layers if name in found}
     return {"structure": "spectral", "layers": layers, "leverages": leverages, "skipped": skipped}
 
 
-def _feasible(network: Network) -> tuple[Network, dict[str, str]]:
+def _feasible(graph: PruningGraph) -> tuple[PruningGraph, dict[str, str]]:
     """Leave out layers whose eigenproblem is large."""
-    sides = {x.weight: min(network.shapes[x.weight][:2]) for x in network.prunable_weights()}
+    sides = {x.weight: min(graph.shapes[x.weight][:2]) for x in graph.prunable_weights()}
     skipped = {
         w: f"{side:,} nodes on its smaller side are more than {SIDE:,}"
         for w, side in sides.items()
         if side > SIDE
     }
-    return replace(network, layers=tuple(x for x in network.layers if x.weight not in skipped)), skipped
+    return replace(graph, layers=tuple(x for x in graph.layers if x.weight not in skipped)), skipped
 
 
 def _tensors(model: torch.nn.Module) -> Mapping[str, Tensor]:
@@ -57,8 +57,8 @@ def _plain(found: Any) -> dict[str, Any]:
 
 def alive(plan: Plan, weight: str) -> BoolArray:
     """Return which entries of a weight stay, of its shape: neither masked nor of a unit that goes."""
-    stays = np.ones(plan.network.shapes[weight], bool)
-    for group in plan.network.groups:
+    stays = np.ones(plan.graph.shapes[weight], bool)
+    for group in plan.graph.groups:
         gone = plan.removed(group.name)
         for slot in group.slots if len(gone) else ():
             if slot.tensor == weight:

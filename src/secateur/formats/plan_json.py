@@ -22,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.core import Frozen, Group, Layer, Merge, Network, Plan, PlanError, Size, Slot
+from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, Size, Slot
 
 Arrays = dict[str, NDArray[Any]]
-TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, Network, Plan, Size, Slot)}
+TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, Size, Slot)}
 LARGEST = 2**27  # numbers in an array of indices
 WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
-OMITTED = {"Network": ("example_inputs", "example_kwargs", "graph")}
+OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs", "graph")}
+# What version 0.1 called the same things, so that its folders keep loading.
+RENAMED_TYPES = {"Network": "PruningGraph"}
+RENAMED_FIELDS = {("Plan", "network"): "graph"}
 
 
 def encode(value: Any) -> tuple[Any, Arrays]:
@@ -61,8 +64,8 @@ def plan_to_json(plan: Plan) -> str:
     """Return a plan as one JSON document, arrays inside it in base64.
 
     Example:
-        >>> network = Network((Group("fc", 6, ()),), (), (), {}, ())
-        >>> plan = Plan(network, "random", keep={"fc": np.array([0, 1, 2, 5])})
+        >>> graph = PruningGraph((Group("fc", 6, ()),), (), (), {}, ())
+        >>> plan = Plan(graph, "random", keep={"fc": np.array([0, 1, 2, 5])})
         >>> plan_from_json(plan_to_json(plan)).keep
         {'fc': array([0, 1, 2, 5])}
     """
@@ -185,8 +188,10 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
 
 def _build(name: str, found: dict[str, Any]) -> Any:
     """Make a value of `secateur.core`, after comparing its fields with their annotations."""
+    name = RENAMED_TYPES.get(name, name)
     kind = TYPES[name]
     hints = get_type_hints(kind)
+    found = {RENAMED_FIELDS.get((name, field), field): value for field, value in found.items()}
     for field in fields(kind):
         if field.name not in found:
             if field.default is MISSING and field.default_factory is MISSING:

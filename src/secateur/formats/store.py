@@ -81,11 +81,11 @@ def save(
     place = weights.place_of(folder).resolve()
     with _writing(place):
         _refuse_foreign(place / DOCUMENT)
-    left = shapes(plan.network, plan.keep)
+    left = shapes(plan.graph, plan.keep)
     weights.check(model, left, "the model to be saved", "Save the model that this plan pruned")
     document, arrays = encode(plan)
     with _writing(place), _beside(place) as draft:
-        files = {"model": _write(draft / "model", save_file, weights.collect(model))}
+        files = {"model": _write(draft / "model", save_file, weights.collect_statistics(model))}
         if arrays:
             files["plan"] = _write(draft / "plan", save_arrays, arrays)
         body = {
@@ -93,7 +93,7 @@ def save(
             "versions": dict(versions or {}),
             "files": files,
             "model": weights.describe(model),
-            "fingerprint": fingerprint.take(model, plan.network.example_inputs, plan.network.example_kwargs),
+            "fingerprint": fingerprint.take(model, plan.graph.example_inputs, plan.graph.example_kwargs),
             "plan": document,
             "report": report,
         }
@@ -120,7 +120,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     place, body = weights.place_of(folder), _read(folder, "model", "plan")
     plan, fresh = _plan(place, body), _call(factory)
     remedy = f"{place / DOCUMENT} needs a factory that makes the model as it was before the pruning"
-    weights.check(fresh, plan.network.shapes, "the factory's model", remedy)
+    weights.check(fresh, plan.graph.shapes, "the factory's model", remedy)
     try:
         small = shrink(fresh, plan, check=False)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

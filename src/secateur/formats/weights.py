@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.apply.compose import alive
-from secateur.core import InputError, IntArray, Network, PlanError, StoreError
+from secateur.core import InputError, IntArray, PlanError, PruningGraph, StoreError
 
 LISTED = 3
 
@@ -50,7 +50,7 @@ def ties(model: nn.Module) -> dict[str, str]:
     return {name: first[id(t)] for name, t in named(model) if first.setdefault(id(t), name) != name}
 
 
-def collect(model: nn.Module) -> dict[str, Tensor]:
+def collect_statistics(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor once, on the CPU, each in storage of its own.
 
     Raises:
@@ -173,16 +173,16 @@ def _check_saved(name: str, saved: Tensor, tensor: Tensor, strides: Any) -> None
 
 
 @torch.no_grad()
-def carry(source: nn.Module, target: nn.Module, network: Network, keep: Mapping[str, IntArray]) -> None:
+def carry(source: nn.Module, target: nn.Module, graph: PruningGraph, keep: Mapping[str, IntArray]) -> None:
     """Put into `target`, in place, the tensors of `source` without the units that go.
 
     Args:
         source: A model of the network.
         target: The same model after the removal, with whatever values.
-        network: What `keep` speaks of.
+        graph: What `keep` speaks of.
         keep: Group name -> units that stay.
     """
-    left = alive(network, keep)
+    left = alive(graph, keep)
     found = dict(named(source))
     for name, tensor in named(target):
         held = found[name].detach()
@@ -276,4 +276,14 @@ def _conversion(file: Path) -> str:
     )
 
 
-__all__ = ["carry", "check", "collect", "describe", "fill", "load_weights", "named", "place_of", "ties"]
+__all__ = [
+    "carry",
+    "check",
+    "collect_statistics",
+    "describe",
+    "fill",
+    "load_weights",
+    "named",
+    "place_of",
+    "ties",
+]

@@ -18,14 +18,14 @@ from torch import Tensor
 from secateur.allocation import Allocation, allocate, cost, prunable, ranked, top
 from secateur.core import (
     Budget,
-    Evidence,
     InputError,
     IntArray,
     Merge,
-    Network,
     NothingToPrune,
     Plan,
     PlanError,
+    PruningGraph,
+    Statistics,
     Weights,
 )
 
@@ -44,13 +44,13 @@ class Method(Protocol):
         ...
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Say what `Evidence` must hold.
+        """Say what `Statistics` must hold.
 
         Any of "moments", "gram", "gradients", "taylor", "flow", "chain", "images".
         """
         ...
 
-    def plan(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Decide what goes.  `budget` is never a `Tolerance`: `prune` turns that into steps of `Units`."""
         ...
 
@@ -82,49 +82,49 @@ class SetMethod(ABC):
 
     @abstractmethod
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Say what `Evidence` must hold for this budget."""
+        """Say what `Statistics` must hold for this budget."""
 
     @abstractmethod
     def choose(
-        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+        self, graph: PruningGraph, statistics: Statistics, counts: Mapping[str, int]
     ) -> Mapping[str, IntArray] | Choice:
         """Return, for each group in `counts`, that many distinct units that stay."""
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return scores [size] per group, higher stays, comparable across groups."""
         raise InputError(
             f"{self.name!r} judges units as sets within their group and gives no scores to rank groups by; "
             f"use scope='layer' or 'erk'"
         )
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return scores of each prunable weight, of its shape, higher stays."""
         raise InputError(
             f"{self.name!r} removes whole units and is not defined for single weights; "
             f"use Units, Params or Macs"
         )
 
-    def plan(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Decide how many, then which."""
         if isinstance(budget, Weights):
-            return self.plan_weights(network, evidence, budget)
-        return self.plan_units(network, evidence, budget)
+            return self.plan_weights(graph, statistics, budget)
+        return self.plan_units(graph, statistics, budget)
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Decide which units stay."""
-        prunable(network)
-        scores = self.unit_scores(network, evidence) if budget.scope == "global" else None
-        allocation = allocate(network, budget, scores)
-        choice = self.choose(network, evidence, allocation.counts)
+        prunable(graph)
+        scores = self.unit_scores(graph, statistics) if budget.scope == "global" else None
+        allocation = allocate(graph, budget, scores)
+        choice = self.choose(graph, statistics, allocation.counts)
         if not isinstance(choice, Choice):
             choice = Choice(choice)
-        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
-    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+    def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         """Decide which single weights stay."""
-        scores = self.weight_scores(network, evidence)
-        allocation = allocate(network, budget, scores)
-        return weight_plan(self.name, network, budget, allocation, scores, evidence.seed)
+        scores = self.weight_scores(graph, statistics)
+        allocation = allocate(graph, budget, scores)
+        return weight_plan(self.name, graph, budget, allocation, scores, statistics.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +139,21 @@ class ScoreMethod(SetMethod):
     normalize: bool = False
 
     @abstractmethod
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return scores [size] per prunable group, higher stays."""
 
     def choose(
-        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+        self, graph: PruningGraph, statistics: Statistics, counts: Mapping[str, int]
     ) -> Mapping[str, IntArray] | Choice:
         """Keep the best scored units, the first of equals."""
-        return best(self.unit_scores(network, evidence), counts)
+        return best(self.unit_scores(graph, statistics), counts)
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Score once, decide how many, keep the best."""
-        scores = self.comparable(self.unit_scores(network, evidence), budget)
-        allocation = allocate(network, budget, scores)
+        scores = self.comparable(self.unit_scores(graph, statistics), budget)
+        allocation = allocate(graph, budget, scores)
         choice = best(scores, allocation.counts)
-        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
     def comparable(self, scores: Scores, budget: Budget) -> Scores:
         """Return scores that a global scope may rank together."""
@@ -209,7 +209,7 @@ def required(found: Mapping[str, Any], name: str, what: str, method: str) -> Any
 
 
 def unit_plan(
-    method: str, network: Network, budget: Budget, allocation: Allocation, choice: Choice, seed: int
+    method: str, graph: PruningGraph, budget: Budget, allocation: Allocation, choice: Choice, seed: int
 ) -> Plan:
     """Check a choice against the counts and put it into a plan, with what it costs and keeps.
 
@@ -220,25 +220,25 @@ def unit_plan(
     keep = {}
     for name, count in allocation.counts.items():
         kept = np.unique(np.asarray(choice.keep.get(name, ()), dtype=np.int64))
-        size = network.group(name).size
+        size = graph.group(name).size
         if len(kept) != count or (count and not 0 <= kept[0] <= kept[-1] < size):
             chosen = f"it chose {kept.tolist()}"
             raise PlanError(f"{method!r} was to keep {count} of {size} units of {name!r}; {chosen}")
         if count < size:
             keep[name] = kept
     _check_removes(bool(keep), allocation, budget)
-    before, after = cost(network), cost(network, keep)
+    before, after = cost(graph), cost(graph, keep)
     reached = {
-        "units": sum(allocation.counts.values()) / sum(network.group(n).size for n in allocation.counts),
+        "units": sum(allocation.counts.values()) / sum(graph.group(n).size for n in allocation.counts),
         "params": after.params / before.params,
         "macs": after.macs / before.macs if before.macs else 1.0,
     }
     notes = {**choice.notes, "reached": reached}
-    return Plan(network, method, keep, {}, choice.merges, repr(budget), seed, notes)
+    return Plan(graph, method, keep, {}, choice.merges, repr(budget), seed, notes)
 
 
 def weight_plan(
-    method: str, network: Network, budget: Weights, allocation: Allocation, scores: Scores, seed: int
+    method: str, graph: PruningGraph, budget: Weights, allocation: Allocation, scores: Scores, seed: int
 ) -> Plan:
     """Keep the best scored weights of each layer, the first of equals.
 
@@ -250,11 +250,11 @@ def weight_plan(
     for name, count in allocation.counts.items():
         if count < scores[name].numel():
             mask = top(scores[name], count)
-            masks[name] = mask.reshape(network.shapes[name]).cpu().numpy()
+            masks[name] = mask.reshape(graph.shapes[name]).cpu().numpy()
             notes[name] = {"threshold": float(scores[name][mask].min())}
     _check_removes(bool(masks), allocation, budget)
     notes["reached"] = {"weights": allocation.reached}
-    return Plan(network, method, {}, masks, {}, repr(budget), seed, notes)
+    return Plan(graph, method, {}, masks, {}, repr(budget), seed, notes)
 
 
 def _check_removes(something: bool, allocation: Allocation, budget: Budget) -> None:

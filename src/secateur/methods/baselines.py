@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from secateur.allocation import prunable, weight_sizes
-from secateur.core import Budget, Evidence, Group, InputError, Network, Weights
+from secateur.core import Budget, Group, InputError, PruningGraph, Statistics, Weights
 from secateur.methods.base import ScoreMethod, Scores, required
-from secateur.methods.unit_sums import makers, moments_of, power_sums, readers, reading_features, unit_sums
+from secateur.methods.unit_sums import (
+    consumers,
+    moments_of,
+    power_sums,
+    producers,
+    reading_features,
+    unit_sums,
+)
 
 __all__ = ["SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor"]
 
@@ -38,13 +45,13 @@ class Random(ScoreMethod):
         """Ask for nothing."""
         return frozenset()
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Draw a number for each unit."""
-        return {g.name: self._draw(evidence.seed, g.name, (g.size,)) for g in prunable(network)}
+        return {g.name: self._draw(statistics.seed, g.name, (g.size,)) for g in prunable(graph)}
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Draw a number for each weight."""
-        return {k: self._draw(evidence.seed, k, network.shapes[k]) for k in weight_sizes(network)}
+        return {k: self._draw(statistics.seed, k, graph.shapes[k]) for k in weight_sizes(graph)}
 
     def _draw(self, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
         own = zlib.crc32(f"{seed}/{name}".encode())
@@ -77,19 +84,19 @@ class Magnitude(ScoreMethod):
         """Ask for nothing but the weights."""
         return frozenset()
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the norm of what each unit owns."""
 
         def score(group: Group) -> Tensor:
-            made = makers(network, group) if self.over != "readers" else ()
-            read = readers(network, group) if self.over != "makers" else ()
-            return power_sums(evidence.weights, made + read, group.size, self.p).pow(1 / self.p)
+            made = producers(graph, group) if self.over != "readers" else ()
+            read = consumers(graph, group) if self.over != "makers" else ()
+            return power_sums(statistics.weights, made + read, group.size, self.p).pow(1 / self.p)
 
-        return {g.name: score(g) for g in prunable(network)}
+        return {g.name: score(g) for g in prunable(graph)}
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return |w|."""
-        return {k: evidence.weights[k].detach().abs() for k in weight_sizes(network)}
+        return {k: statistics.weights[k].detach().abs() for k in weight_sizes(graph)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +123,18 @@ class Activation(ScoreMethod):
         """Ask for the means of what reaches each weight."""
         return frozenset({"moments"})
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Average the statistic over the features that each unit is to its readers."""
-        return {g.name: self._score(network, evidence, g) for g in prunable(network)}
+        return {g.name: self._score(graph, statistics, g) for g in prunable(graph)}
 
-    def _score(self, network: Network, evidence: Evidence, group: Group) -> Tensor:
+    def _score(self, graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
         parts = []
-        for layer, slot in network.readers(group):
-            if (moments := moments_of(network, evidence, layer)) is not None:
+        for layer, slot in graph.consumers(group):
+            if (moments := moments_of(graph, statistics, layer)) is not None:
                 values: Tensor = getattr(moments, self.statistic).double()
-                parts.append(values[reading_features(network, layer, slot).to(values.device)].mean(1))
+                parts.append(values[reading_features(graph, layer, slot).to(values.device)].mean(1))
         if not parts:
-            weights = [slot.tensor for slot in group.readers()]
+            weights = [slot.tensor for slot in group.consumers()]
             raise InputError(
                 f"no activations were seen for group {group.name!r}, which {weights or 'no weight'} reads: "
                 f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
@@ -150,15 +157,15 @@ class Sensitivity(ScoreMethod):
         """Ask for nothing but the weights."""
         return frozenset()
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the product of both norms; a unit that no weight reads is scored by its makers."""
 
         def score(group: Group) -> Tensor:
-            made = power_sums(evidence.weights, makers(network, group), group.size, 2).sqrt()
-            read = readers(network, group)
-            return made * power_sums(evidence.weights, read, group.size, 2).sqrt() if read else made
+            made = power_sums(statistics.weights, producers(graph, group), group.size, 2).sqrt()
+            read = consumers(graph, group)
+            return made * power_sums(statistics.weights, read, group.size, 2).sqrt() if read else made
 
-        return {g.name: score(g) for g in prunable(network)}
+        return {g.name: score(g) for g in prunable(graph)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +181,15 @@ class Taylor(ScoreMethod):
         """Ask for gates per example, or for gradients where single weights go."""
         return frozenset({"gradients" if isinstance(budget, Weights) else "taylor"})
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the sum over examples of (d loss / d gate)^2."""
         return {
-            g.name: required(evidence.taylor, g.name, "taylor", self.name).double() for g in prunable(network)
+            g.name: required(statistics.taylor, g.name, "taylor", self.name).double() for g in prunable(graph)
         }
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return (gradient * weight)^2."""
-        return {k: _saliency(evidence, k, self.name).square() for k in weight_sizes(network)}
+        return {k: _saliency(statistics, k, self.name).square() for k in weight_sizes(graph)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,21 +206,21 @@ class SNIP(ScoreMethod):
         """Ask for gradients."""
         return frozenset({"gradients"})
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Sum the sensitivities of the weights that make each unit."""
 
         def score(group: Group) -> Tensor:
-            slots = makers(network, group)
-            values = {s.tensor: _saliency(evidence, s.tensor, self.name) for s in slots}
+            slots = producers(graph, group)
+            values = {s.tensor: _saliency(statistics, s.tensor, self.name) for s in slots}
             return unit_sums(values, slots, group.size)
 
-        return {g.name: score(g) for g in prunable(network)}
+        return {g.name: score(g) for g in prunable(graph)}
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return |gradient * weight|."""
-        return {k: _saliency(evidence, k, self.name) for k in weight_sizes(network)}
+        return {k: _saliency(statistics, k, self.name) for k in weight_sizes(graph)}
 
 
-def _saliency(evidence: Evidence, name: str, method: str) -> Tensor:
-    gradient: Tensor = required(evidence.gradients, name, "gradients", method)
-    return (gradient.double() * evidence.weights[name].detach().double()).abs()
+def _saliency(statistics: Statistics, name: str, method: str) -> Tensor:
+    gradient: Tensor = required(statistics.gradients, name, "gradients", method)
+    return (gradient.double() * statistics.weights[name].detach().double()).abs()

@@ -11,21 +11,21 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from secateur.core import BoolArray, Evidence, InputError, Network, Weights
+from secateur.core import BoolArray, InputError, PruningGraph, Statistics, Weights
 from secateur.methods.base import Method
 
 __all__ = ["prune_every"]
 
 
 def prune_every(
-    epochs: int, method: Method, network: Network, budget: Weights, *, persist: bool = True, seed: int = 0
+    epochs: int, method: Method, graph: PruningGraph, budget: Weights, *, persist: bool = True, seed: int = 0
 ) -> Callable[[int, nn.Module], Mapping[str, BoolArray] | None]:
     """Return a hook for `finetune(..., after_epoch=...)` that prunes single weights during training.
 
     Args:
         epochs: Passes between two prunings; the last pass is followed by one if they divide its number.
         method: Decides each time, from the weights as they are.
-        network: Trace of the model that is trained.
+        graph: Trace of the model that is trained.
         budget: How many weights stay.
         persist: Whether masked weights stay zero until the next pruning; else they are set to zero and train
             on.
@@ -64,7 +64,7 @@ def prune_every(
             for named in (model.named_parameters(), model.named_buffers())
             for name, p in named
         }
-        masks = method.plan(network, Evidence(tensors, seed=seed), budget).masks
+        masks = method.plan(graph, Statistics(tensors, seed=seed), budget).masks
         if persist:
             return masks
         with torch.no_grad():

@@ -18,13 +18,13 @@ from torch import Tensor
 from secateur.allocation import allocate, prunable, top, weight_sizes
 from secateur.core import (
     Budget,
-    Evidence,
     Group,
     InputError,
     IntArray,
-    Network,
     Plan,
+    PruningGraph,
     Slot,
+    Statistics,
     Tolerance,
     Weights,
 )
@@ -59,49 +59,49 @@ class SynFlow(ScoreMethod):
         """Ask for the flow; no data."""
         return frozenset({"flow"})
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the flow into each unit of the whole network."""
-        return self._unit_flow(network, evidence, {})
+        return self._unit_flow(graph, statistics, {})
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the flow through each weight of the whole network."""
-        flow = self._flow(evidence, {})
-        return {k: flow[k] for k in weight_sizes(network)}
+        flow = self._flow(statistics, {})
+        return {k: flow[k] for k in weight_sizes(graph)}
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Remove units in rounds; a unit that went stays away."""
         keep: Mapping[str, IntArray] = {}
         for part in _rounds(budget, self.rounds):
-            scores = _buried(self._unit_flow(network, evidence, keep), keep)
+            scores = _buried(self._unit_flow(graph, statistics, keep), keep)
             if not keep:
-                allocate(network, budget, scores)  # raises at once where the last round would
-            allocation = allocate(network, part, self.comparable(scores, budget))
+                allocate(graph, budget, scores)  # raises at once where the last round would
+            allocation = allocate(graph, part, self.comparable(scores, budget))
             choice = best(scores, allocation.counts)
             keep = choice.keep
-        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
-    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+    def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         """Zero weights in rounds; a weight that went stays away."""
-        names = weight_sizes(network)
+        names = weight_sizes(graph)
         masks: dict[str, Tensor] = {}
         for part in _rounds(budget, self.rounds):
-            flow = self._flow(evidence, masks)
+            flow = self._flow(statistics, masks)
             scores = {k: flow[k] for k in names}
             if not masks:
-                allocate(network, budget, scores)
+                allocate(graph, budget, scores)
             scores = {k: s.masked_fill(~masks[k], -torch.inf) if k in masks else s for k, s in scores.items()}
-            allocation = allocate(network, part, scores)
+            allocation = allocate(graph, part, scores)
             masks = {k: top(scores[k], count) for k, count in allocation.counts.items()}
-        return weight_plan(self.name, network, budget, allocation, scores, evidence.seed)
+        return weight_plan(self.name, graph, budget, allocation, scores, statistics.seed)
 
-    def _unit_flow(self, network: Network, evidence: Evidence, keep: Mapping[str, IntArray]) -> Scores:
-        flow = self._flow(evidence, _masks(network, evidence, keep))
-        return {g.name: unit_sums(flow, _parameters(network, g), g.size) for g in prunable(network)}
+    def _unit_flow(self, graph: PruningGraph, statistics: Statistics, keep: Mapping[str, IntArray]) -> Scores:
+        flow = self._flow(statistics, _masks(graph, statistics, keep))
+        return {g.name: unit_sums(flow, _parameters(graph, g), g.size) for g in prunable(graph)}
 
-    def _flow(self, evidence: Evidence, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if evidence.flow is None:
+    def _flow(self, statistics: Statistics, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if statistics.flow is None:
             raise InputError(f"{self.name!r} needs 'flow': collect it with needs={{'flow'}}; no data is read")
-        return evidence.flow(masks, neutral_bn=self.neutral_bn)
+        return statistics.flow(masks, neutral_bn=self.neutral_bn)
 
 
 def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
@@ -113,8 +113,8 @@ def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
         yield budget if t == rounds else replace(budget, **{share: final ** (t / rounds)})
 
 
-def _parameters(network: Network, group: Group) -> tuple[Slot, ...]:
-    own = [s for s in group.slots if s.tensor in network.parameters]
+def _parameters(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
+    own = [s for s in group.slots if s.tensor in graph.parameters]
     return tuple(s for s in own if s.role == "out") or tuple(own)
 
 
@@ -130,15 +130,15 @@ def _buried(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:
     return {name: bury(name, s) for name, s in scores.items()}
 
 
-def _masks(network: Network, evidence: Evidence, keep: Mapping[str, IntArray]) -> dict[str, Tensor]:
+def _masks(graph: PruningGraph, statistics: Statistics, keep: Mapping[str, IntArray]) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for name, kept in keep.items():
-        group = network.group(name)
+        group = graph.group(name)
         gone = torch.ones(group.size, dtype=torch.bool)
         gone[torch.as_tensor(kept)] = False
         for slot in group.slots if gone.any() else ():
-            if slot.tensor in network.parameters:
-                like = evidence.weights[slot.tensor]
+            if slot.tensor in graph.parameters:
+                like = statistics.weights[slot.tensor]
                 mask = masks.setdefault(slot.tensor, torch.ones_like(like, dtype=torch.bool))
                 dead = torch.as_tensor(slot.index)[gone].reshape(-1).to(mask.device)
                 mask.index_fill_(slot.axis, dead, False)

@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from secateur.core import Evidence, Group, InputError, Layer, Moments, Network, Slot
+from secateur.core import Group, InputError, Layer, Moments, PruningGraph, Slot, Statistics
 
-__all__ = ["makers", "moments_of", "power_sums", "readers", "reading_features", "unit_sums"]
+__all__ = ["consumers", "moments_of", "power_sums", "producers", "reading_features", "unit_sums"]
 
 
-def makers(network: Network, group: Group) -> tuple[Slot, ...]:
+def producers(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
     """Return the slots of the weights that make a group's units, without biases.
 
     Where no weighted layer makes them (bare parameters), every slot that does; where none does, all.
     """
-    return tuple(slot for _, slot in network.makers(group)) or group.makers() or group.slots
+    return tuple(slot for _, slot in graph.producers(group)) or group.producers() or group.slots
 
 
-def readers(network: Network, group: Group) -> tuple[Slot, ...]:
+def consumers(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
     """Return the slots of the weights that read a group's units."""
-    return tuple(slot for _, slot in network.readers(group)) or group.readers()
+    return tuple(slot for _, slot in graph.consumers(group)) or group.consumers()
 
 
 def unit_sums(values: Mapping[str, Tensor], slots: Iterable[Slot], size: int) -> Tensor:
@@ -65,12 +65,12 @@ def _gathered(
     return torch.zeros(size, dtype=torch.float64) if total is None else total
 
 
-def moments_of(network: Network, evidence: Evidence, layer: Layer) -> Moments | None:
+def moments_of(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Moments | None:
     """Return the statistics of what reaches a layer, or None if they were not gathered."""
-    return evidence.moments.get(network.input_key(layer))
+    return statistics.moments.get(graph.input_key(layer))
 
 
-def reading_features(network: Network, layer: Layer, slot: Slot) -> Tensor:
+def reading_features(graph: PruningGraph, layer: Layer, slot: Slot) -> Tensor:
     """Return which input features of a layer each unit is: integers [units, features a unit].
 
     A grouped convolution's weight has one input axis for all its groups: index j is feature
@@ -78,7 +78,7 @@ def reading_features(network: Network, layer: Layer, slot: Slot) -> Tensor:
     """
     if layer.in_axis is None or layer.in_axis != slot.axis:
         raise InputError(f"layer {layer.name!r} does not read along axis {slot.axis} of {slot.tensor!r}")
-    width = network.shapes[layer.weight][layer.in_axis]
+    width = graph.shapes[layer.weight][layer.in_axis]
     index = torch.as_tensor(slot.index)
     groups = layer.groups if layer.kind == "conv" else 1
     return torch.cat([index + g * width for g in range(groups)], dim=1)

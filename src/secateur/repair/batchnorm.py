@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.core import InputError
 from secateur.execution import call, duplicate, split_batch
 
-__all__ = ["recalibrate"]
+__all__ = ["update_bn"]
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Return a copy whose BatchNorm layers have the means and variances of what reaches them now.
 
     Units that are gone change what reaches the layers behind them; the statistics of training are stale then,
@@ -31,7 +31,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Example:
         >>> norm = nn.Sequential(nn.BatchNorm1d(2)).eval()
-        >>> found = recalibrate(norm, [torch.tensor([[1.0, 0.0], [3.0, 0.0]])])
+        >>> found = update_bn(norm, [torch.tensor([[1.0, 0.0], [3.0, 0.0]])])
         >>> found[0].running_mean.tolist(), norm[0].running_mean.tolist()
         ([2.0, 0.0], [0.0, 0.0])
     """

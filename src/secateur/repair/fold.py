@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.surgery import kept_indices
-from secateur.core import Evidence, InputError, IntArray, Layer, Moments, Network, Plan
+from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
 
 __all__ = ["FARTHER", "as_matrix", "fold", "merge", "set_matrix"]
 
@@ -85,17 +85,17 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         InputError: Merged units have a reader that cannot take them.
     """
     result = copy.deepcopy(small)
-    network, kept = plan.network, kept_indices(plan)
+    graph, kept = plan.graph, kept_indices(plan)
     for name, merged in plan.merges.items():
-        group = network.group(name)
-        readers = network.readers(group)
-        if len(readers) < len(group.readers()):
-            read = {slot.tensor for _, slot in readers}
-            other = [slot.tensor for slot in group.readers() if slot.tensor not in read]
+        group = graph.group(name)
+        consumers = graph.consumers(group)
+        if len(consumers) < len(group.consumers()):
+            read = {slot.tensor for _, slot in consumers}
+            other = [slot.tensor for slot in group.consumers() if slot.tensor not in read]
             raise InputError(
                 f"{name!r} cannot be merged exactly: {other} read it in a way that takes no fold"
             )
-        for layer, slot in readers:
+        for layer, slot in consumers:
             coefficients = torch.from_numpy(merged.coefficients)
             offset = torch.from_numpy(merged.offset)
             whole = as_matrix(model.get_parameter(layer.weight), layer).double()
@@ -109,8 +109,8 @@ def fold(
     model: nn.Module,
     small: nn.Module,
     plan: Plan,
-    evidence: Evidence,
-    guard: Evidence | None = None,
+    statistics: Statistics,
+    guard: Statistics | None = None,
     judge: Callable[[nn.Module], float] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a repaired copy of the shrunk model, and by reading weight what the repair did.
@@ -119,7 +119,7 @@ def fold(
         model: The model that the plan was made for.
         small: `shrink(model, plan)`.
         plan: What went.
-        evidence: Gram matrices of the original model's readers on calibration batches.
+        statistics: Gram matrices of the original model's readers on calibration batches.
         guard: The same on held-out batches: a fold whose output error there is no smaller than without
             it is undone, and the note says so.
         judge: Says how far a model is from the original on held-out batches (smaller is better).  The
@@ -135,46 +135,46 @@ def fold(
 
     Example:
         >>> from secateur.core import Plan
-        >>> from secateur.statistics.collect import collect
+        >>> from secateur.statistics.collect_statistics import collect_statistics
         >>> from secateur.apply.surgery import shrink
         >>> from secateur.tracing.trace import trace
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
         >>> x = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        >>> network = trace(mlp, x[:2])
-        >>> plan = Plan(network, "first six", keep={"0": np.arange(6)})
-        >>> evidence = collect(mlp, network, [(x, None)], {"gram"})
-        >>> repaired, notes = fold(mlp, shrink(mlp, plan), plan, evidence)
+        >>> graph = trace(mlp, x[:2])
+        >>> plan = Plan(graph, "first six", keep={"0": np.arange(6)})
+        >>> statistics = collect_statistics(mlp, graph, [(x, None)], {"gram"})
+        >>> repaired, notes = fold(mlp, shrink(mlp, plan), plan, statistics)
         >>> notes["2.weight"]["folded"] < notes["2.weight"]["plain"]
         True
     """
     merged = merge(model, small, plan)
-    kept, readers = kept_indices(plan), []
-    for layer in plan.network.layers:
+    kept, consumers = kept_indices(plan), []
+    for layer in plan.graph.layers:
         if layer.in_axis in kept.get(layer.weight, {}) and layer.weight not in plan.masks:
-            moments = _moments(evidence, plan.network, layer)
-            check = _moments(guard, plan.network, layer) if guard is not None else None
-            readers.append(_fit_reader(model, plan, layer, kept, moments, check))
-    result = _with(merged, kept, readers)
+            moments = _moments(statistics, plan.graph, layer)
+            check = _moments(guard, plan.graph, layer) if guard is not None else None
+            consumers.append(_fit_reader(model, plan, layer, kept, moments, check))
+    result = _with(merged, kept, consumers)
     if judge is not None and not judge(result) < judge(merged):
-        result = _one_by_one(merged, kept, readers, judge)
-    return result, {reader.layer.weight: reader.note for reader in readers}
+        result = _one_by_one(merged, kept, consumers, judge)
+    return result, {reader.layer.weight: reader.note for reader in consumers}
 
 
-def _with(merged: nn.Module, kept: Kept, readers: Iterable[Reader]) -> nn.Module:
+def _with(merged: nn.Module, kept: Kept, consumers: Iterable[Reader]) -> nn.Module:
     """Return a copy of the model with the fits that stand applied."""
     result = copy.deepcopy(merged)
-    for reader in readers:
+    for reader in consumers:
         for rows, fit in reader.fits if not reader.note["undone"] else ():
             _apply(reader.matrix, result, reader.layer, kept, fit, reader.taps, rows)
     return result
 
 
 def _one_by_one(
-    merged: nn.Module, kept: Kept, readers: list[Reader], judge: Callable[[nn.Module], float]
+    merged: nn.Module, kept: Kept, consumers: list[Reader], judge: Callable[[nn.Module], float]
 ) -> nn.Module:
     """Apply the fits in the order of execution, and undo each that the judge does not like."""
     best, accepted = judge(merged), list[Reader]()
-    for reader in readers:
+    for reader in consumers:
         if reader.note["undone"]:
             continue
         found = judge(_with(merged, kept, [*accepted, reader]))
@@ -187,12 +187,12 @@ def _one_by_one(
     return _with(merged, kept, accepted)
 
 
-def _moments(evidence: Evidence, network: Network, layer: Layer) -> Moments:
-    moments = evidence.moments.get(network.input_key(layer))
+def _moments(statistics: Statistics, graph: PruningGraph, layer: Layer) -> Moments:
+    moments = statistics.moments.get(graph.input_key(layer))
     if moments is None or moments.gram is None:
         raise InputError(
             f"a fold needs the Gram matrix of what reaches {layer.weight!r}; the evidence has "
-            f"{sorted(k for k, m in evidence.moments.items() if m.gram is not None) or 'none'}: "
+            f"{sorted(k for k, m in statistics.moments.items() if m.gram is not None) or 'none'}: "
             "collect with 'gram' among the needs"
         )
     return moments
@@ -243,7 +243,7 @@ def _merged_features(plan: Plan, layer: Layer) -> IntArray:
     """Return the in-features of a layer that an exact merge has already taken care of."""
     found = [np.zeros(0, dtype=np.int64)]
     for name, merged in plan.merges.items():
-        for slot in plan.network.group(name).slots:
+        for slot in plan.graph.group(name).slots:
             if (slot.tensor, slot.axis) == (layer.weight, layer.in_axis):
                 found.append(slot.index[merged.removed].ravel())
     return np.concatenate(found)

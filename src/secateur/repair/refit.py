@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.surgery import kept_indices
-from secateur.core import InputError, IntArray, Layer, Network, Plan
+from secateur.core import InputError, IntArray, Layer, Plan, PruningGraph
 from secateur.execution import untouched
 from secateur.repair.fold import FARTHER, as_matrix, set_matrix
 from secateur.statistics.collect import checked_batches, listening, reading_layers
@@ -106,9 +106,9 @@ def refit(
     """
     best = judge(small) if judge is not None else 0.0
     notes: dict[str, Any] = {}
-    readers = reading_layers(plan.network)
-    uses = Counter(layer.weight for layer in readers.values())
-    for key, layer in readers.items():
+    consumers = reading_layers(plan.graph)
+    uses = Counter(layer.weight for layer in consumers.values())
+    for key, layer in consumers.items():
         reason = _obstacle(layer, small, plan, uses[layer.weight])
         found = None if reason else _Step(model, small, plan, key, layer).solve(fitting, guard)
         if reason or isinstance(found, str):
@@ -147,7 +147,7 @@ class _Step:
     """One reader of the shrunk model."""
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, key: str, layer: Layer) -> None:
-        self.model, self.small, self.network = model, small, plan.network
+        self.model, self.small, self.graph = model, small, plan.graph
         self.key, self.layer = key, layer
         whole = as_matrix(model.get_parameter(layer.weight), layer).double()
         kept = kept_indices(plan).get(layer.weight, {})
@@ -198,7 +198,7 @@ class _Step:
         count = 0
         with untouched(self.model), untouched(self.small):
             for _, args, kwargs, _ in checked_batches(batches, self.model, {"gram"}):
-                reads = [_reads_of(m, self.network, self.key, args, kwargs) for m in (self.model, self.small)]
+                reads = [_reads_of(m, self.graph, self.key, args, kwargs) for m in (self.model, self.small)]
                 if len({len(found) for found in reads}) > 1:
                     return "the shrunk module reads it in another way"
                 both = list(zip(*reads, strict=True))
@@ -225,7 +225,7 @@ def _solved(pairs: Pairs, V: Tensor, ridge: float, centred: bool) -> tuple[Tenso
 
 
 def _reads_of(
-    model: nn.Module, network: Network, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, graph: PruningGraph, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Read]:
     found: list[Read] = []
 
@@ -233,7 +233,7 @@ def _reads_of(
         if read.key == key:
             found.append(read)
 
-    with torch.no_grad(), listening(model, network, record):
+    with torch.no_grad(), listening(model, graph, record):
         model(*args, **kwargs)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.core import Group, IntArray, Layer, Network
+from secateur.core import Group, IntArray, Layer, PruningGraph
 from secateur.statistics.weight_inputs import Read
 
 __all__ = ["Rows"]
@@ -18,21 +18,21 @@ class Rows:
     reading layer reads; a unit that is several features there (a flattened map) gives a row for each of them.
 
     Args:
-        network: The trace.
+        graph: The trace.
         limit: Most rows kept for a group; one batch gives at most a quarter of them, evenly spaced.
     """
 
-    def __init__(self, network: Network, limit: int = 4096) -> None:
+    def __init__(self, graph: PruningGraph, limit: int = 4096) -> None:
         """Choose the reader of each group."""
         self._limit = limit
         self._kept: dict[str, list[Tensor]] = {}
         self._groups: dict[str, list[tuple[str, IntArray, int, int]]] = {}
-        for group in network.groups:
-            found = _reader(network, group)
+        for group in graph.groups:
+            found = _reader(graph, group)
             if found is not None:
                 layer, index = found
-                width = network.shapes[layer.weight][layer.in_axis or 0]
-                known = self._groups.setdefault(network.input_key(layer), [])
+                width = graph.shapes[layer.weight][layer.in_axis or 0]
+                known = self._groups.setdefault(graph.input_key(layer), [])
                 known.append((group.name, index, layer.groups, width))
 
     def add(self, read: Read) -> None:
@@ -48,10 +48,10 @@ class Rows:
         return {name: torch.cat(rows) for name, rows in self._kept.items() if rows}
 
 
-def _reader(network: Network, group: Group) -> tuple[Layer, IntArray] | None:
-    readers = [(layer, slot.index) for layer, slot in network.readers(group)]
-    states = [(layer, index) for layer, index in readers if layer.reads == "state"]
-    return next(iter(states or readers), None)
+def _reader(graph: PruningGraph, group: Group) -> tuple[Layer, IntArray] | None:
+    consumers = [(layer, slot.index) for layer, slot in graph.consumers(group)]
+    states = [(layer, index) for layer, index in consumers if layer.reads == "state"]
+    return next(iter(states or consumers), None)
 
 
 def _sample(read: Read, index: IntArray, groups: int, width: int, room: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core import Evidence, InputError, Layer, Moments, Network, unknown
+from secateur.core import InputError, Layer, Moments, PruningGraph, Statistics, unknown
 from secateur.execution import (
     all_finite,
     check_seed,
@@ -27,7 +27,7 @@ from secateur.statistics.relu_chain import affine_relu_chain
 from secateur.statistics.unit_gates import Gates
 from secateur.statistics.weight_inputs import Read, Reads
 
-__all__ = ["NEEDS", "checked_batches", "collect", "listening", "reading_layers"]
+__all__ = ["NEEDS", "checked_batches", "collect_statistics", "listening", "reading_layers"]
 
 NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
 Args = tuple[Any, ...]
@@ -36,9 +36,9 @@ _WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
 _WITH_TARGETS = {"gradients", "images", "taylor"}
 
 
-def collect(
+def collect_statistics(
     model: nn.Module,
-    network: Network,
+    graph: PruningGraph,
     batches: Iterable[Any] | None,
     needs: Iterable[str],
     seed: int = 0,
@@ -46,7 +46,7 @@ def collect(
     loss: Loss | None = None,
     max_patch: int = 1152,
     grams: Iterable[str] | None = None,
-) -> Evidence:
+) -> Statistics:
     """Look at a model, and run it on data, for what a method wants to know.
 
     The model runs in evaluation mode on its own device and comes back as it was: modes, buffers,
@@ -55,7 +55,7 @@ def collect(
 
     Args:
         model: The model that was traced.
-        network: Its trace.
+        graph: Its trace.
         batches: Iterable of (inputs, targets).  Inputs are a tensor, a tuple of positional or a dict of
             keyword arguments; targets may be None, or left out, where nothing needs them.
         needs: What to gather: any of `NEEDS`.  The weights are always there.
@@ -78,28 +78,28 @@ def collect(
     Example:
         >>> from secateur.tracing.trace import trace
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> network = trace(mlp, torch.ones(2, 4))
-        >>> evidence = collect(mlp, network, [(torch.ones(5, 4), None)], {"gram"})
-        >>> evidence.moments["2.weight"].gram.shape
+        >>> graph = trace(mlp, torch.ones(2, 4))
+        >>> statistics = collect_statistics(mlp, graph, [(torch.ones(5, 4), None)], {"gram"})
+        >>> statistics.moments["2.weight"].gram.shape
         torch.Size([8, 8])
     """
     wanted = _check_needs(needs)
     check_seed(seed)
-    _check_weights(model, network)
-    run = _Pass(model, network, wanted, loss or cross_entropy)
-    streams = _streams(model, network, wanted, max_patch, grams)
+    _check_weights(model, graph)
+    run = _Pass(model, graph, wanted, loss or cross_entropy)
+    streams = _streams(model, graph, wanted, max_patch, grams)
     with untouched(model, seed):
         for where, args, kwargs, targets in checked_batches(batches, model, wanted):
             run(where, args, kwargs, targets, streams)
-        chain = _chain(model, network) if "chain" in wanted else None
+        chain = _chain(model, graph) if "chain" in wanted else None
     if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
         raise InputError("taylor: the loss does not change with any unit, so that it tells none from another")
-    return Evidence(
+    return Statistics(
         weights=tensors_of(model),
-        moments=_moments(network, streams),
+        moments=_moments(graph, streams),
         gradients=run.gradients,
         taylor=run.taylor,
-        flow=SynapticFlow(model, network) if "flow" in wanted else None,
+        flow=SynapticFlow(model, graph) if "flow" in wanted else None,
         chain=chain,
         images=_joined(run.images) if "images" in wanted else None,
         activations=run.rows.activations() if run.rows is not None else {},
@@ -110,13 +110,13 @@ def collect(
 class _Pass:
     """What the batches add up to."""
 
-    def __init__(self, model: nn.Module, network: Network, wanted: set[str], loss: Loss) -> None:
+    def __init__(self, model: nn.Module, graph: PruningGraph, wanted: set[str], loss: Loss) -> None:
         self.gradients: dict[str, Tensor] = {}
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
-        self.rows = Rows(network) if "activations" in wanted else None
-        self._model, self._network, self._wanted, self._loss = model, network, wanted, loss
-        self._gates = Gates(model, network, loss) if "taylor" in wanted else None
+        self.rows = Rows(graph) if "activations" in wanted else None
+        self._model, self._network, self._wanted, self._loss = model, graph, wanted, loss
+        self._gates = Gates(model, graph, loss) if "taylor" in wanted else None
 
     def __call__(
         self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, Stream]
@@ -177,26 +177,26 @@ def checked_batches(
         raise InputError(f"{what}: the iterable of batches is empty")
 
 
-def reading_layers(network: Network) -> dict[str, Layer]:
+def reading_layers(graph: PruningGraph) -> dict[str, Layer]:
     """Return the layers that read, by the key of their input."""
-    return {network.input_key(layer): layer for layer in network.layers if layer.in_axis is not None}
+    return {graph.input_key(layer): layer for layer in graph.layers if layer.in_axis is not None}
 
 
-def listening(model: nn.Module, network: Network, record: Callable[[Read], None]) -> Reads:
+def listening(model: nn.Module, graph: PruningGraph, record: Callable[[Read], None]) -> Reads:
     """Return a context in which each use of a reading weight of the model is reported."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    axes = {key: (layer.weight, layer.in_axis) for key, layer in reading_layers(network).items()}
+    axes = {key: (layer.weight, layer.in_axis) for key, layer in reading_layers(graph).items()}
     return Reads({k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record)
 
 
 def _streams(
-    model: nn.Module, network: Network, wanted: set[str], max_patch: int, grams: Iterable[str] | None
+    model: nn.Module, graph: PruningGraph, wanted: set[str], max_patch: int, grams: Iterable[str] | None
 ) -> dict[str, Stream]:
     if not wanted & {"gram", "moments"}:
         return {}
-    names = reading_layers(network)
+    names = reading_layers(graph)
     if grams is None:
-        full = {network.input_key(layer) for group in network.groups for layer, _ in network.readers(group)}
+        full = {graph.input_key(layer) for group in graph.groups for layer, _ in graph.consumers(group)}
     else:
         full = set(grams)
         for name in full - set(names):
@@ -204,19 +204,19 @@ def _streams(
     return {name: Stream("gram" in wanted and name in full, max_patch) for name in names}
 
 
-def _moments(network: Network, streams: Mapping[str, Stream]) -> dict[str, Moments]:
+def _moments(graph: PruningGraph, streams: Mapping[str, Stream]) -> dict[str, Moments]:
     found = {}
     for name, stream in streams.items():
         moments = stream.moments()
         if moments is not None:
             # Every NaN or infinity that came by is in the sum of the squares.
             if not torch.isfinite(moments.second).all():
-                raise InputError(f"NaN or infinite activations reach {_layer_name(network, name)}")
+                raise InputError(f"NaN or infinite activations reach {_layer_name(graph, name)}")
             found[name] = moments
     return found
 
 
-def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> str:
+def _culprit(model: nn.Module, graph: PruningGraph, args: Args, kwargs: Kwargs) -> str:
     """Name the first layer that NaN or infinite activations reach."""
     reached: list[str] = []
 
@@ -224,18 +224,18 @@ def _culprit(model: nn.Module, network: Network, args: Args, kwargs: Kwargs) -> 
         if not all_finite(read.x):
             reached.append(read.key)
 
-    with torch.no_grad(), listening(model, network, look):
+    with torch.no_grad(), listening(model, graph, look):
         model(*args, **kwargs)
-    return f": NaN or infinite activations reach {_layer_name(network, reached[0])}" if reached else ""
+    return f": NaN or infinite activations reach {_layer_name(graph, reached[0])}" if reached else ""
 
 
-def _layer_name(network: Network, key: str) -> str:
-    layer = reading_layers(network)[key]
+def _layer_name(graph: PruningGraph, key: str) -> str:
+    layer = reading_layers(graph)[key]
     return f"layer {layer.name!r} (weight {layer.weight!r})"
 
 
-def _chain(model: nn.Module, network: Network) -> Any:
-    inputs = (*network.example_inputs, *network.example_kwargs.values())
+def _chain(model: nn.Module, graph: PruningGraph) -> Any:
+    inputs = (*graph.example_inputs, *graph.example_kwargs.values())
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
         raise InputError(f"chain: a chain has one input tensor; the model was traced with {len(inputs)}")
     return affine_relu_chain(model, to_model(inputs[0], model))
@@ -255,9 +255,9 @@ def _check_needs(needs: Iterable[str]) -> set[str]:
     return wanted
 
 
-def _check_weights(model: nn.Module, network: Network) -> None:
+def _check_weights(model: nn.Module, graph: PruningGraph) -> None:
     tensors = tensors_of(model)
-    for name, shape in network.shapes.items():
+    for name, shape in graph.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
             here = tuple(tensors[name].shape) if name in tensors else "missing"
             raise InputError(f"the network is of another model: {name!r} is {shape} there and {here} here")

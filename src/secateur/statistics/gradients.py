@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from secateur.core import InputError, Network
+from secateur.core import InputError, PruningGraph
 from secateur.execution import logits, tensors_of, untouched
 
 __all__ = ["Loss", "SynapticFlow", "check_loss", "cross_entropy", "gradients"]
@@ -97,13 +97,13 @@ class SynapticFlow:
 
     Args:
         model: The model; its parameters are copied now.
-        network: Its trace, for the example inputs.
+        graph: Its trace, for the example inputs.
     """
 
-    def __init__(self, model: nn.Module, network: Network) -> None:
+    def __init__(self, model: nn.Module, graph: PruningGraph) -> None:
         """Copy the parameters."""
         self._model = model
-        self._example = (network.example_inputs, dict(network.example_kwargs))
+        self._example = (graph.example_inputs, dict(graph.example_kwargs))
         self._parameters = [name for name, _ in model.named_parameters()]
         self._tensors = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(model).items()}
         for name in self._parameters:

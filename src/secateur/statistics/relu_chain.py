@@ -28,7 +28,7 @@ from secateur.structures.relu_mip import (
     conv_matrix,
     pool_windows,
 )
-from secateur.tracing.export import Capture, capture, first_names, owner, source
+from secateur.tracing.export import ExportedModel, export_model, first_names, owner, source
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -129,7 +129,7 @@ def chain_steps(
     A ReLU before any weight is named after the input and is not scored.
     """
     _check_mode(model)
-    operations = _operations(capture(model, (example_input,), {}))
+    operations = _operations(export_model(model, (example_input,), {}))
     _check_memory(operations, memory)
     steps: list[Affine | ReLU | MaxPool] = []
     maker, channels = "", 0
@@ -158,7 +158,7 @@ def _check_mode(model: nn.Module) -> None:
             )
 
 
-def _operations(found: Capture) -> list[_Operation]:
+def _operations(found: ExportedModel) -> list[_Operation]:
     """Read the graph as one line of calls; name everything that does not fit."""
     names = first_names(found.model)
     model = found.model
@@ -200,7 +200,7 @@ def _name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
-def _refusal(node: Node, current: Node | None, found: Capture) -> str:
+def _refusal(node: Node, current: Node | None, found: ExportedModel) -> str:
     """Say why a call does not belong in a chain, or nothing."""
     name = _name(node)
     where = f"{name} in {owner(node)[0] or 'the model'}" + (f" ({source(node)})" if source(node) else "")
@@ -241,7 +241,7 @@ def _shape(node: Any) -> Shape:
     return tuple(int(n) for n in node.meta["val"].shape[1:])
 
 
-def _operation(node: Node, found: Capture, tensors: Mapping[str, Tensor]) -> _Operation:
+def _operation(node: Node, found: ExportedModel, tensors: Mapping[str, Tensor]) -> _Operation:
     """Fill a call's tensors in, in float64."""
 
     def fill(arg: Any) -> Any:

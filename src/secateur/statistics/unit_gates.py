@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.core import Group, InputError, Network, Slot
+from secateur.core import Group, InputError, PruningGraph, Slot
 from secateur.statistics.gradients import Loss
 from secateur.statistics.weight_inputs import Read, Reads
 
@@ -33,35 +33,35 @@ class Gates:
 
     Args:
         model: The model.
-        network: Its trace.
+        graph: Its trace.
         loss: (outputs, targets) -> mean over the examples of a batch.
     """
 
-    def __init__(self, model: nn.Module, network: Network, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, graph: PruningGraph, loss: Loss) -> None:
         """Find where each group's gates sit."""
         self._model, self._loss = model, loss
         self._parameters = {k: p.detach() for k, p in model.named_parameters()}
-        self._sizes = {g.name: g.size for g in network.groups}
+        self._sizes = {g.name: g.size for g in graph.groups}
         self._weights: dict[str, list[tuple[str, int, Tensor]]] = defaultdict(list)
         self._inputs: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
         self._reading: dict[str, tuple[str, int]] = {}
         self._batched = True
-        for group in network.groups:
-            self._place(network, group)
+        for group in graph.groups:
+            self._place(graph, group)
         self._split: tuple[int, int] | None = None
 
-    def _place(self, network: Network, group: Group) -> None:
-        readers = network.readers(group)
-        for slot in [slot for _, slot in readers] or group.makers():
+    def _place(self, graph: PruningGraph, group: Group) -> None:
+        consumers = graph.consumers(group)
+        for slot in [slot for _, slot in consumers] or group.producers():
             if slot.tensor in self._parameters:
-                for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
+                for owner in _owners(slot, graph.shapes[slot.tensor][slot.axis]):
                     owner = owner.to(self._parameters[slot.tensor].device)
                     self._weights[slot.tensor].append((group.name, slot.axis, owner))
-        self._batched &= bool(readers) and all(layer.kind != "recurrent" for layer, _ in readers)
-        for layer, slot in readers:
-            key = network.input_key(layer)
+        self._batched &= bool(consumers) and all(layer.kind != "recurrent" for layer, _ in consumers)
+        for layer, slot in consumers:
+            key = graph.input_key(layer)
             self._reading[key] = (layer.weight, slot.axis)
-            for owner in _owners(slot, network.shapes[slot.tensor][slot.axis]):
+            for owner in _owners(slot, graph.shapes[slot.tensor][slot.axis]):
                 owner = owner.repeat(layer.groups if layer.kind == "conv" else 1)
                 self._inputs[key].append((group.name, owner.to(self._parameters[layer.weight].device)))
 

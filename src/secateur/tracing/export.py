@@ -23,11 +23,20 @@ from secateur.execution import duplicate
 from secateur.tracing.packed_sequences import Unpacked, refuse_packed
 from secateur.tracing.unsupported import refuse_wrapped
 
-__all__ = ["Capture", "as_if_exporting", "capture", "owner", "slow_paths", "source", "twin", "user_line"]
+__all__ = [
+    "ExportedModel",
+    "as_if_exporting",
+    "export_model",
+    "owner",
+    "slow_paths",
+    "source",
+    "twin",
+    "user_line",
+]
 
 
 @dataclass(eq=False)
-class Capture:
+class ExportedModel:
     """An exported program beside the model that it came from.
 
     Attributes:
@@ -110,7 +119,7 @@ def as_if_exporting() -> Iterator[None]:
             torch.compiler._is_exporting_flag = before
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
+def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedModel:
     """Export the model for these inputs.
 
     Raises:
@@ -131,7 +140,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     first = first_names(model)
     constants = {k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()}
     _drop_dead_attention(program.graph_module)
-    return Capture(model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants)
+    return ExportedModel(
+        model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants
+    )
 
 
 def _drop_dead_attention(module: GraphModule) -> None:

@@ -151,9 +151,9 @@ def _kinds(flow: Flow) -> dict[int, str]:
 
 
 def _name(slots: tuple[Slot, ...], tensors: Tensors, kind: str, taken: Counter[str]) -> str:
-    makers = [s for s in slots if s.role == "out" and len(tensors.states[s.tensor].shape) > 1]
-    makers = makers or [s for s in slots if s.role == "out"] or list(slots)
-    module, _, tensor = makers[0].tensor.rpartition(".")
+    producers = [s for s in slots if s.role == "out" and len(tensors.states[s.tensor].shape) > 1]
+    producers = producers or [s for s in slots if s.role == "out"] or list(slots)
+    module, _, tensor = producers[0].tensor.rpartition(".")
     name = module or tensor
     name += " (heads)" if kind == "heads" else ""
     taken[name] += 1

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.tracing.export import FRAME, Capture, owner
+from secateur.tracing.export import FRAME, ExportedModel, owner
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Axes, Flow, Literal
 from secateur.tracing.size_recorder import Heard, Made, Place, listen
@@ -33,7 +33,7 @@ ARITHMETIC = ("add", "div", "mul", "pow", "rsub", "sub")
 TRIALS = 16  # random removals under which every computed size must come out right
 
 
-def settle(taken: Capture, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def settle(taken: ExportedModel, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Tie every written size to what it comes from, or freeze its axis."""
     live = any(flow.atoms.normal(x.label) is not None for x in flow.literals)
     values = list(_values(taken))
@@ -44,7 +44,7 @@ def settle(taken: Capture, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[st
             settler.freeze_behind(node, value)
 
 
-def _values(taken: Capture) -> Iterator[tuple[Any, float]]:
+def _values(taken: ExportedModel) -> Iterator[tuple[Any, float]]:
     """Yield the arithmetic with a number that may be a length, its inverse, or the root of either."""
     lengths = {
         n for node in taken.module.graph.nodes for s in _states(taken.states.get(node.name)) for n in s.shape
@@ -62,7 +62,7 @@ def _values(taken: Capture) -> Iterator[tuple[Any, float]]:
 class _Settler:
     """Matches sizes in the graph with sizes as written, and makes them agree under removal."""
 
-    def __init__(self, taken: Capture, flow: Flow, heard: Heard) -> None:
+    def __init__(self, taken: ExportedModel, flow: Flow, heard: Heard) -> None:
         self.flow, self.atoms, self.states = flow, flow.atoms, taken.states
         self.calls, self.equalities = heard.calls, heard.equalities
         self.nodes = {node.name: node for node in _all_nodes(taken.module)}

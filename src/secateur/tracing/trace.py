@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
-from secateur.core import InputError, Network, unknown
+from secateur.core import InputError, PruningGraph, unknown
 from secateur.modules.narrow_norm import form_of
-from secateur.tracing.export import Capture, capture, first_names, is_inplace, owner, source
+from secateur.tracing.export import ExportedModel, export_model, first_names, is_inplace, owner, source
 from secateur.tracing.groups import Tensors, find_frozen, find_groups, find_sizes
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Axes, Flow
@@ -42,7 +42,7 @@ def trace(
     example_inputs: Any,
     ignored_layers: Iterable[str | nn.Module] = (),
     example_kwargs: Mapping[str, Any] | None = None,
-) -> Network:
+) -> PruningGraph:
     """Find the groups of units that can be removed from a model.
 
     Args:
@@ -60,15 +60,15 @@ def trace(
     Example:
         >>> from torch import nn
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> network = trace(mlp, torch.randn(2, 4))
-        >>> [(g.name, g.size) for g in network.groups]
+        >>> graph = trace(mlp, torch.randn(2, 4))
+        >>> [(g.name, g.size) for g in graph.groups]
         [('0', 8)]
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     args, kwargs = as_call(example_inputs, example_kwargs)
     ignored = _ignored(model, ignored_layers)
-    taken = capture(model, args, kwargs)
+    taken = export_model(model, args, kwargs)
     norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
     flow = Flow(batch=_batch(args, kwargs), norms=norms)
     tensors = _label_tensors(model, flow)
@@ -78,7 +78,7 @@ def trace(
     families = find_groups(flow, tensors)
     taken.atoms, taken.roots = flow.atoms.size, {f.group.name: f.roots for f in families}
     taken.states = {name: _normal(flow, state) for name, state in taken.states.items()}
-    return Network(
+    return PruningGraph(
         groups=tuple(f.group for f in families),
         frozen=find_frozen(flow, tensors),
         layers=tuple(_once(flow.layers)),
@@ -117,7 +117,7 @@ def _label_tensors(model: nn.Module, flow: Flow) -> Tensors:
     return Tensors(states, frozenset(n for n, _ in model.named_parameters()))
 
 
-def _walk(taken: Capture, flow: Flow, tensors: Tensors) -> None:
+def _walk(taken: ExportedModel, flow: Flow, tensors: Tensors) -> None:
     used = set()
     inputs: dict[str, Any] = {}
     for node in taken.module.graph.nodes:

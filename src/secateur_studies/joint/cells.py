@@ -18,14 +18,14 @@ from torch import nn
 
 from secateur.apply.surgery import shrink
 from secateur.cli.specs import make_method
-from secateur.core import Evidence, Network, Plan, SecateurError, Units
+from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy, distance_from
 from secateur.methods import MIP, Method
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold, merge
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.relu_mip import Scores, balanced_images
 from secateur.tracing.trace import trace
 from secateur_studies.joint.costs import measured
@@ -95,10 +95,10 @@ class Bench:
 
     name: str
     model: nn.Module
-    network: Network
+    network: PruningGraph
     fitting: list[Batch]
-    gram: Evidence
-    guard: Evidence
+    gram: Statistics
+    guard: Statistics
     judge: Callable[[nn.Module], float]
     tuning: list[Batch]
     steps: int
@@ -125,8 +125,8 @@ def _bench(model: nn.Module, name: str, data: Dataset, seed: int, size: Size) ->
         model,
         traced,
         fitting,
-        collect(model, traced, fitting, {"gram"}, seed),
-        collect(model, traced, judging, {"gram"}, seed),
+        collect_statistics(model, traced, fitting, {"gram"}, seed),
+        collect_statistics(model, traced, judging, {"gram"}, seed),
         distance_from(model, judging),
         data.batches("train", TUNING_BATCH, TUNING_BATCH * size.tuning),
         size.tuning,
@@ -141,7 +141,7 @@ def _method(bench: Bench, name: str, keeps: list[float], draws: int) -> Iterator
     try:
         with measured() as cost:
             method = _chosen(bench, name)
-            evidence = collect(
+            evidence = collect_statistics(
                 bench.model, bench.network, bench.fitting, method.needs(Units(keeps[0])), bench.seed
             )
             method = _solved(method, evidence)
@@ -178,7 +178,7 @@ def _words(error: Exception) -> str:
     return re.sub(r" \([^()]*\.py:\d+\)", "", " ".join(str(error).split()))[:300]
 
 
-def _plan(bench: Bench, method: Method, evidence: Evidence, keep: float) -> Plan:
+def _plan(bench: Bench, method: Method, evidence: Statistics, keep: float) -> Plan:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a solver's limits and a network's mistakes are in the plan's notes
         return method.plan(bench.network, evidence, Units(keep))
@@ -200,7 +200,7 @@ class Solved(MIP):
 
     result: Scores | None = None
 
-    def importance(self, evidence: Evidence) -> Scores:
+    def importance(self, evidence: Statistics) -> Scores:
         """Return the solution that there is, or solve."""
         return self.result if self.result is not None else super().importance(evidence)
 
@@ -217,7 +217,7 @@ def _chosen(bench: Bench, name: str) -> Method:
     return Solved(parts=parts(decoupled, x[images], y[images]), time_limit=MIP_SECONDS)
 
 
-def _solved(method: Method, evidence: Evidence) -> Method:
+def _solved(method: Method, evidence: Statistics) -> Method:
     if not isinstance(method, Solved):
         return method
     with warnings.catch_warnings():

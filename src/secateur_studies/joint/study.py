@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.bench.statistics import bootstrap
 from secateur.cli.specs import make_method
 from secateur.core import InputError, unknown
@@ -86,7 +86,7 @@ def run(
         "draws": 20 if full else 2,
     }
     asked = cells(full, chosen, networks, several, limit, common, cache=str(Path(out) / "weights"))
-    records = run_grid(marked(asked, named), Path(out) / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), Path(out) / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, out)
     return found
@@ -100,7 +100,7 @@ def cells(
     limit: int | None,
     common: Mapping[str, Any],
     cache: str | None = None,
-) -> list[Cell]:
+) -> list[Trial]:
     """Return the grid: one cell a data set, network and seed."""
     found = []
     for data in datasets:
@@ -110,7 +110,7 @@ def cells(
             size = size if limit is None else size.tiny(limit)
             for seed in seeds:
                 what = {"data": data, "model": network, "seed": seed, "size": asdict(size)}
-                found.append(Cell(JOB, {**what, **common}, {"cache": cache}))
+                found.append(Trial(JOB, {**what, **common}, {"cache": cache}))
     return found
 
 

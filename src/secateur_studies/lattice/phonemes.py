@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from secateur.apply.surgery import shrink
-from secateur.core import Evidence, Network, Plan, SecateurError, Units
+from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.methods import METHODS, Method, Random
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur_studies.lattice.g2p import G2P, Batch, Word, batches, pairs, phoneme_errors
 from secateur_studies.lattice.rigorous import quiet
@@ -90,9 +90,9 @@ class _Case:
     """The network with all that a comparison needs."""
 
     model: G2P
-    network: Network
-    evidence: Evidence
-    guard: Evidence
+    network: PruningGraph
+    evidence: Statistics
+    guard: Statistics
     test: list[Word]
     held: list[Batch]
     tuning: list[Batch]
@@ -140,8 +140,8 @@ def _prepare(words: Words, reach: str, seed: int, weights: str | Path | None) ->
     example = batches(calibration[:64])[0][0]
     network = trace(model, example, ("letters", "phonemes") if reach == "hidden units" else ())
     needs = {"activations", "moments", "gram", "taylor", "gradients"}
-    evidence = collect(model, network, batches(calibration), needs)
-    guard = collect(model, network, batches(held), {"gram"})
+    evidence = collect_statistics(model, network, batches(calibration), needs)
+    guard = collect_statistics(model, network, batches(held), {"gram"})
     parts = (test, batches(held), batches(tuning, words.batch, 0))
     return _Case(model, network, evidence, guard, *parts, words)
 
@@ -156,7 +156,7 @@ def _plans(case: _Case, budget: Units, draws: int) -> Iterator[tuple[str, Plan |
         for name, method in methods.items():
             yield name, _planned(case, method, budget)
     for draw in range(draws):
-        drawn = Evidence(case.evidence.weights, seed=draw)
+        drawn = Statistics(case.evidence.weights, seed=draw)
         yield "random", Random().plan(case.network, drawn, budget)
 
 
@@ -164,7 +164,7 @@ def _planned(case: _Case, method: Method, budget: Units) -> Plan | SecateurError
     try:
         evidence = case.evidence
         if missing := method.needs(budget) & {"flow", "chain", "images"}:
-            evidence = collect(case.model, case.network, case.held, missing)
+            evidence = collect_statistics(case.model, case.network, case.held, missing)
         return method.plan(case.network, evidence, budget)
     except SecateurError as error:
         return error

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.surgery import shrink
-from secateur.core import Evidence, Network, Plan, Units
+from secateur.core import Plan, PruningGraph, Statistics, Units
 from secateur.data import Dataset
 from secateur.measure.metrics import accuracy
 from secateur.methods import Activation, Magnitude, Method, Random, Taylor
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur.zoo.sequence import lstm
 from secateur.zoo.training import Shuffled, train
@@ -101,9 +101,9 @@ class Case:
     data: Dataset
     size: Size
     model: nn.Module
-    network: Network
-    evidence: Evidence
-    guard: Evidence
+    network: PruningGraph
+    evidence: Statistics
+    guard: Statistics
     seed: int
 
     def test(self, model: nn.Module) -> float:
@@ -120,8 +120,8 @@ def prepare(data: Dataset, size: Size, seed: int) -> Case:
     batches = data.batches("calibration", 50, 1000)
     half = len(batches) // 2
     needs = {"activations", "moments", "gram", "taylor"}
-    evidence = collect(trained, network, batches[:half], needs, seed)
-    guard = collect(trained, network, batches[half:], {"gram"}, seed)
+    evidence = collect_statistics(trained, network, batches[:half], needs, seed)
+    guard = collect_statistics(trained, network, batches[half:], {"gram"}, seed)
     return Case(data, size, trained, network, evidence, guard, seed)
 
 
@@ -146,7 +146,7 @@ def _plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
         for name, method in CRITERIA.items():
             yield name, method.plan(case.network, case.evidence, budget)
     for draw in range(case.size.draws):
-        drawn = Evidence(case.evidence.weights, seed=1000 * case.seed + draw)
+        drawn = Statistics(case.evidence.weights, seed=1000 * case.seed + draw)
         yield "random", Random().plan(case.network, drawn, budget)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
@@ -81,7 +81,7 @@ def run(
     size = "tiny" if tiny else "full" if full else "default"
     where = Path(out)
     asked = cells(size, parts, data, named, weights, several)
-    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
@@ -94,19 +94,19 @@ def cells(
     folders: Mapping[str, str],
     weights: str | Path | None,
     seeds: Sequence[int],
-) -> list[Cell]:
+) -> list[Trial]:
     """Return the grid, the dearest cells first."""
-    found: list[Cell] = []
+    found: list[Trial] = []
     for name in data:
         images = {"data": name, "folder": folders.get(name)}
         if "rigorous" in parts:
             made = asdict(_sized(SIZES, name, size))
             made["ratios"] = list(made["ratios"])
-            found += [Cell(f"{HERE}:rigorous", {**images, "size": made, "seed": s}) for s in seeds]
+            found += [Trial(f"{HERE}:rigorous", {**images, "size": made, "seed": s}) for s in seeds]
         if "literal" in parts:
             how = asdict(_sized(SCHEDULES, name, size))
             found += [
-                Cell(f"{HERE}:literal", {**images, "how": how, "variant": v.name, "seed": s})
+                Trial(f"{HERE}:literal", {**images, "how": how, "variant": v.name, "seed": s})
                 for s in seeds
                 for v in VARIANTS
             ]
@@ -115,7 +115,7 @@ def cells(
         words: dict[str, Any] = {"words": asdict(WORDS[size]), "weights": at}
         draws = seeds[: 3 if size == "full" else 1]
         found += [
-            Cell(f"{HERE}:g2p", {**words, "reach": reach, "removed": removed, "seed": s})
+            Trial(f"{HERE}:g2p", {**words, "reach": reach, "removed": removed, "seed": s})
             for s in draws
             for reach in REACHES
             for removed in RATIOS

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.apply.surgery import shrink
-from secateur.core import Evidence, Network, Units
+from secateur.core import PruningGraph, Statistics, Units
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy
 from secateur.methods import METHODS, Magnitude
 from secateur.methods.base import SetMethod
 from secateur.methods.matroid import Matroid
 from secateur.repair.fold import fold, merge
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur.zoo import lstm, mlp, small_cnn, train
 
@@ -91,7 +91,7 @@ def compare(
     """
     model = train(MODELS[name].build(data, seed), data, epochs=epochs, limit=limit, seed=seed).model
     network = trace(model, data.parts["train"][0][:2])
-    evidence = collect(model, network, data.batches("calibration", 250), NEEDS, seed)
+    evidence = collect_statistics(model, network, data.batches("calibration", 250), NEEDS, seed)
     test = data.batches("test", 1000, tests)
     base = correct(model, test)
     common = {"model": name, "data": data.name, "seed": seed, "accuracy": base.mean()}
@@ -121,8 +121,8 @@ def _paired(ours: Correct, theirs: Correct) -> Row:
 def _pruned(
     method: SetMethod,
     model: nn.Module,
-    network: Network,
-    evidence: Evidence,
+    network: PruningGraph,
+    evidence: Statistics,
     share: float,
     draw: int,
     test: Sequence[Batch],
@@ -152,7 +152,9 @@ def planted(data: Dataset, seed: int, count: int = 40) -> Row:
     x, y = data.parts["test"][0][:1000].double(), data.parts["test"][1][:1000]
     network = trace(model, x[:2])
     method = Matroid(ground="rows")
-    plan = method.plan(network, collect(model, network, None, method.needs(Units(0.5))), Units(0.5))
+    plan = method.plan(
+        network, collect_statistics(model, network, None, method.needs(Units(0.5))), Units(0.5)
+    )
     small = merge(model, shrink(model, plan), plan)
     pairs = {frozenset(p) for p in zip(rows[:count].tolist(), rows[count:].tolist(), strict=True)}
     merged = plan.merges[next(iter(plan.merges))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
@@ -65,7 +65,7 @@ def run(
     several = seeds if seeds is not None else 10 if full else None
     named = named_folders(folders, FOLDERS)
     asked = cells(full, parts, named.get("fashion"), dimensions, models, seed, several, limit)
-    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
@@ -80,11 +80,11 @@ def cells(
     seed: int,
     seeds: int | None,
     limit: int | None,
-) -> list[Cell]:
+) -> list[Trial]:
     """Return the grid, the dearest cells first."""
     data = "fashion" if folder or fashion_available() else "digits"
     images = {"data": data, "folder": folder}
-    found: list[Cell] = []
+    found: list[Trial] = []
     for model in models if "ordinary" in parts else ():
         scale = MODELS[model]
         size = {
@@ -95,19 +95,19 @@ def cells(
         }
         size |= {} if limit is None else {"limit": limit, "draws": 2}
         several = range(seed, seed + (scale.seeds if seeds is None else seeds))
-        found += [Cell(f"{HERE}:ordinary", {**images, "model": model, "seed": s, **size}) for s in several]
+        found += [Trial(f"{HERE}:ordinary", {**images, "model": model, "seed": s, **size}) for s in several]
     found.sort(key=lambda cell: -["mlp", "cnn", "lstm"].index(cell.params["model"]))
     if "post" in parts:
         found += [
-            Cell(f"{HERE}:post", {"seed": s, "mode": mode, "units": list(dimensions)})
+            Trial(f"{HERE}:post", {"seed": s, "mode": mode, "units": list(dimensions)})
             for mode in ("tp_exponential", "negated_bidiagonal")
             for s in SEEDS
         ]
     if "controls" in parts:
-        found += [Cell(f"{HERE}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
+        found += [Trial(f"{HERE}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
     if "planted" in parts:
         several = range(seed, seed + (5 if seeds is None else seeds))
-        found += [Cell(f"{HERE}:planted", {**images, "seed": s, "count": 40}) for s in several]
+        found += [Trial(f"{HERE}:planted", {**images, "seed": s, "count": 40}) for s in several]
     return found
 
 

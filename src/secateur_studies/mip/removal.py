@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from secateur.apply.surgery import mask, shrink
-from secateur.core import Network, Plan
+from secateur.core import Plan, PruningGraph
 from secateur.data import Dataset
 from secateur.measure.metrics import accuracy
 from secateur.methods import Activation, Magnitude
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def at_threshold(network: Network, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:
+def at_threshold(network: PruningGraph, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:
     """Keep what scores at least the threshold, and the best unit of a group where nothing does."""
     groups = group_scores(network.groups, scores)
     return {n: np.flatnonzero(s >= min(threshold, float(s.max()))) for n, s in groups.items()}
@@ -46,7 +46,7 @@ def ranked(scores: Mapping[str, np.ndarray], like: Keep) -> Keep:
     return {n: np.sort(np.argsort(-scores[n], kind="stable")[: len(like[n])]) for n in like}
 
 
-def random_keep(like: Keep, network: Network, generator: np.random.Generator) -> Keep:
+def random_keep(like: Keep, network: PruningGraph, generator: np.random.Generator) -> Keep:
     """Keep as many units a group as `like`, at random."""
     sizes = {g.name: g.size for g in network.groups}
     return {n: np.sort(generator.permutation(sizes[n])[: len(kept)]) for n, kept in like.items()}
@@ -66,12 +66,12 @@ def others(subject: Subject, result: Scores, like: Keep) -> dict[str, Keep]:
     return found
 
 
-def plan_of(network: Network, keep: Keep) -> Plan:
+def plan_of(network: PruningGraph, keep: Keep) -> Plan:
     """Return the plan that keeps these units."""
     return Plan(network, "mip", {n: np.asarray(kept, np.int64) for n, kept in keep.items()})
 
 
-def share(network: Network, keep: Keep) -> float:
+def share(network: PruningGraph, keep: Keep) -> float:
     """Return the share of all units that goes, in percent."""
     total = sum(g.size for g in network.groups)
     return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in network.groups) / total)

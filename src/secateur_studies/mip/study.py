@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
@@ -70,7 +70,7 @@ def run(
     named = named_folders(folders, FOLDERS)
     scale = replace(setting or (FULL if full else QUICK), folders=named)
     grid = cells(scale, parts, nets, range(seed, seed + seeds), full, cache=str(where / "networks"))
-    records = run_grid(marked(grid, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(grid, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings({part: rows_of(records, f":{part}") for part in PARTS}, scale, failures(records))
     write_findings(found, where)
     return found
@@ -83,7 +83,7 @@ def cells(
     seeds: Sequence[int],
     full: bool = False,
     cache: str | None = None,
-) -> list[Cell]:
+) -> list[Trial]:
     """Return the grid: Table 2 first, whose networks the other cells read from the cache."""
     named = [name for name in ("fashion", "mnist", "cifar10") if name in setting.folders]
     here = ["fashion"] if "fashion" not in named and fashion_available() else []
@@ -121,7 +121,7 @@ def cells(
         work["tuned"].append({"net": "VGG-16", "data": "digits", **one})
     scale = {key: value for key, value in asdict(setting).items() if key != "cache"}
     return [
-        Cell(f"{HERE}:{part}", {**what, "setting": scale}, {"cache": cache})
+        Trial(f"{HERE}:{part}", {**what, "setting": scale}, {"cache": cache})
         for part in parts
         for what in work[part]
     ]

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.core import Evidence, Network
+from secateur.core import PruningGraph, Statistics
 from secateur.data import Dataset, load
 from secateur.measure.metrics import accuracy
 from secateur.methods import MIP
 from secateur.repair.finetune import finetune
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.relu_mip import Part, Scores, balanced_images
 from secateur.tracing.trace import trace
 from secateur.zoo import lenet5, mlp
@@ -75,7 +75,7 @@ class Subject:
     seed: int
     initial: nn.Module
     model: nn.Module
-    network: Network
+    network: PruningGraph
     setting: Setting
     parts: tuple[Part, ...] | None = None
 
@@ -84,16 +84,16 @@ class Subject:
         """Test accuracy of the whole network, in percent."""
         return 100 * accuracy(self.model, self.data.batches("test", 500))
 
-    def evidence(self, needs: set[str]) -> Evidence:
+    def evidence(self, needs: set[str]) -> Statistics:
         """Collect from the calibration part."""
         batches = self.data.batches("calibration", 256, 3000)
-        return collect(self.model, self.network, batches, needs, self.seed)
+        return collect_statistics(self.model, self.network, batches, needs, self.seed)
 
     def scores(self, seed: int | None = None, **options: Any) -> Scores:
         """Solve; by default with correctly classified images, one a class, to a gap of 1e-3."""
         settled = {"gap": 1e-3, "correct": True, "time_limit": self.setting.seconds} | options
         if self.parts is not None:
-            return MIP(**settled, parts=self.parts).importance(Evidence({}, seed=self.seed))
+            return MIP(**settled, parts=self.parts).importance(Statistics({}, seed=self.seed))
         found = self.evidence({"chain", "images"})
         return MIP(**settled).importance(replace(found, seed=self.seed if seed is None else seed))
 

@@ -16,12 +16,12 @@ from torch import nn
 
 from secateur.apply.scale import scaled
 from secateur.apply.surgery import mask, shrink
-from secateur.core import Evidence, Network, Plan, Units, Weights
+from secateur.core import Plan, PruningGraph, Statistics, Units, Weights
 from secateur.data import Dataset
 from secateur.methods import Magnitude, Method, Random
 from secateur.methods.spectral import Spectral
 from secateur.methods.spectral.connectivity import condition_number, layer_connectivity
-from secateur.statistics.collect import collect
+from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur_studies.spectral.subjects import FULL, Scale, accuracy_of, fit, load_data, make, normalised
 from secateur_studies.spectral.ways import masks_of, of_every, ranked, sized_like
@@ -49,9 +49,11 @@ class _Subject:
         self.model = make(net, self.data, self.scale, seed)
         self.network = trace(self.model, self.data.parts["train"][0][:2])
 
-    def look(self, model: nn.Module, needs: set[str]) -> Evidence:
+    def look(self, model: nn.Module, needs: set[str]) -> Statistics:
         """Gather evidence from the calibration part."""
-        return collect(model, self.network, self.data.batches("calibration", 50, SAMPLES), needs, self.seed)
+        return collect_statistics(
+            model, self.network, self.data.batches("calibration", 50, SAMPLES), needs, self.seed
+        )
 
     def trained(self, masks: Mapping[str, Any] | None = None) -> nn.Module:
         """Train from the initial weights, under masks if there are any."""
@@ -85,7 +87,7 @@ def table1(
     subject = _Subject(net, seed, scale, folders)
     whole = make(net, subject.data, FULL, seed)
     wide = trace(whole, subject.data.parts["train"][0][:2])
-    evidence = collect(whole, wide, None, set(), seed)
+    evidence = collect_statistics(whole, wide, None, set(), seed)
     own = min(1.0, density * subject.scale.sparser)
     exact: dict[str, Method] = {
         "layer": Spectral(graph="layer", allocation="one-epsilon", mode="paper", tol=EXACT),
@@ -103,7 +105,9 @@ def table1(
     return rows
 
 
-def _seconds(method: Method, network: Network, evidence: Evidence, density: float, repeats: int) -> float:
+def _seconds(
+    method: Method, network: PruningGraph, evidence: Statistics, density: float, repeats: int
+) -> float:
     """Processor time of a plan, the least of several."""
     times = []
     for _ in range(repeats):
@@ -248,7 +252,7 @@ def oneshot(
 
 
 def _weights(
-    model: nn.Module, network: Network, evidence: Evidence, budget: Weights
+    model: nn.Module, network: PruningGraph, evidence: Statistics, budget: Weights
 ) -> Iterator[tuple[str, nn.Module]]:
     methods: dict[str, Method] = {
         "magnitude": Magnitude(),
@@ -275,7 +279,7 @@ def _weights(
 
 
 def _units(
-    model: nn.Module, network: Network, evidence: Evidence, shares: Sequence[float]
+    model: nn.Module, network: PruningGraph, evidence: Statistics, shares: Sequence[float]
 ) -> Iterator[tuple[str, float, nn.Module]]:
     methods: dict[str, Method] = {"magnitude": Magnitude(), "leverage": Spectral(), "random": Random()}
     for way, method in methods.items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.bench import Cell, run_grid
+from secateur.bench import Trial, run_trials
 from secateur.core import InputError, unknown
 from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur_studies.spectral.figures import figures
@@ -76,7 +76,7 @@ def run(
         plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
         asked += [_oneshot(net, s, plain, named) for s in range(seed, seed + seeds + 2) for net in PLAIN]
     where = Path(out)
-    records = run_grid(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
@@ -84,9 +84,9 @@ def run(
 
 def cells(
     scale: Scale, folders: Mapping[str, str], parts: Sequence[str], nets: Sequence[str], seeds: Sequence[int]
-) -> list[Cell]:
+) -> list[Trial]:
     """Return the grid: one cell a network, seed, score and way; at the paper's scale, one a density too."""
-    found: list[Cell] = []
+    found: list[Trial] = []
     densities = [[d] for d in scale.densities] if scale.paper else [list(scale.densities)]
     base = {"scale": scale.to_json(), "folders": dict(folders)}
     for seed in seeds:
@@ -94,19 +94,19 @@ def cells(
             known = {"net": net, "seed": seed, **base}
             if "table1" in parts and (net, "layer") in TABLE_1:
                 timed = {"density": TABLE_1[net, "layer"][4], "repeats": 3}
-                found.append(Cell(f"{HERE}:table1", {**known, **timed}))
+                found.append(Trial(f"{HERE}:table1", {**known, **timed}))
             for job, facts in _trainings(parts, net == nets[0]):
                 some = [[]] if facts["way"] == "dense" else densities
-                found += [Cell(f"{HERE}:{job}", {**known, **facts, "densities": list(d)}) for d in some]
+                found += [Trial(f"{HERE}:{job}", {**known, **facts, "densities": list(d)}) for d in some]
             if "oneshot" in parts and (net in ("VGG-11", "ResNet-20") or len(nets) == 1):
                 found.append(_oneshot(net, seed, scale, folders))
     return found
 
 
-def _oneshot(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> Cell:
+def _oneshot(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> Trial:
     about = {"net": net, "seed": seed, "scale": scale.to_json(), "folders": dict(folders)}
     budgets = {"densities": list(SHARES), "units": list(UNITS), "floor": FLOOR}
-    return Cell(f"{HERE}:oneshot", {**about, **budgets})
+    return Trial(f"{HERE}:oneshot", {**about, **budgets})
 
 
 def _trainings(parts: Sequence[str], first: bool) -> Iterator[tuple[str, dict[str, str]]]:

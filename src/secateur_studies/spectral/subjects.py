@@ -134,12 +134,12 @@ def load_data(net: str, folders: Mapping[str, str | Path], scale: Scale, seed: i
     """Return the paper's data for a network if its folder is named; else Fashion-MNIST, else digits."""
     name = NETS.get(net, "fashion")
     if name in folders:
-        readers: dict[str, Callable[..., Dataset]] = {
+        consumers: dict[str, Callable[..., Dataset]] = {
             "cifar10": cifar10,
             "cifar100": _cifar100,
             "tinyimagenet": _tiny_imagenet,
         }
-        data = readers[name](folders[name], seed=seed)
+        data = consumers[name](folders[name], seed=seed)
     else:
         data = fashion(seed=seed) if fashion_available() else digits(seed)
     return data if scale.side is None else _resized(data, scale.side)

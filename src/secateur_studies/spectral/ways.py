@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.allocation import allocate, top, top_of_every, weight_sizes
-from secateur.core import Evidence, InputError, Network, Weights
+from secateur.core import InputError, PruningGraph, Statistics, Weights
 from secateur.methods import Random
 from secateur.methods.spectral import Spectral, edge_scores
 from secateur.structures.spectral import layer_graph, sparsify
@@ -36,7 +36,12 @@ WAYS = MAIN + CONTROLS
 
 
 def masks_of(
-    way: str, network: Network, evidence: Evidence, density: float, score: str = "magnitude", rounds: int = 1
+    way: str,
+    network: PruningGraph,
+    evidence: Statistics,
+    density: float,
+    score: str = "magnitude",
+    rounds: int = 1,
 ) -> Masks:
     """Choose masks by weight name.
 
@@ -67,8 +72,8 @@ def masks_of(
 
 def sized_like(
     sizes: Mapping[str, Any],
-    network: Network,
-    evidence: Evidence,
+    network: PruningGraph,
+    evidence: Statistics,
     score: str | None,
     pick: Callable[[Tensor, int], Tensor] = top,
 ) -> Masks:
@@ -88,7 +93,9 @@ def sized_like(
     return {name: _numpy(pick(scores[name], int(mask.sum())), mask) for name, mask in sizes.items()}
 
 
-def ranked(network: Network, evidence: Evidence, budget: Weights, score: str, rounds: int = 1) -> Masks:
+def ranked(
+    network: PruningGraph, evidence: Statistics, budget: Weights, score: str, rounds: int = 1
+) -> Masks:
     """Keep the weights of largest score; the budget's scope says how many each layer keeps."""
     masks: dict[str, Tensor] = {}
     for t in range(1, rounds + 1):
@@ -99,7 +106,7 @@ def ranked(network: Network, evidence: Evidence, budget: Weights, score: str, ro
     return {name: mask.cpu().numpy() for name, mask in masks.items()}
 
 
-def of_every(network: Network, evidence: Evidence, score: str, n: int, m: int) -> Masks:
+def of_every(network: PruningGraph, evidence: Statistics, score: str, n: int, m: int) -> Masks:
     """Keep the `n` weights of largest score of every `m` along the input axis."""
     scores = edge_scores(network, evidence, score)  # type: ignore[arg-type]
     masks = {w: top_of_every(scores[w], n, m, network.layer(w).in_axis or 0) for w in weight_sizes(network)}

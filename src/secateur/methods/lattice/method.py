@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.allocation import allocate, prunable, ranked
-from secateur.core import Budget, Evidence, Group, InputError, Layer, Network, Plan, Weights, unknown
+from secateur.core import Budget, Group, InputError, Layer, Plan, PruningGraph, Statistics, Weights, unknown
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan
 from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, over_network, own_order
 
@@ -105,28 +105,28 @@ class Lattice(ScoreMethod):
         """Ask for activations where the order is made from data."""
         return frozenset({"activations"} if self.adjacency == "data" else ())
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the place of each unit in the ranking, as a share of its group [units]."""
-        return {name: self._score(order) for name, order in self.orders(network, evidence).items()}
+        return {name: self._score(order) for name, order in self.orders(graph, statistics).items()}
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Rank, keep the best, and note what the order looks like."""
-        orders = self.orders(network, evidence)
+        orders = self.orders(graph, statistics)
         scores = {name: self._score(order) for name, order in orders.items()}
-        allocation = allocate(network, budget, scores)
+        allocation = allocate(graph, budget, scores)
         choice = best(scores, allocation.counts)
-        plan = unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        plan = unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
         return replace(plan, notes={**plan.notes, **_noted(orders)})
 
-    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+    def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         """Zero rows of the recurrent matrices; for "binary", single entries drawn with the density."""
-        orders = self.orders(network, evidence)
+        orders = self.orders(graph, statistics)
         masks: dict[str, NDArray[np.bool_]] = {}
-        for group in prunable(network):
+        for group in prunable(graph):
             rows = self._rows(orders[group.name], group, budget.density)
-            for layer, _ in network.makers(group):
+            for layer, _ in graph.producers(group):
                 if layer.reads == "state":
-                    masks[layer.weight] = self._mask(network, evidence, layer, rows, budget.density)
+                    masks[layer.weight] = self._mask(graph, statistics, layer, rows, budget.density)
         if not masks:
             raise InputError(
                 f"{self.name!r} zeroes rows of recurrent matrices, and no group has one; use Units, Params "
@@ -134,26 +134,26 @@ class Lattice(ScoreMethod):
             )
         reached = float(np.mean([mask.mean() for mask in masks.values()]))
         notes = {**_noted(orders), "reached": {"weights": reached}}
-        return Plan(network, self.name, {}, masks, {}, repr(budget), evidence.seed, notes)
+        return Plan(graph, self.name, {}, masks, {}, repr(budget), statistics.seed, notes)
 
-    def orders(self, network: Network, evidence: Evidence) -> dict[str, UnitOrder]:
+    def orders(self, graph: PruningGraph, statistics: Statistics) -> dict[str, UnitOrder]:
         """Return what the order says about each prunable group.
 
         Raises:
             InputError: If evidence is missing, weights or activations are not finite, the density leaves no
                 edge, or a Moebius value that is asked for leaves the 64-bit integers.
         """
-        groups = prunable(network)
+        groups = prunable(graph)
         try:
             if self.adjacency == "data":
                 context = (self.quantile, self.tolerance)
-                return {g.name: from_data(network, evidence, g, *context) for g in groups}
+                return {g.name: from_data(graph, statistics, g, *context) for g in groups}
             if self.adjacency in ("binary", "continuous"):
-                return {g.name: drawn(evidence, g, self.adjacency) for g in groups}
+                return {g.name: drawn(statistics, g, self.adjacency) for g in groups}
             if self.span == "network":
-                return over_network(network, evidence, groups, self.density, self.include_top)
+                return over_network(graph, statistics, groups, self.density, self.include_top)
             options = (self.density, self.include_top, self.reading == "unrolled")
-            return {g.name: own_order(network, evidence, g, *options) for g in groups}
+            return {g.name: own_order(graph, statistics, g, *options) for g in groups}
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
@@ -181,11 +181,16 @@ class Lattice(ScoreMethod):
         return rows
 
     def _mask(
-        self, network: Network, evidence: Evidence, layer: Layer, rows: NDArray[np.bool_], density: float
+        self,
+        graph: PruningGraph,
+        statistics: Statistics,
+        layer: Layer,
+        rows: NDArray[np.bool_],
+        density: float,
     ) -> NDArray[np.bool_]:
-        shape = network.shapes[layer.weight]
+        shape = graph.shapes[layer.weight]
         if self.adjacency == "binary":
-            generator = np.random.default_rng([evidence.seed, zlib.crc32(layer.weight.encode())])
+            generator = np.random.default_rng([statistics.seed, zlib.crc32(layer.weight.encode())])
             drawn_entries = generator.random((shape[0] // layer.gates, shape[1])) < density
             return np.tile(drawn_entries, (layer.gates, 1))
         return np.repeat(np.tile(rows, layer.gates)[:, None], shape[1], axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from secateur.core import Evidence, Group, InputError, Network
+from secateur.core import Group, InputError, PruningGraph, Statistics
 from secateur.methods.lattice.connection_strength import across, entering, onto_readers, within
 from secateur.structures.order import (
     Poset,
@@ -105,10 +105,10 @@ def condensed(strength: FloatArray, density: float, include_top: bool, name: str
 
 
 def over_network(
-    network: Network, evidence: Evidence, groups: Sequence[Group], density: float, include_top: bool
+    graph: PruningGraph, statistics: Statistics, groups: Sequence[Group], density: float, include_top: bool
 ) -> dict[str, UnitOrder]:
     """Order the units of all groups in one digraph, between layers and back."""
-    whole = condensed(across(network, evidence, groups), density, include_top, "all groups together")
+    whole = condensed(across(graph, statistics, groups), density, include_top, "all groups together")
     found, first = {}, 0
     for group in groups:
         own = slice(first, first := first + group.size)
@@ -126,17 +126,17 @@ def over_network(
 
 
 def own_order(
-    network: Network, evidence: Evidence, group: Group, density: float, include_top: bool, unroll: bool
+    graph: PruningGraph, statistics: Statistics, group: Group, density: float, include_top: bool, unroll: bool
 ) -> UnitOrder:
     """Order the units of one group, unrolled if that is asked for or no weight joins them."""
-    strength = None if unroll else within(network, evidence, group)
+    strength = None if unroll else within(graph, statistics, group)
     if strength is None or not strength.any():
-        return unrolled(network, evidence, group, density, include_top)
+        return unrolled(graph, statistics, group, density, include_top)
     return condensed(strength, density, include_top, group.name)
 
 
 def unrolled(
-    network: Network, evidence: Evidence, group: Group, density: float, include_top: bool
+    graph: PruningGraph, statistics: Statistics, group: Group, density: float, include_top: bool
 ) -> UnitOrder:
     """Order units before the units that read them at the next step, along the strongest connections.
 
@@ -145,18 +145,18 @@ def unrolled(
     Raises:
         InputError: If the density leaves no connection.
     """
-    onto = onto_readers(network, evidence, group)
-    n, readers = onto.shape
+    onto = onto_readers(graph, statistics, group)
+    n, consumers = onto.shape
     kept = min(round(density * onto.size), int(np.count_nonzero(onto)))
     if kept == 0:
         needed = f"{0.5 / onto.size:.2g} would" if onto.any() else "nothing that reads them has weights"
         raise InputError(
             f"density {density} leaves no edge between the {n} units of {group.name!r} and the "
-            f"{readers} that read them; {needed}"
+            f"{consumers} that read them; {needed}"
         )
     source, target = np.unravel_index(np.argsort(-onto, axis=None, kind="stable")[:kept], onto.shape)
-    graph = sparse.coo_array((np.ones(kept), (source, n + target)), shape=(n + readers, n + readers))
-    poset = Poset.from_digraph(graph)
+    digraph = sparse.coo_array((np.ones(kept), (source, n + target)), shape=(n + consumers, n + consumers))
+    poset = Poset.from_digraph(digraph)
     irreducible = np.isin(np.arange(n), poset.meet_irreducibles(include_top))
     notes: dict[str, Any] = {"reading": "unrolled", "irreducible": int(irreducible.sum()), "edges": kept}
     if irreducible.all() or not irreducible.any():
@@ -165,12 +165,12 @@ def unrolled(
             f"{group.name!r}: at density {density} {how_many} units are irreducible; only "
             "the centrality ranks them"
         )
-    enters = entering(network, evidence, group)
+    enters = entering(graph, statistics, group)
     return UnitOrder(irreducible, enters, onto.sum(1), notes, poset, poset.component[:n])
 
 
 def from_data(
-    network: Network, evidence: Evidence, group: Group, quantile: float, tolerance: float
+    graph: PruningGraph, statistics: Statistics, group: Group, quantile: float, tolerance: float
 ) -> UnitOrder:
     """Order units by the objects (sample, time) at which they fire.
 
@@ -180,12 +180,12 @@ def from_data(
     Raises:
         InputError: If there are no activations of the group, or they are not finite.
     """
-    if group.name not in evidence.activations:
+    if group.name not in statistics.activations:
         raise InputError(
             f"'lattice' needs 'activations' for {group.name!r}, which the evidence does not "
             "hold: collect it with needs={'activations'}, on data that reaches what reads it"
         )
-    size = evidence.activations[group.name].detach().abs().double().cpu().numpy()
+    size = statistics.activations[group.name].detach().abs().double().cpu().numpy()
     if not np.isfinite(size).all():
         raise InputError(f"NaN or infinite activations in group {group.name!r}")
     fires = size > np.quantile(size, quantile)
@@ -202,17 +202,17 @@ def from_data(
     if not fires.any():
         notes["warning"] = f"{group.name!r}: no unit ever fires; the order says nothing"
     poset = attribute_order(fires)
-    enters, leaves = entering(network, evidence, group), onto_readers(network, evidence, group).sum(1)
+    enters, leaves = entering(graph, statistics, group), onto_readers(graph, statistics, group).sum(1)
     active = np.sqrt(np.square(size).mean(0))
     return UnitOrder(irreducible, enters, leaves, notes, poset, poset.component, place, active)
 
 
-def drawn(evidence: Evidence, group: Group, kind: str) -> UnitOrder:
+def drawn(statistics: Statistics, group: Group, kind: str) -> UnitOrder:
     """Draw an adjacency apart from the weights, as Algorithms 2 ("binary") and 3 ("continuous") do.
 
     Algorithm 2 decrees the first half of the units irreducible; Algorithm 3 uses the centrality alone.
     """
-    generator = np.random.default_rng([evidence.seed, zlib.crc32(group.name.encode())])
+    generator = np.random.default_rng([statistics.seed, zlib.crc32(group.name.encode())])
     n = group.size
     if kind == "binary":
         adjacency = (generator.random((n, n)) < 0.5).astype(float)

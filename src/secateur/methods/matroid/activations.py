@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.core import Evidence, Group, InputError, IntArray, Layer, Network, Slot
+from secateur.core import Group, InputError, IntArray, Layer, PruningGraph, Slot, Statistics
 from secateur.methods.unit_sums import moments_of, reading_features
 from secateur.structures.matroid import ActivationBasis, activation_basis, centered, output_error, swapped
 
@@ -39,14 +39,14 @@ class Reading:
     consumer: Tensor
 
 
-def reading(network: Network, evidence: Evidence, group: Group) -> Reading:
+def reading(graph: PruningGraph, statistics: Statistics, group: Group) -> Reading:
     """Combine the readers of a group.
 
     Raises:
         InputError: No layer reads the group, or no Gram matrix was collected for any that does.
     """
-    found = network.readers(group)
-    parts = [(layer, slot, _covariance(network, evidence, layer)) for layer, slot in found]
+    found = graph.consumers(group)
+    parts = [(layer, slot, _covariance(graph, statistics, layer)) for layer, slot in found]
     seen = [(layer, slot, *m) for layer, slot, m in parts if m is not None]
     if not seen:
         names = ", ".join(repr(layer.weight) for layer, _ in found) or "no weight"
@@ -54,7 +54,7 @@ def reading(network: Network, evidence: Evidence, group: Group) -> Reading:
             f"ground='activations' needs the Gram matrix of what reads {group.name!r} ({names}): "
             f"collect it with needs={{'gram'}}, or choose ground='windows' or 'rows'"
         )
-    shares = [_scaled(*_part(network, evidence, *part)) for part in seen]
+    shares = [_scaled(*_part(graph, statistics, *part)) for part in seen]
     gram, consumer = shares[0]
     for g, q in shares[1:]:
         gram, consumer = gram + g.to(gram), consumer + q.to(consumer)
@@ -67,20 +67,20 @@ def _scaled(g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return g / (size or 1.0), q * (size / output if output > 0 else 0.0)
 
 
-def _covariance(network: Network, evidence: Evidence, layer: Layer) -> tuple[Tensor, int] | None:
+def _covariance(graph: PruningGraph, statistics: Statistics, layer: Layer) -> tuple[Tensor, int] | None:
     """Return the covariance of what reaches a layer, and its taps."""
-    moments = moments_of(network, evidence, layer)
+    moments = moments_of(graph, statistics, layer)
     if moments is None or moments.gram is None:
         return None
     return centered(moments.gram, moments.gram_mean), moments.taps
 
 
 def _part(
-    network: Network, evidence: Evidence, layer: Layer, slot: Slot, g: Tensor, taps: int
+    graph: PruningGraph, statistics: Statistics, layer: Layer, slot: Slot, g: Tensor, taps: int
 ) -> tuple[Tensor, Tensor]:
     """Return covariance and W^T W of one reader, summed over the places of each unit."""
-    units = reading_features(network, layer, slot).to(g.device)
-    w = _reader(evidence.weights[layer.weight], layer).to(g)
+    units = reading_features(graph, layer, slot).to(g.device)
+    w = _reader(statistics.weights[layer.weight], layer).to(g)
     if taps > 1:
         units = (units[:, :, None] * taps + torch.arange(taps, device=g.device)).flatten(1)
     spread = w.shape[1] // g.shape[0]
@@ -106,18 +106,18 @@ def _reader(weight: Tensor, layer: Layer) -> Tensor:
 
 
 def basis_order(
-    network: Network, evidence: Evidence, group: Group, objective: Objective
+    graph: PruningGraph, statistics: Statistics, group: Group, objective: Objective
 ) -> tuple[Reading, ActivationBasis]:
     """Return what the readers see, and the greedy order of the units."""
-    seen = reading(network, evidence, group)
+    seen = reading(graph, statistics, group)
     return seen, activation_basis(seen.gram, consumer=seen.consumer if objective == "output" else None)
 
 
 def choose_basis(
-    network: Network, evidence: Evidence, group: Group, count: int, objective: Objective, swaps: int
+    graph: PruningGraph, statistics: Statistics, group: Group, count: int, objective: Objective, swaps: int
 ) -> tuple[IntArray, Mapping[str, Any]]:
     """Return the units that stay, and what the plan should say of them."""
-    seen, basis = basis_order(network, evidence, group, objective)
+    seen, basis = basis_order(graph, statistics, group, objective)
     q = seen.consumer if objective == "output" else None
     kept = basis.order[:count]
     total = output_error(seen.gram, [], q)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from secateur.core import Budget, Evidence, InputError, IntArray, Network, NothingToPrune, Plan
+from secateur.core import Budget, InputError, IntArray, NothingToPrune, Plan, PruningGraph, Statistics
 from secateur.methods.base import Method
 from secateur.methods.matroid.permuted import permuted_evidence
 
@@ -61,8 +61,8 @@ class PermutationAudit:
 
 def permutation_audit(
     method: Method,
-    network: Network,
-    evidence: Evidence,
+    graph: PruningGraph,
+    statistics: Statistics,
     budget: Budget,
     *,
     draws: int = 20,
@@ -77,8 +77,8 @@ def permutation_audit(
 
     Args:
         method: What decides.
-        network: The traced network.
-        evidence: Weights and moments.
+        graph: The traced network.
+        statistics: Weights and moments.
         budget: What is asked of the method.
         draws: Number of permutations.
         seed: Their seed.
@@ -89,13 +89,13 @@ def permutation_audit(
     """
     if draws < 1:
         raise InputError(f"an audit needs at least one permutation; got draws={draws}")
-    plan = method.plan(network, evidence, budget)
+    plan = method.plan(graph, statistics, budget)
     generator = np.random.default_rng(seed)
     permuted = []
     for _ in range(draws):
-        orders = {g.name: generator.permutation(g.size) for g in network.groups if g.exact}
-        other = permuted_evidence(network, evidence, orders)
-        permuted.append(_planned(method, network, other, budget, orders))
+        orders = {g.name: generator.permutation(g.size) for g in graph.groups if g.exact}
+        other = permuted_evidence(graph, statistics, orders)
+        permuted.append(_planned(method, graph, other, budget, orders))
     figure = measure or (lambda _: float("nan"))
     values = tuple(float("nan") if p is None else figure(p) for p in permuted)
     overlap = tuple(_overlap(plan, p) for p in permuted)
@@ -103,11 +103,15 @@ def permutation_audit(
 
 
 def _planned(
-    method: Method, network: Network, evidence: Evidence, budget: Budget, orders: Mapping[str, IntArray]
+    method: Method,
+    graph: PruningGraph,
+    statistics: Statistics,
+    budget: Budget,
+    orders: Mapping[str, IntArray],
 ) -> Plan | None:
     """Plan for permuted evidence; unit u there is unit orders[u] of the original."""
     try:
-        plan = method.plan(network, evidence, budget)
+        plan = method.plan(graph, statistics, budget)
     except NothingToPrune:
         return None
     keep = {name: np.sort(orders[name][kept]) if name in orders else kept for name, kept in plan.keep.items()}

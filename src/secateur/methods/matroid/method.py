@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from secateur.allocation import prunable
-from secateur.core import Budget, Evidence, InputError, IntArray, Network, Plan
+from secateur.core import Budget, InputError, IntArray, Plan, PruningGraph, Statistics
 from secateur.methods.base import Choice, Scores, SetMethod
 from secateur.methods.matroid import rows, windows
 from secateur.methods.matroid.activations import Objective, basis_order, choose_basis
@@ -98,23 +98,23 @@ class Matroid(SetMethod):
         return frozenset({"gram"} if self.ground == "activations" else ())
 
     def choose(
-        self, network: Network, evidence: Evidence, counts: Mapping[str, int]
+        self, graph: PruningGraph, statistics: Statistics, counts: Mapping[str, int]
     ) -> Mapping[str, IntArray] | Choice:
         """Keep a basis of the activations of each group."""
         keep, notes = {}, {}
         for name, count in counts.items():
-            group = network.group(name)
+            group = graph.group(name)
             keep[name], notes[name] = choose_basis(
-                network, evidence, group, count, self.objective, self.swaps
+                graph, statistics, group, count, self.objective, self.swaps
             )
         return Choice(keep, notes=notes)
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Score each unit by the share that is unexplained when it is taken."""
         self._check_ranks()
         scores = {}
-        for group in prunable(network):
-            _, basis = basis_order(network, evidence, group, self.objective)
+        for group in prunable(graph):
+            _, basis = basis_order(graph, statistics, group, self.objective)
             left = torch.cummin(basis.residuals[:-1], 0).values
             # A tiny slope keeps the greedy order where residuals are equal.
             slope = torch.linspace(1e-12, 0, group.size, dtype=torch.float64)
@@ -122,18 +122,18 @@ class Matroid(SetMethod):
             scores[group.name] = torch.empty_like(left).scatter_(0, basis.order.cpu(), share + slope)
         return scores
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Keep a basis, or remove what the ground vouches for, up to the budget."""
         if self.ground == "activations":
-            return super().plan_units(network, evidence, budget)
+            return super().plan_units(graph, statistics, budget)
         if budget.scope == "global":
             self._check_ranks()
         if self.ground == "rows":
-            offers = rows.row_offers(network, evidence, self.domain, self.box, self.tolerance)
-            return capped_plan(self.name, network, evidence, budget, offers, rows.HINT)
-        tails = windows.partitions(network, evidence, self.exact, self.rtol)
+            offers = rows.row_offers(graph, statistics, self.domain, self.box, self.tolerance)
+            return capped_plan(self.name, graph, statistics, budget, offers, rows.HINT)
+        tails = windows.partitions(graph, statistics, self.exact, self.rtol)
         offers = windows.window_offers(tails, self.order, self.share, self.exact)
-        return capped_plan(self.name, network, evidence, budget, offers, windows.HINT)
+        return capped_plan(self.name, graph, statistics, budget, offers, windows.HINT)
 
     def _check_ranks(self) -> None:
         if self.ground != "activations":

@@ -9,26 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.core import Evidence, Group, InputError, IntArray, Moments, Network
+from secateur.core import Group, InputError, IntArray, Moments, PruningGraph, Statistics
 from secateur.structures.relu_mip import Affine, Chain, ReLU
 from secateur.structures.relu_mip.chain import Step
 
 __all__ = ["permuted_chain", "permuted_evidence"]
 
 
-def permuted_evidence(network: Network, evidence: Evidence, orders: Mapping[str, IntArray]) -> Evidence:
+def permuted_evidence(
+    graph: PruningGraph, statistics: Statistics, orders: Mapping[str, IntArray]
+) -> Statistics:
     """Return the evidence of the network in which unit u of a group is what was unit orders[group][u].
 
     Raises:
         InputError: The evidence holds a flow, which is a function of the network as it stands.
     """
-    if evidence.flow is not None:
+    if statistics.flow is not None:
         raise InputError("a synaptic flow is a function of the network as it stands and cannot be permuted")
-    weights, gradients = dict(evidence.weights), dict(evidence.gradients)
-    moments = dict(evidence.moments)
+    weights, gradients = dict(statistics.weights), dict(statistics.gradients)
+    moments = dict(statistics.moments)
     rows: dict[str, IntArray] = {}
     for name, order in orders.items():
-        group = network.group(name)
+        group = graph.group(name)
         for slot in group.slots:
             size = weights[slot.tensor].shape[slot.axis]
             axis = _moved(slot.index, order, size)
@@ -37,17 +39,17 @@ def permuted_evidence(network: Network, evidence: Evidence, orders: Mapping[str,
                     tensors[slot.tensor] = _taken(tensors[slot.tensor], slot.axis, axis)
             if slot.role == "out":
                 rows[slot.tensor] = rows.get(slot.tensor, np.arange(size))[axis]
-        for weight, index in _features(network, group).items():
+        for weight, index in _features(graph, group).items():
             if weight in moments:
                 moments[weight] = _permuted_moments(moments[weight], index, order)
     return replace(
-        evidence,
+        statistics,
         weights=weights,
         gradients=gradients,
         moments=moments,
-        taylor=_last_axes(evidence.taylor, orders),
-        activations=_last_axes(evidence.activations, orders),
-        chain=None if evidence.chain is None else permuted_chain(evidence.chain, rows),
+        taylor=_last_axes(statistics.taylor, orders),
+        activations=_last_axes(statistics.activations, orders),
+        chain=None if statistics.chain is None else permuted_chain(statistics.chain, rows),
     )
 
 
@@ -97,10 +99,10 @@ def _last_axes(found: Mapping[str, Tensor], orders: Mapping[str, IntArray]) -> d
     return {name: _taken(x, x.ndim - 1, orders[name]) if name in orders else x for name, x in found.items()}
 
 
-def _features(network: Network, group: Group) -> dict[str, IntArray]:
+def _features(graph: PruningGraph, group: Group) -> dict[str, IntArray]:
     found = {}
-    for layer, slot in network.readers(group):
-        width = network.shapes[layer.weight][slot.axis]
+    for layer, slot in graph.consumers(group):
+        width = graph.shapes[layer.weight][slot.axis]
         found[layer.weight] = np.concatenate([slot.index + g * width for g in range(layer.groups)], axis=1)
     return found
 

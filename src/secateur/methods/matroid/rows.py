@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.linalg import qr
 
 from secateur.allocation import prunable
-from secateur.core import Evidence, InputError, IntArray, Merge, Network
+from secateur.core import InputError, IntArray, Merge, PruningGraph, Statistics
 from secateur.methods.matroid.upper_bound import Offer
 from secateur.structures.matroid import parallel_rows
 from secateur.structures.relu_mip import Affine, Chain, ReLU
@@ -57,38 +57,42 @@ class _Stage:
 
 
 def row_offers(
-    network: Network, evidence: Evidence, domain: Domain, box: tuple[float, float], tolerance: float | None
+    graph: PruningGraph,
+    statistics: Statistics,
+    domain: Domain,
+    box: tuple[float, float],
+    tolerance: float | None,
 ) -> dict[str, Offer]:
     """Return what can go exactly from each group.
 
     Raises:
         InputError: The evidence holds no chain, or no images for `domain="data"`.
     """
-    stages = _stages(evidence, domain, box)
-    names = {layer.weight: g.name for g in prunable(network) for layer, _ in network.makers(g)}
+    stages = _stages(statistics, domain, box)
+    names = {layer.weight: g.name for g in prunable(graph) for layer, _ in graph.producers(g)}
     offers = {}
     for weight, stage in stages.items():
-        if weight in names and len(stage.rows) == network.group(names[weight]).size:
-            rounding = 4 * torch.finfo(evidence.weights[weight].dtype).eps
+        if weight in names and len(stage.rows) == graph.group(names[weight]).size:
+            rounding = 4 * torch.finfo(statistics.weights[weight].dtype).eps
             slack = rounding if tolerance is None else tolerance
-            offers[names[weight]] = _offer(stage, _constants_fit(network, names[weight]), domain, slack)
+            offers[names[weight]] = _offer(stage, _constants_fit(graph, names[weight]), domain, slack)
     return offers
 
 
-def _constants_fit(network: Network, name: str) -> bool:
+def _constants_fit(graph: PruningGraph, name: str) -> bool:
     """Whether all readers are linear with a bias, which can take a constant."""
-    readers = network.readers(network.group(name))
-    return all(layer.kind == "linear" and layer.bias is not None for layer, _ in readers)
+    consumers = graph.consumers(graph.group(name))
+    return all(layer.kind == "linear" and layer.bias is not None for layer, _ in consumers)
 
 
-def _stages(evidence: Evidence, domain: Domain, box: tuple[float, float]) -> dict[str, _Stage]:
-    if not isinstance(evidence.chain, Chain):
+def _stages(statistics: Statistics, domain: Domain, box: tuple[float, float]) -> dict[str, _Stage]:
+    if not isinstance(statistics.chain, Chain):
         raise InputError(
             "ground='rows' needs the network as an affine-ReLU chain: collect it with needs={'chain'}. Exact "
             "merging rests on relu(c z) = c relu(z), so activations other than ReLU are refused there by name"
         )
-    chain = evidence.chain
-    known = None if domain == "everywhere" else _start(evidence, chain, domain, box)
+    chain = statistics.chain
+    known = None if domain == "everywhere" else _start(statistics, chain, domain, box)
     stages = {}
     for i, step in enumerate(chain.steps):
         before = chain.steps[i - 1]
@@ -103,13 +107,13 @@ def _stages(evidence: Evidence, domain: Domain, box: tuple[float, float]) -> dic
 
 
 def _start(
-    evidence: Evidence, chain: Chain, domain: Domain, box: tuple[float, float]
+    statistics: Statistics, chain: Chain, domain: Domain, box: tuple[float, float]
 ) -> tuple[Floats, Floats]:
     """Return lower and upper inputs, one row for all or one a calibration image."""
     if domain == "data":
-        if evidence.images is None:
+        if statistics.images is None:
             raise InputError("domain='data' needs calibration images: collect with needs={'chain', 'images'}")
-        x = evidence.images[0].detach().double().cpu().flatten(1).numpy()
+        x = statistics.images[0].detach().double().cpu().flatten(1).numpy()
         return x, x
     return np.full((1, chain.inputs), float(box[0])), np.full((1, chain.inputs), float(box[1]))
 

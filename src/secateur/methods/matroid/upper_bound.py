@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from secateur.allocation import Allocation, allocate
-from secateur.core import Budget, Evidence, IntArray, Merge, Network, NothingToPrune, Plan
+from secateur.core import Budget, IntArray, Merge, NothingToPrune, Plan, PruningGraph, Statistics
 from secateur.methods.base import Choice, unit_plan
 
 __all__ = ["Offer", "capped_plan"]
@@ -31,7 +31,12 @@ class Offer:
 
 
 def capped_plan(
-    method: str, network: Network, evidence: Evidence, budget: Budget, offers: Mapping[str, Offer], hint: str
+    method: str,
+    graph: PruningGraph,
+    statistics: Statistics,
+    budget: Budget,
+    offers: Mapping[str, Offer],
+    hint: str,
 ) -> Plan:
     """Remove what is on offer, up to what the budget asks of each group.
 
@@ -40,8 +45,8 @@ def capped_plan(
     """
     if not any(len(offer.order) for offer in offers.values()):
         raise NothingToPrune(f"{method!r} removes nothing: {hint}")
-    asked = allocate(network, budget)
-    sizes = {name: network.group(name).size for name in asked.counts}
+    asked = allocate(graph, budget)
+    sizes = {name: graph.group(name).size for name in asked.counts}
     gone = {n: offers[n].order[: sizes[n] - c] for n, c in asked.counts.items() if n in offers}
     wanted = {n: sizes[n] - asked.counts[n] for n in gone}
     notes = {n: {**offers[n].note, "asked": wanted[n], "removed": len(gone[n])} for n in gone}
@@ -50,6 +55,6 @@ def capped_plan(
     counts = {n: len(kept) for n, kept in keep.items()}
     reached = Allocation(counts, asked.what, asked.target, sum(counts.values()) / sum(sizes.values()))
     return replace(
-        unit_plan(method, network, budget, reached, Choice(keep, merges, notes), evidence.seed),
+        unit_plan(method, graph, budget, reached, Choice(keep, merges, notes), statistics.seed),
         budget=f"at most {budget!r}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secateur.allocation import prunable
-from secateur.core import Evidence, Network, NothingToPrune
+from secateur.core import NothingToPrune, PruningGraph, Statistics
 from secateur.methods.matroid.upper_bound import Offer
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
 from secateur.structures.matroid import Tail, tail_partition
@@ -22,18 +22,18 @@ HINT = (
 
 
 def partitions(
-    network: Network, evidence: Evidence, exact: bool = False, rtol: float | None = None
+    graph: PruningGraph, statistics: Statistics, exact: bool = False, rtol: float | None = None
 ) -> Mapping[str, Tail]:
     """Return the partition of every eligible group, in the order in which its units stand.
 
     Raises:
         NothingToPrune: No group is eligible; the message says why for each.
     """
-    reasons = {g.name: eligible(network, g) for g in prunable(network)}
+    reasons = {g.name: eligible(graph, g) for g in prunable(graph)}
     if all(reasons.values()):
         raise NothingToPrune("ground='windows' needs rows of [W | b]: " + "; ".join(reasons.values()))
     return {
-        name: tail_partition(augmented_rows(network, evidence, network.group(name)), exact=exact, rtol=rtol)
+        name: tail_partition(augmented_rows(graph, statistics, graph.group(name)), exact=exact, rtol=rtol)
         for name, reason in reasons.items()
         if not reason
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from secateur.allocation import allocate, prunable
-from secateur.core import Budget, Evidence, Group, InputError, Network, Plan, SecateurError
+from secateur.core import Budget, Group, InputError, Plan, PruningGraph, SecateurError, Statistics
 from secateur.methods.base import Choice, ScoreMethod, Scores, best, unit_plan
 from secateur.structures import relu_mip as mip
 
@@ -99,16 +99,16 @@ class MIP(ScoreMethod):
         """Ask for the chain and the images, unless parts were given."""
         return frozenset() if self.parts is not None else frozenset({"chain", "images"})
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Solve, and give each group the scores of its layers; units of equal score by their activity."""
-        return self._scores(network, self.importance(evidence))
+        return self._scores(graph, self.importance(statistics))
 
-    def plan_units(self, network: Network, evidence: Evidence, budget: Budget) -> Plan:
+    def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Solve once; what goes is decided by the threshold and the budget."""
-        groups = prunable(network)
-        result = self.importance(evidence)
-        scores = self._scores(network, result)
-        allocation = allocate(network, budget, self.comparable(scores, budget))
+        groups = prunable(graph)
+        result = self.importance(statistics)
+        scores = self._scores(graph, result)
+        allocation = allocate(graph, budget, self.comparable(scores, budget))
         if self.threshold is not None:
             plain = group_scores(groups, result.scores)
             least = {g.name: int((plain[g.name] >= self.threshold).sum()) for g in groups}
@@ -116,11 +116,11 @@ class MIP(ScoreMethod):
             allocation = replace(allocation, counts=counts)
         choice = best(scores, allocation.counts)
         choice = Choice(choice.keep, notes={**choice.notes, "mip": _notes(result, self.threshold)})
-        return unit_plan(self.name, network, budget, allocation, choice, evidence.seed)
+        return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
-    def importance(self, evidence: Evidence) -> mip.Scores:
+    def importance(self, statistics: Statistics) -> mip.Scores:
         """Solve the programs, in parallel where there are several, and average or join their scores."""
-        parts = self.parts if self.parts is not None else self._drawn(evidence)
+        parts = self.parts if self.parts is not None else self._drawn(statistics)
         at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
         seconds = self.time_limit * at_once / len(parts)
         solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
@@ -151,25 +151,25 @@ class MIP(ScoreMethod):
         except ArithmeticError as error:
             raise SecateurError(f"mip, {part.name}: {error}") from error
 
-    def _drawn(self, evidence: Evidence) -> list[mip.Part]:
+    def _drawn(self, statistics: Statistics) -> list[mip.Part]:
         """Draw images and divide them among programs."""
-        if evidence.chain is None or evidence.images is None:
+        if statistics.chain is None or statistics.images is None:
             raise InputError(
                 "'mip' needs the evidence 'chain' and 'images': collect it with both, with targets"
             )
-        inputs, targets = evidence.images
+        inputs, targets = statistics.images
         x = inputs.detach().reshape(len(inputs), -1).to("cpu", torch.float64).numpy()
         y = targets.detach().cpu().numpy()
         if self.correct:
-            right = evidence.chain.logits(x).argmax(1) == y
+            right = statistics.chain.logits(x).argmax(1) == y
             x, y = x[right], y[right]
         parts = []
         for draw in range(self.draws):
-            chosen = self._choose(y, np.random.default_rng([evidence.seed, draw]))
+            chosen = self._choose(y, np.random.default_rng([statistics.seed, draw]))
             groups = (
                 [chosen] if self.mode == "joint" else [chosen[y[chosen] == c] for c in np.unique(y[chosen])]
             )
-            parts += [mip.Part(_part_name(draw, y[g]), evidence.chain, x[g], y[g]) for g in groups]
+            parts += [mip.Part(_part_name(draw, y[g]), statistics.chain, x[g], y[g]) for g in groups]
         return parts
 
     def _choose(self, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -181,9 +181,9 @@ class MIP(ScoreMethod):
         except ValueError as error:
             raise InputError(f"calibration data: {error}") from error
 
-    def _scores(self, network: Network, result: mip.Scores) -> Scores:
+    def _scores(self, graph: PruningGraph, result: mip.Scores) -> Scores:
         """Scores with ties broken by how active a unit is on the images, by less than any score differs."""
-        groups = prunable(network)
+        groups = prunable(graph)
         exact, activity = group_scores(groups, result.scores), group_scores(groups, result.activity)
         top = max((float(a.max()) for a in activity.values()), default=0.0) or 1.0
         return {
@@ -208,7 +208,7 @@ def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
     """
     found = {}
     for group in groups:
-        slots = [slot for slot in group.makers() if slot.tensor in layers and slot.axis == 0]
+        slots = [slot for slot in group.producers() if slot.tensor in layers and slot.axis == 0]
         if not slots:
             raise InputError(
                 f"group {group.name!r} has no score: no layer that makes it ({_makers(group)}) has a ReLU in "
@@ -219,7 +219,7 @@ def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
 
 
 def _makers(group: Group) -> str:
-    return ", ".join(slot.tensor for slot in group.makers()) or "none"
+    return ", ".join(slot.tensor for slot in group.producers()) or "none"
 
 
 def _notes(result: mip.Scores, threshold: float | None) -> dict[str, Any]:

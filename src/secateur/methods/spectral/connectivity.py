@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core import InputError, Network
+from secateur.core import InputError, PruningGraph
 from secateur.structures.spectral import Connectivity, connectivity, layer_graph, sparsifier_quality
 
 __all__ = ["condition_number", "layer_connectivity"]
 
 
 def layer_connectivity(
-    network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any] | None = None
+    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any] | None = None
 ) -> dict[str, Connectivity]:
     """Measure the graph of |w| of every layer whose weights a mask may zero.
 
@@ -28,7 +28,7 @@ def layer_connectivity(
     sums of the counts.
 
     Args:
-        network: The traced network.
+        graph: The traced network.
         weights: Its tensors by name, as in `model.state_dict()`.
         masks: Boolean masks by weight name; weights not named count whole.
 
@@ -43,8 +43,8 @@ def layer_connectivity(
         {'0.weight': (1, 24), '2.weight': (1, 12)}
     """
     found = {}
-    for name, graphs in _graphs(network, weights, masks or {}).items():
-        parts = [connectivity(graph) for graph in graphs]
+    for name, graphs in _graphs(graph, weights, masks or {}).items():
+        parts = [connectivity(bipartite) for bipartite in graphs]
         found[name] = Connectivity(
             min(x.lambda2 for x in parts),
             sum(x.share for x in parts) / len(parts),
@@ -57,13 +57,13 @@ def layer_connectivity(
 
 
 def condition_number(
-    network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
+    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return the condition number of every masked layer's graph against the whole one, the worst of several.
 
     It is infinite where the mask disconnects what was connected.
     """
-    whole, left = _graphs(network, weights, {}), _graphs(network, weights, masks)
+    whole, left = _graphs(graph, weights, {}), _graphs(graph, weights, masks)
     return {
         name: max(sparsifier_quality(G, H).condition for G, H in zip(whole[name], left[name], strict=True))
         for name in left
@@ -71,13 +71,15 @@ def condition_number(
     }
 
 
-def _graphs(network: Network, weights: Mapping[str, Tensor], masks: Mapping[str, Any]) -> dict[str, Tensor]:
+def _graphs(
+    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
+) -> dict[str, Tensor]:
     graphs = {}
-    for layer in network.prunable_weights():
+    for layer in graph.prunable_weights():
         name = layer.weight
-        if name not in weights or tuple(weights[name].shape) != tuple(network.shapes[name]):
+        if name not in weights or tuple(weights[name].shape) != tuple(graph.shapes[name]):
             raise InputError(
-                f"no weight {name!r} of shape {tuple(network.shapes[name])} among the tensors given"
+                f"no weight {name!r} of shape {tuple(graph.shapes[name])} among the tensors given"
             )
         scores = weights[name].detach().abs()
         if name in masks:

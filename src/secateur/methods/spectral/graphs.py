@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core import InputError, Layer, Network
+from secateur.core import InputError, Layer, PruningGraph
 from secateur.structures import spectral
 
 __all__ = ["Leverages", "layer_leverages", "network_leverages", "unfold"]
@@ -35,15 +35,15 @@ def unfold(layer: Layer, scores: Tensor) -> spectral.LayerGraph:
     return spectral.layer_graph(scores, layer.out_axis or 0, layer.in_axis or 0, layer.groups, layer.gates)
 
 
-def layer_leverages(network: Network, scores: Mapping[str, Tensor], tol: float = 1e-2) -> Leverages:
+def layer_leverages(graph: PruningGraph, scores: Mapping[str, Tensor], tol: float = 1e-2) -> Leverages:
     """Compute the leverages layer by layer (Algorithm 2); on a GPU, layers of one shape together.
 
     Args:
-        network: The traced network.
+        graph: The traced network.
         scores: By weight, non-negative.
         tol: Relative error of the resistances that is accepted.
     """
-    graphs = {name: unfold(_layer(network, name), value) for name, value in scores.items()}
+    graphs = {name: unfold(_layer(graph, name), value) for name, value in scores.items()}
     values, notes = {}, {}
     for names in _together(graphs):
         own = [graphs[name].scores for name in names]
@@ -53,15 +53,15 @@ def layer_leverages(network: Network, scores: Mapping[str, Tensor], tol: float =
         for name, part in zip(names, parts, strict=True):
             values[name] = graphs[name].fold(part)
             notes[name] = {"resistances": found.method, "bound": found.bound, "foster": found.foster}
-    nodes = {name: sum(graph.scores.shape[1:]) for name, graph in graphs.items()}
+    nodes = {name: sum(bipartite.scores.shape[1:]) for name, bipartite in graphs.items()}
     return Leverages({name: values[name] for name in scores}, nodes, notes)
 
 
 def _together(graphs: Mapping[str, spectral.LayerGraph]) -> list[list[str]]:
     """Say which layers are solved at once: on a processor each alone, since batches gain nothing there."""
     alike: dict[Any, list[str]] = {}
-    for name, graph in graphs.items():
-        S = graph.scores
+    for name, bipartite in graphs.items():
+        S = bipartite.scores
         key = (S.shape[1:], S.dtype, S.device) if _batched(S.device) else name
         alike.setdefault(key, []).append(name)
     return list(alike.values())
@@ -78,13 +78,13 @@ def _solved(name: str, scores: Tensor, tol: float) -> spectral.Resistance:
         raise InputError(f"the graph of {name!r} has no effective resistances: {error}") from error
 
 
-def network_leverages(network: Network, scores: Mapping[str, Tensor]) -> Leverages:
+def network_leverages(graph: PruningGraph, scores: Mapping[str, Tensor]) -> Leverages:
     """Compute the leverages in the graph of the whole network (Algorithm 1), exactly.
 
     Nodes are the units of the traced groups, and the features of frozen axes.  What tracing coupled (residual
     additions, flattened copies, the gates of a recurrent unit) is one node; taps of a kernel read one node.
     """
-    links = {name: _link(network, _layer(network, name), value) for name, value in scores.items()}
+    links = {name: _link(graph, _layer(graph, name), value) for name, value in scores.items()}
     try:
         found = spectral.chain_resistance(list(links.values()))
     except (ArithmeticError, ValueError) as error:
@@ -94,27 +94,27 @@ def network_leverages(network: Network, scores: Mapping[str, Tensor]) -> Leverag
     return Leverages(values, dict.fromkeys(links, found.nodes), dict.fromkeys(links, note))
 
 
-def _layer(network: Network, weight: str) -> Layer:
-    return next(x for x in network.prunable_weights() if x.weight == weight)
+def _layer(graph: PruningGraph, weight: str) -> Layer:
+    return next(x for x in graph.prunable_weights() if x.weight == weight)
 
 
-def _link(network: Network, layer: Layer, scores: Tensor) -> spectral.Link:
+def _link(graph: PruningGraph, layer: Layer, scores: Tensor) -> spectral.Link:
     """Join the features along axes 0 and 1; which of them is made and which read changes no resistance."""
-    own = _features(network, layer, 0)
-    width = network.shapes[layer.weight][1]
+    own = _features(graph, layer, 0)
+    width = graph.shapes[layer.weight][1]
     depthwise = layer.groups > 1 and width == 1 and layer.groups == len(own)
-    return spectral.Link(scores, own if depthwise else _features(network, layer, 1), own, layer.groups)
+    return spectral.Link(scores, own if depthwise else _features(graph, layer, 1), own, layer.groups)
 
 
-def _features(network: Network, layer: Layer, axis: int) -> Tensor:
+def _features(graph: PruningGraph, layer: Layer, axis: int) -> Tensor:
     """Return level and node of each feature along an axis: the unit that owns it, else one of its own."""
-    width = network.shapes[layer.weight][axis]
+    width = graph.shapes[layer.weight][axis]
     copies = layer.groups if axis == 1 else 1
-    own = 2 * len(network.groups) + 2 * [x.weight for x in network.layers].index(layer.weight) + axis
+    own = 2 * len(graph.groups) + 2 * [x.weight for x in graph.layers].index(layer.weight) + axis
     nodes = torch.arange(width * copies)
     ends = torch.stack([torch.full_like(nodes, own), nodes], 1)
     # Where units of two groups share an index (heads, and dimensions in them), the larger group's count.
-    for number, group in sorted(enumerate(network.groups), key=lambda x: x[1].size):
+    for number, group in sorted(enumerate(graph.groups), key=lambda x: x[1].size):
         for slot in group.slots:
             if (slot.tensor, slot.axis) == (layer.weight, axis):
                 index, unit = torch.as_tensor(slot.index), torch.arange(group.size)[:, None]

@@ -18,11 +18,21 @@ from torch import Tensor
 
 from secateur.allocation import Allocation, allocate, prunable, top, top_of_every, weight_sizes
 from secateur.allocation.counts import Steps, apportion
-from secateur.core import Budget, Evidence, Group, InputError, Network, NothingToPrune, Plan, Weights, unknown
+from secateur.core import (
+    Budget,
+    Group,
+    InputError,
+    NothingToPrune,
+    Plan,
+    PruningGraph,
+    Statistics,
+    Weights,
+    unknown,
+)
 from secateur.methods.base import ScoreMethod, Scores
 from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
 from secateur.methods.spectral.scores import NEEDS, EdgeScore, edge_scores
-from secateur.methods.unit_sums import makers, readers, unit_sums
+from secateur.methods.unit_sums import consumers, producers, unit_sums
 from secateur.structures import spectral
 
 __all__ = ["Spectral"]
@@ -99,23 +109,23 @@ class Spectral(ScoreMethod):
         """Ask for what the score needs."""
         return NEEDS[self.score]
 
-    def leverages(self, network: Network, evidence: Evidence) -> Leverages:
+    def leverages(self, graph: PruningGraph, statistics: Statistics) -> Leverages:
         """Return the leverage of every weight that a mask may zero."""
-        return self._solve(network, edge_scores(network, evidence, self.score, self.power))
+        return self._solve(graph, edge_scores(graph, statistics, self.score, self.power))
 
-    def _solve(self, network: Network, scores: Scores) -> Leverages:
+    def _solve(self, graph: PruningGraph, scores: Scores) -> Leverages:
         if self.graph == "network":
-            return network_leverages(network, scores)
-        return layer_leverages(network, scores, self.tol)
+            return network_leverages(graph, scores)
+        return layer_leverages(graph, scores, self.tol)
 
-    def unit_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Sum the leverages of each unit's edges."""
-        values = self.leverages(network, evidence).values
-        return {g.name: self._unit_score(network, g, values) for g in prunable(network)}
+        values = self.leverages(graph, statistics).values
+        return {g.name: self._unit_score(graph, g, values) for g in prunable(graph)}
 
-    def _unit_score(self, network: Network, group: Group, values: Mapping[str, Tensor]) -> Tensor:
-        made = makers(network, group) if self.over != "readers" else ()
-        read = readers(network, group) if self.over != "makers" else ()
+    def _unit_score(self, graph: PruningGraph, group: Group, values: Mapping[str, Tensor]) -> Tensor:
+        made = producers(graph, group) if self.over != "readers" else ()
+        read = consumers(graph, group) if self.over != "makers" else ()
         slots = [slot for slot in made + read if slot.tensor in values]
         if not slots:
             raise InputError(
@@ -123,40 +133,40 @@ class Spectral(ScoreMethod):
             )
         return unit_sums(values, slots, group.size)
 
-    def weight_scores(self, network: Network, evidence: Evidence) -> Scores:
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the leverage of each weight."""
-        return self.leverages(network, evidence).values
+        return self.leverages(graph, statistics).values
 
-    def plan_weights(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+    def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         """Decide how many weights each layer keeps, then which."""
         if self.pattern is not None:
-            return self._plan_pattern(network, evidence, budget)
+            return self._plan_pattern(graph, statistics, budget)
         masks: dict[str, Tensor] = {}
         for t in range(1, self.rounds + 1):
             part = replace(budget, density=budget.density ** (t / self.rounds))
-            scores = edge_scores(network, evidence, self.score, self.power, masks)
-            found = self._solve(network, scores)
-            allocation = self._allocate(network, part, found)
+            scores = edge_scores(graph, statistics, self.score, self.power, masks)
+            found = self._solve(graph, scores)
+            allocation = self._allocate(graph, part, found)
             masks = {
-                name: self._mask(network, evidence.seed, name, count, scores[name], found)
+                name: self._mask(graph, statistics.seed, name, count, scores[name], found)
                 for name, count in allocation.counts.items()
             }
-        return self._plan(network, budget, evidence.seed, masks, found, allocation)
+        return self._plan(graph, budget, statistics.seed, masks, found, allocation)
 
-    def factors(self, network: Network, evidence: Evidence, plan: Plan) -> dict[str, Tensor]:
+    def factors(self, graph: PruningGraph, statistics: Statistics, plan: Plan) -> dict[str, Tensor]:
         """Return what to multiply the kept weights by so that the sparsifier is unbiased: 1 / probability.
 
         The paper's masks leave this out; see `secateur.apply.scale.scaled` for its use.
 
         Args:
-            network: The traced network, unpruned.
-            evidence: The evidence of the plan.
+            graph: The traced network, unpruned.
+            statistics: The evidence of the plan.
             plan: A plan of this method for single weights.
 
         Returns:
             By masked weight, in its shape; 1 where the weight goes or was certain to stay.
         """
-        found = self.leverages(network, evidence)
+        found = self.leverages(graph, statistics)
         factors = {}
         for name, mask in plan.masks.items():
             lev, stays = found.values[name], torch.as_tensor(mask, device=found.values[name].device)
@@ -166,7 +176,7 @@ class Spectral(ScoreMethod):
             factors[name] = torch.where(stays & (p > 0), 1 / p.clamp_min(1e-300), 1.0)
         return factors
 
-    def _allocate(self, network: Network, budget: Weights, found: Leverages) -> Allocation:
+    def _allocate(self, graph: PruningGraph, budget: Weights, found: Leverages) -> Allocation:
         drawn = self.mode in ("systematic", "paper")
         by_scope: dict[str, Spread] = {
             "layer": "uniform",
@@ -175,50 +185,50 @@ class Spectral(ScoreMethod):
         }
         spread = self.allocation or by_scope[budget.scope]
         if spread == "one-epsilon":
-            return _one_epsilon(network, budget, found)
+            return _one_epsilon(graph, budget, found)
         scope: Any = {"uniform": "layer", "erk": "erk", "global": "global"}[spread]
-        return allocate(network, replace(budget, scope=scope), found.values)
+        return allocate(graph, replace(budget, scope=scope), found.values)
 
     def _mask(
-        self, network: Network, seed: int, name: str, count: int, scores: Tensor, found: Leverages
+        self, graph: PruningGraph, seed: int, name: str, count: int, scores: Tensor, found: Leverages
     ) -> Tensor:
         """Choose the weights of one layer; those of score 0 are no edges and come last, in order."""
         lev = found.values[name]
         edges = int((lev > 0).sum())
         if self.mode == "top" or count >= edges:
             return top(lev, count)
-        layer = network.layer(name)
-        graph, own = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
+        layer = graph.layer(name)
+        bipartite, own = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
         generator = torch.Generator().manual_seed(own)
         if self.mode == "coverage":
-            return graph.fold(spectral.sparsify(graph.scores, count, mode="coverage").mask)
+            return bipartite.fold(spectral.sparsify(bipartite.scores, count, mode="coverage").mask)
         kept = spectral.sparsify(
-            graph.scores,
+            bipartite.scores,
             count,
             mode=self.mode,
             generator=generator,
             leverages=unfold(layer, lev).scores,
             nodes=found.nodes[name],
         )
-        return graph.fold(kept.mask)
+        return bipartite.fold(kept.mask)
 
-    def _plan_pattern(self, network: Network, evidence: Evidence, budget: Weights) -> Plan:
+    def _plan_pattern(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         n, m = _pattern(self.pattern or "")
         if abs(budget.density - n / m) > 1e-9:
             raise InputError(f"pattern {self.pattern!r} keeps {n / m:g} of the weights; got {budget}")
-        found = self.leverages(network, evidence)
+        found = self.leverages(graph, statistics)
         masks = {
-            name: top_of_every(found.values[name], n, m, network.layer(name).in_axis or 0)
-            for name in weight_sizes(network)
+            name: top_of_every(found.values[name], n, m, graph.layer(name).in_axis or 0)
+            for name in weight_sizes(graph)
         }
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
         allocation = Allocation(kept, "weights", budget.density, sum(kept.values()) / total)
-        return self._plan(network, budget, evidence.seed, masks, found, allocation)
+        return self._plan(graph, budget, statistics.seed, masks, found, allocation)
 
     def _plan(
         self,
-        network: Network,
+        graph: PruningGraph,
         budget: Weights,
         seed: int,
         masks: Mapping[str, Tensor],
@@ -232,12 +242,12 @@ class Spectral(ScoreMethod):
             )
         notes: dict[str, Any] = {name: dict(found.notes.get(name, {})) for name in zeroed}
         notes["reached"] = {"weights": allocation.reached}
-        return Plan(network, self.name, {}, zeroed, {}, repr(budget), seed, notes)
+        return Plan(graph, self.name, {}, zeroed, {}, repr(budget), seed, notes)
 
 
-def _one_epsilon(network: Network, budget: Weights, found: Leverages) -> Allocation:
+def _one_epsilon(graph: PruningGraph, budget: Weights, found: Leverages) -> Allocation:
     """Give each layer the number of weights that one epsilon keeps on average, rounded to the total."""
-    checked = allocate(network, replace(budget, scope="erk")).counts
+    checked = allocate(graph, replace(budget, scope="erk")).counts
     names, total = list(checked), sum(checked.values())
     levs, nodes = [found.values[x] for x in names], [found.nodes[x] for x in names]
     edges = sum(int((x > 0).sum()) for x in levs)

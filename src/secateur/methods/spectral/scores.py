@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocation import weight_sizes
-from secateur.core import Evidence, InputError, Layer, Network
+from secateur.core import InputError, Layer, PruningGraph, Statistics
 from secateur.methods.base import required
 from secateur.methods.unit_sums import moments_of
 
@@ -25,8 +25,8 @@ NEEDS: dict[str, frozenset[str]] = {
 
 
 def edge_scores(
-    network: Network,
-    evidence: Evidence,
+    graph: PruningGraph,
+    statistics: Statistics,
     score: EdgeScore,
     power: float = 1.0,
     masks: Mapping[str, Tensor] | None = None,
@@ -34,8 +34,8 @@ def edge_scores(
     """Score every weight that a mask may zero.
 
     Args:
-        network: The traced network.
-        evidence: Weights, and what `NEEDS` says.
+        graph: The traced network.
+        statistics: Weights, and what `NEEDS` says.
         score: ``"magnitude"``: |w|; ``"activation"``: |w| times the root mean square of the feature it reads;
             ``"snip"``: |gradient * w|; ``"synflow"``: |w dR/dw|.
         power: Exponent put on the scores.
@@ -47,40 +47,40 @@ def edge_scores(
     Raises:
         InputError: Evidence is missing, or the scores of a layer are all zero or not finite.
     """
-    flow = _flow(evidence, masks or {}) if score == "synflow" else {}
+    flow = _flow(statistics, masks or {}) if score == "synflow" else {}
     found = {}
-    for name in weight_sizes(network):
-        layer = next(x for x in network.prunable_weights() if x.weight == name)
-        w = evidence.weights[name].detach()
+    for name in weight_sizes(graph):
+        layer = next(x for x in graph.prunable_weights() if x.weight == name)
+        w = statistics.weights[name].detach()
         w = w if w.dtype in (torch.float32, torch.float64) else w.float()
         if score == "synflow":
             value = flow[name]
         elif score == "snip":
-            value = (w.double() * required(evidence.gradients, name, "gradients", "spectral")).abs()
+            value = (w.double() * required(statistics.gradients, name, "gradients", "spectral")).abs()
         else:
-            value = w.abs() * (_input_norm(network, evidence, layer) if score == "activation" else 1)
+            value = w.abs() * (_input_norm(graph, statistics, layer) if score == "activation" else 1)
         found[name] = _checked(value if power == 1 else value.pow(power), name, score)
     return found
 
 
-def _flow(evidence: Evidence, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if evidence.flow is None:
+def _flow(statistics: Statistics, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if statistics.flow is None:
         raise InputError("'spectral' with score 'synflow' needs 'flow': collect it with needs={'flow'}")
-    flow: Mapping[str, Tensor] = evidence.flow(masks)
+    flow: Mapping[str, Tensor] = statistics.flow(masks)
     return {
         name: value.masked_fill(~masks[name], 0) if name in masks else value for name, value in flow.items()
     }
 
 
-def _input_norm(network: Network, evidence: Evidence, layer: Layer) -> Tensor:
+def _input_norm(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Tensor:
     """Return the root mean square of what each weight reads, broadcast over the weight's shape."""
-    moments = moments_of(network, evidence, layer)
+    moments = moments_of(graph, statistics, layer)
     if moments is None:
-        required({}, network.input_key(layer), "moments", "spectral")
+        required({}, graph.input_key(layer), "moments", "spectral")
     norm = moments.second.sqrt()  # type: ignore[union-attr]
-    shape = network.shapes[layer.weight]
+    shape = graph.shapes[layer.weight]
     axis = layer.in_axis or 0
-    weight = evidence.weights[layer.weight]
+    weight = statistics.weights[layer.weight]
     norm = norm.to(weight.device, weight.dtype if weight.dtype == torch.float64 else torch.float32)
     if axis == 1 and layer.groups > 1:
         rows = norm.view(layer.groups, shape[1]).repeat_interleave(shape[0] // layer.groups, 0)

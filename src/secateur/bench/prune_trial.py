@@ -10,8 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from secateur.bench.cells import Row
-from secateur.bench.subject import (
+from secateur.bench.models import (
     code_hash,
     example_inputs,
     examples,
@@ -21,10 +20,11 @@ from secateur.bench.subject import (
     subject,
     takes_seed,
 )
+from secateur.bench.trial import Row
 from secateur.cli.specs import make_budget, make_method, try_inputs
 from secateur.core import InputError, SecateurError
 from secateur.core.jsonable import plain
-from secateur.diagnostics import portray
+from secateur.diagnostics import diagnose
 from secateur.methods import Method
 from secateur.pruning import Repair, Result, prune
 from secateur.report import Report
@@ -131,7 +131,7 @@ class Pruning:
 
 def _portrayed(result: Result, made: nn.Module, fitting: list[Any], method: Method) -> Result:
     try:
-        return portray(result, made, fitting, method)
+        return diagnose(result, made, fitting, method)
     except SecateurError as error:
         warnings.warn(f"no page on the structure of {method.name!r}: {error}", stacklevel=2)
         return result

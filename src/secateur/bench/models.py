@@ -31,7 +31,7 @@ from secateur.cli.specs import (
     make_model,
     run_theirs,
 )
-from secateur.core import InputError, Network
+from secateur.core import InputError, PruningGraph
 from secateur.execution import tensors_of
 from secateur.methods import METHODS
 
@@ -133,7 +133,7 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def code_hash(network: Network, model: nn.Module, tuned: bool = False) -> str:
+def code_hash(network: PruningGraph, model: nn.Module, tuned: bool = False) -> str:
     """Return what tells a model's code from another's: SHA-256 of the traced operations and constants.
 
     A model whose ``forward`` was edited has the same modules and weights as before, and another hash.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from secateur.bench.cells import Row
 from secateur.bench.statistics import Interval, Standing, area, bootstrap, largest_removed, standing
+from secateur.bench.trial import Row
 from secateur.core import InputError
 from secateur.html import flatten
 

@@ -11,14 +11,14 @@ from typing import Protocol
 
 from joblib import Parallel, delayed
 
-from secateur.bench.cells import Cell, Record, Row
-from secateur.bench.ledger import Ledger
+from secateur.bench.results_file import ResultsFile
 from secateur.bench.runner import execute
+from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import EngineError, Worker
 from secateur.core import InputError, unknown
 
 Tell = Callable[[str], None]
-Outcome = tuple[Cell, Row]
+Outcome = tuple[Trial, Row]
 Outcomes = Generator[Outcome, None, None]
 
 
@@ -26,14 +26,14 @@ class Engine(Protocol):
     """What runs cells: yields each with what became of it, in the order in which they finish."""
 
     def __call__(
-        self, cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None
+        self, cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None
     ) -> Outcomes:
         """Run the cells."""
         ...
 
 
-def run_grid(
-    cells: Sequence[Cell],
+def run_trials(
+    cells: Sequence[Trial],
     path: str | Path,
     *,
     engine: str = "local",
@@ -41,7 +41,7 @@ def run_grid(
     address: str | None = None,
     limit: float | None = None,
     tell: Tell | None = None,
-) -> list[Record]:
+) -> list[TrialResult]:
     """Run cells that are not done yet, and return the records of all.
 
     Each finished cell is a line in the file at once.  The same call again goes on from there: it runs only
@@ -68,14 +68,14 @@ def run_grid(
 
     Example:
         >>> import tempfile
-        >>> cells = [Cell("secateur.bench.checks:draw", {"seed": seed, "count": 1}) for seed in (0, 1)]
-        >>> records = run_grid(cells, Path(tempfile.mkdtemp()) / "cells.jsonl", engine="inline")
+        >>> cells = [Trial("secateur.bench.checks:draw", {"seed": seed, "count": 1}) for seed in (0, 1)]
+        >>> records = run_trials(cells, Path(tempfile.mkdtemp()) / "cells.jsonl", engine="inline")
         >>> [(record.status, record.rows[0]["seed"]) for record in records]
         [('ok', 0), ('ok', 1)]
     """
     run = find_engine(engine, jobs, address, limit)
     say = tell or (lambda _: None)
-    with Ledger(path) as ledger:
+    with ResultsFile(path) as ledger:
         if ledger.said:
             say(ledger.said)
         if ledger.strangers:
@@ -87,14 +87,14 @@ def run_grid(
         say(progress.words())
         with closing(run(left, jobs, limit, address)) as outcomes:
             for cell, outcome in outcomes:
-                record = Record(cell, **outcome)
+                record = TrialResult(cell, **outcome)
                 ledger.append(record)
                 progress.count(record)
                 say(progress.words())
         return [ledger.records[cell.key] for cell in cells]
 
 
-def _good(ledger: Ledger, cell: Cell) -> bool:
+def _good(ledger: ResultsFile, cell: Trial) -> bool:
     return cell.key in ledger.records and ledger.records[cell.key].status == "ok"
 
 
@@ -115,13 +115,13 @@ def find_engine(name: str, jobs: int, address: str | None, limit: float | None) 
     return ENGINES[name]
 
 
-def inline(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
+def inline(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
     """Run cells one after the other in this process."""
     for cell in cells:
         yield cell, execute(cell.job, cell.arguments)
 
 
-def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
+def local(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
     """Run cells in processes on this machine.
 
     joblib deals the cells out to threads, each of which has a process of its own: such a process can be
@@ -130,7 +130,7 @@ def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | 
     idle = [Worker() for _ in range(min(jobs, len(cells)))]
     crew = tuple(idle)
 
-    def attempt(cell: Cell) -> Outcome:
+    def attempt(cell: Trial) -> Outcome:
         worker = idle.pop()
         try:
             return cell, worker.run(cell.job, cell.arguments, limit)
@@ -145,7 +145,7 @@ def local(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | 
             worker.close()
 
 
-def ray(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | None) -> Outcomes:
+def ray(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
     """Run cells on a Ray cluster; needs the extra ray."""
     from secateur.bench.cluster import run
 
@@ -155,7 +155,7 @@ def ray(cells: Sequence[Cell], jobs: int, limit: float | None, address: str | No
 class _Progress:
     """Counts cells, and guesses the time left from the finished cells of the same job."""
 
-    def __init__(self, done: Sequence[Record], left: Sequence[Cell], jobs: int) -> None:
+    def __init__(self, done: Sequence[TrialResult], left: Sequence[Trial], jobs: int) -> None:
         self.total, self.jobs, self.kept, self.bad = len(done) + len(left), jobs, len(done), 0
         self.left: dict[str, int] = defaultdict(int)
         self.took: dict[str, list[float]] = defaultdict(list)
@@ -164,7 +164,7 @@ class _Progress:
         for record in done:
             self.took[record.cell.job].append(record.wall)
 
-    def count(self, record: Record) -> None:
+    def count(self, record: TrialResult) -> None:
         """Count a cell that finished."""
         self.left[record.cell.job] -= 1
         self.took[record.cell.job].append(record.wall)
@@ -200,4 +200,4 @@ def duration(seconds: float) -> str:
 
 ENGINES: dict[str, Engine] = {"local": local, "ray": ray, "inline": inline}
 
-__all__ = ["ENGINES", "EngineError", "duration", "find_engine", "run_grid"]
+__all__ = ["ENGINES", "EngineError", "duration", "find_engine", "run_trials"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.bench.cells import Cell, Record, Row
-from secateur.bench.grid import find_engine, run_grid
-from secateur.bench.pruning import DRAWN, check_rows
+from secateur.bench.models import SAMPLE, examples, method_hash, subject
+from secateur.bench.prune_trial import DRAWN, check_rows
+from secateur.bench.run import find_engine, run_trials
 from secateur.bench.runner import execute
-from secateur.bench.subject import SAMPLE, examples, method_hash, subject
+from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import Worker
 from secateur.cli.specs import is_folder, make_budget, make_method
 from secateur.core import InputError, StoreError, Tolerance, unknown
@@ -26,7 +26,7 @@ from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
 from secateur.pruning import REPAIRS
 
-JOB, LOOK = "secateur.bench.pruning:prune_once", "secateur.bench.pruning:look"
+JOB, LOOK = "secateur.bench.prune_trial:prune_once", "secateur.bench.prune_trial:look"
 LEDGER = "cells.jsonl"
 CONTROL = "random"
 LARGEST = 2**63 - 1
@@ -131,7 +131,7 @@ class Grid:
         varies: What differs between seeds, in words.
     """
 
-    cells: Sequence[Cell]
+    cells: Sequence[Trial]
     varies: str
 
 
@@ -155,7 +155,7 @@ def make_grid(bench: Bench, inline: bool = False, limit: float | None = None) ->
     data, code = (dict(zip(tuned, seen[what], strict=True)) for what in ("data", "code"))
     first = (bench.seeds[0], bench.repairs[0], bench.budgets[0])
     cells = [
-        Cell(
+        Trial(
             JOB,
             {
                 **absolute.params,
@@ -296,21 +296,21 @@ def run_bench(
     Args:
         bench: What to compare.
         out: Folder; its file ``cells.jsonl`` keeps each pruning as it comes.
-        engine: As in `run_grid`.
+        engine: As in `run_trials`.
         jobs: Prunings at a time.
         address: Of a Ray cluster.
         limit: Seconds for one pruning, and for making the model and the data of one seed.
         tell: Called with words on how far it is.
 
     Raises:
-        SecateurError: As `make_grid` and `run_grid`.
+        SecateurError: As `make_grid` and `run_trials`.
     """
     find_engine(engine, jobs, address, limit)
     if tell is not None:
         tell("making the model and the data")
     grid = make_grid(bench, inline=engine == "inline", limit=limit)
     path = Path(out) / LEDGER
-    records = run_grid(grid.cells, path, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell)
+    records = run_trials(grid.cells, path, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell)
     pairs = list(zip(grid.cells, records, strict=True))
     for cell, record in pairs:
         _check(cell, record, path)
@@ -367,7 +367,7 @@ def seeds_of(text: str) -> list[int]:
         raise InputError(f"seeds are whole numbers with commas, as in 0,1,2; got {text!r}") from error
 
 
-def _check(cell: Cell, record: Record, path: Path) -> None:
+def _check(cell: Trial, record: TrialResult, path: Path) -> None:
     try:
         if record.status == "ok":
             check_rows(record.rows, cell.params)
@@ -378,7 +378,7 @@ def _check(cell: Cell, record: Record, path: Path) -> None:
         ) from error
 
 
-def _rows(cell: Cell, record: Record, bench: Bench) -> list[Row]:
+def _rows(cell: Trial, record: TrialResult, bench: Bench) -> list[Row]:
     """Return the row of a record, named as the user names things now; of a failed one too."""
     params = cell.params
     said = {

@@ -31,7 +31,7 @@ def made_with() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One piece of work.
 
     Attributes:
@@ -45,10 +45,10 @@ class Cell:
         InputError: A job of another form, parameters that are not JSON, or a name among both.
 
     Example:
-        >>> cell = Cell("secateur_studies.demo:cell", {"method": "random", "seed": 0})
-        >>> cell.key == Cell("secateur_studies.demo:cell", {"seed": 0, "method": "random"}).key
+        >>> cell = Trial("secateur_studies.demo:cell", {"method": "random", "seed": 0})
+        >>> cell.key == Trial("secateur_studies.demo:cell", {"seed": 0, "method": "random"}).key
         True
-        >>> cell == Cell("secateur_studies.demo:cell", cell.params, {"cache": "/tmp"})
+        >>> cell == Trial("secateur_studies.demo:cell", cell.params, {"cache": "/tmp"})
         True
     """
 
@@ -91,7 +91,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Record:
+class TrialResult:
     """What became of a cell.
 
     Attributes:
@@ -105,7 +105,7 @@ class Record:
         place: Machine that ran it.
     """
 
-    cell: Cell
+    cell: Trial
     status: Status
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
@@ -133,7 +133,7 @@ class Record:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+    def from_dict(cls, values: Mapping[str, Any]) -> TrialResult:
         """Return the record that a line holds.
 
         Raises:
@@ -146,7 +146,7 @@ class Record:
             if not holds(given[name]):
                 raise InputError(f"{name!r} must be {what}; got {ascii(given[name])[:60]}")
         named = {f.name: given[f.name] for f in fields(cls) if f.name != "cell"}
-        return cls(Cell(given["job"], given["params"], given["paths"], given["marks"]), **named)
+        return cls(Trial(given["job"], given["params"], given["paths"], given["marks"]), **named)
 
 
 def _is_text(value: Any) -> bool:
@@ -198,4 +198,4 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-__all__ = ["Cell", "Record", "Row", "Status", "clean", "made_with"]
+__all__ = ["Row", "Status", "Trial", "TrialResult", "clean", "made_with"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from secateur.bench.cells import Record, made_with
+from secateur.bench.trial import TrialResult, made_with
 from secateur.core import InputError, StoreError
 
 try:
@@ -24,7 +24,7 @@ except ImportError:  # Windows has no such locks
 BEGIN, SHOWN = b'{"key": "', 40
 
 
-class Ledger:
+class ResultsFile:
     """Results on disk, open for one writer.
 
     Args:
@@ -39,9 +39,9 @@ class Ledger:
 
     Example:
         >>> import tempfile
-        >>> from secateur.bench import Cell
-        >>> with Ledger(Path(tempfile.mkdtemp()) / "cells.jsonl") as ledger:
-        ...     ledger.append(Record(Cell("a.b:c", {"seed": 0}), "ok", [{"accuracy": 0.5}]))
+        >>> from secateur.bench import Trial
+        >>> with ResultsFile(Path(tempfile.mkdtemp()) / "cells.jsonl") as ledger:
+        ...     ledger.append(TrialResult(Trial("a.b:c", {"seed": 0}), "ok", [{"accuracy": 0.5}]))
         ...     [record.rows for record in ledger.records.values()]
         [[{'accuracy': 0.5}]]
     """
@@ -51,7 +51,7 @@ class Ledger:
         self.path = Path(path)
         self.said = ""
         self.strangers = 0
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, TrialResult] = {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = self.path.open("a+b", buffering=0)
@@ -69,7 +69,7 @@ class Ledger:
             self._file.close()
             raise
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> ResultsFile:
         """Return itself."""
         return self
 
@@ -79,7 +79,7 @@ class Ledger:
         """Close the file, which unlocks it."""
         self._file.close()
 
-    def append(self, record: Record) -> None:
+    def append(self, record: TrialResult) -> None:
         """Write one record; on the disk when this returns.
 
         Raises:
@@ -143,7 +143,7 @@ class Ledger:
         try:
             values: dict[str, Any] = json.loads(line, parse_constant=_refuse)
             versions, key = values["versions"], values["key"]
-            record = Record.from_dict(values)
+            record = TrialResult.from_dict(values)
             same = key == record.cell.key
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise StoreError(
@@ -176,4 +176,4 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no number of ours")
 
 
-__all__ = ["Ledger"]
+__all__ = ["ResultsFile"]
