@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, PlanError, unknown
 from secateur.execution import call, check_seed, duplicate, logits
+from secateur.repair.base import check_training
 from secateur.statistics.gradients import Loss, check_loss, cross_entropy
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
@@ -127,15 +127,6 @@ def finetune(
     return tuned, History(tuple(losses), lr, seed, time.perf_counter() - start)
 
 
-def check_training(passes: Any, lr: Any) -> None:
-    """Raise `InputError` if epochs or steps, or a learning rate, cannot be."""
-    if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
-        raise InputError(f"epochs or steps must be a positive integer; got {passes!r}")
-    number = isinstance(lr, Real)
-    if not (number and 0 < lr < math.inf):
-        raise InputError(f"lr must be a positive number; got {lr!r}")
-
-
 def _stream(
     data: Iterable[Any], epochs: int | None, steps: int | None, passed: Callable[[int], None]
 ) -> Iterator[Any]:
@@ -240,4 +231,4 @@ def _bar(shown: bool, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["AfterEpoch", "History", "adam", "check_training", "finetune"]
+__all__ = ["AfterEpoch", "History", "adam", "finetune"]
