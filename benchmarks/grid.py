@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bench import Trial, run_trials
-from secateur.bench.markdown import markdown
+from secateur.core.markdown import markdown_table
 
 
 def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time of a cell")
     given = parser.parse_args()
     rows = [measure(jobs, given.cells, given.seconds) for jobs in (1, 2)]
-    print(markdown(rows))
+    print(markdown_table(rows))
     one, two = (row["seconds on the clock"] for row in rows)
     print(f"\nTwo workers are {one / two:.2f} times as fast as one, on {os.cpu_count()} processors.")
 

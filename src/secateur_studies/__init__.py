@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core import InputError, SecateurError, unknown
+from secateur.core.markdown import markdown_table
 from secateur.html import Section, write_html, write_text
-from secateur_studies.common import Findings, markdown, named_folders, page, write_findings
+from secateur_studies.common import Findings, named_folders, page, write_findings
 
 STUDIES = ("matroid", "spectral", "mip", "lattice", "joint")
 
@@ -144,7 +145,7 @@ def index(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
         "<!-- Written by `secateur study all`; changes by hand are lost. -->",
         "# Studies\n",
         "How many numbers stand beside published ones, and how they compare:\n",
-        markdown([_row(outcome) for outcome in outcomes]) + "\n",
+        markdown_table([_row(outcome) for outcome in outcomes]) + "\n",
     ]
     for outcome in outcomes:
         found = outcome.findings

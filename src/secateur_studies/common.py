@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.bench.markdown import markdown
 from secateur.bench.trial import Trial, TrialResult
 from secateur.core import InputError, unknown
 from secateur.core.jsonable import versions
+from secateur.core.markdown import markdown_table
 from secateur.html import Section, write_csv, write_html, write_json, write_text
 
 Row = Mapping[str, Any]
@@ -225,7 +225,7 @@ def sections(findings: Findings) -> list[Section]:
 def _tables(findings: Findings) -> Iterator[str]:
     for table in findings.tables:
         yield f"## {table.title}\n"
-        yield f"{markdown(table.rows)}\n" if table.rows else "No rows.\n"
+        yield f"{markdown_table(table.rows)}\n" if table.rows else "No rows.\n"
         if table.note:
             yield f"{table.note}\n"
 
@@ -236,7 +236,7 @@ def _figure(figure: Figure) -> Iterator[str]:
     if len(figure.rows) > LONGEST:
         yield f"Its {len(figure.rows)} rows are in `{figure.name}.csv`.\n"
     elif figure.rows:
-        yield f"{markdown(figure.rows)}\n"
+        yield f"{markdown_table(figure.rows)}\n"
 
 
 def _flat(params: Row) -> dict[str, Any]:
@@ -250,7 +250,6 @@ __all__ = [
     "Verdict",
     "failures",
     "folder_hash",
-    "markdown",
     "marked",
     "named_folders",
     "page",

@@ -17,7 +17,8 @@ from report_runs import make_report, several_seeds, two_networks
 from scipy import stats
 
 from secateur.core import InputError, StoreError
-from secateur.html import Section, flatten, read_runs, show, write_csv, write_html, write_json, write_text
+from secateur.core.markdown import format_value
+from secateur.html import Section, flatten, read_runs, write_csv, write_html, write_json, write_text
 from secateur.html.payload import payload
 from secateur.html.section import chapters
 from secateur.html.spread import interval, spreads
@@ -44,10 +45,10 @@ def test_flatten_keeps_what_else_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(None, ""), (True, "yes"), (12345, "12,345"), (0.123456, "0.1235"), ("a", "a")]
+    ("value", "text"), [(None, ""), (True, "yes"), (12345, "12,345"), (0.123456, "0.1235"), ("a", "a")]
 )
-def test_show(value: object, words: str) -> None:
-    assert show(value) == words
+def test_values_as_text(value: object, text: str) -> None:
+    assert format_value(value) == text
 
 
 def test_files_hold_every_run(runs: list[dict], tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from torch import nn
 
 from secateur.bench import Trial, TrialResult
 from secateur.core import InputError
+from secateur.core.markdown import markdown_table
 from secateur_studies.common import (
     Figure,
     Findings,
     Table,
     failures,
-    markdown,
     marked,
     page,
     rows_of,
@@ -100,7 +100,7 @@ def test_rows_and_failures_come_from_records() -> None:
 
 
 def test_tables_align_numbers_and_keep_missing_cells_empty() -> None:
-    text = markdown([{"a": "x", "b": 1.0}, {"a": "y", "c": [1, 2], "b": 2}])
+    text = markdown_table([{"a": "x", "b": 1.0}, {"a": "y", "c": [1, 2], "b": 2}])
     assert text.splitlines()[1:] == ["|---|---:|---|", "| x | 1 |  |", "| y | 2 | 1, 2 |"]
 
 

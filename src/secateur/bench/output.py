@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bench.compare import Comparison
-from secateur.bench.markdown import markdown
 from secateur.bench.trial import Row
 from secateur.core import StoreError
+from secateur.core.markdown import markdown_table
 from secateur.html import Section, metric_of, styles, write_csv, write_html, write_json, write_text
 
 TITLES = {
@@ -80,7 +80,7 @@ def page(found: Comparison, title: str) -> str:
     parts = [f"# {title}", found.varies]
     for name, heading in TITLES.items():
         if rows := getattr(found, name):
-            parts += [f"## {heading}", markdown(rows), NOTES[name]]
+            parts += [f"## {heading}", markdown_table(rows), NOTES[name]]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from secateur import data, zoo
 from secateur.core import SecateurError, Units
+from secateur.core.markdown import markdown_table
 from secateur.data import Dataset
 from secateur.diagnostics import PORTRAITS, diagnose
 from secateur.html import flatten
@@ -219,9 +220,8 @@ def markdown(runs: Sequence[Mapping[str, Any]]) -> str:
         "MACs",
         "speed, batch 64",
     )
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
-    lines += [f"| {' | '.join(words(row))} |" for row in pivot(runs)]
-    return "\n".join(lines) + "\n"
+    rows = [dict(zip(heads, words(row), strict=True)) for row in pivot(runs)]
+    return markdown_table(rows, heads, right=heads[3:]) + "\n"
 
 
 def words(row: Mapping[str, Any]) -> list[str]:

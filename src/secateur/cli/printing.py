@@ -18,7 +18,8 @@ from rich.table import Table
 from secateur.bench.compare import Comparison
 from secateur.cli.demo import pivot, words
 from secateur.core import PruningGraph
-from secateur.html import flatten, show
+from secateur.core.markdown import format_value
+from secateur.html import flatten
 from secateur.html.rows import label
 from secateur_studies import Outcome
 
@@ -103,10 +104,10 @@ def show_run(report: Mapping[str, Any]) -> None:
     for head in ("before", "after"):
         table.add_column(head, justify="right")
     for key in (key for key in row if f"{key}_before" in row):
-        table.add_row(label(key), show(row[f"{key}_before"]), show(row[key]))
+        table.add_row(label(key), format_value(row[f"{key}_before"]), format_value(row[key]))
     if row["metric"]:
-        table.add_row(row["metric"], show(row["before"]), show(row["after"]))
-    table.add_row("same top class", "", show(row["top1"]))
+        table.add_row(row["metric"], format_value(row["before"]), format_value(row["after"]))
+    table.add_row("same top class", "", format_value(row["top1"]))
     out.print(table)
 
 

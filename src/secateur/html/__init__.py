@@ -7,7 +7,7 @@ any flat dictionary, for instance of a run that failed.
 from secateur.html.files import write_csv, write_json, write_text
 from secateur.html.page import write_html
 from secateur.html.reading import read_runs
-from secateur.html.rows import Run, flatten, metric_of, show
+from secateur.html.rows import Run, flatten, metric_of
 from secateur.html.section import Section
 from secateur.html.style import styles
 
@@ -17,7 +17,6 @@ __all__ = [
     "flatten",
     "metric_of",
     "read_runs",
-    "show",
     "styles",
     "write_csv",
     "write_html",

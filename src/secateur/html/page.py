@@ -15,9 +15,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from secateur.core.jsonable import versions
+from secateur.core.markdown import format_value
 from secateur.html.files import write_text
 from secateur.html.payload import network_of, payload
-from secateur.html.rows import Found, Row, Run, as_dicts, flatten, is_report, show, varies
+from secateur.html.rows import Found, Row, Run, as_dicts, flatten, is_report, varies
 from secateur.html.section import Section, chapters
 from secateur.html.structures import structure_sections
 
@@ -98,7 +99,7 @@ def _file(name: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters["show"] = show
+    environment.filters["text"] = format_value
     environment.filters["inline"] = _inline
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.from_string(_file("report.html.j2"))

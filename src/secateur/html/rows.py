@@ -139,22 +139,6 @@ def label(key: str, metric: str = "quality") -> str:
     return LABELS.get(key, key.replace("_", " "))
 
 
-def show(value: Any) -> str:
-    """Word a value for a table.
-
-    Example:
-        >>> show(1234567), show(0.98765432), show(3e-12), show(None), show(True)
-        ('1,234,567', '0.9877', '3e-12', '', 'yes')
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 __all__ = [
     "IDENTITY",
     "Found",
@@ -168,6 +152,5 @@ __all__ = [
     "keys_of",
     "label",
     "metric_of",
-    "show",
     "varies",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.html.rows import show
+from secateur.core.markdown import format_value
 from secateur.html.section import Section
 from secateur.html.structures.marks import GOES, STAYS, Json, figure, lines, listed, points
 
@@ -125,7 +125,7 @@ def _windows(name: str, layer: Mapping[str, Any]) -> Section:
     n, rank, windows, tail = layer["units"], layer["rank"], layer["ranks"], layer["tail"]
     text = (
         f"{n} rows [W | b] with {layer['inputs']} inputs have rank {rank}: {len(windows)} windows of {rank} "
-        f"neighbours, {layer['deficient']} of them deficient, smallest gap {show(layer['gap'])}. "
+        f"neighbours, {layer['deficient']} of them deficient, smallest gap {format_value(layer['gap'])}. "
         f"{n - len(tail)} rows are essential, {len(tail)} are the tail."
     )
     if len(windows) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.html.rows import show
+from secateur.core.markdown import format_value
 from secateur.html.section import Section
 from secateur.html.structures.marks import GOES, STAYS, bars, figure, lines, points, split
 
@@ -25,9 +25,10 @@ def mip_sections(portrait: Mapping[str, Any]) -> list[Section]:
 
 def _solver(solver: Mapping[str, Any]) -> Section:
     objective, bound = solver["objective"], solver["bound"]
+    best, least = format_value(objective), format_value(bound)
     text = (
-        f"The solver stopped as {solver['status']!r}: its best point has the objective {show(objective)}, "
-        f"no point can have less than {show(bound)}, a gap of {show(solver['gap'])}. "
+        f"The solver stopped as {solver['status']!r}: its best point has the objective {best}, "
+        f"no point can have less than {least}, a gap of {format_value(solver['gap'])}. "
         f"{solver['free binaries']} on-off decisions were left open by the bounds."
     )
     traces = [
@@ -41,7 +42,11 @@ def _solver(solver: Mapping[str, Any]) -> Section:
         if not isinstance(value, (dict, list))
     ]
     return Section(
-        "What the solver proved", text, rows, drawn, f"Objective {show(objective)} and bound {show(bound)}"
+        "What the solver proved",
+        text,
+        rows,
+        drawn,
+        f"Objective {best} and bound {least}",
     )
 
 
