@@ -170,16 +170,16 @@ def size(model: nn.Module) -> int:
 
 
 def random_plan(graph: PruningGraph, seed: int = 0, keep: float = 0.5, only: str | None = None) -> Plan:
-    """Keep a random share, rounded up, of the units of every exact group, or of the group named alone."""
+    """Keep a random share, rounded up, of the units of every group, or of the group named alone."""
     generator = np.random.default_rng(seed)
     kept = {}
     for group in graph.groups:
         order = generator.permutation(group.size)
-        if group.exact and group.size > 1 and only in (None, group.name):
+        if group.size > 1 and only in (None, group.name):
             kept[group.name] = np.sort(order[: math.ceil(keep * group.size)]).astype(np.int64)
     return Plan(graph, "random units", kept, seed=seed)
 
 
 def half_plan(graph: PruningGraph, seed: int = 0, only: str | None = None) -> Plan:
-    """Keep a random half of the units of every exact group, or of the group named alone."""
+    """Keep a random half of the units of every group, or of the group named alone."""
     return random_plan(graph, seed, 0.5, only)

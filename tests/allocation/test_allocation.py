@@ -402,13 +402,10 @@ def test_the_cost_of_a_large_transformer_takes_milliseconds() -> None:
     assert block == 1024 * 4096 * 2 + 512 * 4096 + 4 * 64 * 4096 + 3 * 7168 * 4096
 
 
-def test_locked_groups_stay() -> None:
+def test_a_graph_without_groups_lists_what_is_frozen() -> None:
     graph = mlp([3, 4, 5, 2])
-    locked = Group("h1", 4, graph.groups[0].slots, exact=False, note="LayerNorm")
-    mixed = PruningGraph((locked, graph.groups[1]), (), graph.layers, graph.shapes, graph.parameters)
-    assert allocate(mixed, Units(0.4)).counts == {"h2": 2}
-    none = PruningGraph((locked,), graph.frozen, graph.layers, graph.shapes, graph.parameters)
-    with pytest.raises(NothingToPrune, match=r"(?s)h1: LayerNorm.*0.weight\[1\]: input"):
+    none = PruningGraph((), graph.frozen, graph.layers, graph.shapes, graph.parameters)
+    with pytest.raises(NothingToPrune, match=r"0.weight\[1\]: input"):
         prunable(none)
 
 

@@ -55,7 +55,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", named())
 def test_tracing_finds_the_units(name: str) -> None:
     entry, model, graph = traced(name)
-    assert sum(g.size for g in graph.groups if g.exact) >= entry.units
+    assert sum(g.size for g in graph.groups) >= entry.units
     assert len({g.name for g in graph.groups}) == len(graph.groups)
     for group in graph.groups:
         for slot in group.slots:
@@ -106,7 +106,7 @@ def test_each_group_alone_goes_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", named("fast"))
 def test_one_unit_left_in_every_group_is_exact(name: str) -> None:
     entry, model, graph = traced(name)
-    keep = {g.name: np.array([g.size - 1]) for g in graph.groups if g.exact and g.size > 1}
+    keep = {g.name: np.array([g.size - 1]) for g in graph.groups if g.size > 1}
     small = shrink(model, Plan(graph, "last unit", keep))
     assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
 
@@ -178,8 +178,8 @@ def test_shrunk_models_can_be_traced_and_shrunk_again(name: str) -> None:
     once = shrink(model, first, check=False)
     args, kwargs = entry.example()
     again = trace(once, args, example_kwargs=kwargs)
-    left = sum(len(first.keep.get(g.name, range(g.size))) for g in graph.groups if g.exact)
-    assert sum(g.size for g in again.groups if g.exact) >= left
+    left = sum(len(first.keep.get(g.name, range(g.size))) for g in graph.groups)
+    assert sum(g.size for g in again.groups) >= left
     twice = shrink(once, oracles.half_plan(again, seed=1))
     assert oracles.size(twice) < oracles.size(once) < oracles.size(model)
     assert oracles.deviation(entry, model, twice) < oracles.TOLERANCE

@@ -55,9 +55,7 @@ data = st.recursive(
 ints = arrays.arrays(np.int64, shape)
 names = st.text(max_size=5)
 slots = st.builds(Slot, names, st.integers(0, 3), ints, st.sampled_from(["out", "in", "scale"]))
-groups = st.builds(
-    Group, names, st.integers(0, 9), st.lists(slots, max_size=2).map(tuple), st.booleans(), names
-)
+groups = st.builds(Group, names, st.integers(0, 9), st.lists(slots, max_size=2).map(tuple))
 networks = st.builds(
     PruningGraph,
     groups=st.lists(groups, max_size=3).map(tuple),

@@ -381,7 +381,7 @@ def test_projections_empty_sequences_and_fixed_states_are_refused_by_name():
     graph = trace(Projected(), torch.randn(4, 7, 3))
     frozen = {f.tensor: f.reason for f in graph.frozen}
     assert any("rnn" in name for name in frozen)
-    if not any(g.exact for g in graph.groups):
+    if not graph.groups:
         with pytest.raises(NothingToPrune, match="rnn"):
             WEIGHTS.plan(graph, evidence_of(Projected(), graph), Units(0.5))
     with pytest.raises(SecateurError):

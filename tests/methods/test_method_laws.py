@@ -80,7 +80,7 @@ class TestUnits:
     def test_counts_are_exact(self, name: str, method: str) -> None:
         graph = traced(name)[2]
         keep = once(name, method, Units(0.5)).keep
-        assert set(keep) == {g.name for g in graph.groups if g.exact and g.size > 1}
+        assert set(keep) == {g.name for g in graph.groups if g.size > 1}
         for group, kept in keep.items():
             size = graph.group(group).size
             assert abs(2 * len(kept) - size) <= 1
@@ -124,7 +124,7 @@ class TestRankings:
     def test_global_scope_keeps_the_total(self, name: str, method: str) -> None:
         graph = traced(name)[2]
         keep = once(name, method, Units(0.5, scope="global")).keep
-        sizes = {g.name: g.size for g in graph.groups if g.exact}
+        sizes = {g.name: g.size for g in graph.groups}
         left = sum(len(keep[g]) if g in keep else size for g, size in sizes.items())
         assert abs(left - 0.5 * sum(sizes.values())) <= 1
 

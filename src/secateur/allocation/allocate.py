@@ -51,16 +51,14 @@ class Allocation:
 
 
 def prunable(graph: PruningGraph) -> tuple[Group, ...]:
-    """Return the groups from which units may go: those whose removal is exact.
+    """Return the groups of a graph.
 
     Raises:
-        NothingToPrune: There are none; the message lists what is frozen and locked, and why.
+        NothingToPrune: If there are none.  The message lists the frozen axes and the reasons.
     """
-    groups = tuple(g for g in graph.groups if g.exact)
-    if not groups:
-        locked = [f"group {g.name}: {g.note or 'removal is not exact'}" for g in graph.groups]
-        raise NothingToPrune("no group of units can be removed\n" + _reasons(graph.frozen, locked))
-    return groups
+    if not graph.groups:
+        raise NothingToPrune("no group of units can be removed\n" + _reasons(graph.frozen))
+    return graph.groups
 
 
 def weight_sizes(graph: PruningGraph) -> dict[str, int]:
@@ -71,13 +69,12 @@ def weight_sizes(graph: PruningGraph) -> dict[str, int]:
     """
     names = dict.fromkeys(layer.weight for layer in graph.prunable_weights())
     if not names:
-        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(graph.frozen, []))
+        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(graph.frozen))
     return {name: int(np.prod(graph.shapes[name])) for name in names}
 
 
-def _reasons(frozen: Sequence[Frozen], locked: list[str], most: int = 20) -> str:
+def _reasons(frozen: Sequence[Frozen], most: int = 20) -> str:
     lines = [f"  {f.tensor}[{f.axis}]: {f.reason}" + (f" ({f.source})" if f.source else "") for f in frozen]
-    lines = [f"  {x}" for x in locked] + lines
     return "\n".join([*lines[:most], *([f"  and {len(lines) - most} more"] if len(lines) > most else [])])
 
 

@@ -85,11 +85,10 @@ def show_methods(methods: Mapping[str, type]) -> None:
 
 def show_network(network: PruningGraph) -> None:
     """Print the groups of a network and its frozen axes."""
-    groups = Table("group", "units", "where", "note", title="Units that live and die together")
+    groups = Table("group", "units", "where", title="Units that live and die together")
     for group in network.groups:
         where = ", ".join(f"{slot.tensor}[{slot.axis}]" for slot in group.slots)
-        note = group.note if group.exact else f"locked: {group.note}"
-        groups.add_row(escape(group.name), str(group.size), escape(where), escape(note))
+        groups.add_row(escape(group.name), str(group.size), escape(where))
     frozen = Table("axis", "why nothing is removed", "source", title="Frozen axes")
     for axis in network.frozen:
         frozen.add_row(escape(f"{axis.tensor}[{axis.axis}]"), escape(axis.reason), escape(axis.source))

@@ -44,16 +44,11 @@ class Group:
         name: Unique, named after what makes the units (``"features.0"``, ``"layer1 (heads)"``).
         size: Number of units.
         slots: Everything that each unit owns.
-        exact: Whether removal provably equals masking.  False where a statistic over the axis
-            (LayerNorm) would notice the removal; such groups are locked unless asked for.
-        note: What a reader should know, for instance why `exact` is False.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
-    exact: bool = True
-    note: str = ""
 
     def producers(self) -> tuple[Slot, ...]:
         """Return the slots that make the units: weights (2 or more axes) before biases."""
@@ -206,8 +201,7 @@ class PruningGraph:
         for g in self.groups:
             where = ", ".join(f"{s.tensor}[{s.axis}]" for s in g.slots[:4])
             more = f" and {len(g.slots) - 4} more" if len(g.slots) > 4 else ""
-            lock = "" if g.exact else f"  locked: {g.note}"
-            lines.append(f"  {g.name}: {g.size} units on {where}{more}{lock}")
+            lines.append(f"  {g.name}: {g.size} units on {where}{more}")
         lines.append(f"{len(self.frozen)} frozen axes")
         for f in self.frozen:
             lines.append(f"  {f.tensor}[{f.axis}]: {f.reason}" + (f" ({f.source})" if f.source else ""))

@@ -32,6 +32,7 @@ OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs", "graph")}
 # What version 0.1 called the same things, so that its folders keep loading.
 RENAMED_TYPES = {"Network": "PruningGraph"}
 RENAMED_FIELDS = {("Plan", "network"): "graph"}
+RETIRED_FIELDS = {("Group", "exact"), ("Group", "note")}
 
 
 def encode(value: Any) -> tuple[Any, Arrays]:
@@ -191,7 +192,11 @@ def _build(name: str, found: dict[str, Any]) -> Any:
     name = RENAMED_TYPES.get(name, name)
     kind = TYPES[name]
     hints = get_type_hints(kind)
-    found = {RENAMED_FIELDS.get((name, field), field): value for field, value in found.items()}
+    found = {
+        RENAMED_FIELDS.get((name, field), field): value
+        for field, value in found.items()
+        if (name, field) not in RETIRED_FIELDS
+    }
     for field in fields(kind):
         if field.name not in found:
             if field.default is MISSING and field.default_factory is MISSING:

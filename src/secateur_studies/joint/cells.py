@@ -109,7 +109,7 @@ class Bench:
     def dense(self) -> Row:
         """Return what there is before pruning."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        units = sum(g.size for g in self.network.groups if g.exact)
+        units = sum(g.size for g in self.network.groups)
         examples = sum(len(targets) for _, targets in self.test)
         whole = accuracy(self.model, self.test)
         return {"accuracy": whole, "examples": examples, "parameters": parameters, "units": units}

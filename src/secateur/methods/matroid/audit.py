@@ -93,7 +93,7 @@ def permutation_audit(
     generator = np.random.default_rng(seed)
     permuted = []
     for _ in range(draws):
-        orders = {g.name: generator.permutation(g.size) for g in graph.groups if g.exact}
+        orders = {g.name: generator.permutation(g.size) for g in graph.groups}
         other = permuted_evidence(graph, statistics, orders)
         permuted.append(_planned(method, graph, other, budget, orders))
     figure = measure or (lambda _: float("nan"))
