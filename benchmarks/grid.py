@@ -27,7 +27,7 @@ def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         used, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         records = run_trials(
-            cells, Path(folder) / "cells.jsonl", jobs=jobs, tell=lambda _: ends.append(time.perf_counter())
+            cells, Path(folder) / "cells.jsonl", jobs=jobs, log=lambda _: ends.append(time.perf_counter())
         )
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     inside = sum(record.wall for record in records)

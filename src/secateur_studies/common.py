@@ -132,7 +132,7 @@ def named_folders(folders: Mapping[str, str | Path] | None, known: Sequence[str]
 def marked(cells: Sequence[Trial], folders: Mapping[str, str]) -> list[Trial]:
     """Return cells that are told apart by what lies in the folders of data sets, too."""
     marks = {name: folder_hash(folder) for name, folder in folders.items()}
-    return [replace(cell, marks={**cell.marks, **marks}) for cell in cells] if marks else list(cells)
+    return [replace(cell, extra_key={**cell.extra_key, **marks}) for cell in cells] if marks else list(cells)
 
 
 def folder_hash(folder: str | Path) -> str:
@@ -162,14 +162,21 @@ def rows_of(records: Sequence[TrialResult], job: str | None = None) -> list[dict
         job: The end of a job's name, such as ``"table1"`` for ``"secateur_studies.spectral.cells:table1"``.
     """
     good = [record for record in records if record.status == "ok"]
-    return [row for record in good if job is None or record.cell.job.endswith(job) for row in record.rows]
+    return [
+        row for record in good if job is None or record.trial.function.endswith(job) for row in record.rows
+    ]
 
 
 def failures(records: Sequence[TrialResult]) -> Table | None:
     """Return the table of the cells that failed or took too long, or None if all went well."""
     bad = [record for record in records if record.status != "ok"]
     rows = [
-        {"job": r.cell.job.rpartition(":")[2], **_flat(r.cell.params), "status": r.status, "why": r.error}
+        {
+            "job": r.trial.function.rpartition(":")[2],
+            **_flat(r.trial.params),
+            "status": r.status,
+            "why": r.error,
+        }
         for r in bad
     ]
     return Table("failures", f"{len(bad)} of {len(records)} cells without a result", rows) if bad else None

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from secateur.bench.models import batch_hash
-from secateur.bench.trial import made_with
+from secateur.bench.models import hash_batches
+from secateur.bench.trial import key_versions
 from secateur.data import Dataset
 
 __all__ = ["remembered", "weights_file"]
@@ -30,7 +30,7 @@ def weights_file(folder: str | Path, stem: str, data: Dataset, said: Sequence[An
         data: Of which the training part counts, to the last bit.
         said: All else that the training depends on, as JSON can hold it.
     """
-    whole = json.dumps([*said, batch_hash([data.parts["train"]]), made_with()], sort_keys=True)
+    whole = json.dumps([*said, hash_batches([data.parts["train"]]), key_versions()], sort_keys=True)
     return Path(folder) / f"{stem}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.safetensors"
 
 

@@ -287,7 +287,7 @@ def test_models_and_data_that_cannot_be(model: str, data: str, holdout: str | No
 def test_a_model_or_data_that_are_not_what_they_were_are_told(place: Path) -> None:
     cell = make_grid(bench("single", seeds=[0]), inline=True).cells[0]
     kinds = ("model_hash", "data_hash", "method_hash")
-    others = [Trial(cell.job, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
+    others = [Trial(cell.function, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
     errors = [record.error for record in run_trials(others, place / "cells.jsonl", engine="inline")]
     assert "gives another model each time" in errors[0] and "gives other batches each time" in errors[1]
     assert "the code of planted.py:Truth changed since the run began" in errors[2]

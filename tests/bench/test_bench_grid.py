@@ -16,7 +16,7 @@ import torch
 from secateur.bench import Trial, run_trials
 from secateur.bench.results_file import ResultsFile
 from secateur.bench.run import duration
-from secateur.bench.trial import made_with
+from secateur.bench.trial import key_versions
 from secateur.core import InputError, SecateurError, StoreError
 
 JOBS = "secateur.bench.checks:"
@@ -34,7 +34,7 @@ def test_a_grid_in_processes_keeps_going_whatever_cells_do(tmp_path: Path) -> No
     path, said = tmp_path / "deep" / "cells.jsonl", []
     spin = Trial(f"{JOBS}spin", {"seconds": 1000.0})
     bad = [Trial(f"{JOBS}crash"), Trial(f"{JOBS}fail", {"text": "no such luck"}), spin]
-    records = run_trials([*bad, *draws(0, 1, 0)], path, limit=2.0, tell=said.append)
+    records = run_trials([*bad, *draws(0, 1, 0)], path, limit=2.0, log=said.append)
     assert [r.status for r in records] == ["error", "error", "timeout", "ok", "ok", "ok"]
     crash, fail, late, first, second, again = records
     assert "SIGKILL" in crash.error
@@ -44,9 +44,9 @@ def test_a_grid_in_processes_keeps_going_whatever_cells_do(tmp_path: Path) -> No
     assert [row["value"] for row in first.rows] == pytest.approx(
         torch.randn(2, generator=torch.Generator().manual_seed(0)).tolist()
     )
-    assert first.memory > 50 and crash.cell.job.endswith("crash")
+    assert first.memory > 50 and crash.trial.function.endswith("crash")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sorted(line["key"] for line in lines) == sorted({r.cell.key for r in records})
+    assert sorted(line["key"] for line in lines) == sorted({r.trial.key for r in records})
     assert said[0] == "0 of 5 cells" and said[-1] == "5 of 5 cells, 3 failed" and "left" in said[-2]
     inlined = inline(draws(0, 1), tmp_path / "inline.jsonl")
     assert [r.rows for r in inlined] == [first.rows, second.rows]
@@ -56,10 +56,10 @@ def test_a_second_run_does_only_what_is_left(tmp_path: Path) -> None:
     path, fails = tmp_path / "cells.jsonl", Trial(f"{JOBS}fail", {"text": "again"})
     inline([*draws(0, 1), fails], path)
     before, said = path.read_text(), []
-    records = inline([*draws(2, 1, 0), fails], path, tell=said.append)
+    records = inline([*draws(2, 1, 0), fails], path, log=said.append)
     assert said[0].startswith("2 of 4 cells (2 from before)")
     added = path.read_text().removeprefix(before).splitlines()
-    assert [json.loads(line)["job"][len(JOBS) :] for line in added] == ["draw", "fail"]
+    assert [json.loads(line)["function"][len(JOBS) :] for line in added] == ["draw", "fail"]
     assert [r.rows[0]["seed"] for r in records[:3]] == [2, 1, 0]
 
 
@@ -76,7 +76,7 @@ def test_a_last_line_that_was_cut_short_is_taken_off_and_said(tmp_path: Path, cu
     whole = path.read_bytes()
     first, last = whole.splitlines(keepends=True)
     path.write_bytes(first + last[:cut])
-    records = inline(draws(0, 1), path, tell=said.append)
+    records = inline(draws(0, 1), path, log=said.append)
     assert "was cut short" in said[0] and said[1].startswith("1 of 2 cells (1 from before)")
     assert [r.rows[0]["seed"] for r in records] == [0, 1]
     assert path.read_bytes().startswith(first) and len(path.read_bytes().splitlines()) == 2
@@ -86,7 +86,7 @@ def test_a_last_line_without_its_end_counts(tmp_path: Path) -> None:
     path, said = tmp_path / "cells.jsonl", []
     inline(draws(0), path)
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    inline(draws(0, 1), path, tell=said.append)
+    inline(draws(0, 1), path, log=said.append)
     assert said[0].startswith("1 of 2 cells")
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
 
@@ -103,12 +103,12 @@ def test_a_line_in_the_middle_that_is_no_record_is_an_error(tmp_path: Path) -> N
 
 def test_lines_of_other_versions_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, said = tmp_path / "cells.jsonl", []
-    older = {**made_with(), "torch": "2.6.0"}
+    older = {**key_versions(), "torch": "2.6.0"}
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.bench.trial.made_with", lambda: older)
+        patch.setattr("secateur.bench.trial.key_versions", lambda: older)
         inline(draws(0), path)
     before = path.read_text()
-    inline(draws(0), path, tell=said.append)
+    inline(draws(0), path, log=said.append)
     assert "1 results of other versions" in said[0] and said[1] == "0 of 1 cells"
     assert path.read_text().startswith(before) and len(path.read_text().splitlines()) == 2
 
@@ -135,7 +135,7 @@ except StoreError as error:
 assert path.stat().st_size == size
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 said = []
-run_trials(cells, path, engine="inline", tell=said.append)
+run_trials(cells, path, engine="inline", log=said.append)
 print(said[0])
 """
 
@@ -202,7 +202,7 @@ def test_where_files_lie_is_no_part_of_a_cell(tmp_path: Path) -> None:
     spins = [Trial("secateur.bench.checks:spin", {"seconds": 0.0}, {"folder": name}) for name in "ab"]
     first = run_trials(spins[:1], tmp_path / "cells.jsonl", engine="inline")
     said: list[str] = []
-    assert run_trials(spins[1:], tmp_path / "cells.jsonl", engine="inline", tell=said.append) == first
+    assert run_trials(spins[1:], tmp_path / "cells.jsonl", engine="inline", log=said.append) == first
     assert "1 from before" in said[0] and first[0].rows[0]["folder"] == "a"
 
 

@@ -238,9 +238,9 @@ DEEP = "deep"
         ("seconds", math.nan, "NaN is no number"),
         ("status", "fine", "'status' must be one of ok, error, timeout"),
         ("params", [], "'params' must be a mapping"),
-        ("marks", None, "'marks' must be a mapping"),
+        ("extra_key", None, "'extra_key' must be a mapping"),
         ("place", None, "'place' must be"),
-        ("job", 5, "'job' must be"),
+        ("function", 5, "'function' must be"),
         ("rows", DEEP, "RecursionError"),
     ],
 )

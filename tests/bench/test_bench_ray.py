@@ -108,7 +108,7 @@ def test_a_node_dies_midway_and_nothing_is_lost(tmp_path: Path, cluster) -> None
             nodes.remove_node(second, allow_graceful=False)
 
     path = tmp_path / "cells.jsonl"
-    records = run_trials(cells, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, tell=tell)
+    records = run_trials(cells, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, log=tell)
     assert killed == [2]
     assert [r.status for r in records] == [*["ok"] * 14, "error", "error", "timeout"]
     assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == len(cells)

@@ -18,7 +18,7 @@ from secateur.bench.statistics import (
     holm,
     largest_removed,
     paired_p,
-    standing,
+    rank,
 )
 from secateur.core import InputError
 
@@ -90,8 +90,8 @@ def test_p_is_that_of_the_t_test(values: list[float]) -> None:
 def test_holm_against_its_definition(p: list[float]) -> None:
     order, m = sorted(range(len(p)), key=lambda i: p[i]), len(p)
     truth = [0.0] * m
-    for rank, at in enumerate(order):
-        truth[at] = max(min(1.0, (m - j) * p[order[j]]) for j in range(rank + 1))
+    for position, at in enumerate(order):
+        truth[at] = max(min(1.0, (m - j) * p[order[j]]) for j in range(position + 1))
     found = holm(p)
     assert found == pytest.approx(truth)
     assert all(a >= b - 1e-15 and a <= min(1.0, m * b) + 1e-12 for a, b in zip(found, p, strict=True))
@@ -116,14 +116,14 @@ def test_pairs_are_antisymmetric_and_the_order_of_methods_does_not_matter(scores
     turned = {"better": "worse", "worse": "better"}
     found = {(d.second, d.first): turned.get(d.verdict, d.verdict) for d in compare(backward)}
     assert {(d.first, d.second): d.verdict for d in compare(scores)} == found
-    one, other = standing(scores), standing(backward)
+    one, other = rank(scores), rank(backward)
     if len({round(sum(v.values()), 9) for v in scores.values()}) == len(scores):
         assert (one.leader, set(one.tied)) == (other.leader, set(other.tied))
 
 
 @given(tables())
 def test_a_copy_ties_with_its_original(scores: dict) -> None:
-    found = standing({**scores, "copy": scores["m0"]})
+    found = rank({**scores, "copy": scores["m0"]})
     pair = next(d for d in found.differences if {d.first, d.second} == {"m0", "copy"})
     assert pair.verdict == "tie" and pair.mean.estimate == 0 and pair.adjusted == 1
     assert ("m0" in found.tied) == ("copy" in found.tied)
@@ -133,13 +133,13 @@ def test_a_clear_winner_wins_and_few_seeds_are_told() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, (6, 5))
     scores = {f"m{i}": dict(enumerate(0.7 + noise[i])) for i in range(5)}
-    found = standing({**scores, "planted": dict(enumerate(0.9 + noise[5]))})
+    found = rank({**scores, "planted": dict(enumerate(0.9 + noise[5]))})
     assert (found.leader, found.verdict, found.tied) == ("planted", "wins", ("planted",))
-    single = standing({"a": {0: 0.9}, "b": {0: 0.1}})
+    single = rank({"a": {0: 0.9}, "b": {0: 0.1}})
     assert single.verdict == "too few seeds" and single.tied == ("a", "b")
-    assert standing({"alone": {0: 0.5}, "failed": {}}).verdict == "alone"
+    assert rank({"alone": {0: 0.5}, "failed": {}}).verdict == "alone"
     with pytest.raises(InputError, match="no method"):
-        standing({"failed": {}})
+        rank({"failed": {}})
 
 
 def test_methods_that_are_all_alike_are_rarely_told_apart() -> None:
@@ -196,9 +196,9 @@ def test_one_example_that_all_seeds_share_is_one_example() -> None:
 
 
 def test_the_leader_leads_on_the_seeds_that_all_have() -> None:
-    found = standing({"a": {0: 0.99, 1: 0.98, 2: 0.97}, "b": {0: 0.999, 1: 0.989, 2: 0.979, 3: 0.1, 4: 0.1}})
+    found = rank({"a": {0: 0.99, 1: 0.98, 2: 0.97}, "b": {0: 0.999, 1: 0.989, 2: 0.979, 3: 0.1, 4: 0.1}})
     assert (found.leader, found.verdict) == ("b", "wins")
 
 
 def test_a_method_without_rivals_wins_nothing() -> None:
-    assert standing({"a": {0: 0.5, 1: 0.6}}).verdict == "alone"
+    assert rank({"a": {0: 0.5, 1: 0.6}}).verdict == "alone"

@@ -50,7 +50,7 @@ def test_the_grid_names_each_training_once_and_says_its_sizes():
     parts, there = ("literal", "rigorous", "g2p"), {"fashion": "/data"}
     asked = cells("default", parts, ["fashion", "digits"], there, None, [3, 4])
     assert len({cell.key for cell in asked}) == len(asked) == 2 * 2 * (1 + len(VARIANTS)) + 6
-    literal = [cell.params for cell in asked if cell.job.endswith(":literal")]
+    literal = [cell.params for cell in asked if cell.function.endswith(":literal")]
     assert {p["how"]["limit"] for p in literal if p["data"] == "digits"} == {None}
     assert {(p["data"], p["folder"]) for p in literal} == {("fashion", "/data"), ("digits", None)}
     full = cells("full", ("literal", "rigorous"), ["digits", "mnist"], {"mnist": "/data"}, None, [0])

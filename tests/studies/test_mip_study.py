@@ -128,12 +128,12 @@ def test_the_grid_has_three_initialisations_and_vgg_at_both_sizes():
         grid(setting, PARTS, ("FC-3", "FC-4", "LeNet-5", "VGG-16"), range(3), setting is FULL)
         for setting in (QUICK, FULL)
     )
-    jobs = [cell.job.rpartition(":")[2] for cell in quick]
+    jobs = [cell.function.rpartition(":")[2] for cell in quick]
     assert set(jobs) == set(PARTS)
-    table2 = [cell.params for cell in quick if cell.job.endswith("pruning")]
+    table2 = [cell.params for cell in quick if cell.function.endswith("pruning")]
     assert {p["seed"] for p in table2 if p["net"] == "FC-3"} == {0, 1, 2}
     assert [p["net"] for p in table2].count("VGG-16") == 1
-    assert [c.params["net"] for c in full if c.job.endswith("pruning")].count("VGG-16") >= 3
+    assert [c.params["net"] for c in full if c.function.endswith("pruning")].count("VGG-16") >= 3
     assert len({cell.key for cell in quick}) == len(quick)
 
 

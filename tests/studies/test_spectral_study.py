@@ -139,7 +139,7 @@ def test_the_grid_has_every_experiment() -> None:
         grid(scale, {}, ("table1", "figure2", "controls", "figure3", "oneshot"), tuple(NETS), range(3))
         for scale in (QUICK, FULL)
     )
-    jobs = {(c.job.rpartition(":")[2], c.params["net"]) for c in default}
+    jobs = {(c.function.rpartition(":")[2], c.params["net"]) for c in default}
     assert {("table1", "VGG-16"), ("table1", "ResNet-20"), ("figure3", "VGG-11")} <= jobs
     assert {net for job, net in jobs if job == "figure2"} == set(NETS)
     assert len({c.key for c in default}) == len(default)

@@ -53,7 +53,7 @@ def run(
             desk = (
                 ray.remote(Desk)
                 .options(num_cpus=0, resources=HEAD)
-                .remote({at: (cell.job, cell.arguments) for at, cell in left.items()})
+                .remote({at: (cell.function, cell.arguments) for at, cell in left.items()})
             )
             for at, outcome in _round(ray, desk, min(jobs, len(left)), limit):
                 yield left.pop(at), outcome

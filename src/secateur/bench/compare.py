@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from secateur.bench.statistics import Interval, Standing, area, bootstrap, largest_removed, standing
+from secateur.bench.statistics import Interval, Ranking, area, bootstrap, largest_removed, rank
 from secateur.bench.trial import Row
 from secateur.core import InputError
 from secateur.html import flatten
@@ -99,7 +99,7 @@ def comparison(rows: Sequence[Row], varies: str = "", loss: float = 0.01) -> Com
     if not found:
         why = "; ".join(f"{row['method']}: {row['why']}" for row in failed[:3])
         raise InputError(f"no pruning went well, so there is nothing to compare: {why}")
-    ranked = [(place, standing(place.scores, examples=place.examples)) for place in found]
+    ranked = [(place, rank(place.scores, examples=place.examples)) for place in found]
     repairs = dict.fromkeys(place.repair for place in found)
     return Comparison(
         runs=rows,
@@ -143,7 +143,7 @@ def failures(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _means(place: Place, stands: Standing) -> list[Row]:
+def _means(place: Place, stands: Ranking) -> list[Row]:
     rows = []
     for method, scores in sorted(place.scores.items(), key=lambda item: -fmean(item[1].values())):
         runs = [row for by_seed in place.runs[method].values() for row in by_seed]
@@ -170,7 +170,7 @@ def _means(place: Place, stands: Standing) -> list[Row]:
     return rows
 
 
-def _standing(place: Place, stands: Standing) -> Row:
+def _standing(place: Place, stands: Ranking) -> Row:
     mean = fmean(place.scores[stands.leader].values())
     alone = stands.verdict == "alone"
     return {
@@ -184,7 +184,7 @@ def _standing(place: Place, stands: Standing) -> Row:
     }
 
 
-def _differences(place: Place, stands: Standing) -> list[Row]:
+def _differences(place: Place, stands: Ranking) -> list[Row]:
     return [
         {
             "repair": place.repair,
@@ -214,7 +214,7 @@ def _curves(found: Sequence[Place], repair: str, loss: float) -> list[Row]:
     if not upto > 0:
         return []
     areas = {m: {s: area(c, upto) for s, c in seeds.items()} for m, seeds in complete.items()}
-    stands, rows = standing(areas, examples=here[0].examples), []
+    stands, rows = rank(areas, examples=here[0].examples), []
     for method, by_seed in sorted(areas.items(), key=lambda item: -fmean(item[1].values())):
         removed = [largest_removed(c, c[0][1] - loss) or 0.0 for c in complete[method].values()]
         most = bootstrap(removed)

@@ -100,7 +100,7 @@ def examples(data: str, holdout: str | None, tuned: bool) -> tuple[Batches, str]
         raise InputError(
             f"{shared:.0%} of the held-out examples are among those that methods look at: hold others out"
         )
-    return batches, batch_hash([*found.fit, *held])
+    return batches, hash_batches([*found.fit, *held])
 
 
 def example_inputs(example: Any, shape: str | None, batches: Batches) -> Any:
@@ -192,7 +192,7 @@ def _file_of(place: str) -> Path:
     return Path(place if place.endswith(".py") else inspect.getfile(sys.modules[place])).resolve()
 
 
-def batch_hash(batches: Iterable[Any]) -> str:
+def hash_batches(batches: Iterable[Any]) -> str:
     """Return what tells batches from others: SHA-256 of their tensors."""
     digest = hashlib.sha256()
     for batch in batches:
@@ -224,7 +224,7 @@ def overlap(fit: Sequence[Any], held: Sequence[Any]) -> float:
 
 def _units(batches: Sequence[Any]) -> list[str]:
     if not _plain(batches):
-        return [batch_hash([batch]) for batch in batches]
+        return [hash_batches([batch]) for batch in batches]
     return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for b in batches for x in b[0].cpu()]
 
 
@@ -294,9 +294,9 @@ def _enough(there: int, parts: int, what: str) -> None:
 
 __all__ = [
     "SAMPLE",
-    "batch_hash",
     "example_inputs",
     "examples",
+    "hash_batches",
     "model_hash",
     "overlap",
     "part",

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from secateur.bench.trial import TrialResult, made_with
+from secateur.bench.trial import TrialResult, key_versions
 from secateur.core import InputError, StoreError
 
 try:
@@ -99,7 +99,7 @@ class ResultsFile:
                 f"cannot write {self.path}: {error.strerror or error}. The cells written before are kept; "
                 "make room and run the same again, which goes on from there"
             ) from error
-        self.records[record.cell.key] = record
+        self.records[record.trial.key] = record
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -144,13 +144,13 @@ class ResultsFile:
             values: dict[str, Any] = json.loads(line, parse_constant=_refuse)
             versions, key = values["versions"], values["key"]
             record = TrialResult.from_dict(values)
-            same = key == record.cell.key
+            same = key == record.trial.key
         except (ValueError, KeyError, TypeError, RecursionError, InputError) as error:
             raise StoreError(
                 f"line {number} of {self.path} is no record of a cell ({type(error).__name__}: {error}): "
                 "take the line out, or use another folder"
             ) from error
-        if versions == made_with() and same:
+        if versions == key_versions() and same:
             self.records[key] = record
         else:
             self.strangers += 1

@@ -17,7 +17,7 @@ from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import EngineError, Worker
 from secateur.core import InputError, unknown
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 Outcome = tuple[Trial, Row]
 Outcomes = Generator[Outcome, None, None]
 
@@ -40,7 +40,7 @@ def run_trials(
     jobs: int = 2,
     address: str | None = None,
     limit: float | None = None,
-    tell: Tell | None = None,
+    log: Log | None = None,
 ) -> list[TrialResult]:
     """Run cells that are not done yet, and return the records of all.
 
@@ -56,7 +56,7 @@ def run_trials(
         jobs: Cells at a time.
         address: Of the Ray cluster; one is started here if None.
         limit: Seconds on the clock after which a cell is stopped and recorded as ``"timeout"``.
-        tell: Called with a few words after each cell: how many are done, and the time left.
+        log: Called with a few words after each cell: how many are done, and the time left.
 
     Returns:
         One record a cell, in the order of `cells`.
@@ -74,7 +74,7 @@ def run_trials(
         [('ok', 0), ('ok', 1)]
     """
     run = find_engine(engine, jobs, address, limit)
-    say = tell or (lambda _: None)
+    say = log or (lambda _: None)
     with ResultsFile(path) as ledger:
         if ledger.said:
             say(ledger.said)
@@ -118,7 +118,7 @@ def find_engine(name: str, jobs: int, address: str | None, limit: float | None) 
 def inline(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
     """Run cells one after the other in this process."""
     for cell in cells:
-        yield cell, execute(cell.job, cell.arguments)
+        yield cell, execute(cell.function, cell.arguments)
 
 
 def local(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
@@ -133,7 +133,7 @@ def local(cells: Sequence[Trial], jobs: int, limit: float | None, address: str |
     def attempt(cell: Trial) -> Outcome:
         worker = idle.pop()
         try:
-            return cell, worker.run(cell.job, cell.arguments, limit)
+            return cell, worker.run(cell.function, cell.arguments, limit)
         finally:
             idle.append(worker)
 
@@ -160,14 +160,14 @@ class _Progress:
         self.left: dict[str, int] = defaultdict(int)
         self.took: dict[str, list[float]] = defaultdict(list)
         for cell in left:
-            self.left[cell.job] += 1
+            self.left[cell.function] += 1
         for record in done:
-            self.took[record.cell.job].append(record.wall)
+            self.took[record.trial.function].append(record.wall)
 
     def count(self, record: TrialResult) -> None:
         """Count a cell that finished."""
-        self.left[record.cell.job] -= 1
-        self.took[record.cell.job].append(record.wall)
+        self.left[record.trial.function] -= 1
+        self.took[record.trial.function].append(record.wall)
         self.bad += record.status != "ok"
 
     def words(self) -> str:

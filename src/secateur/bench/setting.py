@@ -310,7 +310,7 @@ def run_bench(
         tell("making the model and the data")
     grid = make_grid(bench, inline=engine == "inline", limit=limit)
     path = Path(out) / LEDGER
-    records = run_trials(grid.cells, path, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell)
+    records = run_trials(grid.cells, path, engine=engine, jobs=jobs, address=address, limit=limit, log=tell)
     pairs = list(zip(grid.cells, records, strict=True))
     for cell, record in pairs:
         _check(cell, record, path)

@@ -66,7 +66,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranking:
     """Who wins at one place.
 
     Attributes:
@@ -234,7 +234,7 @@ def _verdict(mean: float, adjusted: float, level: float) -> str:
     return "better" if mean > 0 else "worse"
 
 
-def standing(scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None) -> Standing:
+def rank(scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None) -> Ranking:
     """Say who wins, and who cannot be told from the winner; arguments as of `compare`.
 
     Raises:
@@ -242,7 +242,7 @@ def standing(scores: Scores, level: float = LEVEL, seed: int = 0, examples: floa
 
     Example:
         >>> same = {0: 0.5, 1: 0.6, 2: 0.5}
-        >>> standing({"a": same, "twin": same, "b": {0: 0.1, 1: 0.21, 2: 0.1}}).tied
+        >>> rank({"a": same, "twin": same, "b": {0: 0.1, 1: 0.21, 2: 0.1}}).tied
         ('a', 'twin')
     """
     there = {name: by_seed for name, by_seed in scores.items() if by_seed}
@@ -262,7 +262,7 @@ def standing(scores: Scores, level: float = LEVEL, seed: int = 0, examples: floa
         if d.verdict == ("better" if d.first == leader else "worse") and leader in (d.first, d.second)
     }
     rest = sorted((name for name in there if name != leader and name not in beaten), key=lambda n: -means[n])
-    return Standing(leader, (leader, *rest), differences)
+    return Ranking(leader, (leader, *rest), differences)
 
 
 Curve = Sequence[tuple[float, float]]
@@ -321,12 +321,12 @@ __all__ = [
     "LEVEL",
     "Difference",
     "Interval",
-    "Standing",
+    "Ranking",
     "area",
     "bootstrap",
     "compare",
     "holm",
     "largest_removed",
     "paired_p",
-    "standing",
+    "rank",
 ]

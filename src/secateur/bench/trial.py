@@ -24,7 +24,7 @@ JOB = re.compile(r"[\w.]+:\w+")
 
 
 @cache
-def made_with() -> dict[str, str]:
+def key_versions() -> dict[str, str]:
     """Return the versions that a cell's key contains: of what computes, and Python's minor version."""
     names = {name: metadata.version(name) for name in COMPUTES}
     return {**names, "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
@@ -39,7 +39,7 @@ class Trial:
         params: What it is called with, by name: strings, numbers, booleans, None, lists, dictionaries.
         paths: What it is called with besides, and what tells no cell from another: where files lie.  Results
             stay good when a folder moves.
-        marks: What tells it from others besides, without being given to the function: hashes of files.
+        extra_key: What tells it from others besides, without being given to the function: hashes of files.
 
     Raises:
         InputError: A job of another form, parameters that are not JSON, or a name among both.
@@ -52,26 +52,27 @@ class Trial:
         True
     """
 
-    job: str
+    function: str
     params: Mapping[str, Any] = field(default_factory=dict)
     paths: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    marks: Mapping[str, Any] = field(default_factory=dict)
+    extra_key: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the cell can be written down and read back as it is."""
-        if not JOB.fullmatch(self.job):
-            raise InputError(f"a job is written package.module:function; got {self.job!r}")
-        for given in (dict(self.params), dict(self.paths), dict(self.marks)):
+        if not JOB.fullmatch(self.function):
+            raise InputError(f"a job is written package.module:function; got {self.function!r}")
+        for given in (dict(self.params), dict(self.paths), dict(self.extra_key)):
             try:
                 back = json.loads(json.dumps(given, allow_nan=False))
             except (TypeError, ValueError) as error:
-                raise InputError(f"the parameters of {self.job} are not JSON: {error}") from error
+                raise InputError(f"the parameters of {self.function} are not JSON: {error}") from error
             if back != given:
                 raise InputError(
-                    f"the parameters of {self.job} change in JSON (tuples? keys that are no words?): {given}"
+                    f"the parameters of {self.function} change in JSON: write tuples as lists and use "
+                    f"strings as keys; got {given}"
                 )
         if both := set(self.params) & set(self.paths):
-            raise InputError(f"{self.job}: {sorted(both)} cannot be a parameter and a path at once")
+            raise InputError(f"{self.function}: {sorted(both)} cannot be a parameter and a path at once")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -81,13 +82,13 @@ class Trial:
     @cached_property
     def key(self) -> str:
         """What tells the cell from others: SHA-256 of job, parameters, marks and versions, in hexadecimal."""
-        said = {"job": self.job, "params": dict(self.params), "versions": made_with()}
-        said |= {"marks": dict(self.marks)} if self.marks else {}
+        said = {"function": self.function, "params": dict(self.params), "versions": key_versions()}
+        said |= {"extra_key": dict(self.extra_key)} if self.extra_key else {}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def __hash__(self) -> int:
         """Return a hash that agrees with equality."""
-        return hash((self.job, json.dumps([dict(self.params), dict(self.marks)], sort_keys=True)))
+        return hash((self.function, json.dumps([dict(self.params), dict(self.extra_key)], sort_keys=True)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class TrialResult:
     """What became of a cell.
 
     Attributes:
-        cell: The cell.
+        trial: The trial.
         status: ``"ok"``, ``"error"`` or ``"timeout"``.
         rows: What the function returned; empty unless ok.
         seconds: Processor time of the cell, its child processes included.
@@ -105,7 +106,7 @@ class TrialResult:
         place: Machine that ran it.
     """
 
-    cell: Trial
+    trial: Trial
     status: Status
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
@@ -117,19 +118,19 @@ class TrialResult:
     def to_dict(self) -> Row:
         """Return the record as one line of a ledger holds it."""
         return {
-            "key": self.cell.key,
-            "versions": made_with(),
-            "job": self.cell.job,
-            "params": dict(self.cell.params),
-            "paths": dict(self.cell.paths),
-            "marks": dict(self.cell.marks),
+            "key": self.trial.key,
+            "versions": key_versions(),
+            "function": self.trial.function,
+            "params": dict(self.trial.params),
+            "paths": dict(self.trial.paths),
+            "extra_key": dict(self.trial.extra_key),
             **self.outcome(),
         }
 
     def outcome(self) -> Row:
         """Return everything but the cell."""
         values = asdict(self)
-        del values["cell"]
+        del values["trial"]
         return values
 
     @classmethod
@@ -139,14 +140,14 @@ class TrialResult:
         Raises:
             InputError: The line holds no record; names the field.
         """
-        given = {"paths": {}, "marks": {}, **values}
+        given = {"paths": {}, "extra_key": {}, **values}
         for name, (holds, what) in FIELDS.items():
             if name not in given:
                 raise InputError(f"{name!r} is missing")
             if not holds(given[name]):
                 raise InputError(f"{name!r} must be {what}; got {ascii(given[name])[:60]}")
-        named = {f.name: given[f.name] for f in fields(cls) if f.name != "cell"}
-        return cls(Trial(given["job"], given["params"], given["paths"], given["marks"]), **named)
+        named = {f.name: given[f.name] for f in fields(cls) if f.name != "trial"}
+        return cls(Trial(given["function"], given["params"], given["paths"], given["extra_key"]), **named)
 
 
 def _is_text(value: Any) -> bool:
@@ -184,10 +185,10 @@ def clean(value: Any) -> Any:
 
 NUMBER, MAPPING, TEXT = (_is_number, "a number"), (_is_mapping, "a mapping"), (_is_text, "a text in Unicode")
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "job": TEXT,
+    "function": TEXT,
     "params": MAPPING,
     "paths": MAPPING,
-    "marks": MAPPING,
+    "extra_key": MAPPING,
     "status": (lambda value: value in get_args(Status), f"one of {', '.join(get_args(Status))}"),
     "rows": (_are_rows, "a list of mappings, with texts in Unicode"),
     "seconds": NUMBER,
@@ -198,4 +199,4 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-__all__ = ["Row", "Status", "Trial", "TrialResult", "clean", "made_with"]
+__all__ = ["Row", "Status", "Trial", "TrialResult", "clean", "key_versions"]

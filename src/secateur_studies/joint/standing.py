@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.bench.statistics import Standing, standing
+from secateur.bench.statistics import Ranking, rank
 
 __all__ = ["STRUCTURES", "Block", "blocks", "meetings"]
 
@@ -61,11 +61,11 @@ class Block:
         return tuple(name for name, mean in self.means.items() if mean <= least + SAME)
 
     @cached_property
-    def standing(self) -> Standing:
+    def standing(self) -> Ranking:
         """Who wins, and who cannot be told from the winner."""
         shares = {name: {s: -x / 100 for s, x in self.lost[name].items()} for name in self.means}
         seeds = max(len(by_seed) for by_seed in shares.values())  # all are judged on the same examples
-        return standing(shares, examples=self.examples / seeds)
+        return rank(shares, examples=self.examples / seeds)
 
     @property
     def tied(self) -> tuple[str, ...]:

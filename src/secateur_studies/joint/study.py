@@ -86,7 +86,7 @@ def run(
         "draws": 20 if full else 2,
     }
     asked = cells(full, chosen, networks, several, limit, common, cache=str(Path(out) / "weights"))
-    records = run_trials(marked(asked, named), Path(out) / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), Path(out) / "cells.jsonl", jobs=jobs, log=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, out)
     return found

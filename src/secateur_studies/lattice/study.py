@@ -81,7 +81,7 @@ def run(
     size = "tiny" if tiny else "full" if full else "default"
     where = Path(out)
     asked = cells(size, parts, data, named, weights, several)
-    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, log=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
@@ -121,7 +121,7 @@ def cells(
             for removed in RATIOS
         ]
     order = [f"{HERE}:{name}" for name in ("rigorous", "g2p", "literal")]
-    return sorted(found, key=lambda cell: order.index(cell.job))
+    return sorted(found, key=lambda cell: order.index(cell.function))
 
 
 def _sized(sizes: Mapping[str, T], data: str, size: str) -> T:

@@ -65,7 +65,7 @@ def run(
     several = seeds if seeds is not None else 10 if full else None
     named = named_folders(folders, FOLDERS)
     asked = cells(full, parts, named.get("fashion"), dimensions, models, seed, several, limit)
-    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, log=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found

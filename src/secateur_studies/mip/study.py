@@ -70,7 +70,7 @@ def run(
     named = named_folders(folders, FOLDERS)
     scale = replace(setting or (FULL if full else QUICK), folders=named)
     grid = cells(scale, parts, nets, range(seed, seed + seeds), full, cache=str(where / "networks"))
-    records = run_trials(marked(grid, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(grid, named), where / "cells.jsonl", jobs=jobs, log=tell)
     found = findings({part: rows_of(records, f":{part}") for part in PARTS}, scale, failures(records))
     write_findings(found, where)
     return found

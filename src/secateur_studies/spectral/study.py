@@ -76,7 +76,7 @@ def run(
         plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
         asked += [_oneshot(net, s, plain, named) for s in range(seed, seed + seeds + 2) for net in PLAIN]
     where = Path(out)
-    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, tell=tell)
+    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, log=tell)
     found = findings(rows_of(records), failures(records))
     write_findings(found, where)
     return found
