@@ -25,7 +25,7 @@ from secateur.report import Measurement, Report
 from secateur.schedule import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import Loss
-from secateur.tracing.trace import trace
+from secateur.tracing.trace import trace, traced_model
 
 Repair = Literal["fold", "refit", "finetune", "fold+finetune", "refit+finetune"]
 REPAIRS: dict[str | None, frozenset[str]] = {
@@ -132,9 +132,11 @@ def plan(
     _check_budget(budget)
     if isinstance(budget, Tolerance):
         raise InputError("a Tolerance needs trials that are measured: use prune(), with holdout=")
-    looked = model if model is not None else getattr(graph.graph, "model", None)
+    looked = model if model is not None else traced_model(graph)
     if looked is None:
-        raise InputError("this network was not traced in this process: pass model=, the model it speaks of")
+        raise InputError(
+            "the traced model is not in memory (another process, or deleted): pass model=, the traced model"
+        )
     if not isinstance(looked, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(looked).__name__}")
     needs = chosen.needs(budget)

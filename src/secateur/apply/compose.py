@@ -62,8 +62,6 @@ def shapes(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str, tuple
 def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     """Return the network that is left once only these units stay, its units numbered anew.
 
-    The captured graph is left out: it belongs to the original model.
-
     Raises:
         PlanError: Units that do not exist, or a removal after which a group's units are unlike.
     """
@@ -72,7 +70,7 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     sizes = tuple(_restrict_size(size, graph, keep) for size in graph.sizes)
     convolved = {size.module: size.value for size in sizes if size.attribute == "groups"}
     layers = tuple(replace(x, groups=convolved.get(x.name, x.groups)) for x in graph.layers)
-    return replace(graph, groups=groups, layers=layers, sizes=sizes, shapes=shapes(graph, keep), graph=None)
+    return replace(graph, groups=groups, layers=layers, sizes=sizes, shapes=shapes(graph, keep))
 
 
 def compose(first: Plan, second: Plan) -> Plan:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.core import CaptureError, ExactnessError, InputError, Plan
+from secateur.core import BoolArray, CaptureError, ExactnessError, InputError, Plan
 from secateur.execution import duplicate
 from secateur.tracing.export import ExportedModel, export_model, slow_paths, source, user_line
 from secateur.tracing.propagate import Axes
+from secateur.tracing.trace import LabelledExport, export_with_labels
 
 __all__ = ["deviation", "in_float64", "run_float64", "verify"]
 
@@ -136,20 +137,21 @@ def _usable(device: Any) -> torch.device:
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     """Walk both graphs side by side and name the first operation whose result is not the expected one."""
-    whole: ExportedModel = plan.graph.graph
     args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     try:
         other = export_model(small, args, kwargs)
     except CaptureError as error:
         return f"It fails at {user_line(error.__cause__ or error) or 'a line that is not known'}"
+    labelled = export_with_labels(masked, args, kwargs)
+    whole, dead = labelled.exported, _dead_atoms(labelled, plan)
     expected = _values(whole, masked, args, kwargs)
     found = _values(other, small, args, kwargs)
     for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):
         if node.target != twin.target and node.op == "call_function":
             return f"From {node.target} at {source(node)} on, it takes another path"
-        a, b, state = expected.get(node.name), found.get(twin.name), whole.states.get(node.name)
+        a, b, state = expected.get(node.name), found.get(twin.name), labelled.states.get(node.name)
         if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, Axes):
-            a = _alive(a, state, whole, plan)
+            a = _alive(a, state, dead)
             named = whole.parameters.get(node.name)
             what = f"{node.target} at {source(node)}" if named is None else f"the parameter {named!r}"
             if a.shape != b.shape:
@@ -178,8 +180,8 @@ def _values(taken: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> d
     return {n.name: v.detach() if isinstance(v, Tensor) else v for n, v in interpreter.env.items()}
 
 
-def _alive(value: Tensor, state: Axes, taken: ExportedModel, plan: Plan) -> Tensor:
-    dead = _dead_atoms(taken, plan)
+def _alive(value: Tensor, state: Axes, dead: BoolArray) -> Tensor:
+    """Return the entries of a result of the masked model that the shrunk model still computes."""
     for axis, label in enumerate(state.labels):
         if label is not None and len(label) == value.shape[axis]:
             stays = np.flatnonzero(~dead[label].any(1))
@@ -187,8 +189,14 @@ def _alive(value: Tensor, state: Axes, taken: ExportedModel, plan: Plan) -> Tens
     return value
 
 
-def _dead_atoms(taken: ExportedModel, plan: Plan) -> Any:
-    dead = np.zeros(taken.atoms, dtype=bool)
-    for name, roots in taken.roots.items():
-        dead[roots[plan.removed(name)]] = True
+def _dead_atoms(labelled: LabelledExport, plan: Plan) -> BoolArray:
+    """Mark the atoms of the units that the plan removes.
+
+    The masked model is traced without `ignored_layers`, so it may have groups that the plan does not know.
+    """
+    dead = np.zeros(labelled.atoms, dtype=bool)
+    for group in plan.graph.groups:
+        roots = labelled.roots.get(group.name)
+        if roots is not None and len(roots) == group.size:
+            dead[roots[plan.removed(group.name)]] = True
     return dead

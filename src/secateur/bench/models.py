@@ -34,6 +34,7 @@ from secateur.cli.specs import (
 from secateur.core import InputError, PruningGraph
 from secateur.execution import tensors_of
 from secateur.methods import METHODS
+from secateur.tracing.export import export_model
 
 SAMPLE = 0.8
 SHARED = 0.01  # of the held-out examples: some data repeat themselves
@@ -143,10 +144,11 @@ def code_hash(network: PruningGraph, model: nn.Module, tuned: bool = False) -> s
         model: The model.
         tuned: Whether the model is trained on: then the files of its classes count too, but for torch's.
     """
+    exported = export_model(model, network.example_inputs, network.example_kwargs)
     digest = hashlib.sha256()
-    for module in network.graph.module.modules():
+    for module in exported.module.modules():
         digest.update(getattr(module, "code", "").encode())
-    for name, value in sorted(network.graph.values.items()):
+    for name, value in sorted(exported.values.items()):
         digest.update(name.encode())
         if isinstance(value, Tensor):
             _update(digest, value)

@@ -142,7 +142,6 @@ class PruningGraph:
         sizes: Python integers to be changed with the tensors.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
         example_kwargs: The keyword inputs, likewise.
-        graph: What `surgery` needs to name a deviating operation; opaque to everybody else.
     """
 
     groups: tuple[Group, ...]
@@ -154,7 +153,6 @@ class PruningGraph:
     sizes: tuple[Size, ...] = ()
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    graph: Any = None
 
     def group(self, name: str) -> Group:
         """Return the group of that name, or raise `InputError` with the near matches."""

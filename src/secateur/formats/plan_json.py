@@ -28,7 +28,7 @@ Arrays = dict[str, NDArray[Any]]
 TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, Size, Slot)}
 LARGEST = 2**27  # numbers in an array of indices
 WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
-OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs", "graph")}
+OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs")}
 # What version 0.1 called the same things, so that its folders keep loading.
 RENAMED_TYPES = {"Network": "PruningGraph"}
 RENAMED_FIELDS = {("Plan", "network"): "graph"}

@@ -44,9 +44,7 @@ class ExportedModel:
         module: The graph module to be walked.
         parameters: Graph input -> parameter or buffer name (the first of tied names).
         values: Graph input -> the constant tensor that it holds.
-        states: Filled by tracing: node name -> `Axes` (or a list of them), labels normalised.
-        roots: Filled by tracing: group name -> atoms of its units.
-        atoms: Filled by tracing: how many atoms there are.
+        states: Filled by tracing: node name -> `Axes` (or a list of them).
     """
 
     model: nn.Module
@@ -54,8 +52,6 @@ class ExportedModel:
     parameters: Mapping[str, str]
     values: Mapping[str, Any]
     states: dict[str, Any] = field(default_factory=dict)
-    roots: dict[str, Any] = field(default_factory=dict)
-    atoms: int = 0
 
     @property
     def constants(self) -> frozenset[str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
@@ -20,13 +23,16 @@ from torch.nn.utils.rnn import PackedSequence
 from secateur.core import InputError, PruningGraph, unknown
 from secateur.modules.narrow_norm import form_of
 from secateur.tracing.export import ExportedModel, export_model, first_names, is_inplace, owner, source
-from secateur.tracing.groups import Tensors, find_frozen, find_groups, find_sizes
+from secateur.tracing.groups import Family, Tensors, find_frozen, find_groups, find_sizes
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Axes, Flow
 from secateur.tracing.rules import RULES
 from secateur.tracing.sizes import settle
 
-__all__ = ["trace"]
+__all__ = ["LabelledExport", "as_call", "export_with_labels", "trace", "traced_model"]
+
+# A graph is a value and must not keep the model alive: both sides are weak.
+_MODELS: WeakKeyDictionary[PruningGraph, ref[nn.Module]] = WeakKeyDictionary()
 
 SILENT = {
     "_assert_tensor_metadata",
@@ -67,18 +73,8 @@ def trace(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     args, kwargs = as_call(example_inputs, example_kwargs)
-    ignored = _ignored(model, ignored_layers)
-    taken = export_model(model, args, kwargs)
-    norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
-    flow = Flow(batch=_batch(args, kwargs), norms=norms)
-    tensors = _label_tensors(model, flow)
-    _walk(taken, flow, tensors)
-    _ignore(flow, tensors, ignored)
-    settle(taken, flow, args, kwargs)
-    families = find_groups(flow, tensors)
-    taken.atoms, taken.roots = flow.atoms.size, {f.group.name: f.roots for f in families}
-    taken.states = {name: _normal(flow, state) for name, state in taken.states.items()}
-    return PruningGraph(
+    _, flow, tensors, families = _analyse(model, args, kwargs, _ignored(model, ignored_layers))
+    graph = PruningGraph(
         groups=tuple(f.group for f in families),
         frozen=find_frozen(flow, tensors),
         layers=tuple(_once(flow.layers)),
@@ -88,8 +84,67 @@ def trace(
         sizes=find_sizes(flow, families),
         example_inputs=args,
         example_kwargs=kwargs,
-        graph=taken,
     )
+    _MODELS[graph] = ref(model)
+    return graph
+
+
+def traced_model(graph: PruningGraph) -> nn.Module | None:
+    """Return the model that `trace` got for this graph, or None if it is no longer in memory.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> graph = trace(mlp, torch.randn(2, 4))
+        >>> traced_model(graph) is mlp
+        True
+        >>> del mlp
+        >>> traced_model(graph) is None
+        True
+    """
+    model = _MODELS.get(graph)
+    return None if model is None else model()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledExport:
+    """An exported model whose operations know which units their results depend on.
+
+    Attributes:
+        exported: The exported model.
+        states: Node name -> `Axes` of its result (or a list of them), labels in free atoms.
+        roots: Group name -> the atoms of its units.
+        atoms: Number of atoms.
+    """
+
+    exported: ExportedModel
+    states: Mapping[str, Any]
+    roots: Mapping[str, NDArray[np.int64]]
+    atoms: int
+
+
+def export_with_labels(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LabelledExport:
+    """Export a model and label every operation, to find where a shrunk model goes wrong.
+
+    Raises:
+        CaptureError: If torch.export cannot export the model.
+    """
+    exported, flow, _, families = _analyse(model, args, kwargs, {})
+    states = {name: _normal(flow, state) for name, state in exported.states.items()}
+    return LabelledExport(exported, states, {f.group.name: f.roots for f in families}, flow.atoms.size)
+
+
+def _analyse(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ignored: Mapping[str, set[str]]
+) -> tuple[ExportedModel, Flow, Tensors, list[Family]]:
+    """Export a model, carry labels through it, and collect the groups."""
+    taken = export_model(model, args, kwargs)
+    norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
+    flow = Flow(batch=_batch(args, kwargs), norms=norms)
+    tensors = _label_tensors(model, flow)
+    _walk(taken, flow, tensors)
+    _ignore(flow, tensors, ignored)
+    settle(taken, flow, args, kwargs)
+    return taken, flow, tensors, find_groups(flow, tensors)
 
 
 def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
