@@ -11,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocation import CostModel, allocate, cost, erk_densities, prunable, ranked, top, weight_sizes
+from secateur.allocation import (
+    CostModel,
+    allocate,
+    cost,
+    erk_densities,
+    group_costs,
+    prunable,
+    ranked,
+    top,
+    weight_sizes,
+)
 from secateur.core import (
     Frozen,
     Group,
@@ -448,3 +458,14 @@ def test_float32_and_float64_scores_allocate_alike(scope: str) -> None:
     for keep, budget in product((0.3, 0.6), (Units, Params, Macs)):
         args = (graph, budget(keep, scope))
         assert allocate(*args, scores) == allocate(*args, low)
+
+
+def test_what_a_group_costs_is_what_its_removal_saves() -> None:
+    costs = group_costs(mlp([4, 8, 6, 3]))
+    assert sorted(c[:2] for c in costs.values()) == [
+        (6 * 8 + 6 + 3 * 6, 6 * 8 + 3 * 6),
+        (8 * 4 + 8 + 6 * 8, 8 * 4 + 6 * 8),
+    ]
+    whole = 5 * 8 + 9 * 6 + 7 * 3
+    assert sorted(c.params_share for c in costs.values()) == [72 / whole, 88 / whole]
+    assert sorted(c.macs_share for c in costs.values()) == [66 / 98, 80 / 98]

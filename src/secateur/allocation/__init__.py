@@ -10,7 +10,7 @@ counts are the closest that do not exceed the target.
 """
 
 from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes
-from secateur.allocation.cost import Cost, CostModel, cost
+from secateur.allocation.cost import Cost, CostModel, GroupCost, cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
 
@@ -18,9 +18,11 @@ __all__ = [
     "Allocation",
     "Cost",
     "CostModel",
+    "GroupCost",
     "allocate",
     "cost",
     "erk_densities",
+    "group_costs",
     "prunable",
     "ranked",
     "top",

@@ -16,7 +16,7 @@ import numpy as np
 
 from secateur.core import Group, InputError, IntArray, PlanError, PruningGraph, Slot
 
-__all__ = ["Cost", "CostModel", "cost", "is_matrix"]
+__all__ = ["Cost", "CostModel", "GroupCost", "cost", "group_costs", "is_matrix"]
 
 
 class Cost(NamedTuple):
@@ -24,6 +24,22 @@ class Cost(NamedTuple):
 
     params: int
     macs: float
+
+
+class GroupCost(NamedTuple):
+    """What the model would lose if all units of one group went.
+
+    Attributes:
+        params: Parameters.
+        macs: Multiply-accumulates for one example.
+        params_share: `params` divided by the parameters of the model.
+        macs_share: `macs` divided by the multiply-accumulates of the model.
+    """
+
+    params: int
+    macs: float
+    params_share: float
+    macs_share: float
 
 
 def is_matrix(in_axis: int | None, out_axis: int | None) -> bool:
@@ -141,3 +157,30 @@ def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cos
     if not graph.shapes:
         raise InputError("the network has no parameters")
     return CostModel(graph)(keep)
+
+
+def group_costs(graph: PruningGraph) -> dict[str, GroupCost]:
+    """Return, by group name, the parameters and multiply-accumulates that the group's units own.
+
+    A weight between two groups belongs to both: its rows to one, its columns to the other.  So the shares
+    may add up to more than 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from secateur.core import Group, Layer, PruningGraph, Slot
+        >>> rows = np.arange(4)[:, None]
+        >>> hidden = Group("0", 4, (Slot("0.weight", 0, rows, "out"), Slot("2.weight", 1, rows, "in")))
+        >>> shapes = {"0.weight": (4, 3), "2.weight": (2, 4), "2.bias": (2,)}
+        >>> layers = (Layer("0", "linear", "0.weight"), Layer("2", "linear", "2.weight"))
+        >>> group_costs(PruningGraph((hidden,), (), layers, shapes, tuple(shapes)))["0"].params
+        20
+    """
+    model, nothing = CostModel(graph), np.empty(0, dtype=np.int64)
+    whole, costs = model({}), {}
+    for group in graph.groups:
+        rest = model({group.name: nothing})
+        params, macs = whole.params - rest.params, whole.macs - rest.macs
+        costs[group.name] = GroupCost(
+            params, macs, params / whole.params, macs / whole.macs if whole.macs else 0.0
+        )
+    return costs
