@@ -12,7 +12,7 @@ import json
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import Units
 from secateur.measure.latency import latency
 from secateur.pruning import plan

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import Statistics, Units
 from secateur.methods import Magnitude
 from secateur.tracing.trace import trace

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from bank.huggingface import build  # noqa: E402
 from bank.resnet import ResNet, vgg16_bn  # noqa: E402
 
-from secateur.apply.surgery import shrink  # noqa: E402
+from secateur.apply.shrink import shrink  # noqa: E402
 from secateur.core import Units  # noqa: E402
 from secateur.pruning import plan  # noqa: E402
 from secateur.tracing.trace import trace  # noqa: E402

@@ -16,7 +16,7 @@ import torch_pruning as tp
 from bank import Entry
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.tracing.trace import trace
 
 QUERIES = ("qkv", "query", "q_proj", "q", "q_lin", "query_key_value", "qkv_proj")

@@ -14,7 +14,8 @@
 from importlib.metadata import version
 
 from secateur import methods
-from secateur.apply.surgery import keep_masked, mask, shrink
+from secateur.apply.mask import keep_masked, mask
+from secateur.apply.shrink import shrink
 from secateur.core import (
     Budget,
     CaptureError,

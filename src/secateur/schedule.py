@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from secateur.allocation.schedule import Keep, relative, share, shares
-from secateur.apply.compose import compose, narrow_masks, restrict, shapes
-from secateur.apply.surgery import shrink
+from secateur.apply.compose import compose, narrow_masks, restrict
+from secateur.apply.shrink import shrink
 from secateur.core import (
     Budget,
     InputError,
@@ -30,6 +30,7 @@ from secateur.core import (
     Tolerance,
     Units,
 )
+from secateur.core.indices import kept_shapes
 from secateur.execution import duplicate
 from secateur.formats import weights
 from secateur.measure.metrics import distance_from, evaluate, metric_named
@@ -237,7 +238,7 @@ class Work:
         if not isinstance(model, nn.Module):
             raise InputError(f"a callback returns a torch.nn.Module or None; got {type(model).__name__}")
         remedy = "Return the step's model, or shrink(initial, step.plan)"
-        weights.check(model, shapes(self.graph, state.plan.keep), "the callback's model", remedy)
+        weights.check(model, kept_shapes(self.graph, state.plan.keep), "the callback's model", remedy)
         return replace(state, model=zero_masked(model, state.plan))
 
 

@@ -11,9 +11,11 @@ from bank import BANK
 from oracles import half_plan
 from torch import nn
 
-from secateur.apply.compose import alive, compose, narrow_masks, restrict, shapes
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.compose import compose, narrow_masks, restrict
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import Group, Plan, PlanError, PruningGraph, Slot
+from secateur.core.indices import kept_axes, kept_shapes
 from secateur.tracing.trace import trace
 
 NAMES = (
@@ -54,7 +56,7 @@ def test_what_a_plan_leaves_is_what_tracing_finds_in_the_shrunk_model(name: str)
     # A normalisation that was narrowed keeps its statistics of all: tracing anew finds it frozen.
     narrowed = "NarrowNorm" in str(small)
     assert units(traced) <= units(left) if narrowed else units(left) == units(traced)
-    assert dict(left.shapes) == dict(traced.shapes) == shapes(plan.graph, plan.keep)
+    assert dict(left.shapes) == dict(traced.shapes) == kept_shapes(plan.graph, plan.keep)
     if not narrowed and "Attention" not in str(small):  # attention that lost heads has sizes of its own
         assert sizes(left) == sizes(traced)
         assert {(x.weight, x.groups) for x in left.layers} == {(x.weight, x.groups) for x in traced.layers}
@@ -72,7 +74,7 @@ def test_two_plans_in_sequence_are_one_on_the_original(name: str) -> None:
     }
     small = shrink(model, both)
     step = dict(shrink(model, first, check=False).state_dict())
-    for (tensor, axis), stays in alive(second.graph, second.keep).items():
+    for (tensor, axis), stays in kept_axes(second.graph, second.keep).items():
         step[tensor] = step[tensor].index_select(axis, torch.from_numpy(np.flatnonzero(stays)))
     now = small.state_dict()
     assert all(torch.equal(step[tensor], now[tensor]) for tensor in both.graph.shapes if tensor in now)
@@ -115,7 +117,7 @@ def test_plans_that_do_not_follow_one_another() -> None:
     with pytest.raises(PlanError, match=r"shape \(2, 6\)"):
         compose(first, Plan(graph, "b", {}, {"2.weight": np.ones((2, 6), bool)}))
     for units_ in ([0, 0], [6], [-1]):
-        with pytest.raises(PlanError, match="units 0 to 5, each once"):
+        with pytest.raises(PlanError, match="units 0 to 5|there twice"):
             restrict(graph, {name: np.array(units_)})
 
 
@@ -124,7 +126,7 @@ def test_units_that_would_become_unlike_are_refused() -> None:
     a = Group("a", 2, (Slot("w", 0, np.array([[0, 1], [2, 3]]), "out"),))
     b = Group("b", 2, (Slot("w", 0, np.array([[0], [5]]), "out"),))
     graph = PruningGraph((a, b), (), (), {"w": (6, 1)}, ("w",))
-    with pytest.raises(PlanError, match="unlike"):
+    with pytest.raises(PlanError, match="unequal numbers"):
         restrict(graph, {"b": np.array([1])})
 
 

@@ -7,7 +7,8 @@ import pytest
 from bank import B, Entry, floats
 from random_networks import IMAGES, SERIES, Kit, RandomNetwork
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import NothingToPrune
 from secateur.tracing.trace import trace
 

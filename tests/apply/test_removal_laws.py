@@ -12,7 +12,8 @@ import torch
 from bank import BANK, Entry
 from torch import nn
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import CaptureError, NothingToPrune, Plan, PruningGraph, SecateurError
 from secateur.tracing.trace import trace
 

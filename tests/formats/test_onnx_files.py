@@ -12,7 +12,7 @@ from bank import BANK
 from oracles import half_plan
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.formats import onnx as exporting
 from secateur.formats.onnx import export_any_batch, export_onnx

@@ -17,7 +17,7 @@ from bank import BANK
 from oracles import half_plan, run
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, NothingToPrune, Plan, PlanError, StoreError
 from secateur.formats import store
 from secateur.formats.plan_json import plan_to_json

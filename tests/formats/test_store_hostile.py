@@ -18,7 +18,7 @@ from oracles import half_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, SecateurError, StoreError
 from secateur.formats import fingerprint
 from secateur.formats.store import load, load_plan, load_report, save

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import (
     InputError,
     NothingToPrune,

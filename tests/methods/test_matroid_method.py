@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Merge, NothingToPrune, Tolerance, Units
 from secateur.methods.matroid import Matroid, partitions, permutation_audit
 from secateur.methods.matroid.permuted import permuted_evidence

@@ -13,7 +13,8 @@ import torch
 from bank import BANK, Entry
 from torch import nn
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PruningGraph, SecateurError, Units, Weights
 from secateur.methods import METHODS, ScoreMethod
 from secateur.pruning import plan

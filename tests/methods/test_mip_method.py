@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Units
 from secateur.methods import METHODS, MIP
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur import zoo
+from secateur.apply.mask import mask
 from secateur.apply.scale import scaled
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PruningGraph, Units, Weights
 from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
 from secateur.statistics.collect import collect_statistics

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur import data, zoo
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Units
 from secateur.measure.metrics import accuracy
 from secateur.methods import Magnitude

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Merge, Plan
 from secateur.repair.fold import fold, merge
 from secateur.statistics.collect import collect_statistics

@@ -9,7 +9,7 @@ from bank import BANK
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, Units
 from secateur.measure.metrics import distance_from
 from secateur.pruning import prune

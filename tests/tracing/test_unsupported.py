@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import CaptureError, InputError, Plan
 from secateur.core.errors import unknown
 from secateur.methods import Magnitude

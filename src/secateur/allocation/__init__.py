@@ -13,6 +13,7 @@ from secateur.allocation.allocate import Allocation, allocate, prunable, weight_
 from secateur.allocation.cost import Cost, CostModel, GroupCost, cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
+from secateur.allocation.schedule import reached
 
 __all__ = [
     "Allocation",
@@ -25,6 +26,7 @@ __all__ = [
     "group_costs",
     "prunable",
     "ranked",
+    "reached",
     "top",
     "top_of_every",
     "weight_sizes",

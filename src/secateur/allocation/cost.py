@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from secateur.core import Group, InputError, IntArray, PlanError, PruningGraph, Slot
+from secateur.core import Group, InputError, IntArray, PruningGraph, Slot
+from secateur.core.indices import check_units, kept_positions, removed_units
 
 __all__ = ["Cost", "CostModel", "GroupCost", "cost", "group_costs", "is_matrix"]
 
@@ -117,7 +118,8 @@ class CostModel:
             gone[self._order[name]] = self.groups[name].size - len(kept)
         alive = self._full - self._linear @ gone
         for rows, size, owners in self._shared:
-            alive[rows] = _alive(size, owners, keep)
+            gone_of = ((index, removed_units(len(index), keep.get(name))) for name, index in owners)
+            alive[rows] = int(kept_positions(size, gone_of).sum())
         sizes = np.multiply.reduceat(alive, self._starts) if len(self._starts) else alive
         params = int(sizes[: len(self._parameters)].sum()) + self._scalars
         return Cost(params, float(sizes @ self._positions))
@@ -125,16 +127,6 @@ class CostModel:
 
 def _disjoint(size: int, indices: list[IntArray]) -> bool:
     return int(np.bincount(np.concatenate([i.ravel() for i in indices]), minlength=size).max()) <= 1
-
-
-def _alive(size: int, owners: list[tuple[str, IntArray]], keep: Mapping[str, IntArray]) -> int:
-    alive = np.ones(size, dtype=bool)
-    for name, index in owners:
-        if (kept := keep.get(name)) is not None:
-            gone = np.ones(len(index), dtype=bool)
-            gone[kept] = False
-            alive[index[gone]] = False
-    return int(alive.sum())
 
 
 def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:
@@ -150,10 +142,7 @@ def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cos
     """
     keep = keep or {}
     for name, kept in keep.items():
-        size = graph.group(name).size
-        units = np.asarray(kept)
-        if len(np.unique(units)) != len(units) or (len(units) and not 0 <= units.min() <= units.max() < size):
-            raise PlanError(f"group {name!r} has units 0 to {size - 1}, each once; got {units.tolist()}")
+        check_units(name, graph.group(name).size, kept)
     if not graph.shapes:
         raise InputError("the network has no parameters")
     return CostModel(graph)(keep)

@@ -30,7 +30,8 @@ def reached(plan: Plan) -> dict[str, float]:
     graph = plan.graph
     if plan.masks:
         sizes = weight_sizes(graph)
-        return {"weights": 1 - sum(int((~m).sum()) for m in plan.masks.values()) / sum(sizes.values())}
+        total = sum(sizes.values())
+        return {"weights": (total - sum(int((~m).sum()) for m in plan.masks.values())) / total}
     before, after = cost(graph), cost(graph, plan.keep)
     had = {group.name: group.size for group in prunable(graph)}
     units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.core.errors import PlanError, unknown
 from secateur.core.graph import BoolArray, IntArray, PruningGraph
+from secateur.core.indices import check_units
 
 LISTED = 6
 
@@ -73,7 +74,7 @@ class Plan:
         for name, kept in self.keep.items():
             if name not in sizes:
                 raise PlanError(unknown("group", str(name), list(sizes)))
-            _check_units(name, sizes[name], kept)
+            check_units(name, sizes[name], kept)
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of the units of a group that go."""
@@ -92,28 +93,6 @@ class Plan:
         named = set(self.keep) | set(self.masks)
         lines += [f"  {key}: {_short(value)}" for key, value in self.notes.items() if key not in named]
         return "\n".join(lines)
-
-
-def _check_units(group: str, size: int, kept: Any) -> None:
-    units = np.empty(0, np.int64) if isinstance(kept, (list, tuple)) and not kept else np.asarray(kept)
-    if units.ndim != 1 or units.dtype.kind not in "iu":
-        raise PlanError(
-            f"keep[{group!r}] must be a vector of integers, the units that stay; got "
-            f"{units.dtype} of shape {units.shape}. Of a boolean vector, give np.flatnonzero(it)"
-        )
-    outside, back = (units < 0) | (units >= size), np.append(False, units[1:] <= units[:-1])
-    if not (outside | back).any():
-        return
-    at = int(np.argmax(outside | back))
-    wrong = (
-        f"group {group!r} has units 0 to {size - 1}"
-        if outside[at]
-        else ("it is there twice" if units[at] in units[:at] else f"it comes after {units[at - 1]}")
-    )
-    raise PlanError(
-        f"keep[{group!r}] has unit {units[at]} at index {at}, and {wrong}: give each unit that "
-        "stays once, rising, as np.unique does"
-    )
 
 
 def _note(note: Any) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.apply.surgery import mask
+from secateur.apply.mask import mask
 from secateur.core import BoolArray, Plan, PruningGraph
+from secateur.core.indices import kept_axes
 from secateur.diagnostics.context import Look, short
 from secateur.methods.spectral.connectivity import layer_connectivity
 
@@ -58,13 +59,9 @@ def _plain(found: Any) -> dict[str, Any]:
 def alive(plan: Plan, weight: str) -> BoolArray:
     """Return which entries of a weight stay, of its shape: neither masked nor of a unit that goes."""
     stays = np.ones(plan.graph.shapes[weight], bool)
-    for group in plan.graph.groups:
-        gone = plan.removed(group.name)
-        for slot in group.slots if len(gone) else ():
-            if slot.tensor == weight:
-                index: list[Any] = [slice(None)] * stays.ndim
-                index[slot.axis] = slot.index[gone].ravel()
-                stays[tuple(index)] = False
+    for (tensor, axis), kept in kept_axes(plan.graph, plan.keep).items():
+        if tensor == weight:
+            stays &= np.expand_dims(kept, [i for i in range(stays.ndim) if i != axis])
     return stays & plan.masks.get(weight, True)
 
 

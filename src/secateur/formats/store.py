@@ -28,9 +28,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur.apply.compose import shapes
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
+from secateur.core.indices import kept_shapes
 from secateur.formats import fingerprint, weights
 from secateur.formats.plan_json import decode, encode
 
@@ -81,7 +81,7 @@ def save(
     place = weights.place_of(folder).resolve()
     with _writing(place):
         _refuse_foreign(place / DOCUMENT)
-    left = shapes(plan.graph, plan.keep)
+    left = kept_shapes(plan.graph, plan.keep)
     weights.check(model, left, "the model to be saved", "Save the model that this plan pruned")
     document, arrays = encode(plan)
     with _writing(place), _beside(place) as draft:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.apply.compose import alive
 from secateur.core import InputError, IntArray, PlanError, PruningGraph, StoreError
+from secateur.core.indices import kept_axes
 
 LISTED = 3
 
@@ -182,7 +182,7 @@ def carry(source: nn.Module, target: nn.Module, graph: PruningGraph, keep: Mappi
         graph: What `keep` speaks of.
         keep: Group name -> units that stay.
     """
-    left = alive(graph, keep)
+    left = kept_axes(graph, keep)
     found = dict(named(source))
     for name, tensor in named(target):
         held = found[name].detach()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from secateur.allocation import Allocation, allocate, cost, prunable, ranked, top
+from secateur.allocation import Allocation, allocate, prunable, ranked, reached, top
 from secateur.core import (
     Budget,
     InputError,
@@ -28,6 +28,7 @@ from secateur.core import (
     Statistics,
     Weights,
 )
+from secateur.core.indices import check_units
 
 __all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalized", "required"]
 
@@ -221,20 +222,15 @@ def unit_plan(
     for name, count in allocation.counts.items():
         kept = np.unique(np.asarray(choice.keep.get(name, ()), dtype=np.int64))
         size = graph.group(name).size
-        if len(kept) != count or (count and not 0 <= kept[0] <= kept[-1] < size):
+        if len(kept) != count:
             chosen = f"it chose {kept.tolist()}"
             raise PlanError(f"{method!r} was to keep {count} of {size} units of {name!r}; {chosen}")
+        check_units(name, size, kept)
         if count < size:
             keep[name] = kept
     _check_removes(bool(keep), allocation, budget)
-    before, after = cost(graph), cost(graph, keep)
-    reached = {
-        "units": sum(allocation.counts.values()) / sum(graph.group(n).size for n in allocation.counts),
-        "params": after.params / before.params,
-        "macs": after.macs / before.macs if before.macs else 1.0,
-    }
-    notes = {**choice.notes, "reached": reached}
-    return Plan(graph, method, keep, {}, choice.merges, repr(budget), seed, notes)
+    plan = Plan(graph, method, keep, {}, choice.merges, repr(budget), seed)
+    return replace(plan, notes={**choice.notes, "reached": reached(plan)})
 
 
 def weight_plan(
@@ -253,8 +249,8 @@ def weight_plan(
             masks[name] = mask.reshape(graph.shapes[name]).cpu().numpy()
             notes[name] = {"threshold": float(scores[name][mask].min())}
     _check_removes(bool(masks), allocation, budget)
-    notes["reached"] = {"weights": allocation.reached}
-    return Plan(graph, method, {}, masks, {}, repr(budget), seed, notes)
+    plan = Plan(graph, method, {}, masks, {}, repr(budget), seed)
+    return replace(plan, notes={**notes, "reached": reached(plan)})
 
 
 def _check_removes(something: bool, allocation: Allocation, budget: Budget) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from secateur.core import (
     Tolerance,
     Weights,
 )
+from secateur.core.indices import kept_axes
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan, weight_plan
 from secateur.methods.unit_sums import unit_sums
 
@@ -132,14 +134,8 @@ def _buried(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:
 
 def _masks(graph: PruningGraph, statistics: Statistics, keep: Mapping[str, IntArray]) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
-    for name, kept in keep.items():
-        group = graph.group(name)
-        gone = torch.ones(group.size, dtype=torch.bool)
-        gone[torch.as_tensor(kept)] = False
-        for slot in group.slots if gone.any() else ():
-            if slot.tensor in graph.parameters:
-                like = statistics.weights[slot.tensor]
-                mask = masks.setdefault(slot.tensor, torch.ones_like(like, dtype=torch.bool))
-                dead = torch.as_tensor(slot.index)[gone].reshape(-1).to(mask.device)
-                mask.index_fill_(slot.axis, dead, False)
+    for (name, axis), stays in kept_axes(graph, keep).items():
+        if name in graph.parameters:
+            mask = masks.setdefault(name, torch.ones_like(statistics.weights[name], dtype=torch.bool))
+            mask.index_fill_(axis, torch.from_numpy(np.flatnonzero(~stays)).to(mask.device), False)
     return masks

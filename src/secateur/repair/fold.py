@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import kept_indices
 from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
+from secateur.core.indices import kept_indices
 
 __all__ = ["FARTHER", "as_matrix", "fold", "merge", "set_matrix"]
 
@@ -85,7 +85,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         InputError: Merged units have a reader that cannot take them.
     """
     result = copy.deepcopy(small)
-    graph, kept = plan.graph, kept_indices(plan)
+    graph, kept = plan.graph, kept_indices(plan.graph, plan.keep)
     for name, merged in plan.merges.items():
         group = graph.group(name)
         consumers = graph.consumers(group)
@@ -136,7 +136,7 @@ def fold(
     Example:
         >>> from secateur.core import Plan
         >>> from secateur.statistics.collect_statistics import collect_statistics
-        >>> from secateur.apply.surgery import shrink
+        >>> from secateur.apply.shrink import shrink
         >>> from secateur.tracing.trace import trace
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
         >>> x = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -148,7 +148,7 @@ def fold(
         True
     """
     merged = merge(model, small, plan)
-    kept, consumers = kept_indices(plan), []
+    kept, consumers = kept_indices(plan.graph, plan.keep), []
     for layer in plan.graph.layers:
         if layer.in_axis in kept.get(layer.weight, {}) and layer.weight not in plan.masks:
             moments = _moments(statistics, plan.graph, layer)

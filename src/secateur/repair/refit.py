@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import kept_indices
 from secateur.core import InputError, IntArray, Layer, Plan, PruningGraph
+from secateur.core.indices import kept_indices
 from secateur.execution import untouched
 from secateur.repair.fold import FARTHER, as_matrix, set_matrix
 from secateur.statistics.collect import checked_batches, listening, reading_layers
@@ -93,7 +93,7 @@ def refit(
         InputError: Batches that the models cannot take, or a `small` that is no shrunk `model`.
 
     Example:
-        >>> from secateur.apply.surgery import shrink
+        >>> from secateur.apply.shrink import shrink
         >>> from secateur.tracing.trace import trace
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(64, 4, generator=generator, dtype=torch.float64)
@@ -150,7 +150,7 @@ class _Step:
         self.model, self.small, self.graph = model, small, plan.graph
         self.key, self.layer = key, layer
         whole = as_matrix(model.get_parameter(layer.weight), layer).double()
-        kept = kept_indices(plan).get(layer.weight, {})
+        kept = kept_indices(plan.graph, plan.keep).get(layer.weight, {})
         self.rows: IntArray = kept.get(layer.out_axis or 0, np.arange(len(whole)))
         self.W = whole.flatten(1)[self.rows]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.cli.specs import make_method
 from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.data import Batch, Dataset

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import Units
 from secateur.data import Dataset
 from secateur.methods import Magnitude, Method, Random

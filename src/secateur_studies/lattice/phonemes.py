@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.methods import METHODS, Method, Random
 from secateur.methods.lattice.method import Lattice

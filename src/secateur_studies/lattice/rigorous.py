@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import Plan, PruningGraph, Statistics, Units
 from secateur.data import Dataset
 from secateur.measure.metrics import accuracy

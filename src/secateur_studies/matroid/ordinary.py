@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.apply.surgery import shrink
+from secateur.apply.shrink import shrink
 from secateur.core import PruningGraph, Statistics, Units
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy

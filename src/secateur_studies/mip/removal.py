@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.core import Plan, PruningGraph
 from secateur.data import Dataset
 from secateur.measure.metrics import accuracy

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from secateur.apply.mask import mask
 from secateur.apply.scale import scaled
-from secateur.apply.surgery import mask, shrink
+from secateur.apply.shrink import shrink
 from secateur.core import Plan, PruningGraph, Statistics, Units, Weights
 from secateur.data import Dataset
 from secateur.methods import Magnitude, Method, Random

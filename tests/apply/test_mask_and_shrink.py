@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.surgery import keep_masked, mask, shrink
+from secateur.apply.mask import keep_masked, mask
+from secateur.apply.shrink import shrink
 from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot, Units
 from secateur.formats.store import load
 from secateur.modules.narrow_norm import NarrowNorm, form_of
@@ -126,7 +127,7 @@ def test_code_that_insists_on_a_size_fails_with_its_line() -> None:
 
     model = Insists().double()
     plan = planned(model, X)
-    with pytest.raises(ExactnessError, match=r"eight, please.*test_surgery.py:\d+"):
+    with pytest.raises(ExactnessError, match=r"eight, please.*test_mask_and_shrink.py:\d+"):
         shrink(model, plan)
     assert shrink(model, plan, check=False).a.out_features == 4
 

@@ -1,0 +1,49 @@
+"""Copies of a model in which some tensors are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from secateur.core import Plan, PlanError
+from secateur.execution import duplicate
+
+__all__ = ["check_tensors", "copy_with"]
+
+
+def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the model's parameters and buffers by first name, after comparing them with the plan's graph.
+
+    Raises:
+        PlanError: If the model lacks a tensor of the plan, or one has another shape.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, shape in plan.graph.shapes.items():
+        if name not in tensors:
+            raise PlanError(f"the plan names {name!r}, which {type(model).__name__} does not have")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise PlanError(
+                f"{name!r} has shape {tuple(tensors[name].shape)} and the plan was made for {tuple(shape)}: "
+                "apply a plan to the model that was traced, or to a fresh instance with the same sizes"
+            )
+    return tensors
+
+
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> nn.Module:
+    """Copy the model, replacing some tensors.  Tied weights stay tied; gradients are dropped.
+
+    Args:
+        model: Left as it is.
+        tensors: Its parameters and buffers by name, as `check_tensors` returns them.
+        values: By name, what replaces some of them, of any shape.
+    """
+    copies = {id(tensors[name]): _like(tensors[name], value) for name, value in values.items()}
+    for parameter in model.parameters():
+        if id(parameter) not in copies:
+            copies[id(parameter)] = _like(parameter, parameter.detach().clone())
+    return duplicate(model, copies)
+
+
+def _like(old: Tensor, value: Tensor) -> Tensor:
+    return nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value

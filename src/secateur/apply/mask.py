@@ -1,0 +1,80 @@
+"""Mask a model: set everything that a plan removes to zero; shapes stay.
+
+`mask` shares no index arithmetic with `shrink`: it multiplies by zeros where the other selects.  So
+comparing the two is a real check; `shrink` makes it after every removal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.copying import check_tensors, copy_with
+from secateur.core import Plan
+
+__all__ = ["keep_masked", "mask"]
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of the model in which everything that the plan removes is zero.
+
+    Shapes and buffers stay, and nothing gets faster.  In training, zeroed weights become nonzero again
+    unless `keep_masked` is used.
+
+    Raises:
+        PlanError: If the plan does not fit the model.
+    """
+    tensors = check_tensors(model, plan)
+    parameters = set(plan.graph.parameters)
+    factors: dict[str, Tensor] = {}
+    for group in plan.graph.groups:
+        gone = plan.removed(group.name)
+        for slot in group.slots if len(gone) else ():
+            if slot.tensor not in parameters:
+                continue
+            tensor = tensors[slot.tensor]
+            alive = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype, device=tensor.device)
+            alive[torch.from_numpy(slot.index[gone].ravel()).to(tensor.device)] = 0
+            shape = [-1 if axis == slot.axis else 1 for axis in range(tensor.ndim)]
+            factor = factors.get(slot.tensor, torch.ones((), dtype=tensor.dtype, device=tensor.device))
+            factors[slot.tensor] = factor * alive.reshape(shape)
+    for name, stays in _mask_tensors(plan, tensors).items():
+        factors[name] = factors.get(name, torch.ones_like(stays)) * stays
+    # Not a product: 0 * inf is NaN.
+    values = {name: torch.where(factor != 0, tensors[name].detach(), 0) for name, factor in factors.items()}
+    return copy_with(model, tensors, values)
+
+
+def keep_masked(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
+    """Keep the plan's masked weights at exactly zero through training.
+
+    After every step of the optimiser the masked weights are set to zero again, whatever momentum or
+    weight decay did.
+
+    Returns:
+        A handle; `handle.remove()` ends it, and then the weights train again.
+
+    Raises:
+        PlanError: If the plan does not fit the model.
+    """
+    tensors = check_tensors(model, plan)
+    masks = _mask_tensors(plan, tensors)
+
+    def zero(*_: Any) -> None:
+        with torch.no_grad():
+            for name, stays in masks.items():
+                tensors[name].mul_(stays)
+
+    zero()
+    return optimizer.register_step_post_hook(zero)
+
+
+def _mask_tensors(plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the plan's masks as ones and zeros, in type and on device of their weights."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(stays)).to(tensors[name])
+        for name, stays in plan.masks.items()
+    }

@@ -1,0 +1,121 @@
+"""Shrink a model: take out what a plan removes; the result is an ordinary, smaller module.
+
+`shrink` selects the kept indices of every tensor and sets the sizes that modules store.  Then it compares
+the result with the masked model, whose arithmetic is independent: see `secateur.apply.mask`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.copying import check_tensors, copy_with
+from secateur.apply.exactness import verify
+from secateur.apply.mask import mask
+from secateur.core import IntArray, NothingToPrune, Plan, PlanError, Size
+from secateur.core.indices import kept_indices
+from secateur.modules.narrow_norm import narrowed
+from secateur.modules.size_attributes import resize
+from secateur.modules.slim_attention import SlimAttention
+
+__all__ = ["shrink"]
+
+
+def shrink(
+    model: nn.Module, plan: Plan, check: bool = True, check_device: str | torch.device | None = None
+) -> nn.Module:
+    """Return a copy of the model without the units that the plan removes: a smaller, faster model.
+
+    Single weights that the plan masks are set to zero.
+
+    Args:
+        model: The traced model, or a fresh instance of its class; left as it is.
+        plan: What goes.
+        check: Compare with the masked model in float64 on the traced example inputs.
+        check_device: Where to make that comparison; the model's own device by default.
+
+    Raises:
+        NothingToPrune: If the plan removes nothing.
+        PlanError: If the plan does not fit the model.
+        ExactnessError: If the outputs differ; the message names the operation.
+    """
+    kept = kept_indices(plan.graph, plan.keep)
+    if not kept and not plan.masks:
+        raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.summary()}")
+    base = mask(model, replace(plan, keep={}, merges={})) if plan.masks else model
+    tensors = check_tensors(base, plan)
+    values = {name: _select(tensors[name].detach(), axes) for name, axes in kept.items()}
+    result = copy_with(base, tensors, values)
+    names = [*kept, *(alias for alias, first in plan.graph.aliases.items() if first in kept)]
+    touched = {name.rpartition(".")[0] for name in names}
+    for size in plan.graph.sizes:
+        result = _set_size(result, model, size, plan)
+    heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    result = _resize(result, touched, heads)
+    if check and (plan.graph.example_inputs or plan.graph.example_kwargs):
+        verify(mask(model, plan), result, plan, check_device)
+    return result
+
+
+def _select(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
+    for axis, index in axes.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(index).to(tensor.device))
+    return tensor.contiguous()
+
+
+def _set_size(model: nn.Module, original: nn.Module, size: Size, plan: Plan) -> nn.Module:
+    """Set an attribute that stores a length; replace a normalisation that gets narrower."""
+    gone = {
+        int(position)
+        for group, (unit, positions) in zip(size.groups, size.index, strict=True)
+        for position in positions[np.isin(unit, plan.removed(group))]
+    }
+    if not gone:
+        return model
+    if size.attribute == "normalized_shape":
+        before, after = original.get_submodule(size.module), model.get_submodule(size.module)
+        norm = narrowed(before, after, size.value)
+        if norm is None:
+            raise PlanError(f"{size.module!r} is a {type(before).__name__} of another form than when traced")
+        return _replace_module(model, size.module, norm)
+    holder: Any = model.get_submodule(size.module)
+    *path, attribute = size.attribute.split(".")
+    for name in path:
+        holder = getattr(holder, name)
+    setattr(holder, attribute, size.value - len(gone))
+    return model
+
+
+def _replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Replace a submodule; return the model, or the module itself where it replaces the root."""
+    if not name:
+        return module
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+    return model
+
+
+def _resize(model: nn.Module, touched: set[str], heads: Mapping[str, int]) -> nn.Module:
+    """Set the size attributes of the changed layers; replace changed attention by `SlimAttention`."""
+    for name, module in list(model.named_modules()):
+        if name in touched:
+            resize(module)
+        attention = touched & {name, f"{name}.out_proj"}
+        if isinstance(module, nn.MultiheadAttention) and attention:
+            model = _replace_module(model, name, SlimAttention(module, heads[name]))
+            _disable_nested_tensors(model, name)
+    return model
+
+
+def _disable_nested_tensors(model: nn.Module, name: str) -> None:
+    """Stop the encoders around an attention from packing padded sequences for torch's own attention."""
+    path = name.split(".")
+    for length in range(len(path)):
+        module = model.get_submodule(".".join(path[:length]))
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
