@@ -300,7 +300,7 @@ def test_cost_names_what_is_wrong() -> None:
     with pytest.raises(InputError, match=r"no group 'h2'.*'h1'"):
         cost(graph, {"h2": np.array([0])})
     for units in ([0, 4], [-1], [1, 1]):
-        with pytest.raises(PlanError, match="units 0 to 3|there twice"):
+        with pytest.raises(PlanError, match=r"units 0 to 3|there twice"):
             cost(graph, {"h1": np.array(units)})
 
 

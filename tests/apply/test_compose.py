@@ -117,7 +117,7 @@ def test_plans_that_do_not_follow_one_another() -> None:
     with pytest.raises(PlanError, match=r"shape \(2, 6\)"):
         compose(first, Plan(graph, "b", {}, {"2.weight": np.ones((2, 6), bool)}))
     for units_ in ([0, 0], [6], [-1]):
-        with pytest.raises(PlanError, match="units 0 to 5|there twice"):
+        with pytest.raises(PlanError, match=r"units 0 to 5|there twice"):
             restrict(graph, {name: np.array(units_)})
 
 
