@@ -15,7 +15,7 @@ from secateur.apply.mask import keep_masked, mask
 from secateur.apply.shrink import shrink
 from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot, Units
 from secateur.formats.store import load
-from secateur.modules.narrow_norm import NarrowNorm, form_of
+from secateur.modules.narrow_norm import NarrowNorm, norm_form
 from secateur.modules.slim_attention import SlimAttention
 from secateur.pruning import prune
 from secateur.tracing.trace import trace
@@ -241,7 +241,7 @@ def test_narrow_norm_computes_the_wide_one_on_zeros(make, dtype) -> None:
     with torch.no_grad():
         for p in norm.parameters():
             p.add_(torch.randn_like(p))
-    form = form_of(norm)
+    form = norm_form(norm)
     kept = torch.tensor([0, 3, 4, 8])
     x = torch.zeros(6, 10, dtype=dtype)
     x[:, kept] = torch.randn(6, 4).to(dtype) + 1
@@ -257,9 +257,9 @@ def test_normalisations_of_another_kind_are_not_mistaken() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).tanh()
 
-    assert form_of(OddLayerNorm(6)) is None
-    assert form_of(nn.LayerNorm((3, 4))) is None
-    assert form_of(nn.BatchNorm1d(6)) is None
+    assert norm_form(OddLayerNorm(6)) is None
+    assert norm_form(nn.LayerNorm((3, 4))) is None
+    assert norm_form(nn.BatchNorm1d(6)) is None
 
 
 def test_width_under_layernorm_shrinks_twice_and_stays_exact() -> None:

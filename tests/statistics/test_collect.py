@@ -19,7 +19,7 @@ from secateur.core import Frozen, Group, InputError, Layer, Moments, PruningGrap
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import cross_entropy
 from secateur.statistics.relu_chain import flatten_images
-from secateur.statistics.weight_inputs import Read, Reads
+from secateur.statistics.weight_inputs import InputHooks, WeightInput
 from secateur.tracing.trace import trace
 
 torch.set_default_dtype(torch.float32)
@@ -166,10 +166,10 @@ def test_what_is_read_can_be_replaced(
     model = Bare(use, *shape)
     x, z = torch.randn(5, 3, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
 
-    def scale(read: Read) -> Tensor:
+    def scale(read: WeightInput) -> Tensor:
         return (read.x.movedim(read.axis, -1) * z).movedim(-1, read.axis)
 
-    with Reads({"w": (model.w, axis)}, scale):
+    with InputHooks({"w": (model.w, axis)}, scale):
         found = model(x)
     with torch.no_grad():
         model.w *= z.reshape([-1 if d == axis else 1 for d in range(len(shape))])
@@ -177,9 +177,9 @@ def test_what_is_read_can_be_replaced(
 
 
 def test_other_uses_of_a_weight_are_no_reads() -> None:
-    seen: list[Read] = []
+    seen: list[WeightInput] = []
     w = torch.randn(4, 4, requires_grad=True)
-    with Reads({"w": (w, 1)}, seen.append):
+    with InputHooks({"w": (w, 1)}, seen.append):
         x = torch.randn(3, 4)
         x @ w  # contracts axis 0
         torch.einsum("bi,oi->boi", x, w)  # contracts nothing
@@ -345,7 +345,7 @@ def test_self_attention_shows_its_inner_projections(batch_first: bool) -> None:
     y = (before - model.out_proj.bias).reshape(-1, 6).detach()
     torch.testing.assert_close(W @ gram @ W.T, y.T @ y / len(y))
     outputs: list[Tensor] = []
-    with Reads({"w": (model.out_proj.weight, 1)}, lambda read: outputs.append(read.x)), torch.no_grad():
+    with InputHooks({"w": (model.out_proj.weight, 1)}, lambda read: outputs.append(read.x)), torch.no_grad():
         assert torch.equal(outer(x), before)
 
 

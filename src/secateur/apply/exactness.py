@@ -13,7 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.core import BoolArray, CaptureError, ExactnessError, InputError, Plan
 from secateur.execution import duplicate
-from secateur.tracing.export import ExportedModel, export_model, slow_paths, source, user_line
+from secateur.tracing.export import (
+    ExportedModel,
+    export_model,
+    source_line,
+    user_code_line,
+    without_fused_attention,
+)
 from secateur.tracing.propagate import Axes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 
@@ -43,7 +49,7 @@ def in_float64() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Float64(), torch.no_grad(), slow_paths():
+        with _Float64(), torch.no_grad(), without_fused_attention():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -141,19 +147,19 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     try:
         other = export_model(small, args, kwargs)
     except CaptureError as error:
-        return f"It fails at {user_line(error.__cause__ or error) or 'a line that is not known'}"
+        return f"It fails at {user_code_line(error.__cause__ or error) or 'a line that is not known'}"
     labelled = export_with_labels(masked, args, kwargs)
     whole, dead = labelled.exported, _dead_atoms(labelled, plan)
     expected = _values(whole, masked, args, kwargs)
     found = _values(other, small, args, kwargs)
     for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):
         if node.target != twin.target and node.op == "call_function":
-            return f"From {node.target} at {source(node)} on, it takes another path"
+            return f"From {node.target} at {source_line(node)} on, it takes another path"
         a, b, state = expected.get(node.name), found.get(twin.name), labelled.states.get(node.name)
         if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, Axes):
             a = _alive(a, state, dead)
             named = whole.parameters.get(node.name)
-            what = f"{node.target} at {source(node)}" if named is None else f"the parameter {named!r}"
+            what = f"{node.target} at {source_line(node)}" if named is None else f"the parameter {named!r}"
             if a.shape != b.shape:
                 return f"{what} gives {tuple(b.shape)} instead of {tuple(a.shape)}"
             if a.is_floating_point() and deviation([a.double()], [b.double()]) > 1e-3:

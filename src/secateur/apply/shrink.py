@@ -19,7 +19,7 @@ from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.core import IntArray, NothingToPrune, Plan, PlanError, Size
 from secateur.core.indices import kept_indices
-from secateur.modules.narrow_norm import narrowed
+from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
 
@@ -79,7 +79,7 @@ def _set_size(model: nn.Module, original: nn.Module, size: Size, plan: Plan) -> 
         return model
     if size.attribute == "normalized_shape":
         before, after = original.get_submodule(size.module), model.get_submodule(size.module)
-        norm = narrowed(before, after, size.value)
+        norm = build_narrow_norm(before, after, size.value)
         if norm is None:
             raise PlanError(f"{size.module!r} is a {type(before).__name__} of another form than when traced")
         return _replace_module(model, size.module, norm)

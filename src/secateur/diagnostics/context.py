@@ -14,7 +14,7 @@ from torch import nn
 from secateur.core import Group, InputError, Plan, Statistics, Units
 from secateur.execution import evaluating, split_batch, to_model
 from secateur.statistics.collect import collect_statistics
-from secateur.statistics.weight_inputs import Read, Reads
+from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
 INPUTS = 512
 DIGITS = 5
@@ -69,14 +69,14 @@ class Look:
         rows: list[torch.Tensor] = []
         labels: list[Any] = []
 
-        def record(read: Read) -> None:
+        def record(read: WeightInput) -> None:
             rows.append(read.x.detach().movedim(read.axis, -1).double().cpu())
 
         with evaluating(self.model), torch.no_grad():
             for batch in self.batches:
                 args, kwargs, targets = split_batch(batch)
                 args, kwargs = to_model((args, kwargs), self.model)
-                with Reads({weight: (tensor, layer.in_axis or 0)}, record):
+                with InputHooks({weight: (tensor, layer.in_axis or 0)}, record):
                     self.model(*args, **kwargs)
                 labels += _labels(targets, len(rows[-1]))
                 if len(labels) >= INPUTS:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.formats.weights import place_of
-from secateur.tracing.export import slow_paths, twin, user_line
+from secateur.tracing.export import copy_sharing_tensors, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 
 Args = tuple[Any, ...]
@@ -77,7 +77,7 @@ def export_onnx(
     tensors = [t for t in tree_leaves((args, kwargs, [*model.parameters()])) if isinstance(t, Tensor)]
     if any(t.dtype == torch.bfloat16 for t in tensors):
         raise InputError("onnxruntime cannot check bfloat16: export model.float() with float inputs")
-    still = twin(model)
+    still = copy_sharing_tensors(model)
     place = place_of(path).absolute()
     draft = place.parent / f".{place.name}-{uuid4().hex}.tmp"
     try:
@@ -127,7 +127,9 @@ def export_any_batch(model: nn.Module, example_inputs: Any, path: str | Path) ->
         draft = Path(folder) / "model.onnx"
         try:
             export_onnx(model, args, draft, kwargs, dynamic_shapes=shapes)
-            varies = all(_agrees(twin(model), args, kwargs, draft, rows) for rows in OTHER_BATCHES)
+            varies = all(
+                _agrees(copy_sharing_tensors(model), args, kwargs, draft, rows) for rows in OTHER_BATCHES
+            )
         except (CaptureError, ExactnessError):
             varies = False
     export_onnx(model, args, path, kwargs, dynamic_shapes=shapes if varies else None)
@@ -156,7 +158,7 @@ def _agrees(
 def _export(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     try:
-        with slow_paths(), _quiet():
+        with without_fused_attention(), _quiet():
             torch.onnx.export(
                 model,
                 args,
@@ -171,7 +173,7 @@ def _export(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path,
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        place = user_line(cause)
+        place = user_code_line(cause)
         where = f" at {place}" if place else ""
         raise CaptureError(
             f"torch cannot export {type(model).__name__} to ONNX{where}: "

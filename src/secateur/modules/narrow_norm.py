@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Form", "NarrowNorm", "form_of", "narrowed"]
+__all__ = ["NarrowNorm", "NormForm", "build_narrow_norm", "norm_form"]
 
 
 @dataclass(frozen=True)
-class Form:
+class NormForm:
     """Which normalisation a module computes.
 
     Attributes:
@@ -31,7 +31,7 @@ class Form:
     shift: float
 
 
-FORMS = (Form(True, 0.0), Form(False, 0.0), Form(False, 1.0))
+FORMS = (NormForm(True, 0.0), NormForm(False, 0.0), NormForm(False, 1.0))
 
 
 class NarrowNorm(nn.Module):
@@ -48,13 +48,13 @@ class NarrowNorm(nn.Module):
         >>> norm = nn.LayerNorm(6)
         >>> x = torch.randn(2, 6)
         >>> x[:, 4:] = 0
-        >>> narrow = NarrowNorm(norm.weight[:4], norm.bias[:4], norm.eps, 6, Form(True, 0.0))
+        >>> narrow = NarrowNorm(norm.weight[:4], norm.bias[:4], norm.eps, 6, NormForm(True, 0.0))
         >>> bool(torch.allclose(narrow(x[:, :4]), norm(x)[:, :4], atol=1e-6))
         True
     """
 
     def __init__(
-        self, weight: Tensor | None, bias: Tensor | None, eps: float | None, count: int, form: Form
+        self, weight: Tensor | None, bias: Tensor | None, eps: float | None, count: int, form: NormForm
     ) -> None:
         """Take the tensors over."""
         super().__init__()
@@ -89,18 +89,18 @@ class NarrowNorm(nn.Module):
         return f"{kept}{self.count} features, eps={self.eps}"
 
 
-def form_of(module: nn.Module) -> Form | None:
+def norm_form(module: nn.Module) -> NormForm | None:
     """Say which normalisation a module computes over its last axis, found by trying; None if none of these.
 
     Example:
-        >>> form_of(nn.LayerNorm(5)), form_of(nn.Linear(5, 5))
-        (Form(centred=True, shift=0.0), None)
+        >>> norm_form(nn.LayerNorm(5)), norm_form(nn.Linear(5, 5))
+        (NormForm(centred=True, shift=0.0), None)
     """
     if isinstance(module, NarrowNorm):
         return module.form
     if not type(module).__name__.endswith(("LayerNorm", "RMSNorm")) or list(module.children()):
         return None
-    weight, bias, eps = parts_of(module)
+    weight, bias, eps = norm_tensors(module)
     known = {id(t) for t in (weight, bias) if t is not None}
     if any(id(t) not in known for t in (*module.parameters(), *module.buffers())):
         return None
@@ -111,7 +111,7 @@ def form_of(module: nn.Module) -> Form | None:
     return _by_trial(module, eps, width)
 
 
-def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
+def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
     """Return the normalisation that takes the place of one whose tensors have been cut.
 
     Args:
@@ -119,21 +119,21 @@ def narrowed(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | 
         small: The module with fewer features.
         count: Features before.
     """
-    form = form_of(original)
-    weight, bias, eps = parts_of(small)
+    form = norm_form(original)
+    weight, bias, eps = norm_tensors(small)
     if form is None:
         return None
     count = original.count if isinstance(original, NarrowNorm) else count
     return NarrowNorm(weight, bias, eps, count, form).train(small.training)
 
 
-def parts_of(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
+def norm_tensors(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
     """Return weight, bias and eps of a normalisation, under the names that they go by."""
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     return getattr(module, "weight", None), getattr(module, "bias", None), eps
 
 
-def _by_trial(module: nn.Module, eps: float | None, width: int) -> Form | None:
+def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | None:
     """Compare a float32 copy with random gains against each form."""
     generator = torch.Generator().manual_seed(0)
     trial: Any = copy.deepcopy(module).cpu().float()
@@ -145,7 +145,7 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> Form | None:
             found = trial(x)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None  # it wants more axes than one, so it is none of these
-        own, other, _ = parts_of(trial)
+        own, other, _ = norm_tensors(trial)
         for form in FORMS:
             if isinstance(found, Tensor) and found.shape == x.shape:
                 expected = NarrowNorm(own, other, eps, width, form)(x)

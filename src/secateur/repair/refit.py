@@ -28,9 +28,9 @@ from secateur.core import InputError, IntArray, Layer, Plan, PruningGraph
 from secateur.core.indices import kept_indices
 from secateur.execution import untouched
 from secateur.repair.fold import FARTHER, as_matrix, set_matrix
-from secateur.statistics.collect import checked_batches, listening, reading_layers
+from secateur.statistics.collect import checked_batches, consumer_layers, observe_inputs
 from secateur.statistics.moments import patches
-from secateur.statistics.weight_inputs import Read
+from secateur.statistics.weight_inputs import WeightInput
 
 __all__ = ["refit"]
 
@@ -106,7 +106,7 @@ def refit(
     """
     best = judge(small) if judge is not None else 0.0
     notes: dict[str, Any] = {}
-    consumers = reading_layers(plan.graph)
+    consumers = consumer_layers(plan.graph)
     uses = Counter(layer.weight for layer in consumers.values())
     for key, layer in consumers.items():
         reason = _obstacle(layer, small, plan, uses[layer.weight])
@@ -226,26 +226,26 @@ def _solved(pairs: Pairs, V: Tensor, ridge: float, centred: bool) -> tuple[Tenso
 
 def _reads_of(
     model: nn.Module, graph: PruningGraph, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Read]:
-    found: list[Read] = []
+) -> list[WeightInput]:
+    found: list[WeightInput] = []
 
-    def record(read: Read) -> None:
+    def record(read: WeightInput) -> None:
         if read.key == key:
             found.append(read)
 
-    with torch.no_grad(), listening(model, graph, record):
+    with torch.no_grad(), observe_inputs(model, graph, record):
         model(*args, **kwargs)
     return found
 
 
-def _row_pairs(x: Read, z: Read, W: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+def _row_pairs(x: WeightInput, z: WeightInput, W: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield the number of rows of each block, and the sums of its products."""
     for a, b in zip(_row_blocks(x), _row_blocks(z), strict=True):
         t = a @ W.T
         yield len(b), [b.T @ b, t.T @ b, b.sum(0), t.sum(0), t.square().sum()]
 
 
-def _row_blocks(read: Read) -> Iterator[Tensor]:
+def _row_blocks(read: WeightInput) -> Iterator[Tensor]:
     if read.window is not None:
         for example in read.x.split(EXAMPLES):
             yield patches(example, read.window).double()

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from secateur.core import Group, IntArray, Layer, PruningGraph
-from secateur.statistics.weight_inputs import Read
+from secateur.statistics.weight_inputs import WeightInput
 
-__all__ = ["Rows"]
+__all__ = ["ActivationSample"]
 
 
-class Rows:
-    """Rows of unit activations, taken evenly from what reaches one reader of each group.
+class ActivationSample:
+    """A sample of unit activations, taken evenly from the inputs of one consumer of each group.
 
     A row is a (sample, position or time step).  Of a recurrent group the state is kept, else what the first
     reading layer reads; a unit that is several features there (a flattened map) gives a row for each of them.
@@ -35,7 +35,7 @@ class Rows:
                 known = self._groups.setdefault(graph.input_key(layer), [])
                 known.append((group.name, index, layer.groups, width))
 
-    def add(self, read: Read) -> None:
+    def add(self, read: WeightInput) -> None:
         """Keep some rows of one read."""
         for name, index, groups, width in self._groups.get(read.key, ()):
             kept = self._kept.setdefault(name, [])
@@ -54,7 +54,7 @@ def _reader(graph: PruningGraph, group: Group) -> tuple[Layer, IntArray] | None:
     return next(iter(states or consumers), None)
 
 
-def _sample(read: Read, index: IntArray, groups: int, width: int, room: int) -> Tensor:
+def _sample(read: WeightInput, index: IntArray, groups: int, width: int, room: int) -> Tensor:
     rows = read.x.detach().movedim(read.axis, -1).reshape(-1, read.x.shape[read.axis])
     # The weight of a grouped convolution has one input axis for all its groups.
     own = torch.cat([torch.as_tensor(index) + g * width for g in range(groups)], 1).to(rows.device)

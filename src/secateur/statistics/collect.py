@@ -20,14 +20,14 @@ from secateur.execution import (
     to_model,
     untouched,
 )
-from secateur.statistics.activation_sample import Rows
+from secateur.statistics.activation_sample import ActivationSample
 from secateur.statistics.gradients import Loss, SynapticFlow, cross_entropy, gradients
-from secateur.statistics.moments import Stream
+from secateur.statistics.moments import InputMoments
 from secateur.statistics.relu_chain import affine_relu_chain
 from secateur.statistics.unit_gates import Gates
-from secateur.statistics.weight_inputs import Read, Reads
+from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
-__all__ = ["NEEDS", "checked_batches", "collect_statistics", "listening", "reading_layers"]
+__all__ = ["NEEDS", "checked_batches", "collect_statistics", "consumer_layers", "observe_inputs"]
 
 NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
 Args = tuple[Any, ...]
@@ -114,17 +114,17 @@ class _Pass:
         self.gradients: dict[str, Tensor] = {}
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
-        self.rows = Rows(graph) if "activations" in wanted else None
+        self.rows = ActivationSample(graph) if "activations" in wanted else None
         self._model, self._network, self._wanted, self._loss = model, graph, wanted, loss
         self._gates = Gates(model, graph, loss) if "taylor" in wanted else None
 
     def __call__(
-        self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, Stream]
+        self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, InputMoments]
     ) -> None:
         """Take one batch."""
         with explained(where, args, kwargs):
             if streams or self.rows is not None:
-                with torch.no_grad(), listening(self._model, self._network, self._recorder(streams)):
+                with torch.no_grad(), observe_inputs(self._model, self._network, self._recorder(streams)):
                     self._model(*args, **kwargs)
             if "gradients" in self._wanted:
                 found = gradients(self._model, args, kwargs, targets, self._loss)
@@ -134,8 +134,8 @@ class _Pass:
         if "images" in self._wanted:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
 
-    def _recorder(self, streams: Mapping[str, Stream]) -> Callable[[Read], None]:
-        def record(read: Read) -> None:
+    def _recorder(self, streams: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
+        def record(read: WeightInput) -> None:
             if streams:
                 streams[read.key].add(read)
             if self.rows is not None:
@@ -177,34 +177,38 @@ def checked_batches(
         raise InputError(f"{what}: the iterable of batches is empty")
 
 
-def reading_layers(graph: PruningGraph) -> dict[str, Layer]:
+def consumer_layers(graph: PruningGraph) -> dict[str, Layer]:
     """Return the layers that read, by the key of their input."""
     return {graph.input_key(layer): layer for layer in graph.layers if layer.in_axis is not None}
 
 
-def listening(model: nn.Module, graph: PruningGraph, record: Callable[[Read], None]) -> Reads:
+def observe_inputs(
+    model: nn.Module, graph: PruningGraph, record: Callable[[WeightInput], None]
+) -> InputHooks:
     """Return a context in which each use of a reading weight of the model is reported."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    axes = {key: (layer.weight, layer.in_axis) for key, layer in reading_layers(graph).items()}
-    return Reads({k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record)
+    axes = {key: (layer.weight, layer.in_axis) for key, layer in consumer_layers(graph).items()}
+    return InputHooks(
+        {k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record
+    )
 
 
 def _streams(
     model: nn.Module, graph: PruningGraph, wanted: set[str], max_patch: int, grams: Iterable[str] | None
-) -> dict[str, Stream]:
+) -> dict[str, InputMoments]:
     if not wanted & {"gram", "moments"}:
         return {}
-    names = reading_layers(graph)
+    names = consumer_layers(graph)
     if grams is None:
         full = {graph.input_key(layer) for group in graph.groups for layer, _ in graph.consumers(group)}
     else:
         full = set(grams)
         for name in full - set(names):
             raise InputError(unknown("reading weight", name, list(names)))
-    return {name: Stream("gram" in wanted and name in full, max_patch) for name in names}
+    return {name: InputMoments("gram" in wanted and name in full, max_patch) for name in names}
 
 
-def _moments(graph: PruningGraph, streams: Mapping[str, Stream]) -> dict[str, Moments]:
+def _moments(graph: PruningGraph, streams: Mapping[str, InputMoments]) -> dict[str, Moments]:
     found = {}
     for name, stream in streams.items():
         moments = stream.moments()
@@ -220,17 +224,17 @@ def _culprit(model: nn.Module, graph: PruningGraph, args: Args, kwargs: Kwargs) 
     """Name the first layer that NaN or infinite activations reach."""
     reached: list[str] = []
 
-    def look(read: Read) -> None:
+    def look(read: WeightInput) -> None:
         if not all_finite(read.x):
             reached.append(read.key)
 
-    with torch.no_grad(), listening(model, graph, look):
+    with torch.no_grad(), observe_inputs(model, graph, look):
         model(*args, **kwargs)
     return f": NaN or infinite activations reach {_layer_name(graph, reached[0])}" if reached else ""
 
 
 def _layer_name(graph: PruningGraph, key: str) -> str:
-    layer = reading_layers(graph)[key]
+    layer = consumer_layers(graph)[key]
     return f"layer {layer.name!r} (weight {layer.weight!r})"
 
 

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.core import Moments
-from secateur.statistics.weight_inputs import Read, Window
+from secateur.statistics.weight_inputs import WeightInput, Window
 
-__all__ = ["Stream", "patches"]
+__all__ = ["InputMoments", "patches"]
 
 BLOCK = 1 << 22
 
 
-class Stream:
+class InputMoments:
     """Statistics of one weight's input, added up read by read.
 
     Args:
@@ -41,7 +41,7 @@ class Stream:
         self._patch_sum: Tensor | None = None
         self._taps = 1
 
-    def add(self, read: Read) -> None:
+    def add(self, read: WeightInput) -> None:
         """Add everything that one read holds."""
         features = read.x.shape[read.axis]
         taps = math.prod(read.window.kernel) if read.window else 1

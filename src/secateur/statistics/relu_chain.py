@@ -28,7 +28,7 @@ from secateur.structures.relu_mip import (
     conv_matrix,
     pool_windows,
 )
-from secateur.tracing.export import ExportedModel, export_model, first_names, owner, source
+from secateur.tracing.export import ExportedModel, export_model, first_names, module_of, source_line
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -203,7 +203,9 @@ def _name(node: Node) -> str:
 def _refusal(node: Node, current: Node | None, found: ExportedModel) -> str:
     """Say why a call does not belong in a chain, or nothing."""
     name = _name(node)
-    where = f"{name} in {owner(node)[0] or 'the model'}" + (f" ({source(node)})" if source(node) else "")
+    where = f"{name} in {module_of(node)[0] or 'the model'}" + (
+        f" ({source_line(node)})" if source_line(node) else ""
+    )
     known = _IDENTITY | _RESHAPE | _RELU | set(_BUILD) | {"log_softmax"}
     if name not in known or node.op != "call_function":
         return f"unsupported operation {where}"
@@ -252,7 +254,7 @@ def _operation(node: Node, found: ExportedModel, tensors: Mapping[str, Tensor]) 
     first = node.args[1] if len(node.args) > 1 else None
     weight = found.parameters.get(first.name, "") if isinstance(first, Node) else ""
     args = tuple(fill(arg) for arg in node.args[1:])
-    where = owner(node)[0] or _name(node)
+    where = module_of(node)[0] or _name(node)
     return _Operation(_name(node), args, weight, _shape(node.args[0]), _shape(node), where)
 
 

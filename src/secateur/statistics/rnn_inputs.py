@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-__all__ = ["recurrent_reads"]
+__all__ = ["recurrent_inputs"]
 
 
-def recurrent_reads(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def recurrent_inputs(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Replay a recurrent kernel; yield each matrix with what it reads, features last.
 
     Args:

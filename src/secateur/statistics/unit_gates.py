@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import Group, InputError, PruningGraph, Slot
 from secateur.statistics.gradients import Loss
-from secateur.statistics.weight_inputs import Read, Reads
+from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
 __all__ = ["Gates"]
 
@@ -87,7 +87,7 @@ class Gates:
         seen: set[str] = set()
 
         def loss(gates: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
-            def gate(read: Read) -> Tensor:
+            def gate(read: WeightInput) -> Tensor:
                 seen.add(read.key)
                 value = read.x
                 for group, owner in self._inputs[read.key]:
@@ -96,7 +96,7 @@ class Gates:
 
             (args, kwargs), target = _unsqueezed((x, y), axes)
             weights = {k: (self._parameters[name], axis) for k, (name, axis) in self._reading.items()}
-            with Reads(weights, gate):
+            with InputHooks(weights, gate):
                 outputs = functional_call(self._model, self._parameters, args, kwargs)
             return self._loss(outputs, target)
 

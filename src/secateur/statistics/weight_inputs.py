@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from secateur.statistics.rnn_inputs import recurrent_reads
+from secateur.statistics.rnn_inputs import recurrent_inputs
 
-__all__ = ["Read", "Reads", "Window"]
+__all__ = ["InputHooks", "WeightInput", "Window"]
 
 
 Args = tuple[Any, ...]
@@ -37,7 +37,7 @@ class Window(NamedTuple):
     dilation: tuple[int, ...]
 
 
-class Read(NamedTuple):
+class WeightInput(NamedTuple):
     """One use of a reading weight.
 
     Attributes:
@@ -53,7 +53,7 @@ class Read(NamedTuple):
     window: Window | None = None
 
 
-Record = Callable[[Read], Tensor | None]
+Record = Callable[[WeightInput], Tensor | None]
 
 
 class _Origin(NamedTuple):
@@ -63,17 +63,17 @@ class _Origin(NamedTuple):
     axes: tuple[int | None, ...]
 
 
-class Reads(TorchFunctionMode):
+class InputHooks(TorchFunctionMode):
     """Report every use of the given weights to a callback, which may change what is read.
 
     Args:
         weights: Key -> a weight and an axis along which it reads; a weight may come more than once.
-        record: Called with each `Read` before the operation runs.  A tensor that it returns is read in
+        record: Called with each `WeightInput` before the operation runs.  A tensor that it returns is read in
             place of `x`, in this use only; not so in recurrent kernels and cells, whose answer is ignored.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
-        >>> with Reads({"weight": (layer.weight, 1)}, lambda read: print(read.key, tuple(read.x.shape))):
+        >>> with InputHooks({"weight": (layer.weight, 1)}, lambda read: print(read.key, tuple(read.x.shape))):
         ...     y = layer(torch.ones(5, 3))
         weight (5, 3)
     """
@@ -140,7 +140,7 @@ class Reads(TorchFunctionMode):
         own = None if origin is None else origin.axes[contracted]
         if origin is None or own is None or own not in origin.keys:
             return x
-        other = self._record(Read(origin.keys[own], x, axis % x.ndim, window))
+        other = self._record(WeightInput(origin.keys[own], x, axis % x.ndim, window))
         return x if other is None else other
 
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +195,7 @@ _SAME_AXES = frozenset(
 )
 
 
-def _linear(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _linear(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, weight, bias = _named(("input", "weight", "bias"), args, kwargs)
     return (reads.note(weight, -1, input, -1), weight, bias), {}
 
@@ -204,7 +204,7 @@ def _named(names: tuple[str, ...], args: Args, kwargs: Kwargs) -> list[Any]:
     return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
 
 
-def _product(reads: Reads, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _product(reads: InputHooks, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     first = reads.note(b, -2 if b.ndim > 1 else 0, a, -1)
     return first, reads.note(a, -1, b, -2 if b.ndim > 1 else 0)
 
@@ -212,7 +212,7 @@ def _product(reads: Reads, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _factors(*names: str, skip: int = 0) -> Callable[..., Call]:
     """Return a reader of a product whose two factors come after `skip` arguments, or by these names."""
 
-    def read(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+    def read(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
         values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         one, two = [*range(skip, len(args)), *(name for name in names if name in kwargs)][:2]
         values[one], values[two] = _product(reads, values[one], values[two])
@@ -221,12 +221,12 @@ def _factors(*names: str, skip: int = 0) -> Callable[..., Call]:
     return read
 
 
-def _reflected_matmul(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _reflected_matmul(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     left, right = _product(reads, args[1], args[0])
     return (right, left), {}
 
 
-def _einsum(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _einsum(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     equation, *operands = args
     if not isinstance(equation, str):
         return args, kwargs
@@ -253,7 +253,7 @@ def _place(term: str, letter: str) -> int:
     return before.index(letter) if letter in before else after.index(letter) - len(after)
 
 
-def _convolution(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _convolution(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     input, weight, bias, stride, padding, dilation, groups = _named(names, args, kwargs)
     stride, padding, dilation = (d if x is None else x for x, d in ((stride, 1), (padding, 0), (dilation, 1)))
@@ -274,7 +274,7 @@ def _window(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Window:
     return Window(kernel, _each(stride, dims), pads, dilation)
 
 
-def _transposed_convolution(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _transposed_convolution(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, weight = _named(("input", "weight"), args, kwargs)
     x = reads.note(weight, 0, input, 1 if input.ndim == weight.ndim else 0)
     rest = {k: v for k, v in kwargs.items() if k not in ("input", "weight")}
@@ -286,15 +286,15 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _recurrent(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _recurrent(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     parameters: Any = args[3] if isinstance(args[3], (list, tuple)) else args[2]
     if any(reads.origin(p) is not None for p in parameters):
-        for weight, x in recurrent_reads(func, *args):
+        for weight, x in recurrent_inputs(func, *args):
             reads.note(weight, 1, x, -1)
     return args, kwargs
 
 
-def _cell(reads: Reads, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _cell(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, hx, w_ih, w_hh = _named(("input", "hx", "w_ih", "w_hh"), args, kwargs)
     reads.note(w_ih, 1, input, -1)
     reads.note(w_hh, 1, hx if isinstance(hx, Tensor) else hx[0], -1)

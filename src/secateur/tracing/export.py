@@ -20,18 +20,18 @@ from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
 from secateur.execution import duplicate
-from secateur.tracing.packed_sequences import Unpacked, refuse_packed
-from secateur.tracing.unsupported import refuse_wrapped
+from secateur.tracing.packed_sequences import Unpacked, check_not_packed
+from secateur.tracing.unsupported import check_supported
 
 __all__ = [
     "ExportedModel",
-    "as_if_exporting",
+    "copy_sharing_tensors",
     "export_model",
-    "owner",
-    "slow_paths",
-    "source",
-    "twin",
-    "user_line",
+    "exporting_flag_set",
+    "module_of",
+    "source_line",
+    "user_code_line",
+    "without_fused_attention",
 ]
 
 
@@ -59,7 +59,7 @@ class ExportedModel:
         return frozenset(self.values)
 
 
-def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+def copy_sharing_tensors(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
     """Copy the module tree in evaluation mode, sharing tensors (or taking others in their place).
 
     Args:
@@ -77,7 +77,7 @@ def twin(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Mo
 
 
 @contextlib.contextmanager
-def slow_paths() -> Iterator[None]:
+def without_fused_attention() -> Iterator[None]:
     """Switch the fused fast path of nn.MultiheadAttention off, and torch's export warnings."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -103,7 +103,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_if_exporting() -> Iterator[None]:
+def exporting_flag_set() -> Iterator[None]:
     """Let code that asks `torch.compiler.is_exporting()` take the path that it takes in an export."""
     before = getattr(torch.compiler, "_is_exporting_flag", None)
     if before is not None:
@@ -121,12 +121,12 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     Raises:
         CaptureError: With torch's reason and a hint.
     """
-    refuse_wrapped(model)
-    refuse_packed((*args, *kwargs.values()))
+    check_supported(model)
+    check_not_packed((*args, *kwargs.values()))
     _check_devices(model, args, kwargs)
-    with slow_paths(), _quiet(), torch.enable_grad(), Unpacked():
+    with without_fused_attention(), _quiet(), torch.enable_grad(), Unpacked():
         try:
-            program = torch.export.export(twin(model), args, dict(kwargs), strict=False)
+            program = torch.export.export(copy_sharing_tensors(model), args, dict(kwargs), strict=False)
             if _writes_through_views(program.graph_module):
                 program = program.run_decompositions({})
         except Exception as error:
@@ -147,7 +147,7 @@ def _drop_dead_attention(module: GraphModule) -> None:
     Nothing else: what the model computes for nobody, it computes in the shrunk model too.
     """
     for node in reversed(module.graph.nodes):
-        attends = owner(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
+        attends = module_of(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
         if node.op == "call_function" and not node.users and attends:
             module.graph.erase_node(node)
 
@@ -187,7 +187,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
         hint = "a copy is captured: remove the attribute that copy.deepcopy(model) cannot copy"
     else:
         hint = "check that model(*example_inputs) runs"
-    place = user_line(error)
+    place = user_code_line(error)
     return (
         f"{type(model).__name__} cannot be captured by torch.export{' at ' + place if place else ''}: "
         f"{type(error).__name__}: {reason}. Hint: {hint}; "
@@ -198,7 +198,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
 INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-def user_line(error: BaseException) -> str:
+def user_code_line(error: BaseException) -> str:
     """Return ``file:line: code`` of the innermost frame outside torch, Python's library and this package.
 
     Where there is none, of the innermost one in a module of torch's; "" if the model was not reached.
@@ -243,7 +243,7 @@ def _is_view(node: Node) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
-def owner(node: Node) -> tuple[str, str]:
+def module_of(node: Node) -> tuple[str, str]:
     """Return the qualified name and the class of the module that a node was called in."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
@@ -256,7 +256,7 @@ def owner(node: Node) -> tuple[str, str]:
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def source(node: Node) -> str:
+def source_line(node: Node) -> str:
     """Return ``file:line`` of the innermost frame outside torch, or of the innermost frame."""
     frames = FRAME.findall(node.meta.get("stack_trace") or "")
     if not frames:

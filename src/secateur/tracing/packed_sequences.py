@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.core import InputError
 
-__all__ = ["Unpacked", "refuse_packed"]
+__all__ = ["Unpacked", "check_not_packed"]
 
 _FUNCTIONS: Any = torch._C._VariableFunctions
 
 
-def refuse_packed(inputs: Iterable[Any]) -> None:
+def check_not_packed(inputs: Iterable[Any]) -> None:
     """Raise `InputError` if one of a model's example inputs is a packed sequence itself."""
     if any(isinstance(x, PackedSequence) for x in inputs):
         raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secateur.tracing.export import as_if_exporting, slow_paths, twin
+from secateur.tracing.export import copy_sharing_tensors, exporting_flag_set, without_fused_attention
 from secateur.tracing.symbolic_int import Expression, Tagged, TaggedFloat
 
 __all__ = ["Heard", "Made", "Place", "Written", "listen"]
@@ -116,7 +116,7 @@ def _frames() -> tuple[str, ...]:
 
 
 def tag_attributes(model: nn.Module) -> None:
-    """Replace, in a copy made by `twin`, the integers that modules and their configs hold."""
+    """Replace, in a copy made by `copy_sharing_tensors`, the integers that modules and their configs hold."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         for holder, prefix in _holders(module):
@@ -150,8 +150,8 @@ class Heard:
 
 def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heard:
     """Run the model once with tagged integers; return what it wrote and compared."""
-    copy = twin(model)
+    copy = copy_sharing_tensors(model)
     tag_attributes(copy)
-    with _Listener(copy) as listener, torch.no_grad(), slow_paths(), as_if_exporting():
+    with _Listener(copy) as listener, torch.no_grad(), without_fused_attention(), exporting_flag_set():
         copy(*args, **kwargs)
     return Heard(listener.calls, listener.equalities)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.tracing.export import FRAME, ExportedModel, owner
+from secateur.tracing.export import FRAME, ExportedModel, module_of
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Axes, Flow, Literal
 from secateur.tracing.size_recorder import Heard, Made, Place, listen
@@ -72,7 +72,7 @@ class _Settler:
         }
         self.by_line: dict[Place, list[Any]] = defaultdict(list)
         for node in self.nodes.values():
-            self.by_line[owner(node)[0], line_of(node)].append(node)
+            self.by_line[module_of(node)[0], line_of(node)].append(node)
         self.sized: dict[Expression, list[tuple[Literal, str]]] = defaultdict(list)
         self.trials: Any = None
         self.computed: list[tuple[Literal, Expression, str]] = []
@@ -91,7 +91,7 @@ class _Settler:
 
     def freeze_behind(self, node: Any, value: float) -> None:
         """Freeze the axes whose lengths a number in the arithmetic was computed from."""
-        place, module = line_of(node), owner(node)[0]
+        place, module = line_of(node), module_of(node)[0]
         if module in self.flow.norms:
             return  # replaced as a whole when it narrows
         for call in self.calls.get((module, place), []):
@@ -102,7 +102,7 @@ class _Settler:
 
     def _read(self, literal: Literal) -> None:
         node = self.nodes[literal.node]
-        if owner(node)[1].endswith("activation.MultiheadAttention"):
+        if module_of(node)[1].endswith("activation.MultiheadAttention"):
             return  # replaced as a whole when it loses anything
         place = line_of(node)
         shapes = {
@@ -110,7 +110,7 @@ class _Settler:
         }
         written = {
             expression_of(n)
-            for call in self.calls.get((owner(node)[0], place), [])
+            for call in self.calls.get((module_of(node)[0], place), [])
             if shapes & set(call.shapes)
             for n in _candidates(call.sizes, literal)
         }

@@ -21,8 +21,15 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, PruningGraph, unknown
-from secateur.modules.narrow_norm import form_of
-from secateur.tracing.export import ExportedModel, export_model, first_names, is_inplace, owner, source
+from secateur.modules.narrow_norm import norm_form
+from secateur.tracing.export import (
+    ExportedModel,
+    export_model,
+    first_names,
+    is_inplace,
+    module_of,
+    source_line,
+)
 from secateur.tracing.groups import Family, Tensors, find_frozen, find_groups, find_sizes
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Axes, Flow
@@ -138,7 +145,7 @@ def _analyse(
 ) -> tuple[ExportedModel, Flow, Tensors, list[Family]]:
     """Export a model, carry labels through it, and collect the groups."""
     taken = export_model(model, args, kwargs)
-    norms = frozenset(name for name, module in model.named_modules() if form_of(module) is not None)
+    norms = frozenset(name for name, module in model.named_modules() if norm_form(module) is not None)
     flow = Flow(batch=_batch(args, kwargs), norms=norms)
     tensors = _label_tensors(model, flow)
     _walk(taken, flow, tensors)
@@ -220,7 +227,7 @@ def run_graph(module: GraphModule, inputs: Mapping[str, Any], flow: Flow, record
         elif node.op == "get_attr":
             env[node] = _attribute(module, node, flow)
         else:
-            flow.enter(node.name, owner(node), str(node.target), source(node))
+            flow.enter(node.name, module_of(node), str(node.target), source_line(node))
             env[node] = _call(module, node, resolve, flow, record)
             while is_inplace(node) and isinstance(node.args[0], Node):
                 env[node.args[0]] = env[node]

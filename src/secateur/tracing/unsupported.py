@@ -10,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from secateur.core import CaptureError
 
-__all__ = ["refuse_wrapped"]
+__all__ = ["check_supported"]
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def check_supported(model: nn.Module) -> None:
     """Raise `CaptureError`, with what to pass instead, for a model that is wrapped, compiled or quantised."""
     for name, module in model.named_modules():
         if remedy := _remedy(module):
