@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.diagnostics import PORTRAITS
+from secateur.diagnostics import DIAGNOSTICS
 from secateur.measure.cost import Cost
 from secateur.measure.latency import Latency
 from secateur.measure.metrics import Agreement
@@ -97,13 +97,13 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def portrayed() -> list[dict]:
+def diagnosed_runs() -> list[dict]:
     """Runs of two small networks, each pruned along the structures that fit it, with their portraits."""
     torch.manual_seed(0)
     pairs = [(perceptron(), labelled(6)), (Reader(), labelled(5, 4))]
     runs = []
     for model, batches in pairs:
-        for method in PORTRAITS:
+        for method in DIAGNOSTICS:
             if method == "mip" and isinstance(model, Reader):
                 continue
             with warnings.catch_warnings():

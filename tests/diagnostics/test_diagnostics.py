@@ -1,60 +1,78 @@
-"""Portraits of pruned networks, compared with what they claim to show."""
+"""Diagnostics of pruned networks, compared with what they claim to show."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import Reader, labelled, perceptron
+from report_runs import Reader, diagnosed_runs, labelled, perceptron
 from torch import nn
 from typer.testing import CliRunner
 
 import secateur as sc
 from secateur.cli import main as cli
 from secateur.core import InputError
-from secateur.diagnostics import PORTRAITS, diagnose
-from secateur.diagnostics.lattice import NODES
-from secateur.diagnostics.matroid import segment
-from secateur.diagnostics.mip import states
-from secateur.diagnostics.spectral import alive
+from secateur.diagnostics import DIAGNOSTICS, diagnose
+from secateur.diagnostics.figures import not_drawn
+from secateur.diagnostics.lattice import MOST_NODES, layered_positions
+from secateur.diagnostics.matroid import clip_line
+from secateur.diagnostics.mip import relu_states
+from secateur.diagnostics.spectral import kept_entries
 from secateur.methods.spectral.connectivity import layer_connectivity
 from secateur.structures.order import density_profile
 from secateur.structures.relu_mip import Chain
 
+Sections = dict[str, dict[str, Any]]
 coordinate = st.floats(-3, 3).map(lambda v: round(v, 3))
 
 
-def pruned(model: nn.Module, method: object, batches: list, budget: sc.Budget | None = None) -> sc.Result:
+def diagnosed(
+    model: nn.Module, method: object, batches: list, budget: sc.Budget | None = None
+) -> tuple[sc.Result, Sections]:
+    """Prune, and return the result with its sections by title."""
     result = sc.prune(model, batches[0][0][:2], method, budget or sc.Units(0.5), batches, batch_sizes=())
-    return diagnose(result, model, batches, method)
+    sections = diagnose(result, model, batches, method).report.structure["sections"]
+    return result, {part["title"]: part for part in sections}
+
+
+def traces(section: dict[str, Any], name: str = "") -> list[dict[str, Any]]:
+    """Return the traces of a figure whose name starts so."""
+    return [trace for trace in section["figure"]["data"] if trace["name"].startswith(name)]
+
+
+def column(section: dict[str, Any], name: str) -> list[Any]:
+    return [row[name] for row in section["rows"]]
 
 
 # --- matroid
 
 
 @given(coordinate, coordinate, coordinate)
-def test_segment_is_the_part_inside_the_box(a: float, b: float, c: float) -> None:
+def test_clipped_line_is_the_part_inside_the_box(a: float, b: float, c: float) -> None:
     low, high = np.array([-1.0, -2.0]), np.array([1.5, 0.5])
     corners = [a * s + b * t + c for s in (low[0], high[0]) for t in (low[1], high[1])]
-    found = segment(a, b, c, low, high)
+    ends = clip_line(a, b, c, low, high)
     if min(corners) > 1e-6 or max(corners) < -1e-6 or not (a or b):
-        assert found is None
+        assert ends is None
     elif min(corners) < -1e-6 and max(corners) > 1e-6 and a * a + b * b > 1e-6:
-        assert found is not None
-        for end in found:
+        assert ends is not None
+        for end in ends:
             assert a * end[0] + b * end[1] + c == pytest.approx(0, abs=1e-6)
             assert (end >= low - 1e-6).all() and (end <= high + 1e-6).all()
             assert min(abs(end - low).min(), abs(end - high).min()) < 1e-6
 
 
 def flat_data(features: int) -> list:
-    """Inputs on a plane, so that what is drawn of them is all of them."""
+    """Inputs on a plane, so that the figure shows all of them."""
     generator = torch.Generator().manual_seed(1)
     plane = torch.randn(2, features, generator=generator, dtype=torch.float64)
     offset = torch.randn(features, generator=generator, dtype=torch.float64)
@@ -66,76 +84,94 @@ def flat_data(features: int) -> list:
 def test_arrangement_divides_the_inputs_as_the_units_do(features: int) -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(features, 9), nn.ReLU(), nn.Linear(9, 2)).double()
-    batches = flat_data(features)
-    layer = pruned(model, "matroid", batches).report.structure["layers"]["0"]
-    drawn = layer["arrangement"]
-    inputs = np.array([p[:2] for p in drawn["points"]])
+    ((x, y),) = batches = flat_data(features)
+    result, sections = diagnosed(model, "matroid", batches)
+    section = sections["Hyperplane arrangement of group 0"]
+    inputs = np.empty((60, 2))
+    for label in (0, 1):
+        (trace,) = traces(section, f"class {label}")
+        inputs[y == label] = np.column_stack([trace["x"], trace["y"]])
     if features == 2:
-        assert inputs == pytest.approx(batches[0][0].numpy(), rel=1e-4, abs=1e-4)
-    assert [p[2] for p in drawn["points"]] == batches[0][1].tolist()
-    before = model[0](batches[0][0]).detach().numpy()
-    assert len(drawn["lines"]) == drawn["crossing"] > 3
-    for line in drawn["lines"]:
+        assert inputs == pytest.approx(x.numpy(), rel=1e-4, abs=1e-4)
+    before = model[0](x).detach().numpy()
+    assert len(section["rows"]) > 3
+    for line in section["rows"]:
         along = np.array([line["to x"] - line["x"], line["to y"] - line["y"]])
         side = (inputs[:, 0] - line["x"]) * along[1] - (inputs[:, 1] - line["y"]) * along[0]
         value = before[:, line["unit"]]
         clear = (abs(value) > 1e-3) & (abs(side) > 1e-3)
         agree = np.sign(side[clear]) * np.sign(value[clear])
         assert clear.sum() > 40 and abs(agree.sum()) == clear.sum()
-        assert line["stays"] is (line["unit"] not in layer["removed"])
+        assert line["kept"] is (line["unit"] not in result.plan.removed("0"))
 
 
-def test_windows_are_the_ranks_of_neighbours() -> None:
+WINDOWS = "Windows of rows of group 0, and their tail"
+
+
+def with_equal_rows() -> nn.Module:
     model = perceptron()
     with torch.no_grad():
         model[0].weight[8:], model[0].bias[8:] = model[0].weight[8], model[0].bias[8]
-    layer = pruned(model, "matroid", labelled(6)).report.structure["layers"]["0"]
+    return model
+
+
+def test_windows_are_the_ranks_of_neighbours() -> None:
+    model = with_equal_rows()
+    section = diagnosed(model, "matroid", labelled(6))[1][WINDOWS]
     rows = torch.cat([model[0].weight, model[0].bias[:, None]], 1).detach().double().numpy()
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rank = int(np.linalg.matrix_rank(rows))
     ranks = [int(np.linalg.matrix_rank(rows[i : i + rank])) for i in range(12 - rank + 1)]
-    assert (layer["rank"], layer["ranks"]) == (rank, ranks)
+    assert f"have rank {rank}:" in section["text"] and traces(section)[0]["y"] == ranks
     deficient = [i for i, r in enumerate(ranks) if r < rank]
     counts = [sum(i <= unit < i + rank for i in deficient) for unit in range(12)]
-    assert layer["windows"] == counts and layer["deficient"] == len(deficient) > 0
-    assert layer["tail"] == [unit for unit, count in enumerate(counts) if count]
+    assert column(section, "deficient windows") == counts
+    assert f" {len(deficient)} of them deficient" in section["text"] and deficient
+    assert column(section, "part") == ["tail" if count else "essential" for count in counts]
 
 
-def test_a_portrait_of_windows_is_of_the_plans_own_tail() -> None:
-    model = perceptron()
-    with torch.no_grad():
-        model[0].weight[8:], model[0].bias[8:] = model[0].weight[8], model[0].bias[8]
+def test_diagnostics_of_windows_show_the_tail_of_the_plan() -> None:
     for exact in (False, True):
         method = sc.methods.Matroid(ground="windows", exact=exact)
-        result = pruned(model, method, labelled(6))
-        structure, note = result.report.structure, result.plan.notes["0"]
-        assert structure["curves"] == {} and len(structure["layers"]["0"]["tail"]) == note["tail"]
-        assert set(structure["layers"]["0"]["removed"]) <= set(structure["layers"]["0"]["tail"])
+        result, sections = diagnosed(with_equal_rows(), method, labelled(6))
+        assert not any("unexplained" in title for title in sections)
+        rows = sections[WINDOWS]["rows"]
+        assert sum(row["part"] == "tail" for row in rows) == result.plan.notes["0"]["tail"]
+        assert all(row["part"] == "tail" for row in rows if not row["kept"])
 
 
 def test_curves_fall_and_meet_the_plan() -> None:
-    result = pruned(perceptron(), sc.methods.Matroid(swaps=0), labelled(6, batches=8))
-    for name, curve in result.report.structure["curves"].items():
-        residuals = curve["residuals"]
+    result, sections = diagnosed(perceptron(), sc.methods.Matroid(swaps=0), labelled(6, batches=8))
+    rows = sections["What the kept units leave unexplained"]["rows"]
+    for name in ("0", "2"):
+        curve = [row for row in rows if row["group"] == name]
+        residuals = [row["unexplained"] for row in curve]
         assert residuals[0] == 1 and residuals[-1] == pytest.approx(0, abs=1e-9)
         assert all(b <= a + 1e-9 for a, b in pairwise(residuals))
-        assert residuals[curve["kept"]] == pytest.approx(result.plan.notes[name]["residual"], rel=1e-3)
+        (plan,) = [row for row in curve if row["by the plan"] is not None]
+        assert plan["unexplained"] == pytest.approx(result.plan.notes[name]["residual"], rel=1e-3)
 
 
-def test_a_dead_layer_and_a_single_example_are_drawn_as_far_as_they_go() -> None:
+def test_a_dead_layer_and_a_single_example_are_drawn_as_far_as_possible() -> None:
     model = perceptron()
     with torch.no_grad():
         model[0].weight.zero_(), model[0].bias.zero_()
-    structure = pruned(model, "matroid", [(torch.ones(1, 6), torch.zeros(1).long())]).report.structure
-    layer = structure["layers"]["0"]
-    assert (layer["rank"], layer["ranks"], layer["tail"], layer["arrangement"]) == (0, [], [], None)
+    _, sections = diagnosed(model, "matroid", [(torch.ones(1, 6), torch.zeros(1).long())])
+    assert "Hyperplane arrangement of group 0" not in sections
+    assert "have rank 0: 0 windows" in sections[WINDOWS]["text"]
+    assert set(column(sections[WINDOWS], "part")) == {"essential"}
 
 
-def test_channels_have_no_rows_and_say_so() -> None:
+def test_channels_have_no_rows_and_the_page_says_so() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
-    structure = pruned(model, "matroid", labelled(1, 6, 6)).report.structure
-    assert structure["layers"] == {} and "single rows" in structure["skipped"]["0"]
-    assert structure["curves"]["0"]["units"] == 6
+    _, sections = diagnosed(model, "matroid", labelled(1, 6, 6))
+    assert set(sections) == {"What the kept units leave unexplained", "Not drawn"}
+    assert "0: " in sections["Not drawn"]["text"] and "single rows" in sections["Not drawn"]["text"]
+
+
+def test_reasons_are_listed_once() -> None:
+    (section,) = not_drawn({"conv": "no single rows", "rnn": "no single rows"}, "Rows [W | b] of ")
+    assert section["text"] == "Rows [W | b] of conv, rnn: no single rows." and not_drawn({}) == []
 
 
 # --- spectral
@@ -146,24 +182,26 @@ def test_channels_have_no_rows_and_say_so() -> None:
 def test_spectrum_is_that_of_the_masked_network(make: Callable[[], nn.Module], budget: sc.Budget) -> None:
     model = make()
     batches = labelled(6) if make is perceptron else labelled(5, 4)
-    result = pruned(model, "spectral", batches, budget)
-    structure, masked = result.report.structure, sc.mask(model, result.plan)
-    after = layer_connectivity(result.graph, dict(masked.named_parameters()))
-    for name, layer in structure["layers"].items():
-        assert layer["after"]["edges"] == after[name].edges < layer["before"]["edges"]
-        assert layer["after"]["lambda2"] == pytest.approx(after[name].lambda2, rel=1e-4)
-        left = dict(masked.named_parameters())[name].detach().numpy() != 0
-        assert (alive(result.plan, name) == left).all()
-        histogram = structure["leverages"][name]
-        assert (sum(histogram["stays"]), sum(histogram["goes"])) == (left.sum(), (~left).sum())
+    result, sections = diagnosed(model, "spectral", batches, budget)
+    masked = dict(sc.mask(model, result.plan).named_parameters())
+    after = layer_connectivity(result.graph, masked)
+    for row in sections["lambda_2 of each layer"]["rows"]:
+        name = row["layer"]
+        assert row["edges after"] == after[name].edges < row["edges before"]
+        assert row["lambda_2 after"] == pytest.approx(after[name].lambda2, rel=1e-4)
+        left = masked[name].detach().numpy() != 0
+        assert (kept_entries(result.plan, name) == left).all()
+        histogram = sections[f"Leverage of the weights of {name}"]
+        counts = [sum(column(histogram, key)) for key in ("kept", "removed")]
+        assert counts == [left.sum(), (~left).sum()]
+        assert counts == [sum(trace["y"]) for trace in traces(histogram)]
 
 
 def test_leverages_add_up_to_the_nodes_of_a_tree() -> None:
-    model = perceptron()
-    histogram = pruned(model, "spectral", labelled(6)).report.structure["leverages"]["0.weight"]
-    total = histogram["mean stays"] * sum(histogram["stays"]) + histogram["mean goes"] * sum(
-        histogram["goes"]
-    )
+    histogram = diagnosed(perceptron(), "spectral", labelled(6))[1]["Leverage of the weights of 0.weight"]
+    kept, removed = (sum(column(histogram, key)) for key in ("kept", "removed"))
+    words = histogram["text"].split()
+    total = float(words[-8]) * kept + float(words[-4]) * removed
     assert total == pytest.approx(6 + 12 - 1, rel=1e-3)
 
 
@@ -177,30 +215,34 @@ def test_states_hold_on_the_box(seed: int) -> None:
     weights = [rng.normal(size=(b, a)) for a, b in pairwise(sizes)]
     chain = Chain.dense(weights, [rng.normal(size=b) for b in sizes[1:]])
     x, epsilon = rng.normal(size=(3, 3)), 0.3
-    told = states(chain, x, "paper", epsilon)
+    states = relu_states(chain, x, "paper", epsilon)
     near = x[:, None] + epsilon * rng.uniform(-1, 1, size=(3, 40, 3))
     h = near
-    for number, (name, W) in enumerate(zip(told, weights, strict=False)):
+    for number, (name, W) in enumerate(zip(states, weights, strict=False)):
         a = h @ W.T + chain.steps[2 * number].b
         never, always = (a <= 0).all(1).mean(), (a >= 0).all(1).mean()
-        assert told[name]["off"] <= never + 1e-4 and told[name]["on"] <= always + 1e-4
-        assert told[name]["off"] + told[name]["on"] + told[name]["open"] == pytest.approx(1, abs=1e-4)
+        assert states[name]["off"] <= never + 1e-4 and states[name]["on"] <= always + 1e-4
+        assert states[name]["off"] + states[name]["on"] + states[name]["open"] == pytest.approx(1, abs=1e-4)
         h = np.maximum(a, 0)
 
 
 def test_scores_are_those_that_decided() -> None:
-    result = pruned(perceptron(), sc.methods.MIP(images=6), labelled(6))
-    structure = result.report.structure
-    assert structure["images"] == 6 and set(structure["bounds"]) == {"0.weight", "2.weight"}
-    assert "scores" not in structure["solver"] and structure["solver"]["status"] == "optimal"
-    for name, layer in structure["layers"].items():
-        scores, stays = np.array(layer["scores"]), np.array(layer["stays"])
-        assert np.flatnonzero(stays).tolist() == result.plan.keep[name].tolist()
-        assert scores[stays].min() >= scores[~stays].max() - 1e-5
+    result, sections = diagnosed(perceptron(), sc.methods.MIP(images=6), labelled(6))
+    bounds = sections["What the bounds decide"]
+    assert "on 6 images" in bounds["text"] and column(bounds, "layer") == ["0.weight", "2.weight"]
+    solver = {row["quantity"]: row["value"] for row in sections["What the solver proved"]["rows"]}
+    assert "scores" not in solver and solver["status"] == "optimal"
+    for name in ("0", "2"):
+        section = sections[f"Importance scores of group {name}"]
+        scores, kept = np.array(column(section, "score")), np.array(column(section, "kept"))
+        assert np.flatnonzero(kept).tolist() == result.plan.keep[name].tolist()
+        assert scores[kept].min() >= scores[~kept].max() - 1e-5
         assert ((scores >= 0) & (scores <= 1)).all()
+        ranked = {x: y for trace in traces(section)[:2] for x, y in zip(trace["x"], trace["y"], strict=True)}
+        assert [ranked[place] for place in range(len(scores))] == sorted(scores.tolist(), reverse=True)
 
 
-def test_a_plan_without_scores_is_told() -> None:
+def test_a_plan_without_scores_is_refused() -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], "magnitude", sc.Units(0.5), batches, batch_sizes=())
     with pytest.raises(InputError, match="no importance scores"):
@@ -219,79 +261,124 @@ def reachable(count: int, covers: list[list[int]]) -> np.ndarray:
     return closure
 
 
+def integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(", ") if part]
+
+
 @pytest.mark.parametrize("options", [{}, {"adjacency": "weights", "density": 0.1}], ids=["data", "weights"])
 @pytest.mark.parametrize("make", [perceptron, Reader], ids=["chain", "recurrent"])
 def test_hasse_diagram_is_the_order(make: Callable[[], nn.Module], options: dict) -> None:
     model = make()
     batches = labelled(6) if make is perceptron else labelled(5, 4)
     method = sc.methods.Lattice(**options)
-    result = pruned(model, method, batches)
+    result, sections = diagnosed(model, method, batches)
     statistics = sc.collect_statistics(model, result.graph, batches, method.needs(sc.Units(0.5)), 0)
     for name, order in method.orders(result.graph, statistics).items():
-        told = result.report.structure["orders"][name]
-        units = sorted(unit for node in told["nodes"] for unit in node["units"])
-        assert units == list(range(told["units"])) and told["elements"] == len(told["nodes"])
-        elements = [node["element"] for node in told["nodes"]]
+        nodes = sections[f"Hasse diagram of group {name}"]["rows"]
+        units = sorted(unit for node in nodes for unit in integers(node["units"]))
+        assert units == list(range(result.graph.group(name).size))
+        elements = [node["element"] for node in nodes]
+        covers = [
+            [at, elements.index(b)] for at, node in enumerate(nodes) for b in integers(node["covered by"])
+        ]
         relation = order.poset.relation()[np.ix_(elements, elements)]
-        assert (reachable(len(elements), told["covers"]) == relation).all()
-        for node in told["nodes"]:
-            assert node["irreducible"] is bool(order.irreducible[node["units"]].any())
-            assert node["stays"] is bool(set(node["units"]) & set(result.plan.keep[name].tolist()))
+        assert (reachable(len(elements), covers) == relation).all()
+        for node in nodes:
+            own = integers(node["units"])
+            assert node["irreducible"] is bool(order.irreducible[own].any())
+            assert node["kept"] is bool(set(own) & set(result.plan.keep[name].tolist()))
+        silent = "No two units are comparable" in sections[f"Hasse diagram of group {name}"]["text"]
+        assert silent is (not covers and len(nodes) > 1)
 
 
 def test_profile_is_of_the_recurrent_weights() -> None:
     model = Reader()
-    told = pruned(model, "lattice", labelled(5, 4)).report.structure["orders"]
+    rows = diagnosed(model, "lattice", labelled(5, 4))[1]["Profile of group rnn over density"]["rows"]
     W = model.rnn.weight_hh_l0.detach().double().reshape(4, 10, 10)
     strength = W.square().sum(0).sqrt().T.numpy()
-    (order,) = told.values()
-    densities = [row["density"] for row in order["profile"]]
-    expected = [p.as_dict() for p in density_profile(strength, densities)]
-    assert order["profile"] == expected and len(expected) >= 4
+    expected = [p.as_dict() for p in density_profile(strength, [row["density"] for row in rows])]
+    assert rows == expected and len(expected) >= 4
 
 
 def test_a_drawn_adjacency_has_no_diagram() -> None:
-    structure = pruned(Reader(), sc.methods.Lattice(adjacency="binary"), labelled(5, 4)).report.structure
-    (order,), (reason,) = structure["orders"].values(), structure["skipped"].values()
-    assert order["nodes"] == [] and "no order" in reason
+    _, sections = diagnosed(Reader(), sc.methods.Lattice(adjacency="binary"), labelled(5, 4))
+    assert not any(title.startswith("Hasse") for title in sections)
+    assert "no order" in sections["Not drawn"]["text"]
 
 
 def test_large_orders_are_drawn_in_part() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, NODES + 50), nn.ReLU(), nn.Linear(NODES + 50, 3))
-    batches = labelled(4, batches=8)
-    (order,) = pruned(model, "lattice", batches).report.structure["orders"].values()
-    assert order["elements"] > NODES == len(order["nodes"])
-    assert all(0 <= a < NODES and 0 <= b < NODES for a, b in order["covers"])
+    model = nn.Sequential(nn.Linear(4, MOST_NODES + 50), nn.ReLU(), nn.Linear(MOST_NODES + 50, 3))
+    section = diagnosed(model, "lattice", labelled(4, batches=8))[1]["Hasse diagram of group 0"]
+    assert len(section["rows"]) == MOST_NODES and f"Only the {MOST_NODES} elements" in section["text"]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_positions_in_a_level_are_apart_and_centred(heights: list[int], random: Any) -> None:
+    count = len(heights)
+    edges = [(random.randrange(count), random.randrange(count)) for _ in range(count)]
+    edges = [(a, b) for a, b in edges if heights[a] < heights[b]]
+    positions = layered_positions(heights, edges)
+    for height in set(heights):
+        level = sorted(x for x, h in zip(positions, heights, strict=True) if h == height)
+        assert level == [i - (len(level) - 1) / 2 for i in range(len(level))]
+
+
+def test_positions_put_a_chain_above_itself_and_uncross() -> None:
+    assert layered_positions([0, 1, 2], [(0, 1), (1, 2)]) == [0, 0, 0]
+    x = layered_positions([0, 0, 1, 1], [(0, 3), (1, 2)])
+    assert (x[0] - x[1]) * (x[3] - x[2]) > 0
 
 
 # --- all
 
 
-@pytest.mark.parametrize("method", list(PORTRAITS))
-def test_a_portrait_changes_nothing_else_and_survives_json(method: str) -> None:
+def numbers(values: Any) -> set[float]:
+    """Return the finite numbers among values, rounded."""
+    kept = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+    return {round(v, 9) for v in kept}
+
+
+def test_sections_have_words_axes_colours_and_tables() -> None:
+    sections = [part for run in diagnosed_runs() for part in run["structure"]["sections"]]
+    figures = [part for part in sections if part["figure"]]
+    assert len(figures) >= 20
+    for part in figures:
+        text = json.dumps(part["figure"], allow_nan=False)
+        assert "#" not in text and "rgb" not in text  # colours follow the page
+        assert len(part["alternative"]) > 20 and part["text"] and part["rows"]
+        assert all("title" in part["figure"]["layout"][axis] for axis in ("xaxis", "yaxis"))
+        assert any(trace["x"] for trace in part["figure"]["data"])
+    for title in ("unexplained", "Windows", "lambda_2", "Components", "Importance"):
+        for part in (part for part in figures if title in part["title"]):
+            drawn = set().union(*(numbers(trace["y"]) for trace in part["figure"]["data"]))
+            assert drawn and drawn - {0} <= numbers(v for row in part["rows"] for v in row.values())
+
+
+@pytest.mark.parametrize("method", list(DIAGNOSTICS))
+def test_diagnostics_change_nothing_else_and_survive_json(method: str) -> None:
     model, batches = perceptron(), labelled(6)
-    result = sc.prune(model, batches[0][0][:2], method, sc.Units(0.5), batches, batch_sizes=())
-    found = diagnose(result, model, batches)
-    assert found.model is result.model and found.plan is result.plan
-    assert found.report.structure["structure"] == method and result.report.structure == {}
-    assert sc.Report.from_json(found.report.to_json()).structure == found.report.structure
+    before = sc.prune(model, batches[0][0][:2], method, sc.Units(0.5), batches, batch_sizes=())
+    after = diagnose(before, model, batches)
+    assert after.model is before.model and after.plan is before.plan
+    assert after.report.structure["structure"] == method and before.report.structure == {}
+    assert sc.Report.from_json(after.report.to_json()).structure == after.report.structure
 
 
-def test_a_portrait_of_a_folded_network_looks_at_what_the_method_saw() -> None:
+def test_diagnostics_of_a_folded_network_look_at_what_the_method_saw() -> None:
     model, batches = Reader(), labelled(5, 4, batches=10)
     result = sc.prune(
         model, batches[0][0][:2], "lattice", sc.Units(0.5), batches, repair="fold", batch_sizes=()
     )
-    (order,) = diagnose(result, model, batches).report.structure["orders"].values()
+    text = diagnose(result, model, batches).report.structure["sections"][0]["text"]
     (note,) = result.plan.notes["order"].values()
-    assert order["irreducible"] == note["irreducible"]
+    assert f"{note['irreducible']} units are meet-irreducible" in text
 
 
-def test_what_cannot_be_portrayed() -> None:
+def test_what_cannot_be_diagnosed() -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], "magnitude", sc.Units(0.5), batches, batch_sizes=())
-    with pytest.raises(InputError, match="follows no structure"):
+    with pytest.raises(InputError, match="no diagnostics of 'magnitude'"):
         diagnose(result, model, batches)
     with pytest.raises(InputError, match="pass data="):
         diagnose(result, model, None, "lattice")
@@ -317,7 +404,7 @@ def prune_to(folder: Path, method: str) -> str:
 
 
 @pytest.mark.parametrize(("method", "drawn"), [("spectral", True), ("magnitude", False)])
-def test_saved_results_hold_the_portrait(method: str, drawn: bool, tmp_path: Path) -> None:
+def test_saved_results_hold_the_diagnostics(method: str, drawn: bool, tmp_path: Path) -> None:
     prune_to(tmp_path, method)
     assert (sc.load_report(tmp_path).structure != {}) is drawn
     assert ("Spectrum: how each layer hangs together" in (tmp_path / "report.html").read_text()) is drawn
@@ -326,10 +413,10 @@ def test_saved_results_hold_the_portrait(method: str, drawn: bool, tmp_path: Pat
     assert ("Spectrum: how each layer hangs together" in (tmp_path / "all.html").read_text()) is drawn
 
 
-def test_a_portrait_that_fails_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_diagnostics_cost_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise InputError("no picture today")
 
-    monkeypatch.setattr(cli, "portray", fail)
+    monkeypatch.setattr(cli, "diagnose", fail)
     assert "no picture today" in prune_to(tmp_path, "spectral")
     assert sc.load_report(tmp_path).structure == {}

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import make_report, several_seeds, two_networks
+from report_runs import diagnosed_runs, make_report, several_seeds, two_networks
 from scipy import stats
 
 from secateur.core import InputError, StoreError
 from secateur.core.markdown import format_value
 from secateur.html import Section, flatten, read_runs, write_csv, write_html, write_json, write_text
+from secateur.html.diagnostics import diagnostic_sections
 from secateur.html.payload import payload
 from secateur.html.section import chapters
 from secateur.html.spread import interval, spreads
@@ -177,3 +178,22 @@ def test_chapters_keep_the_numbers_of_their_sections() -> None:
     first, last = chapters(parts)
     assert (first.title, first.networks, first.layered) == ("C", ["n", "m"], True)
     assert [number for number, _ in [*first.sections, *last.sections]] == [0, 1, 2] and not last.layered
+
+
+def test_each_structure_is_a_chapter_and_names_its_runs() -> None:
+    runs = diagnosed_runs()
+    sections = diagnostic_sections(runs)
+    titles = list(dict.fromkeys(s.chapter.split()[0] for s in sections))
+    assert titles == ["Matroid:", "Spectrum:", "Integer", "Lattice:"]
+    names = {(s.chapter.split()[0], s.network) for s in sections}
+    assert ("Spectrum:", "noise, Sequential: spectral, Units(0.5), repair none, seed 0") in names
+    assert ("Lattice:", "noise, Reader: lattice, Units(0.5), repair none, seed 0") in names
+    one = runs[0]
+    assert len({s.network for s in diagnostic_sections([one, one])}) == 2
+    assert diagnostic_sections([{**one, "structure": {}}, {"method": "mip", "status": "failed"}]) == []
+
+
+def test_diagnostics_of_an_older_version_are_named() -> None:
+    old = {**diagnosed_runs()[0], "structure": {"structure": "matroid", "curves": {}, "layers": {}}}
+    (section,) = diagnostic_sections([old])
+    assert "older version" in section.text and section.chapter.startswith("Matroid")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import METHODS, make_report, portrayed, several_seeds, two_networks
+from report_runs import METHODS, diagnosed_runs, make_report, several_seeds, two_networks
 
 from secateur.html import Section, write_html
 from secateur_studies.common import Figure, Findings, Table, sections
@@ -26,7 +26,7 @@ def runs() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def portraits() -> list[dict]:
-    return portrayed()
+    return diagnosed_runs()
 
 
 @pytest.fixture(scope="module")
@@ -275,9 +275,9 @@ def test_chapters_say_whose_they_are_and_follow_the_network(
     page.find_element("css selector", "#network option[value='noise, Reader']").click()
     assert whose(page, "Lattice") == "noise, Reader: lattice, Units(0.5), repair none, seed 0"
     assert headings(page, "Lattice")[0] == "Hasse diagram of group rnn"
-    assert whose(page, "Mixed").endswith("seed 0 (the network chosen at the top has no such picture)")
+    assert whose(page, "Integer").endswith("seed 0 (the network chosen at the top has no such picture)")
     page.find_element("css selector", "#network option[value='']").click()
-    assert whose(page, "Mixed").endswith("seed 0")
+    assert whose(page, "Integer").endswith("seed 0")
 
 
 def test_marks_tell_repairs_apart_and_the_legend_says_how(visit: Callable[..., Any]) -> None:

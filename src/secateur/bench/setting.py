@@ -21,7 +21,7 @@ from secateur.bench.worker import Worker
 from secateur.cli.specs import is_folder, make_budget, make_method
 from secateur.core import InputError, StoreError, Tolerance, unknown
 from secateur.data import DATASETS
-from secateur.diagnostics import PORTRAITS
+from secateur.diagnostics import DIAGNOSTICS
 from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
 from secateur.pruning import REPAIRS
@@ -169,7 +169,7 @@ def make_grid(bench: Bench, inline: bool = False, limit: float | None = None) ->
                 "draw": draw,
                 "budget": budget,
                 "repair": None if repair == "none" else repair,
-                "portrait": (seed, repair, budget) == first and method.kind in PORTRAITS,
+                "portrait": (seed, repair, budget) == first and method.kind in DIAGNOSTICS,
                 "seed": seed,
             },
             {**absolute.paths, "method_at": method.at},

@@ -19,7 +19,7 @@ from secateur import data, zoo
 from secateur.core import SecateurError, Units
 from secateur.core.markdown import markdown_table
 from secateur.data import Dataset
-from secateur.diagnostics import PORTRAITS, diagnose
+from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.html import flatten
 from secateur.html.rows import brief
 from secateur.methods import METHODS
@@ -174,7 +174,7 @@ def _run(
     except SecateurError as error:
         return {**what, "seed": seed, "status": " ".join(str(error).split())}
     warned = sorted({str(warning.message) for warning in said})
-    if repair is None and method in PORTRAITS:
+    if repair is None and method in DIAGNOSTICS:
         result = diagnose(result, model, calibration)
     return {**result.report.to_dict(), **what, "status": "ok", "warnings": warned}
 

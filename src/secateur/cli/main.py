@@ -29,7 +29,7 @@ from secateur.cli.specs import (
 )
 from secateur.core import InputError, SecateurError, StoreError, unknown
 from secateur.core.jsonable import versions
-from secateur.diagnostics import PORTRAITS, diagnose
+from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.formats.onnx import export_any_batch
 from secateur.html import read_runs, write_html, write_json, write_text
 from secateur.methods import METHODS, Method
@@ -408,7 +408,7 @@ def _model(
 
 def _portrayed(result: Result, model: torch.nn.Module, method: Method, data: Any) -> Result:
     """Put into the report what the method's structure looks like, where it has one that can be had."""
-    if method.name not in PORTRAITS:
+    if method.name not in DIAGNOSTICS:
         return result
     try:
         return diagnose(result, model, data, method)

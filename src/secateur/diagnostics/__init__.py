@@ -1,7 +1,8 @@
-"""Portraits: a pruned network along the structure that its method follows, as plain numbers.
+"""Diagnostics: why a method removed what it did, as figures and tables of the structure that it follows.
 
-`diagnose` computes them from the original model, the plan and the data, and puts them into
-``Report.structure``, from where the HTML report draws them.  Each structure has a module of its own.
+`diagnose` looks at the original model, the plan and the data once more and stores the sections of a page in
+``Report.structure``. The HTML report draws them. Each structure has a module here, with its numbers and its
+figures.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from typing import Any
 from torch import nn
 
 from secateur.core import InputError
-from secateur.diagnostics.context import Look
-from secateur.diagnostics.lattice import lattice_portrait
-from secateur.diagnostics.matroid import matroid_portrait
-from secateur.diagnostics.mip import mip_portrait
-from secateur.diagnostics.spectral import spectral_portrait
+from secateur.diagnostics.context import DiagnosticContext
+from secateur.diagnostics.figures import Json
+from secateur.diagnostics.lattice import lattice_sections
+from secateur.diagnostics.matroid import matroid_sections
+from secateur.diagnostics.mip import mip_sections
+from secateur.diagnostics.spectral import spectral_sections
 from secateur.methods import Method
 from secateur.pruning import Result, apart, find_method
 
-PORTRAITS: dict[str, Callable[[Look], dict[str, Any]]] = {
-    "matroid": matroid_portrait,
-    "spectral": spectral_portrait,
-    "mip": mip_portrait,
-    "lattice": lattice_portrait,
+__all__ = ["DIAGNOSTICS", "diagnose"]
+
+DIAGNOSTICS: dict[str, Callable[[DiagnosticContext], list[Json]]] = {
+    "matroid": matroid_sections,
+    "spectral": spectral_sections,
+    "mip": mip_sections,
+    "lattice": lattice_sections,
 }
 
 
@@ -35,36 +39,36 @@ def diagnose(
     data: Iterable[Any] | None = None,
     method: str | Method | None = None,
 ) -> Result:
-    """Return the result with a portrait in its report; nothing else is changed.
+    """Return the result with diagnostics in its report; nothing else changes.
 
     Args:
-        result: What `prune` returned.
+        result: The result of `prune`.
         model: The original model.
-        data: The batches that the pruning looked at, where its method needs any.
-        method: The method with its options; by default the one that the plan names, with its defaults.
+        data: The batches that the method saw, if it needs any.
+        method: The method with its options; by default the method that the plan names, with its defaults.
+
+    Returns:
+        The result, with ``{"structure": name, "sections": [...]}`` in ``report.structure``.
 
     Raises:
-        InputError: The method follows none of the structures, or a step of it fails.
+        InputError: If the method has no diagnostics, or they need data and there is none.
 
     Example:
         >>> import torch
         >>> from secateur import Weights, prune
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> result = prune(mlp, torch.ones(2, 4), "spectral", Weights(0.5), batch_sizes=())
-        >>> structure = diagnose(result, mlp).report.structure
-        >>> structure["structure"], structure["layers"]["0.weight"]["before"]["components"]
-        ('spectral', 1)
+        >>> diagnose(result, mlp).report.structure["sections"][0]["title"]
+        'lambda_2 of each layer'
     """
     chosen = find_method(method if method is not None else result.plan.method)
-    if chosen.name not in PORTRAITS:
+    if chosen.name not in DIAGNOSTICS:
         raise InputError(
-            f"{chosen.name!r} follows no structure that could be drawn; those that do: {', '.join(PORTRAITS)}"
+            f"there are no diagnostics of {chosen.name!r}; methods with diagnostics: {', '.join(DIAGNOSTICS)}"
         )
     batches = None if data is None else list(data)
     if "fold" in (result.report.repair or ""):
-        batches, _ = apart(batches)  # the method did not see what the fold was judged on
-    look = Look(model, result.plan, chosen, batches)
-    return replace(result, report=replace(result.report, structure=PORTRAITS[chosen.name](look)))
-
-
-__all__ = ["PORTRAITS", "diagnose"]
+        batches, _ = apart(batches)  # the method did not see the batches that judged the fold
+    context = DiagnosticContext(model, result.plan, chosen, batches)
+    structure = {"structure": chosen.name, "sections": DIAGNOSTICS[chosen.name](context)}
+    return replace(result, report=replace(result.report, structure=structure))

@@ -1,7 +1,8 @@
-"""A portrait along the matroid: curves of what is unexplained, hyperplane arrangements, windows of rows."""
+"""Diagnostics of the matroid method: unexplained shares, hyperplane arrangements, windows of rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,148 +10,169 @@ from numpy.typing import NDArray
 
 from secateur.allocation import prunable
 from secateur.core import Group, Statistics
-from secateur.diagnostics.context import Look, short
+from secateur.core.markdown import format_value
+from secateur.diagnostics.context import DiagnosticContext
+from secateur.diagnostics.figures import (
+    GREY,
+    KEPT,
+    REMOVED,
+    Json,
+    evenly_spaced,
+    figure,
+    lines,
+    not_drawn,
+    palette_colour,
+    points,
+    round_numbers,
+    section,
+)
 from secateur.methods.matroid.activations import basis_order
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
 from secateur.structures.matroid import IntervalMatroid, tail_partition, window_ranks
 from secateur.structures.matroid.sliding import normalized
 
+__all__ = ["clip_line", "matroid_sections"]
+
 Floats = NDArray[np.float64]
-ENTRIES = 1_000_000
-LINES = 60
+MOST_ENTRIES = 1_000_000
+MOST_LINES = 60
+CURVE_POINTS = 200
+MOST_CLASSES = 10
+LEAST_RESIDUAL = 1e-9  # a logarithmic axis cannot show 0
 
 
-def matroid_portrait(look: Look) -> dict[str, Any]:
-    """Return the portrait.
-
-    Returns:
-        ``"structure"``, ``"ground"``, ``"curves"`` (by group, where the ground is the activations),
-        ``"layers"`` (by group with rows [W | b]: rank, windows, tail, arrangement), ``"skipped"`` (by group,
-        why it has none).
-    """
-    graph = look.plan.graph
-    ground = look.method.ground
-    statistics = look.statistics(frozenset({"gram"} if ground == "activations" else ()))
-    layers, skipped = {}, {}
+def matroid_sections(context: DiagnosticContext) -> list[Json]:
+    """Return sections on the activations, and on the rows [W | b] of each group that has such rows."""
+    graph, ground = context.plan.graph, context.method.ground
+    statistics = context.statistics(frozenset({"gram"} if ground == "activations" else ()))
+    sections = [_residual_curves(context, statistics)] if ground == "activations" else []
+    skipped = {}
     for group in prunable(graph):
         reason = eligible(graph, group)
         if not reason:
             rows = augmented_rows(graph, statistics, group)
-            reason = "" if rows.size <= ENTRIES else f"{rows.size:,} entries are more than {ENTRIES:,}"
+            reason = (
+                f"{rows.size:,} entries, the limit is {MOST_ENTRIES:,}" if rows.size > MOST_ENTRIES else ""
+            )
         if reason:
             skipped[group.name] = reason.removeprefix(f"{group.name}: ")
         else:
-            layers[group.name] = _layer(look, group, rows)
-    curves = _curves(look, statistics) if ground == "activations" else {}
-    return {"structure": "matroid", "ground": ground, "curves": curves, "layers": layers, "skipped": skipped}
+            sections += [*_arrangement(context, group, rows), _windows(context, group, rows)]
+    return sections + not_drawn(skipped, "Rows [W | b] of ")
 
 
-def _curves(look: Look, statistics: Statistics) -> dict[str, Any]:
-    curves = {}
-    for group in prunable(look.plan.graph):
-        _, basis = basis_order(look.plan.graph, statistics, group, look.method.objective)
+def _residual_curves(context: DiagnosticContext, statistics: Statistics) -> Json:
+    traces, rows = [], []
+    groups = prunable(context.plan.graph)
+    for number, group in enumerate(groups):
+        _, basis = basis_order(context.plan.graph, statistics, group, context.method.objective)
         total = float(basis.residuals[0])
-        note = look.plan.notes.get(group.name, {})
-        curves[group.name] = {
-            "units": group.size,
-            "kept": sum(look.stays(group)),
-            "residual": note.get("residual"),
-            "residuals": short((basis.residuals / total if total > 0 else basis.residuals).clamp_min(0)),
-        }
-    return curves
+        residuals = round_numbers((basis.residuals / (total if total > 0 else 1.0)).clamp_min(0))
+        kept = int(context.kept_units(group).sum())
+        by_plan = context.plan.notes.get(group.name, {}).get("residual")
+        counts = sorted({*evenly_spaced(range(group.size + 1), CURVE_POINTS), kept})
+        shown = [residuals[m] if residuals[m] > LEAST_RESIDUAL else None for m in counts]
+        shares = [m / group.size for m in counts]
+        traces.append(lines(shares, shown, f"group {group.name}", palette_colour(number)))
+        if by_plan is not None:
+            mark = points(
+                [kept / group.size], [by_plan], f"{group.name}: plan", palette_colour(number), size=11
+            )
+            traces.append(mark | {"showlegend": False})
+        rows += [
+            {
+                "group": group.name,
+                "kept": m,
+                "units": group.size,
+                "unexplained": residuals[m],
+                "by the plan": by_plan if m == kept else None,
+            }
+            for m in counts
+        ]
+    text = (
+        "Units are added one by one, each time the unit that explains most of what the consuming layers "
+        "compute. A line gives the share that is still unexplained when that share of the units is kept. The "
+        "point is the plan, after its exchanges. A line that falls early belongs to a group whose units "
+        "depend on a few of them."
+    )
+    yaxis = {"type": "log", "exponentformat": "power"}
+    drawn = figure(traces, "share of the units kept", "share unexplained", yaxis=yaxis)
+    alternative = (
+        "Falling lines of the unexplained share against the share of units kept, for "
+        f"{', '.join(group.name for group in groups)}"
+    )
+    return section("What the kept units leave unexplained", text, rows, drawn, alternative)
 
 
-def _layer(look: Look, group: Group, rows: Floats) -> dict[str, Any]:
-    exact = look.method.exact and look.method.ground == "windows"
-    rtol = look.method.rtol if look.method.ground == "windows" else None
-    tail = tail_partition(rows, exact=exact, rtol=rtol)
-    return {
-        "units": len(rows),
-        "inputs": rows.shape[1] - 1,
-        "rank": tail.rank,
-        "deficient": tail.deficient,
-        "gap": "exact" if exact else short(tail.gap),
-        "tail": tail.tail.tolist(),
-        "windows": tail.windows.tolist(),
-        "ranks": _ranks(rows, tail.rank, exact, rtol),
-        "removed": look.plan.removed(group.name).tolist(),
-        "arrangement": _arrangement(look, group, rows),
-    }
-
-
-def _ranks(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int]:
-    if rank in (0, len(rows)):
-        return [rank] if rank else []
-    if exact:
-        return IntervalMatroid(rows).window_ranks(rank).tolist()
-    return window_ranks(normalized(rows), rank, rtol=rtol).ranks.tolist()
-
-
-def _arrangement(look: Look, group: Group, rows: Floats) -> dict[str, Any] | None:
-    """Cut the hyperplanes by a plane through the inputs: theirs, or that of most variance."""
-    layer, _ = look.plan.graph.producers(group)[0]
-    found = look.inputs(layer.weight)
-    if found is None or rows.shape[1] < 3 or len(found[0]) < 3:
-        return None
-    x, labels = found
-    centre, axes, plane, names = _plane(x)
-    cloud = (x - centre) @ axes.T
+def _arrangement(context: DiagnosticContext, group: Group, rows: Floats) -> list[Json]:
+    """Draw where the units' hyperplanes cut a plane through the layer's inputs, if these are single rows."""
+    layer, _ = context.plan.graph.producers(group)[0]
+    inputs = context.inputs_of(layer.weight)
+    if inputs is None or rows.shape[1] < 3 or len(inputs[0]) < 3:
+        return []
+    x, classes = inputs
+    centre, directions, plane, axes = _plane(x)
+    cloud = (x - centre) @ directions.T
     low, high = cloud.min(0), cloud.max(0)
     margin = 0.1 * np.maximum(high - low, 1e-9)
     low, high = low - margin, high + margin
-    cut = np.column_stack([rows[:, :-1] @ axes.T, rows[:, :-1] @ centre + rows[:, -1]])
-    ends = {unit: segment(a, b, c, low, high) for unit, (a, b, c) in enumerate(cut.tolist())}
-    crossing = [(unit, found_ends) for unit, found_ends in ends.items() if found_ends is not None]
-    stays = look.stays(group)
-    return {
-        "plane": plane,
-        "axes": names,
-        "box": short([low, high]),
-        "crossing": len(crossing),
-        "points": [[*short(p), label] for p, label in zip(cloud.tolist(), labels, strict=True)],
-        "lines": [_line(unit, parts, stays[unit]) for unit, parts in _evenly(crossing, LINES)],
-    }
+    W, bias = rows[:, :-1], rows[:, -1]
+    # On the plane x = centre + s d1 + t d2, the hyperplane w x + b = 0 is a line in s and t.
+    cuts = np.column_stack([W @ directions.T, W @ centre + bias]).tolist()
+    ends = {unit: clip_line(a, b, c, low, high) for unit, (a, b, c) in enumerate(cuts)}
+    crossing = [(unit, *round_numbers(pair)) for unit, pair in ends.items() if pair is not None]
+    kept = context.kept_units(group)
+    table = [
+        {"unit": unit, "kept": bool(kept[unit]), "x": p[0], "y": p[1], "to x": q[0], "to y": q[1]}
+        for unit, p, q in evenly_spaced(crossing, MOST_LINES)
+    ]
+    text = (
+        "Each unit is on at one side of its hyperplane and off at the other. Lines are where the hyperplanes "
+        f"of {len(table)} units cut {plane}; points are inputs of the layer. {len(crossing)} of {len(rows)} "
+        "hyperplanes cross the part that is shown."
+    )
+    box = round_numbers([low, high])
+    drawn = figure(
+        [*_hyperplanes(table), *_input_points(round_numbers(cloud), classes)],
+        *axes,
+        xaxis={"range": [box[0][0], box[1][0]]},
+        yaxis={"range": [box[0][1], box[1][1]]},
+    )
+    alternative = f"Lines of the hyperplanes of {group.name} among its inputs"
+    title = f"Hyperplane arrangement of group {group.name}"
+    return [section(title, text, table, drawn, alternative, layer=group.name)]
 
 
-def _plane(x: Floats) -> tuple[Floats, Floats, str, list[str]]:
-    """Return a point of the plane, its two directions, and words for it."""
+def _plane(x: Floats) -> tuple[Floats, Floats, str, tuple[str, str]]:
+    """Return a point of the plane, its two directions, a description, and names of the axes."""
     if x.shape[1] == 2:
-        return np.zeros(2), np.eye(2), "the plane of the inputs", ["input 0", "input 1"]
+        return np.zeros(2), np.eye(2), "the plane of the inputs", ("input 0", "input 1")
     centre = x.mean(0)
-    _, sizes, axes = np.linalg.svd(x - centre, full_matrices=False)
+    _, sizes, directions = np.linalg.svd(x - centre, full_matrices=False)
     share = float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
-    words = f"the plane through the mean input along the two directions of most variance ({share:.0%} of it)"
-    return centre, axes[:2], words, ["first principal direction", "second principal direction"]
+    plane = f"the plane through the mean input along the two directions of most variance ({share:.0%} of it)"
+    return centre, directions[:2], plane, ("first principal direction", "second principal direction")
 
 
-def _evenly(items: list[Any], count: int) -> list[Any]:
-    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[i] for i in chosen]
-
-
-def _line(unit: int, ends: tuple[Floats, Floats], stays: bool) -> dict[str, Any]:
-    (x, y), (to_x, to_y) = map(short, ends)
-    return {"unit": unit, "stays": stays, "x": x, "y": y, "to x": to_x, "to y": to_y}
-
-
-def segment(a: float, b: float, c: float, low: Floats, high: Floats) -> tuple[Floats, Floats] | None:
+def clip_line(a: float, b: float, c: float, low: Floats, high: Floats) -> tuple[Floats, Floats] | None:
     """Return the ends of the part of the line a s + b t + c = 0 inside a box, or None.
 
     Args:
         a: Coefficient of the first coordinate.
-        b: Of the second.
+        b: Coefficient of the second coordinate.
         c: Constant.
         low: Smallest coordinates [2].
-        high: Largest [2].
+        high: Largest coordinates [2].
 
     Example:
-        >>> p, q = segment(1.0, -1.0, 0.0, np.zeros(2), np.ones(2))
+        >>> p, q = clip_line(1.0, -1.0, 0.0, np.zeros(2), np.ones(2))
         >>> p.tolist(), q.tolist()
         ([0.0, 0.0], [1.0, 1.0])
     """
     length = a * a + b * b
     if length == 0:
         return None
+    # Points of the line are foot + r * along; each side of the box bounds r.
     foot, along = np.array([-a * c, -b * c]) / length, np.array([-b, a])
     with np.errstate(divide="ignore", invalid="ignore"):
         to_low, to_high = (low - foot) / along, (high - foot) / along
@@ -163,4 +185,82 @@ def segment(a: float, b: float, c: float, low: Floats, high: Floats) -> tuple[Fl
     return np.array(ends[0]), np.array(ends[1])
 
 
-__all__ = ["matroid_portrait", "segment"]
+def _hyperplanes(table: Sequence[Json]) -> list[Json]:
+    traces = []
+    for kept, name, colour, dash in ((True, "kept", KEPT, "solid"), (False, "removed", REMOVED, "dot")):
+        own = [line for line in table if line["kept"] is kept]
+        x = [v for line in own for v in (line["x"], line["to x"], None)]
+        y = [v for line in own for v in (line["y"], line["to y"], None)]
+        if own:
+            trace = lines(x, y, f"{name} unit", colour, dash=dash, width=1)
+            traces.append(trace | {"hoverinfo": "skip"})
+    return traces
+
+
+def _input_points(cloud: Sequence[Sequence[float]], classes: Sequence[Any]) -> list[Json]:
+    """Return a trace for each class; one trace if there is one class, or more than colours."""
+    labels = sorted({str(label) for label in classes})
+    if not 1 < len(labels) <= MOST_CLASSES:
+        classes, labels = [""] * len(cloud), [""]
+    traces = []
+    for number, label in enumerate(labels):
+        own = [p for p, other in zip(cloud, classes, strict=True) if str(other) == label]
+        x, y = [p[0] for p in own], [p[1] for p in own]
+        name = f"class {label}" if label else "inputs"
+        traces.append(points(x, y, name, palette_colour(number + 2), size=6))
+    return traces
+
+
+def _windows(context: DiagnosticContext, group: Group, rows: Floats) -> Json:
+    exact = context.method.exact and context.method.ground == "windows"
+    rtol = context.method.rtol if context.method.ground == "windows" else None
+    tail = tail_partition(rows, exact=exact, rtol=rtol)
+    ranks = _ranks_of_windows(rows, tail.rank, exact, rtol)
+    gap = "exact" if exact else format_value(float(tail.gap))
+    in_tail = set(tail.tail.tolist())
+    text = (
+        f"{len(rows)} rows [W | b] with {rows.shape[1] - 1} inputs have rank {tail.rank}: {len(ranks)} "
+        f"windows of {tail.rank} neighbours, {tail.deficient} of them deficient, smallest gap {gap}. "
+        f"{len(rows) - len(in_tail)} rows are essential, {len(in_tail)} are the tail."
+    )
+    if len(ranks) == 1:
+        text += " A single window has every row, so there is no tail."
+    kept = context.kept_units(group)
+    table = [
+        {
+            "unit": unit,
+            "deficient windows": count,
+            "part": "tail" if unit in in_tail else "essential",
+            "kept": bool(kept[unit]),
+            "rank of the window from here": ranks[unit] if unit < len(ranks) else None,
+        }
+        for unit, count in enumerate(tail.windows.tolist())
+    ]
+    name = "rank of the window that starts here"
+    traces = [lines(range(len(ranks)), ranks, name, GREY, mode="lines+markers"), *_unit_points(table)]
+    yaxis = {"rangemode": "tozero"} | ({"dtick": 1} if tail.rank < 10 else {})
+    label = "rank; deficient windows with the unit"
+    drawn = figure(traces, "unit, in the order of the layer", label, yaxis=yaxis)
+    alternative = f"Window ranks of {group.name}, and the number of deficient windows with each unit"
+    title = f"Windows of rows of group {group.name}, and their tail"
+    return section(title, text, table, drawn, alternative, layer=group.name)
+
+
+def _ranks_of_windows(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int]:
+    if rank in (0, len(rows)):
+        return [rank] if rank else []
+    if exact:
+        return IntervalMatroid(rows).window_ranks(rank).tolist()
+    return window_ranks(normalized(rows), rank, rtol=rtol).ranks.tolist()
+
+
+def _unit_points(table: Sequence[Json]) -> list[Json]:
+    """Return a trace for each kind of unit."""
+    traces = []
+    for part, symbol in (("essential", "circle"), ("tail", "diamond")):
+        for kept, name, colour in ((True, "kept", KEPT), (False, "removed", REMOVED)):
+            own = [row for row in table if row["part"] == part and row["kept"] is kept]
+            x, y = [row["unit"] for row in own], [row["deficient windows"] for row in own]
+            if own:
+                traces.append(points(x, y, f"{part}, {name}", colour, symbol=symbol))
+    return traces

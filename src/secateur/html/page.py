@@ -16,11 +16,11 @@ from plotly.offline import get_plotlyjs
 
 from secateur.core.jsonable import versions
 from secateur.core.markdown import format_value
+from secateur.html.diagnostics import diagnostic_sections
 from secateur.html.files import write_text
-from secateur.html.payload import network_of, payload
-from secateur.html.rows import Found, Row, Run, as_dicts, flatten, is_report, varies
+from secateur.html.payload import payload
+from secateur.html.rows import Found, Row, Run, as_dicts, flatten, is_report, network_of, varies
 from secateur.html.section import Section, chapters
-from secateur.html.structures import structure_sections
 
 DETAILED_RUNS = 100
 LONGEST_NOTE = 4000
@@ -45,7 +45,7 @@ def write_html(
 ) -> Path:
     """Write one HTML page about one or many runs; it asks the network for nothing.
 
-    Runs whose report has a portrait (`secateur.diagnostics`) get pages on the structure behind their method.
+    Each run with diagnostics (`secateur.diagnose`) gets sections on the structure behind its method.
 
     Args:
         runs: Reports, their dictionaries, or flat dictionaries; the page of what `read_runs` returns names
@@ -84,7 +84,7 @@ def write_html(
 def draft(values: list[Row], sections: Sequence[Section] = ()) -> Draft:
     """Return what the page is made of: flat rows, parts, what its script works with, details of each run."""
     rows = [flatten(run) for run in values]
-    parts = [*sections, *structure_sections(values)]
+    parts = [*sections, *diagnostic_sections(values)]
     data = payload(rows, values, parts)
     detailed = [
         (name, _details(run)) for name, run in zip(data["names"], values, strict=True) if is_report(run)

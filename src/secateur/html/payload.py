@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.core.jsonable import plain
-from secateur.html.rows import IDENTITY, Row, is_report, keys_of, label, metric_of, varies
+from secateur.html.rows import IDENTITY, Row, is_report, keys_of, label, metric_of, network_of, varies
 from secateur.html.section import Section
 from secateur.html.spread import spreads
 from secateur.html.style import fills, styles
@@ -70,11 +70,6 @@ def name_of(row: Row, rows: Sequence[Row]) -> str:
     return ", ".join(str(row[key]) for key in telling if row.get(key) is not None)
 
 
-def network_of(row: Mapping[str, Any]) -> str:
-    """Name the network of a run, with its data."""
-    return ", ".join(str(row[key]) for key in ("data", "model") if row.get(key) is not None)
-
-
 def _start(rows: list[Row], axes: list[str]) -> str | None:
     one_budget = varies(rows, "method") and not varies(rows, "budget")
     return "method" if one_budget else _first(("parameters", *axes), axes)
@@ -123,4 +118,4 @@ def _cells(at: int, values: Row) -> list[list[Any]]:
     return [cell for cell in [*units, *weights] if cell[2]]
 
 
-__all__ = ["name_of", "network_of", "packed", "payload"]
+__all__ = ["name_of", "packed", "payload"]

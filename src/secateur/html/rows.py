@@ -118,6 +118,11 @@ def varies(rows: Sequence[Row], key: str) -> bool:
     return len({row[key] for row in rows if row.get(key) is not None}) > 1
 
 
+def network_of(row: Mapping[str, Any]) -> str:
+    """Name the network of a run, with its data."""
+    return ", ".join(str(row[key]) for key in ("data", "model") if row.get(key) is not None)
+
+
 def metric_of(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the name of the metric, if it is the same in all rows that have one; else ``"quality"``."""
     found = {str(row["metric"]) for row in rows if row.get("metric") is not None}
@@ -152,5 +157,6 @@ __all__ = [
     "keys_of",
     "label",
     "metric_of",
+    "network_of",
     "varies",
 ]
