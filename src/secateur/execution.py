@@ -1,7 +1,6 @@
-"""Run a user's model and leave no trace: where it lives, how it is called, what it returns.
+"""Run a user's model and leave it as it was: its device and dtype, how it is called, what it returns.
 
-Batches are pairs (inputs, targets); inputs are a tensor, a sequence of positional or a mapping of keyword
-arguments.  Modes, buffers, flags and generators come back as they were.
+Modes, buffers, flags and random generators are restored.  What a batch may be is in `secateur.batches`.
 """
 
 from __future__ import annotations
@@ -16,20 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.batches import as_batches, split_batch, split_off_guard
 from secateur.core import InputError, SecateurError
 
 __all__ = [
     "all_finite",
+    "as_batches",
     "call",
+    "check_finite",
     "check_seed",
     "device_of",
     "duplicate",
     "evaluating",
-    "explained",
-    "finite_tensors",
+    "explain_errors",
+    "floating_outputs",
     "logits",
+    "named_logits",
     "place",
+    "read_batches",
     "split_batch",
+    "split_off_guard",
     "tensors_of",
     "to_device",
     "to_model",
@@ -55,20 +60,20 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise `InputError` if a seed is none that every generator takes."""
+    """Raise `InputError` unless every generator accepts the seed."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise InputError(f"a seed is an integer from 0 to 2**63 - 1; got {seed!r}")
 
 
 def duplicate(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy a module tree.
+    """Copy a module tree, ties included.
 
-    Tensors that a forward pass left in attributes (features that are kept, weights that a hook computes)
-    cannot be copied with their history; they come without it.
+    Tensors that a forward pass left in attributes (stored features, weights computed by a hook) are copied
+    without their gradient history, which torch cannot copy.
 
     Args:
-        model: Left as it is.
-        tensors: id of a tensor -> the tensor that stands in for it in the copy.
+        model: The model; it is not changed.
+        tensors: id of a tensor -> the tensor that replaces it in the copy.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -89,16 +94,16 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode; restore its modes, buffers and other attributes at the end."""
     training = {module: module.training for module in model.modules()}
     attributes = {module: dict(vars(module)) for module in model.modules()}
-    own = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
-    buffers = [(m, k, b, b.detach().clone()) for m, k, b in own]
+    registered = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
+    buffers = [(m, k, b, b.detach().clone()) for m, k, b in registered]
     try:
         model.eval()
         yield
     finally:
-        for module, held in attributes.items():
-            for name in set(vars(module)) - set(held):
+        for module, before in attributes.items():
+            for name in set(vars(module)) - set(before):
                 del vars(module)[name]
-            vars(module).update(held)
+            vars(module).update(before)
         for module, flag in training.items():
             module.training = flag
         for module, name, buffer, value in buffers:
@@ -124,11 +129,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Run a model in evaluation mode, seeded, and restore it and the generators at the end.
+    """Run a model in evaluation mode with a seed; restore the model and the generators at the end.
 
-    Restored are training flags, `requires_grad`, buffers and other attributes, PyTorch's generators and the
-    switch of the fused attention path, which is off inside because it hides the weights.  For recurrent
-    models cuDNN is off too: its kernels refuse gradients in evaluation mode.
+    Training flags, `requires_grad`, buffers and other attributes and torch's generators are restored.  The
+    fused attention path is off inside because it hides the weights.  For recurrent models cuDNN is off
+    too: its kernels refuse gradients in evaluation mode.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
@@ -150,13 +155,13 @@ def untouched(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 def to_device(value: Any, model: nn.Module) -> Any:
-    """Bring tensors to a model's device."""
+    """Move tensors to a model's device."""
     device = device_of(model)
     return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, value)
 
 
 def to_model(value: Any, model: nn.Module) -> Any:
-    """Bring tensors to a model's device, floating ones also to its dtype."""
+    """Move tensors to a model's device, and floating ones to its dtype."""
     device, dtype = place(model)
 
     def move(x: Any) -> Any:
@@ -165,33 +170,37 @@ def to_model(value: Any, model: nn.Module) -> Any:
     return tree_map(move, value)
 
 
-def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Split a batch into positional inputs, keyword inputs and targets (None where there are none).
+def read_batches(
+    batches: Iterable[Any], model: nn.Module
+) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any], Any]]:
+    """Yield each batch as (name, args, kwargs, targets), checked, on the model's device.
 
-    Args:
-        batch: (inputs, targets); or inputs alone, as a tensor, a mapping of keywords, or a sequence of one.
-            Inputs are a tensor, a sequence of positional or a mapping of keyword arguments.
+    The name is "batch 0" and so on, for messages.  Floating inputs get the model's dtype.
 
-    Example:
-        >>> split_batch(({"input_ids": 1}, 2))
-        ((), {'input_ids': 1}, 2)
+    Raises:
+        InputError: If there are no batches, or one has another form or NaN or infinite values.
     """
-    inputs, targets = batch, None
-    if isinstance(batch, (tuple, list)):
-        if len(batch) not in (1, 2):
-            raise InputError(f"a batch is (inputs, targets), more inputs in a tuple; got {len(batch)} parts")
-        inputs, targets = batch[0], batch[1] if len(batch) == 2 else None
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs), targets
-    if not isinstance(inputs, (Tensor, tuple, list)):
-        raise InputError(f"inputs are a tensor, a sequence or a mapping; got {type(inputs).__name__}")
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, targets
+    where = ""
+    for number, batch in enumerate(batches):
+        where = f"batch {number}"
+        try:
+            args, kwargs, targets = split_batch(batch, model)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        check_finite((args, kwargs), f"the inputs of {where}")
+        check_finite(targets, f"the targets of {where}")
+        args, kwargs = to_model((args, kwargs), model)
+        yield where, args, kwargs, to_device(targets, model)
+    if not where:
+        raise InputError(
+            "there are no batches: the data is empty, or an iterator that was used up (pass a list)"
+        )
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinities.
+    """Return whether a tensor has neither NaN nor infinite values.
 
-    A finite sum shows it in one pass without a copy; only a sum that is not has to be looked at.
+    A finite sum proves it in one pass without a copy.  Only if the sum is not finite are the values checked.
 
     Example:
         >>> all_finite(torch.full((4,), 3e38)), all_finite(torch.tensor([torch.inf, -torch.inf]))
@@ -200,8 +209,8 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def finite_tensors(value: Any, where: str) -> None:
-    """Raise `InputError` if a tensor holds NaN or infinities; additive masks of 0 and -inf may pass."""
+def check_finite(value: Any, where: str) -> None:
+    """Raise `InputError` if a tensor has NaN or infinite values; additive masks of 0 and -inf are allowed."""
     for x in tree_leaves(value):
         if isinstance(x, Tensor) and x.is_floating_point() and not all_finite(x):
             if ((x == 0) | (x == -torch.inf)).all() and (x == 0).any():
@@ -210,25 +219,25 @@ def finite_tensors(value: Any, where: str) -> None:
 
 
 @contextmanager
-def explained(where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what the model or the loss cannot take into an `InputError` that shows the shapes."""
+def explain_errors(where: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn an error of the model or the loss into an `InputError` that shows the shapes."""
     try:
         yield
     except (SecateurError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         shapes = [tuple(x.shape) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
-        message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {_said(error)}"
+        message = f"the model or the loss cannot take {where}, inputs of shapes {shapes}: {_message(error)}"
         raise InputError(message) from error
 
 
 def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Call a model on a tensor, a sequence of positional or a mapping of keyword arguments.
 
-    Tensors are brought to the model's device, floating ones also to its dtype.
+    Tensors are moved to the model's device, and floating ones to its dtype.
 
     Raises:
-        InputError: The model cannot take them.
+        InputError: If the model cannot take them; the message gives their shapes and the model's error.
     """
     inputs, named = to_model((inputs, dict(kwargs or {})), model)
     if isinstance(inputs, Mapping):
@@ -240,11 +249,12 @@ def call(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None)
         raise
     except Exception as error:
         given = ", ".join([*map(_shape, arguments), *(f"{k}={_shape(x)}" for k, x in named.items())])
-        who = type(model).__name__
-        raise InputError(f"{who} cannot take inputs of shapes {given}: {_said(error)}") from error
+        raise InputError(
+            f"{type(model).__name__} cannot take inputs of shapes {given}: {_message(error)}"
+        ) from error
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
 
 
@@ -252,22 +262,43 @@ def _shape(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
+def floating_outputs(output: Any) -> list[Tensor]:
+    """Return the floating tensors of a model's output, in order.
+
+    The loss and the cache of keys and values, which models of Hugging Face return, do not count.
+
+    Raises:
+        InputError: If there is none.
+
+    Example:
+        >>> [len(x) for x in floating_outputs({"loss": torch.zeros(()), "boxes": torch.zeros(2)})]
+        [2]
+    """
+    fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", None)
+    if fields and not isinstance(output, (Tensor, tuple, list)):
+        output = {name: x for name, x in fields.items() if name not in ("loss", "past_key_values")}
+    leaves = tree_leaves(output, is_leaf=lambda x: type(x).__name__.endswith("Cache"))
+    tensors = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    if not tensors:
+        raise InputError(
+            f"the model returned {type(output).__name__}, which holds no floating tensor; pass a loss or a "
+            "metric of your own"
+        )
+    return tensors
+
+
 def logits(output: Any) -> Tensor:
-    """Return the tensor of scores in a model's output: itself, `.logits`, or its first tensor.
+    """Return the tensor of scores in a model's output: itself, `.logits`, or its first floating tensor.
 
     Example:
         >>> logits({"loss": None, "logits": torch.zeros(2)})
         tensor([0., 0.])
     """
-    if isinstance(output, Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    values = output.values() if isinstance(output, Mapping) else output
-    tensors = [named, *(values if isinstance(values, Iterable) else ())]
-    for value in tensors:
-        if isinstance(value, Tensor):
-            return value
-    raise InputError(
-        f"the model returned {type(output).__name__}, which holds no tensor of scores; pass a loss or a "
-        "metric of your own"
-    )
+    scores = named_logits(output)
+    return floating_outputs(output)[0] if scores is None else scores
+
+
+def named_logits(output: Any) -> Tensor | None:
+    """Return the tensor that a model's output calls ``logits``, or None."""
+    scores = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return scores if isinstance(scores, Tensor) else None

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from secateur.core import Frozen, Group, InputError, Layer, Moments, PruningGraph, Slot
 from secateur.statistics.collect import collect_statistics
-from secateur.statistics.gradients import cross_entropy
+from secateur.statistics.loss import default_loss
 from secateur.statistics.relu_chain import flatten_images
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 from secateur.tracing.trace import trace
@@ -446,7 +446,7 @@ def without_versions(values: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_comes_back_as_it_was(fails: bool) -> None:
     model, graph, batches = small()
-    cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    default_loss(model(batches[0][0]), batches[0][1]).backward()
     model[0].bias.requires_grad_(False)
     model[3].eval()
     wrong = torch.randn(8, 5)
@@ -591,17 +591,17 @@ def poison(model: nn.Module, name: str, value: float) -> None:
     ("data", "needs", "message"),
     [
         (None, {"gram"}, "an iterable of"),
-        ([], {"gram"}, "iterable of batches is empty"),
+        ([], {"gram"}, "no batches"),
         (torch.ones(3, 4), {"moments"}, "got Tensor"),
-        ([torch.ones(3, 4)], {"gradients"}, "batch 0 has no targets"),
-        ([(torch.ones(3, 4), None)], {"taylor"}, "batch 0 has no targets"),
-        ([(torch.ones(3, 4), torch.ones(3).long(), 1)], {"gram"}, "got 3 parts"),
+        ([torch.ones(3, 4)], {"images"}, "batch 0 has no targets"),
+        ([(torch.ones(3, 4), torch.full((3, 3), torch.nan))], {"taylor"}, "targets of batch 0 hold NaN"),
+        ([(torch.ones(3, 4), torch.ones(3).long(), 1)], {"gram"}, "length 3"),
         ([("text", None)], {"gram"}, "got str"),
         ([(torch.full((3, 4), torch.nan), None)], {"gram"}, "inputs of batch 0 hold NaN"),
         ([(torch.ones(3, 5), None)], {"gram"}, r"cannot take batch 0, inputs of shapes \[\(3, 5\)\]"),
         ([(torch.ones(3, 4), torch.tensor([0, 1, 3]))], {"gradients"}, "from 0 to 2 for 3 classes; got 3"),
         ([(torch.ones(3, 4), torch.ones(3))], {"gradients"}, "pass loss="),
-        ([(torch.ones(3, 4), torch.ones(2).long())], {"gradients"}, "cross-entropy cannot compare"),
+        ([(torch.ones(3, 4), torch.ones(2).long())], {"gradients"}, "do not belong together"),
         ([], {"grams"}, "no evidence 'grams'; did you mean 'gram'"),
         ([(torch.full((3, 4), 3e38), None)], {"gram"}, "infinite activations reach layer '4'"),
     ],

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from secateur.core import InputError, PruningGraph
 from secateur.execution import logits
 from secateur.statistics.collect import collect_statistics
-from secateur.statistics.gradients import SynapticFlow, cross_entropy, gradients
+from secateur.statistics.gradients import SynapticFlow, gradients
+from secateur.statistics.loss import default_loss
 from secateur.statistics.unit_gates import Gates
 from secateur.tracing.trace import trace
 
@@ -113,7 +114,7 @@ def test_gates_are_derivatives_example_by_example(
     case: tuple[nn.Module, PruningGraph, Tensor, Tensor],
 ) -> None:
     model, graph, x, y = case
-    found = Gates(model, graph, cross_entropy)((x,), {}, y)
+    found = Gates(model, graph, default_loss)((x,), {}, y)
     assert set(found) == {g.name for g in graph.groups} and found
     h = 1e-5
     examples = list(zip(x.split(1), y.split(1), strict=True))
@@ -129,7 +130,7 @@ def test_one_by_one_and_vectorised_gates_agree(name: str) -> None:
     make, shape = MODELS[name]
     model, x = make().double().eval(), torch.randn(*shape, dtype=torch.float64)
     y = torch.randint(4, (len(x),))
-    gates = Gates(model, trace(model, x), cross_entropy)
+    gates = Gates(model, trace(model, x), default_loss)
     fast = gates((x,), {}, y)
     assert gates._batched == (name != "loop")
     gates._batched = False
@@ -164,9 +165,9 @@ def test_examples_are_found_on_the_second_axis(steps: int) -> None:
     model = Recurrent(batch_first=False).double().eval()
     x, y = torch.randn(steps, 7, 3, dtype=torch.float64), torch.randint(4, (7,))
     graph = trace(model, x[:, :3])
-    found = Gates(model, graph, cross_entropy)((x,), {}, y)
+    found = Gates(model, graph, default_loss)((x,), {}, y)
     model.net.batch_first, model.last = True, (slice(None), -1)
-    expected = Gates(model, graph, cross_entropy)((x.transpose(0, 1).contiguous(),), {}, y)
+    expected = Gates(model, graph, default_loss)((x.transpose(0, 1).contiguous(),), {}, y)
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-14)
 
@@ -188,7 +189,7 @@ def test_gradients_are_those_of_the_loss_and_leave_no_trace() -> None:
     model = mlp(3, 6, 4)
     model[0].bias.requires_grad_(False)
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randint(4, (5,))
-    found = gradients(model, (x,), {}, y, cross_entropy)
+    found = gradients(model, (x,), {}, y, default_loss)
     assert all(p.grad is None for p in model.parameters()) and not model[0].bias.requires_grad
     model[0].bias.requires_grad_(True)
     F.cross_entropy(model(x), y).backward()
@@ -249,20 +250,63 @@ def test_losses_are_checked(loss: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "targets"),
-    [((5, 3), (5,)), ((5, 7, 3), (5, 7)), ((5, 3, 4, 6), (5, 4, 6)), ((5, 3), (5, 3)), ((4, 4, 4), (4, 4))],
+    [((5, 3), (5,)), ((5, 7, 3), (5, 7)), ((5, 3, 4, 6), (5, 4, 6)), ((4, 4, 4), (4, 4))],
 )
 def test_cross_entropy_finds_the_classes(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
     scores = torch.randn(*outputs)
-    soft = outputs == targets
-    wanted = torch.softmax(torch.randn(*targets), -1) if soft else torch.randint(3, targets)
-    classes = 1 if soft or len(outputs) == 4 else -1
+    wanted = torch.randint(3, targets)
+    classes = 1 if len(outputs) == 4 else -1
     log = F.log_softmax(scores, classes)
-    if soft:
-        expected = -(log * wanted).sum(1).mean()
-    else:
-        rows = log.movedim(classes, -1).reshape(-1, log.shape[classes])
-        expected = -rows[range(len(rows)), wanted.ravel()].mean()
-    torch.testing.assert_close(cross_entropy(scores, wanted), expected)
+    rows = log.movedim(classes, -1).reshape(-1, log.shape[classes])
+    expected = -rows[range(len(rows)), wanted.ravel()].mean()
+    torch.testing.assert_close(default_loss(scores, wanted), expected)
+
+
+def test_floating_targets_of_the_outputs_shape_give_the_mean_squared_error() -> None:
+    outputs, targets = torch.randn(5, 8), torch.randn(5, 8)
+    torch.testing.assert_close(default_loss(outputs, targets), (outputs - targets).square().mean())
+    with pytest.raises(InputError, match="pass loss="):
+        default_loss(outputs, torch.randn(5))
+    with pytest.raises(InputError, match="pass loss="):
+        default_loss(outputs, {"boxes": targets})
+
+
+def test_projections_estimate_the_squared_change_of_all_outputs() -> None:
+    """The mean over seeds is the exact squared derivative, each output relative to its size."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.boxes, self.classes = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.body(x).tanh()
+            return 100 * self.boxes(h), self.classes(h)
+
+    torch.manual_seed(0)
+    model = Detector().double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    graph = trace(model, x)
+    h = model.body(x).tanh()
+    exact = torch.zeros(5, dtype=torch.float64)
+    for layer, output in zip((model.boxes, model.classes), (100, 1), strict=True):
+        scale = (output * layer(h)).square().sum()
+        exact += (output * layer.weight[None] * h[:, None]).square().sum((0, 1)) / scale
+    draws = [collect_statistics(model, graph, [x], {"taylor"}, seed).taylor["body"] for seed in range(300)]
+    torch.testing.assert_close(torch.stack(draws).mean(0), exact.detach(), rtol=0.15, atol=0.0)
+    again = collect_statistics(model, graph, [x], {"taylor"}, 7).taylor["body"]
+    assert torch.equal(again, draws[7])
+    found = collect_statistics(model, graph, [x], {"gradients"})
+    assert found.gradients["body.weight"].abs().min() > 0
+
+
+def test_a_loss_of_ones_own_needs_no_targets() -> None:
+    model = mlp(3, 6, 4)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    found = collect_statistics(
+        model, trace(model, x), [x], {"taylor", "gradients"}, loss=lambda outputs, _: outputs.square().mean()
+    )
+    assert found.taylor["0"].min() > 0 and found.gradients["0.weight"].shape == (6, 3)
 
 
 def test_logits_are_found_in_outputs() -> None:
@@ -270,7 +314,7 @@ def test_logits_are_found_in_outputs() -> None:
     named = type("Output", (), {"logits": scores})()
     for outputs in (scores, named, {"other": None, "logits": scores}, (scores, None), [None, scores]):
         assert logits(outputs) is scores
-    with pytest.raises(InputError, match="tuple, which holds no tensor of scores"):
+    with pytest.raises(InputError, match="tuple, which holds no floating tensor"):
         logits(("text", 3))
 
 

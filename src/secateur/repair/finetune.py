@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.core import InputError, PlanError, unknown
 from secateur.execution import call, check_seed, duplicate, logits
 from secateur.repair.base import check_training
-from secateur.statistics.gradients import Loss, check_loss, cross_entropy
+from secateur.statistics.loss import Loss, check_loss, default_loss
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 AfterEpoch = Callable[[int, nn.Module], Mapping[str, Any] | None]
@@ -117,7 +117,7 @@ def finetune(
 
     with _training(tuned), _seeded(tuned, seed), _bar(progress, _total(data, epochs, steps)) as advance:
         for batch in _stream(data, epochs, steps, passed):
-            losses.append(_step(tuned, batch, loss or cross_entropy, rule, hold))
+            losses.append(_step(tuned, batch, loss or default_loss, rule, hold))
             if not math.isfinite(losses[-1]):
                 raise InputError(
                     f"the loss is {losses[-1]} at step {len(losses)}; a smaller lr may help, or "

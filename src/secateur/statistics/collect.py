@@ -12,16 +12,15 @@ from secateur.core import InputError, Layer, Moments, PruningGraph, Statistics, 
 from secateur.execution import (
     all_finite,
     check_seed,
-    explained,
-    finite_tensors,
-    split_batch,
+    explain_errors,
+    read_batches,
     tensors_of,
-    to_device,
     to_model,
     untouched,
 )
 from secateur.statistics.activation_sample import ActivationSample
-from secateur.statistics.gradients import Loss, SynapticFlow, cross_entropy, gradients
+from secateur.statistics.gradients import SynapticFlow, gradients
+from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
 from secateur.statistics.relu_chain import affine_relu_chain
 from secateur.statistics.unit_gates import Gates
@@ -33,7 +32,7 @@ NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 _WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
-_WITH_TARGETS = {"gradients", "images", "taylor"}
+_DERIVATIVES = {"gradients", "taylor"}
 
 
 def collect_statistics(
@@ -56,12 +55,12 @@ def collect_statistics(
     Args:
         model: The model that was traced.
         graph: Its trace.
-        batches: Iterable of (inputs, targets).  Inputs are a tensor, a tuple of positional or a dict of
-            keyword arguments; targets may be None, or left out, where nothing needs them.
+        batches: Iterable of batches; `secateur.batches` says what one may be.
         needs: What to gather: any of `NEEDS`.  The weights are always there.
         seed: Seed of the pass (a shuffling loader, sampling inside the model) and of the evidence.
         loss: (outputs, targets) -> one number, the mean over a batch's examples; by default the
-            cross-entropy of the logits.
+            cross-entropy for class numbers, the mean squared error for floating targets, and a random
+            projection of the outputs if there are no targets (`draw_projections`).
         max_patch: A convolution gets the Gram matrix of its patches up to this many features (channels
             times kernel positions), and above it that of its channels, shared by all positions.
         grams: Names of the weights whose inputs get a Gram matrix; by default those that read a group.
@@ -86,7 +85,7 @@ def collect_statistics(
     wanted = _check_needs(needs)
     check_seed(seed)
     _check_weights(model, graph)
-    run = _Pass(model, graph, wanted, loss or cross_entropy)
+    run = _Pass(model, graph, wanted, loss, seed)
     streams = _streams(model, graph, wanted, max_patch, grams)
     with untouched(model, seed):
         for where, args, kwargs, targets in checked_batches(batches, model, wanted):
@@ -110,29 +109,43 @@ def collect_statistics(
 class _Pass:
     """What the batches add up to."""
 
-    def __init__(self, model: nn.Module, graph: PruningGraph, wanted: set[str], loss: Loss) -> None:
+    def __init__(
+        self, model: nn.Module, graph: PruningGraph, wanted: set[str], loss: Loss | None, seed: int
+    ) -> None:
         self.gradients: dict[str, Tensor] = {}
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
         self.rows = ActivationSample(graph) if "activations" in wanted else None
         self._model, self._network, self._wanted, self._loss = model, graph, wanted, loss
-        self._gates = Gates(model, graph, loss) if "taylor" in wanted else None
+        self._generator = torch.Generator().manual_seed(seed)
+        self._gates: Gates | None = None
 
     def __call__(
         self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, InputMoments]
     ) -> None:
         """Take one batch."""
-        with explained(where, args, kwargs):
+        with explain_errors(where, args, kwargs):
             if streams or self.rows is not None:
                 with torch.no_grad(), observe_inputs(self._model, self._network, self._recorder(streams)):
                     self._model(*args, **kwargs)
-            if "gradients" in self._wanted:
-                found = gradients(self._model, args, kwargs, targets, self._loss)
-                self._add(self.gradients, found, where, args, kwargs)
-            if self._gates is not None:
-                self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
+            if self._wanted & _DERIVATIVES:
+                self._derive(where, args, kwargs, targets)
         if "images" in self._wanted:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
+
+    def _derive(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
+        """Add the derivatives of the loss; without targets, of a random projection of the outputs."""
+        if self._loss is None:
+            self._loss = projection_loss if targets is None else default_loss
+        if self._loss is projection_loss:
+            with torch.no_grad():
+                targets = draw_projections(self._model(*args, **kwargs), self._generator)
+        if "gradients" in self._wanted:
+            found = gradients(self._model, args, kwargs, targets, self._loss)
+            self._add(self.gradients, found, where, args, kwargs)
+        if "taylor" in self._wanted:
+            self._gates = self._gates or Gates(self._model, self._network, self._loss)
+            self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
 
     def _recorder(self, streams: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
         def record(read: WeightInput) -> None:
@@ -164,17 +177,10 @@ def checked_batches(
     what = ", ".join(sorted(data))
     if batches is None or isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise InputError(f"{what}: data is an iterable of (inputs, targets); got {type(batches).__name__}")
-    where = ""
-    for number, batch in enumerate(batches):
-        where = f"batch {number}"
-        args, kwargs, targets = split_batch(batch)
-        if targets is None and wanted & _WITH_TARGETS:
-            raise InputError(f"{', '.join(sorted(wanted & _WITH_TARGETS))}: {where} has no targets")
-        finite_tensors((args, kwargs), f"the inputs of {where}")
-        args, kwargs = to_model((args, kwargs), model)
-        yield where, args, kwargs, to_device(targets, model)
-    if not where:
-        raise InputError(f"{what}: the iterable of batches is empty")
+    for where, args, kwargs, targets in read_batches(batches, model):
+        if targets is None and "images" in wanted:
+            raise InputError(f"images: {where} has no targets")
+        yield where, args, kwargs, targets
 
 
 def consumer_layers(graph: PruningGraph) -> dict[str, Layer]:

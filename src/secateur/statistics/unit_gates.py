@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import Group, InputError, PruningGraph, Slot
-from secateur.statistics.gradients import Loss
+from secateur.statistics.loss import Loss
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
 __all__ = ["Gates"]
@@ -168,18 +168,24 @@ def _owners(slot: Slot, size: int) -> Iterator[Tensor]:
 
 def _axes(inputs: Any, targets: Any, split: tuple[int, int]) -> tuple[int, Any]:
     """Return the number of examples, and the axis of each tensor that counts them (None: shared)."""
-    main, other = split[0], 1 - split[0]
-    count = next(t.shape[split[1]] for t in tree_leaves(targets) if isinstance(t, Tensor))
+    counted, main = (targets, split[1]) if _tensors(targets) else (inputs, split[0])
+    count = _tensors(counted)[0].shape[main]
 
-    def axis(x: Any) -> int | None:
-        if not isinstance(x, Tensor):
-            return None
-        return next((d for d in (main, other) if d < x.ndim and x.shape[d] == count), None)
+    def find_axes(tree: Any, first: int) -> Any:
+        def axis(x: Any) -> int | None:
+            fits = isinstance(x, Tensor)
+            return next((d for d in (first, 1 - first) if fits and d < x.ndim and x.shape[d] == count), None)
 
-    axes = tree_map(axis, inputs), tree_map(lambda t: split[1] if isinstance(t, Tensor) else None, targets)
+        return tree_map(axis, tree)
+
+    axes = find_axes(inputs, split[0]), find_axes(targets, split[1])
     if all(a is None for a in _leaves(axes[0])):
         raise IndexError(f"no input has {count} examples")
     return count, axes
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def _leaves(tree: Any) -> list[Any]:
