@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.allocation import allocate
-from secateur.allocation.schedule import reached, relative
+from secateur.allocation.schedule import reached, step_budget
 from secateur.apply.compose import restrict
 from secateur.schedule import zero_masked
 
@@ -207,7 +207,7 @@ def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes
     whole = left = sc.PruningGraph(groups, (), (), shapes, tuple(shapes))
     budget = sc.Units(keep)
     for step in range(1, steps + 1):
-        counts = allocate(left, relative(whole, left, budget, keep ** (step / steps))).counts
+        counts = allocate(left, step_budget(whole, left, budget, step / steps)).counts
         left = restrict(left, {name: np.arange(n) for name, n in counts.items()})
     wanted = allocate(whole, budget).counts
     assert all(abs(group.size - wanted[group.name]) <= 1 for group in left.groups)

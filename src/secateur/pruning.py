@@ -266,7 +266,7 @@ def prune(
 
 
 def _check_budget(budget: Budget) -> None:
-    if not isinstance(budget, Budget):
+    if not isinstance(budget, (Budget, Tolerance)):
         hint = f", for instance Units({budget!r})" if isinstance(budget, float) else ""
         kinds = "Units, Weights, Params, Macs or Tolerance"
         raise InputError(f"a budget says what it counts: {kinds}{hint}; got {type(budget).__name__}")
@@ -315,7 +315,9 @@ def apart(batches: list[Any] | None) -> tuple[list[Any] | None, list[Any] | None
 def _described(state: State, budget: Budget, metric: str | Metric) -> Plan:
     if state.plan is None:
         raise AssertionError("a pruning without a plan must have raised NothingToPrune")
-    words = replace(budget, metric=metric_named(metric)[0]) if isinstance(budget, Tolerance) else budget
+    words: Any = budget
+    if isinstance(words, Tolerance):
+        words = replace(words, metric=metric_named(metric)[0])
     notes = dict(state.plan.notes)
     if len(state.steps) > 1:
         notes |= {"reached": reached(state.plan), "steps": list(state.steps)}

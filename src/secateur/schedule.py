@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.allocation.schedule import Keep, relative, share, shares
+from secateur.allocation.schedule import shares, step_budget
 from secateur.apply.compose import compose, narrow_masks, restrict
 from secateur.apply.shrink import shrink
 from secateur.core import (
@@ -242,14 +242,14 @@ class Work:
         return replace(state, model=zero_masked(model, state.plan))
 
 
-def in_steps(work: Work, budget: Keep, count: int) -> State:
+def in_steps(work: Work, budget: Budget, count: int) -> State:
     """Prune to a budget in `count` steps that each keep the same share of what there is.
 
     After each step come the repairs, then the callback.
     """
     state, refusal = State(work.model, work.graph), None
     for number in range(1, count + 1):
-        now = relative(work.graph, state.graph, budget, share(budget) ** (number / count))
+        now = step_budget(work.graph, state.graph, budget, number / count)
         statistics = work.gather(state, now)
         plan = work.decide(state, statistics, now)
         if isinstance(plan, NothingToPrune):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise, product
 
 import numpy as np
@@ -22,6 +23,8 @@ from secateur.allocation import (
     top,
     weight_sizes,
 )
+from secateur.allocation.schedule import step_budget
+from secateur.apply.compose import restrict
 from secateur.core import (
     Frozen,
     Group,
@@ -412,6 +415,58 @@ def test_the_cost_of_a_large_transformer_takes_milliseconds() -> None:
     assert block == 1024 * 4096 * 2 + 512 * 4096 + 4 * 64 * 4096 + 3 * 7168 * 4096
 
 
+def test_a_budget_can_give_each_layer_its_share() -> None:
+    graph = mlp([3, 10, 20, 30, 2])
+    found = allocate(graph, Units({"h1": 0.5, "h?": 0.2, "h3": 1.0}))
+    assert found.counts == {"h1": 5, "h2": 4, "h3": 30}
+    assert found.reached == found.target == 39 / 60
+    assert allocate(graph, Units({"h2": 0.21}, round_to=8)).counts == {"h1": 10, "h2": 8, "h3": 30}
+    assert allocate(graph, Units({"0": 0.5})).counts == {"h1": 5, "h2": 20, "h3": 30}  # a module's name
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"h4": 0.5}, "no group or module 'h4'; did you mean"),
+        ({"x*": 0.5}, r"no group or module matches the pattern 'x\*'"),
+        ({"h*": 0.5, "h[12]": 0.2}, "group 'h1' has several shares"),
+        ({"h1": 0.5, "floor": 1.0}, "no group or module 'floor'"),
+    ],
+)
+def test_shares_for_layers_that_do_not_exist(keep: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        allocate(mlp([3, 4, 5, 2]), Units(keep))
+
+
+def test_steps_of_a_budget_by_layer_end_in_its_counts() -> None:
+    graph, budget = mlp([3, 10, 20, 30, 2]), Units({"h1": 0.3, "h2": 0.55})
+    left = graph
+    for step in (1, 2, 3):
+        counts = allocate(left, step_budget(graph, left, budget, step / 3)).counts
+        left = restrict(left, {name: np.arange(n) for name, n in counts.items()})
+    assert [g.size for g in left.groups] == list(allocate(graph, budget).counts.values()) == [3, 11, 30]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Params({"h1": 0.5}), "Units takes a mapping"),
+        (lambda: Units({"h1": 0.5}, "global"), "scope must be 'layer'"),
+        (lambda: Units({"h1": 1.5}), r"keep\['h1'\] must be a number in"),
+        (lambda: Units({}), "must map names"),
+        (lambda: Weights(0.5, density=0.5), "not both"),
+    ],
+)
+def test_impossible_budgets(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_density_is_the_old_name_of_keep() -> None:
+    with pytest.warns(DeprecationWarning, match="keep"):
+        assert Weights(density=0.25) == Weights(0.25)
+
+
 def test_a_graph_without_groups_lists_what_is_frozen() -> None:
     graph = mlp([3, 4, 5, 2])
     none = PruningGraph((), graph.frozen, graph.layers, graph.shapes, graph.parameters)
@@ -422,7 +477,7 @@ def test_a_graph_without_groups_lists_what_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Tolerance(0.01), "stopping rule"),
+        (Tolerance(0.01), "a budget is Units, Params"),
         (Units(0.5, "global"), "needs scores"),
         (Units(0.5, floor=5), "floor 5 is more than the 4 units of 'h1'"),
         (Units(0.1, "erk"), "at least 2 of 9 units stay, a share of 0.2223"),

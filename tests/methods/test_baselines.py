@@ -277,7 +277,7 @@ def check_plan(found: Plan, budget: Budget) -> None:
         sizes = {x.weight: int(np.prod(graph.shapes[x.weight])) for x in graph.prunable_weights()}
         kept = sum(int(found.masks[k].sum()) if k in found.masks else n for k, n in sizes.items())
         parts = list(sizes.values()) if budget.scope == "layer" else [sum(sizes.values())]
-        assert kept == sum(max(1, int(budget.density * n + 0.5 + 1e-9)) for n in parts)
+        assert kept == sum(max(1, int(budget.keep * n + 0.5 + 1e-9)) for n in parts)
         assert not found.keep
         return
     for group in graph.groups:
@@ -401,8 +401,8 @@ def test_options_and_budgets_are_checked() -> None:
         (lambda: Magnitude(over="all"), "got 'all'"),
         (lambda: Activation(statistic="median"), "got 'median'"),
         (lambda: SynFlow(rounds=0), "at least 1; got 0"),
-        (lambda: plan(Magnitude(), Tolerance(0.01)), "stopping rule"),
-        (lambda: plan(SynFlow(), Tolerance(0.01)), "stopping rule"),
+        (lambda: plan(Magnitude(), Tolerance(0.01)), "a budget is Units"),
+        (lambda: plan(SynFlow(), Tolerance(0.01)), "a budget is Units"),
         (lambda: plan(SynFlow(), Params(0.01)), r"Params\(keep=0.01.* cannot be reached"),
     ):
         with pytest.raises(InputError, match=message):

@@ -10,27 +10,32 @@ import torch
 from torch import Tensor
 
 from secateur.allocation.cost import CostModel
-from secateur.allocation.counts import Steps, apportion, ranked_counts, round_half_up, search, shared_counts
+from secateur.allocation.counts import (
+    AllowedCounts,
+    apportion,
+    ranked_counts,
+    round_half_up,
+    search,
+    shared_counts,
+)
 from secateur.allocation.erk import erk_densities, fill, unit_factors
+from secateur.allocation.layer_shares import layer_shares
 from secateur.allocation.ranking import comparable, ranked, top
 from secateur.core import (
     Budget,
     Frozen,
     Group,
     InputError,
-    Macs,
     NothingToPrune,
-    Params,
     PruningGraph,
-    Tolerance,
     Units,
     Weights,
 )
+from secateur.core.budget import check_budget
 
 __all__ = ["Allocation", "allocate", "prunable", "weight_sizes"]
 
 Scores = Mapping[str, Tensor]
-UnitBudget = Units | Params | Macs
 
 
 @dataclass(frozen=True)
@@ -96,34 +101,49 @@ def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) 
         InputError: The request cannot be met; the message says what can.
         NothingToPrune: Nothing in the network may go.
     """
-    if isinstance(budget, Tolerance):
-        raise InputError("a Tolerance is a stopping rule, not a count: prune() turns it into steps of Units")
+    check_budget(budget)
     if budget.scope == "global" and scores is None:
         raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
     if isinstance(budget, Weights):
         return _allocate_weights(graph, budget, scores)
+    if isinstance(budget.keep, Mapping):
+        return _allocate_layers(graph, budget)
     return _allocate_units(graph, budget, scores)
+
+
+def _allocate_layers(graph: PruningGraph, budget: Budget) -> Allocation:
+    """Keep a share of its own in every group that the budget names; the others stay whole."""
+    sizes = {g.name: g.size for g in prunable(graph)}
+    shares = layer_shares(graph, budget.keep)
+    _check_floor(budget.floor, {name: sizes[name] for name in shares}, "units")
+    counts = dict(sizes)
+    for name, share in shares.items():
+        allowed = AllowedCounts(sizes[name], budget.floor, budget.round_to)
+        counts[name] = allowed.nearest(share * sizes[name])
+    total = sum(sizes.values())
+    target = sum(shares.get(name, 1.0) * size for name, size in sizes.items()) / total
+    return Allocation(counts, budget.unit, target, sum(counts.values()) / total)
 
 
 def _allocate_weights(graph: PruningGraph, budget: Weights, scores: Scores | None) -> Allocation:
     sizes = weight_sizes(graph)
-    steps = [Steps(n, budget.floor) for n in sizes.values()]
+    allowed = [AllowedCounts(n, budget.floor) for n in sizes.values()]
     total, least = sum(sizes.values()), len(sizes) * budget.floor
     _check_floor(budget.floor, sizes, "weights")
-    wanted = round_half_up(budget.density * total)
+    wanted = round_half_up(budget.keep * total)
     if wanted == 0 or (budget.scope != "layer" and wanted < least):
         raise InputError(
-            f"density {budget.density:g} keeps {wanted} of {total} weights, and a floor of {budget.floor} in "
+            f"density {budget.keep:g} keeps {wanted} of {total} weights, and a floor of {budget.floor} in "
             f"{len(sizes)} layers keeps {least}: a density of {least / total:.3g} or more is possible"
         )
     if budget.scope == "layer":
-        counts = [s.nearest(budget.density * s.size) for s in steps]
+        counts = [a.nearest(budget.keep * a.size) for a in allowed]
     elif budget.scope == "erk":
-        shares = erk_densities({k: graph.shapes[k] for k in sizes}, budget.density, floor=budget.floor)
-        counts = apportion(steps, [shares[k] * n for k, n in sizes.items()], wanted)
+        shares = erk_densities({k: graph.shapes[k] for k in sizes}, budget.keep, floor=budget.floor)
+        counts = apportion(allowed, [shares[k] * n for k, n in sizes.items()], wanted)
     else:
         counts = _ranked_weights(sizes, _checked(scores or {}, sizes), wanted, budget.floor)
-    return Allocation(dict(zip(sizes, counts, strict=True)), "weights", budget.density, sum(counts) / total)
+    return Allocation(dict(zip(sizes, counts, strict=True)), "weights", budget.keep, sum(counts) / total)
 
 
 def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor: int) -> list[int]:
@@ -133,51 +153,50 @@ def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor
     return [floor + int(mark.sum()) for mark in marks.split([x.numel() for x in others])]
 
 
-def _allocate_units(graph: PruningGraph, budget: UnitBudget, scores: Scores | None) -> Allocation:
+def _allocate_units(graph: PruningGraph, budget: Budget, scores: Scores | None) -> Allocation:
     groups = prunable(graph)
     sizes = {g.name: g.size for g in groups}
     _check_floor(budget.floor, sizes, "units")
-    steps = [Steps(n, budget.floor, budget.round_to) for n in sizes.values()]
+    allowed = [AllowedCounts(n, budget.floor, budget.round_to) for n in sizes.values()]
     vectors = None if scores is None else list(_checked(scores, sizes).values())
     amount = _amount(graph, budget, list(sizes), vectors)
     total = amount(list(sizes.values()))
     if isinstance(budget, Units) and budget.scope == "layer":
-        counts = [s.nearest(budget.keep * s.size) for s in steps]
+        counts = [a.nearest(budget.keep * a.size) for a in allowed]
     else:
         target = budget.keep * total
         target = float(round_half_up(target)) if isinstance(budget, Units) else target
-        _check_reachable(amount([s.first for s in steps]), target, total, budget)
-        counts = _counts_within(graph, budget, steps, vectors, amount, target)
-    what = type(budget).__name__.lower()
-    return Allocation(dict(zip(sizes, counts, strict=True)), what, budget.keep, amount(counts) / total)
+        _check_reachable(amount([a.first for a in allowed]), target, total, budget)
+        counts = _counts_within(graph, budget, allowed, vectors, amount, target)
+    return Allocation(dict(zip(sizes, counts, strict=True)), budget.unit, budget.keep, amount(counts) / total)
 
 
 def _counts_within(
     graph: PruningGraph,
-    budget: UnitBudget,
-    steps: list[Steps],
+    budget: Budget,
+    allowed: list[AllowedCounts],
     scores: list[Tensor] | None,
     amount: Callable[[list[int]], float],
     target: float,
 ) -> list[int]:
     if budget.scope == "global":
-        return search(ranked_counts(steps, scores or []), amount, target)
+        return search(ranked_counts(allowed, scores or []), amount, target)
     if budget.scope == "layer":
-        return search(shared_counts(steps, np.ones(len(steps))), amount, target)
+        return search(shared_counts(allowed, np.ones(len(allowed))), amount, target)
     factors = unit_factors(graph, prunable(graph))
     if not isinstance(budget, Units):
-        return search(shared_counts(steps, factors), amount, target)
-    first, size = (np.array(x, dtype=float) for x in zip(*((s.first, s.size) for s in steps), strict=True))
-    return apportion(steps, fill(factors * size, first, size, target).tolist(), int(target))
+        return search(shared_counts(allowed, factors), amount, target)
+    first, size = (np.array(x, dtype=float) for x in zip(*((a.first, a.size) for a in allowed), strict=True))
+    return apportion(allowed, fill(factors * size, first, size, target).tolist(), int(target))
 
 
 def _amount(
-    graph: PruningGraph, budget: UnitBudget, names: list[str], scores: list[Tensor] | None
+    graph: PruningGraph, budget: Budget, names: list[str], scores: list[Tensor] | None
 ) -> Callable[[list[int]], float]:
     """Return what the budget counts, as a function of the counts; the best scored stay."""
     if isinstance(budget, Units):
         return lambda counts: float(sum(counts))
-    model, field = CostModel(graph), "params" if isinstance(budget, Params) else "macs"
+    model, field = CostModel(graph), budget.unit
     orders = [np.arange(model.groups[n].size) for n in names] if scores is None else list(map(ranked, scores))
 
     def amount(counts: list[int]) -> float:
@@ -204,10 +223,10 @@ def _check_floor(floor: int, sizes: Mapping[str, int], what: str) -> None:
         raise InputError(f"floor {floor} is more than the {sizes[name]} {what} of {name!r}: at most that")
 
 
-def _check_reachable(least: float, target: float, total: float, budget: UnitBudget) -> None:
+def _check_reachable(least: float, target: float, total: float, budget: Budget) -> None:
     if least > target:
         raise InputError(
             f"{budget} cannot be reached: with floor {budget.floor} and multiples of {budget.round_to} in "
-            f"each group at least {least:.6g} of {total:.6g} {type(budget).__name__.lower()} stay, a share "
+            f"each group at least {least:.6g} of {total:.6g} {budget.unit} stay, a share "
             f"of {np.ceil(1e4 * least / total) / 1e4:g}"
         )

@@ -1,4 +1,4 @@
-"""Counts that a group may keep, and families of them that grow until a target is met."""
+"""Counts that groups may keep, and paths of counts that grow until a target is met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import Tensor
 from secateur.allocation.ranking import ranked
 from secateur.core import IntArray
 
-__all__ = ["Family", "Steps", "apportion", "ranked_counts", "round_half_up", "search", "shared_counts"]
+__all__ = [
+    "AllowedCounts",
+    "CountPath",
+    "apportion",
+    "ranked_counts",
+    "round_half_up",
+    "search",
+    "shared_counts",
+]
 
 
 def round_half_up(x: float) -> int:
@@ -19,7 +27,7 @@ def round_half_up(x: float) -> int:
     return int(x + 0.5 + 1e-9)
 
 
-class Steps(NamedTuple):
+class AllowedCounts(NamedTuple):
     """The counts that a group may keep: multiples of `round_to` from `floor` up, and the whole."""
 
     size: int
@@ -52,69 +60,82 @@ class Steps(NamedTuple):
         return np.unique([*range(self.first, self.size, self.round_to), self.size])
 
 
-def apportion(steps: list[Steps], targets: list[float], total: int) -> list[int]:
-    """Round targets to allowed counts, down and then up by largest remainder while the total allows."""
-    counts = [s.below(t) for s, t in zip(steps, targets, strict=True)]
+def apportion(allowed: list[AllowedCounts], targets: list[float], total: int) -> list[int]:
+    """Round targets to allowed counts: all down, then up by largest remainder while the total allows."""
+    counts = [a.below(target) for a, target in zip(allowed, targets, strict=True)]
     left = total - sum(counts)
     for i in sorted(range(len(counts)), key=lambda i: (counts[i] - targets[i], i)):
-        gain = steps[i].above(counts[i]) - counts[i]
+        gain = allowed[i].above(counts[i]) - counts[i]
         if 0 < gain <= left:
             counts[i] += gain
             left -= gain
     return counts
 
 
-class Family(NamedTuple):
-    """Counts that grow with an index from 0 to `last`."""
+class CountPath(NamedTuple):
+    """Counts of all groups as a function of an index from 0 to `last`; no count falls along it."""
 
     last: int
     at: Callable[[int], list[int]]
 
 
-def search(family: Family, amount: Callable[[list[int]], float], target: float) -> list[int]:
-    """Return the last member of a family whose amount is not above the target; the first at least."""
-    low, high = 0, family.last
+def search(path: CountPath, amount: Callable[[list[int]], float], target: float) -> list[int]:
+    """Return the last counts of a path whose amount is at most the target, or else the first.
+
+    The amount rises with the counts, so bisection finds them in log(last) evaluations.
+    """
+    low, high = 0, path.last
     while low < high:
         middle = (low + high + 1) // 2
-        if amount(family.at(middle)) <= target * (1 + 1e-12):
+        if amount(path.at(middle)) <= target * (1 + 1e-12):
             low = middle
         else:
             high = middle - 1
-    return family.at(low)
+    return path.at(low)
 
 
-def shared_counts(steps: list[Steps], raw: np.ndarray) -> Family:
-    """Counts for one share s of all groups, min(1, s * raw) of each, at every s where one changes."""
-    middles = [(s.counts()[1:] + s.counts()[:-1]) / 2 / (s.size * r) for s, r in zip(steps, raw, strict=True)]
-    knots = np.unique(np.concatenate([[0.0], *middles]))
+def shared_counts(allowed: list[AllowedCounts], factors: np.ndarray) -> CountPath:
+    """Return the path of one share s for all groups, which keep min(1, s * factor) of their units each."""
+    # A group's count changes where s * factor * size passes the middle of two neighbouring allowed counts.
+    # Between those values of s (the knots) nothing changes, so they are the whole path.
+    knots = [np.zeros(1)]
+    for a, factor in zip(allowed, factors, strict=True):
+        counts = a.counts()
+        knots.append((counts[1:] + counts[:-1]) / 2 / (a.size * factor))
+    shares = np.unique(np.concatenate(knots))
 
     def at(i: int) -> list[int]:
-        return [s.nearest(min(1.0, knots[i] * r) * s.size) for s, r in zip(steps, raw, strict=True)]
+        return [a.nearest(min(1.0, shares[i] * f) * a.size) for a, f in zip(allowed, factors, strict=True)]
 
-    return Family(len(knots) - 1, at)
+    return CountPath(len(shares) - 1, at)
 
 
-def ranked_counts(steps: list[Steps], scores: list[Tensor]) -> Family:
-    """Counts when blocks of units join by falling mean score, ties by group, then by block."""
-    blocks = [_block_scores(s, x) for s, x in zip(steps, scores, strict=True)]
-    group = np.repeat(np.arange(len(steps)), [len(b) for b in blocks])
-    gain = np.concatenate([np.diff(s.counts()) for s in steps])
+def ranked_counts(allowed: list[AllowedCounts], scores: list[Tensor]) -> CountPath:
+    """Return the path on which blocks of units join by falling mean score, ties by group, then by block.
+
+    A block is what takes a group from one allowed count to the next.  Blocks scored -inf never join.
+    """
+    blocks = [_block_scores(a, x) for a, x in zip(allowed, scores, strict=True)]
+    group = np.repeat(np.arange(len(allowed)), [len(b) for b in blocks])
+    gain = np.concatenate([np.diff(a.counts()) for a in allowed])
     value = np.concatenate(blocks)
     order = np.argsort(-value, kind="stable")[: int((value > -np.inf).sum())]
-    first = np.array([s.first for s in steps])
+    first = np.array([a.first for a in allowed])
 
     def at(m: int) -> list[int]:
-        joined = np.bincount(group[order[:m]], weights=gain[order[:m]], minlength=len(steps))
+        # What each group gains from the m best blocks.
+        joined = np.bincount(group[order[:m]], weights=gain[order[:m]], minlength=len(allowed))
         return [int(x) for x in first + joined]
 
-    return Family(len(order), at)
+    return CountPath(len(order), at)
 
 
-def _block_scores(steps: Steps, scores: Tensor) -> np.ndarray:
+def _block_scores(allowed: AllowedCounts, scores: Tensor) -> np.ndarray:
+    """Return the mean score of each block of a group, its best units first."""
     falling = scores.detach().double().cpu().numpy()[ranked(scores)]
-    edges = steps.counts()[:-1]
+    edges = allowed.counts()[:-1]
     if not len(edges):
         return np.empty(0)
-    means = np.add.reduceat(falling, edges) / np.diff(steps.counts())
+    means = np.add.reduceat(falling, edges) / np.diff(allowed.counts())
     # Means of equal scores may differ in the last bit; a group's blocks must join in their order.
     return np.minimum.accumulate(means)

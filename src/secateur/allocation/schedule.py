@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from secateur.allocation.allocate import allocate, prunable, weight_sizes
 from secateur.allocation.cost import cost
-from secateur.core import Macs, Params, Plan, PruningGraph, Units, Weights
+from secateur.core import Budget, Plan, PruningGraph, Units, Weights
 
-Keep = Units | Params | Macs | Weights
+__all__ = ["reached", "shares", "step_budget"]
 
 
 def shares(step: float) -> Iterator[float]:
@@ -39,19 +39,14 @@ def reached(plan: Plan) -> dict[str, float]:
     return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
 
 
-def share(budget: Keep) -> float:
-    """Return the share that a budget keeps of what it counts."""
-    return budget.density if isinstance(budget, Weights) else budget.keep
-
-
-def relative(original: PruningGraph, left: PruningGraph, budget: Keep, target: float) -> Keep:
-    """Return the budget on what is left that leaves the share `target` of the original.
+def step_budget(original: PruningGraph, left: PruningGraph, budget: Budget, progress: float) -> Budget:
+    """Return the budget on what is left after which `budget.after(progress)` of the original stays.
 
     Args:
         original: The network that was traced.
-        left: What steps before have left of it.
-        budget: What counts, and how.
-        target: Share of the original that shall stay after this step.
+        left: What the steps before have left of it.
+        budget: The budget of all steps together.
+        progress: Part of the way that this step ends at, in (0, 1].
 
     Example:
         >>> import numpy as np
@@ -59,16 +54,19 @@ def relative(original: PruningGraph, left: PruningGraph, budget: Keep, target: f
         >>> def hidden(n):
         ...     return Group("0", n, (Slot("w", 0, np.arange(n)[:, None], "out"),))
         >>> whole, half = (PruningGraph((hidden(n),), (), (), {"w": (n, 1)}, ("w",)) for n in (10, 5))
-        >>> relative(whole, half, Units(0.3), 0.3)
+        >>> step_budget(whole, half, Units(0.3), 1)
         Units(keep=0.6, scope='layer', floor=1, round_to=1)
     """
-    if isinstance(budget, Weights):
-        return replace(budget, density=target)
-    if isinstance(budget, Units):
-        return _relative_units(original, left, replace(budget, keep=target))
-    which = "params" if isinstance(budget, Params) else "macs"
-    now = getattr(cost(left), which)
-    return replace(budget, keep=min(1.0, target * getattr(cost(original), which) / now) if now else target)
+    target = budget.after(progress)
+    if isinstance(target, Weights):
+        return target
+    if isinstance(target.keep, Mapping):
+        counts = allocate(original, target).counts
+        return replace(target, keep={g.name: min(1.0, counts[g.name] / g.size) for g in left.groups})
+    if isinstance(target, Units):
+        return _relative_units(original, left, target)
+    now, before = (getattr(cost(graph), target.unit) for graph in (left, original))
+    return replace(target, keep=min(1.0, target.keep * before / now)) if now else target
 
 
 def _relative_units(original: PruningGraph, left: PruningGraph, budget: Units) -> Units:
@@ -86,6 +84,3 @@ def _relative_units(original: PruningGraph, left: PruningGraph, budget: Units) -
         return sum(abs(counts[name] - wanted[name]) for name in sizes), abs(share - plain)
 
     return replace(budget, keep=min(shares, key=missed))
-
-
-__all__ = ["Keep", "reached", "relative", "share", "shares"]

@@ -35,7 +35,7 @@ from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights
 from secateur.methods import METHODS, Method
 
-BUDGETS: dict[str, Callable[..., Budget]] = {
+BUDGETS: dict[str, Callable[..., Any]] = {
     "units": Units,
     "weights": Weights,
     "params": Params,

@@ -1,25 +1,28 @@
-"""How much stays, and what the share counts."""
+"""Budgets: how much of a network stays, and what the share counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from secateur.core.errors import InputError, unknown
+
+__all__ = ["Budget", "Macs", "Params", "Scope", "Tolerance", "Units", "Weights", "check_budget"]
 
 Scope = Literal["layer", "global", "erk"]
 
 
-def _fraction(what: str, value: Any) -> float:
+def _share(what: str, value: Any) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and 0 < value <= 1):
         raise InputError(f"{what} must be a number in (0, 1]; got {value!r}")
     return float(value)
 
 
-def _common(scope: str, floor: int, round_to: int) -> None:
+def _check_options(scope: str, floor: int, round_to: int) -> None:
     if scope not in ("layer", "global", "erk"):
         raise InputError(unknown("scope", str(scope), ["layer", "global", "erk"]))
     if not all(isinstance(x, Integral) and x >= 1 for x in (floor, round_to)):
@@ -27,67 +30,138 @@ def _common(scope: str, floor: int, round_to: int) -> None:
 
 
 @dataclass(frozen=True)
-class Units:
-    """Keep this share of the units; `scope` says whether of each group or of all together.
+class Budget:
+    """The share that stays: base of `Units`, `Params`, `Macs` and `Weights`, which say what it counts.
+
+    Attributes:
+        keep: Share that stays, in (0, 1].
+        scope: ``"layer"``: the same share in every group; ``"global"``: the best of all groups together;
+            ``"erk"``: shares by the Erdos-Renyi-kernel rule.
+        floor: Least number that stays in every group.
+        round_to: Every group keeps a multiple of this number, or stays whole.
+
+    Raises:
+        InputError: If an argument is invalid.
+    """
+
+    unit: ClassVar[str] = ""
+
+    keep: Any
+    scope: Scope = "layer"
+    floor: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        kind = type(self).__name__
+        if not self.unit:
+            raise InputError("Budget is a base class: use Units, Params, Macs or Weights")
+        if isinstance(self.keep, Mapping):
+            raise InputError(f"{kind}.keep must be one number; Units takes a mapping of groups to shares")
+        object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
+        _check_options(self.scope, self.floor, self.round_to)
+
+    def after(self, progress: float) -> Self:
+        """Return the budget after a part of the way: its shares to the power of `progress`, in (0, 1].
+
+        Steps of equal progress each keep the same share of what is there.
+
+        Example:
+            >>> Units(0.25).after(0.5)
+            Units(keep=0.5, scope='layer', floor=1, round_to=1)
+        """
+        return self if progress == 1 else replace(self, keep=self.keep**progress)
+
+
+@dataclass(frozen=True)
+class Units(Budget):
+    """Keep this share of the units.
+
+    Attributes:
+        keep: A share, or one for each layer: a mapping from names of groups or modules, or patterns of them
+            (``"layer4.*"``), to shares.  A group's own name comes before the name of a module that makes it,
+            and both come before patterns.  Groups without a share stay whole.
 
     Example:
         >>> Units(0.5, round_to=8)
         Units(keep=0.5, scope='layer', floor=1, round_to=8)
+        >>> Units({"layer1.*": 0.75, "fc": 0.5}).after(0.5).keep["fc"]
+        0.7071067811865476
     """
 
-    keep: float
-    scope: Scope = "layer"
-    floor: int = 1
-    round_to: int = 1
+    unit: ClassVar[str] = "units"
 
     def __post_init__(self) -> None:
-        """Check the share."""
-        object.__setattr__(self, "keep", _fraction("Units.keep", self.keep))
-        _common(self.scope, self.floor, self.round_to)
+        """Check the arguments."""
+        if not isinstance(self.keep, Mapping):
+            super().__post_init__()
+            return
+        if not self.keep or not all(isinstance(name, str) for name in self.keep):
+            raise InputError(f"Units.keep must map names of groups to shares; got {self.keep!r}")
+        if self.scope != "layer":
+            raise InputError(f"with a share for each layer, scope must be 'layer'; got {self.scope!r}")
+        shares = {name: _share(f"Units.keep[{name!r}]", share) for name, share in self.keep.items()}
+        object.__setattr__(self, "keep", shares)
+        _check_options(self.scope, self.floor, self.round_to)
+
+    def after(self, progress: float) -> Self:
+        """Return the budget after a part of the way; see `Budget.after`."""
+        if isinstance(self.keep, Mapping):
+            return replace(self, keep={name: share**progress for name, share in self.keep.items()})
+        return super().after(progress)
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Keep this share of the single weights (a mask; nothing gets smaller)."""
-
-    density: float
-    scope: Scope = "layer"
-    floor: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        object.__setattr__(self, "density", _fraction("Weights.density", self.density))
-        _common(self.scope, self.floor, 1)
-
-
-@dataclass(frozen=True)
-class Params:
+class Params(Budget):
     """Remove units until this share of the parameters is left."""
 
-    keep: float
-    scope: Scope = "layer"
-    floor: int = 1
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        object.__setattr__(self, "keep", _fraction("Params.keep", self.keep))
-        _common(self.scope, self.floor, self.round_to)
+    unit: ClassVar[str] = "params"
 
 
 @dataclass(frozen=True)
-class Macs:
+class Macs(Budget):
     """Remove units until this share of the multiply-accumulates is left."""
 
-    keep: float
-    scope: Scope = "layer"
-    floor: int = 1
-    round_to: int = 1
+    unit: ClassVar[str] = "macs"
 
-    def __post_init__(self) -> None:
-        """Check the share."""
-        object.__setattr__(self, "keep", _fraction("Macs.keep", self.keep))
-        _common(self.scope, self.floor, self.round_to)
+
+@dataclass(frozen=True, init=False)
+class Weights(Budget):
+    """Keep this share of the single weights (a mask; nothing gets smaller).
+
+    Example:
+        >>> Weights(0.1, scope="global")
+        Weights(keep=0.1, scope='global', floor=1)
+    """
+
+    unit: ClassVar[str] = "weights"
+
+    round_to: int = field(default=1, init=False, repr=False)
+
+    def __init__(
+        self,
+        keep: float | None = None,
+        scope: Scope = "layer",
+        floor: int = 1,
+        *,
+        density: float | None = None,
+    ) -> None:
+        """Set the share; `density` is its old name and will go with the next release."""
+        if density is not None:
+            if keep is not None:
+                raise InputError("give keep or density, not both: density is the old name of keep")
+            warnings.warn("Weights(density=...) is now Weights(keep=...)", DeprecationWarning, stacklevel=2)
+            keep = density
+        super().__init__(keep, scope, floor)
+
+
+def check_budget(budget: Any) -> None:
+    """Raise `InputError` if a value is not a budget."""
+    if not isinstance(budget, Budget):
+        raise InputError(
+            f"a budget is Units, Params, Macs or Weights; got {budget!r}. "
+            "Rules for stopping, such as Tolerance, are for prune()"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +185,5 @@ class Tolerance:
         """Check drop and step."""
         if not (isinstance(self.drop, Real) and self.drop >= 0):
             raise InputError(f"Tolerance.drop must be a number, 0 or more; got {self.drop!r}")
-        object.__setattr__(self, "step", _fraction("Tolerance.step", self.step))
-        _common(self.scope, self.floor, self.round_to)
-
-
-Budget = Units | Weights | Params | Macs | Tolerance
+        object.__setattr__(self, "step", _share("Tolerance.step", self.step))
+        _check_options(self.scope, self.floor, self.round_to)

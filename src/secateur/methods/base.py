@@ -28,6 +28,7 @@ from secateur.core import (
     Statistics,
     Weights,
 )
+from secateur.core.budget import check_budget
 from secateur.core.indices import check_units
 
 __all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalized", "required"]
@@ -106,7 +107,8 @@ class SetMethod(ABC):
         )
 
     def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Decide how many, then which."""
+        """Decide how many units or weights stay, then which."""
+        check_budget(budget)
         if isinstance(budget, Weights):
             return self.plan_weights(graph, statistics, budget)
         return self.plan_units(graph, statistics, budget)

@@ -9,7 +9,7 @@ rho^(t/T) stay, and the scores are taken anew on what is left: in one shot, laye
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +26,6 @@ from secateur.core import (
     PruningGraph,
     Slot,
     Statistics,
-    Tolerance,
     Weights,
 )
 from secateur.core.indices import kept_axes
@@ -107,12 +106,7 @@ class SynFlow(ScoreMethod):
 
 
 def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
-    if isinstance(budget, Tolerance):
-        raise InputError("a Tolerance is a stopping rule, not a count: prune() turns it into steps of Units")
-    share = "density" if isinstance(budget, Weights) else "keep"
-    final = getattr(budget, share)
-    for t in range(1, rounds + 1):
-        yield budget if t == rounds else replace(budget, **{share: final ** (t / rounds)})
+    return (budget.after(t / rounds) for t in range(1, rounds + 1))
 
 
 def _parameters(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:

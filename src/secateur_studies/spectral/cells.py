@@ -272,7 +272,7 @@ def _weights(
     for way, score in (("magnitude, sizes of leverage", "magnitude"), ("random, sizes of leverage", None)):
         masks = sized_like(sizes, network, evidence, score)
         yield way, mask(model, Plan(network, "greedy", masks=masks))
-    if budget.density == 0.5:
+    if budget.keep == 0.5:
         yield "leverage, 2:4", mask(model, Spectral(pattern="2:4").plan(network, evidence, Weights(0.5)))
         for way, score in (("magnitude, 2:4", "magnitude"), ("|w| input, 2:4", "activation")):
             masks = of_every(network, evidence, score, 2, 4)

@@ -100,7 +100,7 @@ def ranked(
     masks: dict[str, Tensor] = {}
     for t in range(1, rounds + 1):
         scores = edge_scores(network, evidence, score, masks=masks)  # type: ignore[arg-type]
-        part = replace(budget, density=budget.density ** (t / rounds))
+        part = budget.after(t / rounds)
         counts = allocate(network, part, scores).counts
         masks = {name: top(scores[name], count) for name, count in counts.items()}
     return {name: mask.cpu().numpy() for name, mask in masks.items()}

@@ -123,10 +123,10 @@ class Lattice(ScoreMethod):
         orders = self.orders(graph, statistics)
         masks: dict[str, NDArray[np.bool_]] = {}
         for group in prunable(graph):
-            rows = self._rows(orders[group.name], group, budget.density)
+            rows = self._rows(orders[group.name], group, budget.keep)
             for layer, _ in graph.producers(group):
                 if layer.reads == "state":
-                    masks[layer.weight] = self._mask(graph, statistics, layer, rows, budget.density)
+                    masks[layer.weight] = self._mask(graph, statistics, layer, rows, budget.keep)
         if not masks:
             raise InputError(
                 f"{self.name!r} zeroes rows of recurrent matrices, and no group has one; use Units, Params "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocation import Allocation, allocate, prunable, top, top_of_every, weight_sizes
-from secateur.allocation.counts import Steps, apportion
+from secateur.allocation.counts import AllowedCounts, apportion
 from secateur.core import (
     Budget,
     Group,
@@ -143,7 +143,7 @@ class Spectral(ScoreMethod):
             return self._plan_pattern(graph, statistics, budget)
         masks: dict[str, Tensor] = {}
         for t in range(1, self.rounds + 1):
-            part = replace(budget, density=budget.density ** (t / self.rounds))
+            part = budget.after(t / self.rounds)
             scores = edge_scores(graph, statistics, self.score, self.power, masks)
             found = self._solve(graph, scores)
             allocation = self._allocate(graph, part, found)
@@ -214,7 +214,7 @@ class Spectral(ScoreMethod):
 
     def _plan_pattern(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         n, m = _pattern(self.pattern or "")
-        if abs(budget.density - n / m) > 1e-9:
+        if abs(budget.keep - n / m) > 1e-9:
             raise InputError(f"pattern {self.pattern!r} keeps {n / m:g} of the weights; got {budget}")
         found = self.leverages(graph, statistics)
         masks = {
@@ -223,7 +223,7 @@ class Spectral(ScoreMethod):
         }
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
-        allocation = Allocation(kept, "weights", budget.density, sum(kept.values()) / total)
+        allocation = Allocation(kept, "weights", budget.keep, sum(kept.values()) / total)
         return self._plan(graph, budget, statistics.seed, masks, found, allocation)
 
     def _plan(
@@ -236,7 +236,7 @@ class Spectral(ScoreMethod):
         allocation: Allocation,
     ) -> Plan:
         zeroed = {name: mask.cpu().numpy() for name, mask in masks.items() if not bool(mask.all())}
-        if not zeroed and budget.density < 1:
+        if not zeroed and budget.keep < 1:
             raise NothingToPrune(
                 f"{budget} removes nothing: the counts are {dict(allocation.counts)}; ask for less"
             )
@@ -258,18 +258,18 @@ def _one_epsilon(graph: PruningGraph, budget: Weights, found: Leverages) -> Allo
         )
     epsilon = spectral.epsilon_for_count(levs, nodes, total)
     means = [float(spectral.inclusion(x, n, epsilon).sum()) for x, n in zip(levs, nodes, strict=True)]
-    steps = [Steps(x.numel(), budget.floor) for x in levs]
-    counts = _to_total(apportion(steps, means, total), steps, total)
+    allowed = [AllowedCounts(x.numel(), budget.floor) for x in levs]
+    counts = _to_total(apportion(allowed, means, total), allowed, total)
     reached = sum(counts) / sum(x.numel() for x in levs)
-    return Allocation(dict(zip(names, counts, strict=True)), "weights", budget.density, reached)
+    return Allocation(dict(zip(names, counts, strict=True)), "weights", budget.keep, reached)
 
 
-def _to_total(counts: list[int], steps: list[Steps], total: int) -> list[int]:
+def _to_total(counts: list[int], allowed: list[AllowedCounts], total: int) -> list[int]:
     """Take from the largest what floors gave too much."""
     counts = list(counts)
     while sum(counts) > total:
-        largest = max(range(len(counts)), key=lambda i: (counts[i] - steps[i].first, -i))
-        counts[largest] -= min(sum(counts) - total, counts[largest] - steps[largest].first)
+        largest = max(range(len(counts)), key=lambda i: (counts[i] - allowed[i].first, -i))
+        counts[largest] -= min(sum(counts) - total, counts[largest] - allowed[largest].first)
     return counts
 
 
