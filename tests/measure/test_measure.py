@@ -17,16 +17,17 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from secateur.core import InputError
 from secateur.core.jsonable import plain
 from secateur.execution import evaluating
-from secateur.measure.cost import Cost, cost, macs, nbytes, nonzero, parameters
+from secateur.measure.cost import ModelCost, cost, macs, nbytes, nonzero, parameters
+from secateur.measure.latency import Latency, latency
 from secateur.measure.metrics import (
     Agreement,
-    Latency,
     accuracy,
     agreement,
+    distance_from,
     evaluate,
-    latency,
     log_likelihood,
     metric_named,
+    more_is_better,
     perplexity,
 )
 from secateur.report import Measurement, Report
@@ -252,11 +253,52 @@ def test_agreement_of_models_that_differ() -> None:
     assert agreement(nn.Linear(2, 1), nn.Linear(2, 1), [x]).top1 is None
 
 
+class _Detector(nn.Module):
+    """Returns boxes, a thousand times as large as the scores, and scores."""
+
+    def __init__(self, boxes: float = 1.0, scores: float = 1.0) -> None:
+        super().__init__()
+        self.factors = 1000 * boxes, scores
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.factors[0] * x, {"scores": self.factors[1] * x, "number": torch.arange(3)}
+
+
+def test_every_floating_output_counts_relative_to_its_size() -> None:
+    x = torch.tensor([[1.0, -2.0], [0.5, 1.0]])
+    far = distance_from(_Detector(), [x])
+    assert math.isclose(far(_Detector(boxes=0.5)), far(_Detector(scores=0.5)), rel_tol=1e-6)
+    assert math.isclose(far(_Detector(scores=0.5)), 0.25 / 2, rel_tol=1e-6)
+    compared = agreement(_Detector(), _Detector(scores=-1.0), [(x, None)])
+    assert compared == Agreement(None, 4.0, 2.0, 2)
+    with pytest.raises(InputError, match="shapes"):
+        far(nn.Identity())
+
+
+def test_agreement_is_a_metric() -> None:
+    a, b = nn.Linear(2, 3), nn.Linear(2, 3)
+    x = torch.randn(50, 2)
+    same = float((a(x).argmax(-1) == b(x).argmax(-1)).float().mean())
+    assert math.isclose(evaluate(b, [x], "agreement", original=a), same, rel_tol=1e-6)
+    assert evaluate(b, [{"input": x}], "agreement", b) == 1
+    boxes = evaluate(_Detector(scores=0.5), [x], "agreement", original=_Detector())
+    assert math.isclose(boxes, 1 - 0.125, rel_tol=1e-6)
+    with pytest.raises(InputError, match="original="):
+        evaluate(b, [x], "agreement")
+    assert more_is_better("agreement") and not more_is_better("perplexity") and more_is_better(len)
+
+
+def test_agreement_finds_the_classes_of_images() -> None:
+    scores = torch.randn(2, 3, 4, 5)
+    found = agreement(nn.Identity(), nn.Identity(), [scores])
+    assert (found.top1, found.examples) == (1, 2 * 4 * 5)
+
+
 @pytest.mark.parametrize(
     ("batches", "words"),
     [
         ([], "empty"),
-        ([torch.zeros(2, 3)], "pair"),
+        ([torch.zeros(2, 3)], "agreement"),
         ([(torch.zeros(2, 3), torch.zeros(2))], "integers"),
         ([(torch.zeros(2, 3), torch.zeros(3).long())], "belong together"),
         ([(torch.zeros(2, 1), torch.zeros(2).long())], "belong together"),
@@ -354,7 +396,7 @@ json_values = st.recursive(
 @given(st.dictionaries(st.text(), json_values, max_size=4), st.floats(0, 1))
 def test_report_survives_json(notes: dict, value: float) -> None:
     row = Latency(1, 0.5, 0.25, 0.75, 30, 1, "cpu")
-    before, after = (Measurement(Cost(n, n, 4 * n, 9 * n), value, (row,)) for n in (10, 5))
+    before, after = (Measurement(ModelCost(n, n, 4 * n, 9 * n), value, (row,)) for n in (10, 5))
     report = Report(
         model="Net",
         method="matroid",

@@ -1,9 +1,9 @@
-"""What a network weighs and what one forward pass costs: parameters, bytes, multiply-accumulates.
+"""The cost of a model: parameters, bytes, and the multiply-accumulates of one forward pass.
 
-Multiply-accumulates are counted in a real forward pass, at the level of ATen operations, by
-`torch.utils.flop_counter`.  It knows matrix products, convolutions and attention; the recurrent kernels,
-products with vectors and trilinear forms that it does not know are added here.  Attention is
-counted as its two full matrix products, masked or not.  Element-wise work counts nothing.
+`torch.utils.flop_counter` counts the multiply-accumulates in a real forward pass, at the level of ATen
+operations.  It knows matrix products, convolutions and attention; recurrent kernels, products with vectors
+and trilinear forms are added here.  Attention is counted as its two full matrix products, masked or not.
+Element-wise work is not counted.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur.core import InputError
 from secateur.execution import call, evaluating
 
+__all__ = ["ModelCost", "cost", "macs", "nbytes", "nonzero", "parameters"]
+
 Shape = Sequence[int]
 aten = torch.ops.aten
 
 
 def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> int:
-    """Count the multiply-accumulates of one forward pass, for these inputs as they are (whole batch).
+    """Count the multiply-accumulates of one forward pass on these inputs (the whole batch).
 
     Args:
         model: Any module.
@@ -48,27 +50,27 @@ def macs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None)
 
 
 def parameters(model: nn.Module) -> int:
-    """Count the elements of all parameters, tied ones once."""
+    """Count the elements of all parameters; tied ones count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def nonzero(model: nn.Module) -> int:
-    """Count the elements of all parameters that are not zero, tied ones once."""
+    """Count the elements of all parameters that are not zero; tied ones count once."""
     return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
 
 
 def nbytes(model: nn.Module) -> int:
-    """Count the bytes of all parameters and buffers, tied ones once."""
+    """Count the bytes of all parameters and buffers; tied ones count once."""
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a network weighs and one forward pass costs.
+class ModelCost:
+    """The size of a model and the cost of one forward pass.
 
     Attributes:
         parameters: Elements of all parameters.
-        nonzero: Those that are not zero.
+        nonzero: Elements that are not zero.
         bytes: Bytes of parameters and buffers.
         macs: Multiply-accumulates of one forward pass on the inputs that were given.
     """
@@ -79,16 +81,19 @@ class Cost:
     macs: int
 
 
-def cost(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Cost:
-    """Weigh a model and count the multiply-accumulates of one forward pass on these inputs.
+def cost(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> ModelCost:
+    """Return the size of a model and the cost of one forward pass on these inputs.
+
+    Raises:
+        InputError: If the model is not a module, or cannot take the inputs.
 
     Example:
         >>> cost(nn.Linear(20, 30), torch.zeros(1, 20))
-        Cost(parameters=630, nonzero=630, bytes=2520, macs=600)
+        ModelCost(parameters=630, nonzero=630, bytes=2520, macs=600)
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"a torch.nn.Module is needed; got {type(model).__name__}")
-    return Cost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs))
+        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    return ModelCost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs))
 
 
 def _matrices(weights: Sequence[Shape]) -> int:
@@ -145,4 +150,4 @@ def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
 
 
-__all__ = ["Cost", "cost", "macs", "nbytes", "nonzero", "parameters"]
+Cost = ModelCost  # the name until `secateur.report` uses the new one

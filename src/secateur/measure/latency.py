@@ -1,9 +1,8 @@
-"""How long a forward pass takes: models measured against one another, in turn.
+"""Latency: how long a forward pass takes, with several models measured in turn.
 
-The machine's state drifts; a ratio of two medians means something only if both models saw the same
-drift.  So each round times every model once, in an order drawn anew, and for as long as every other: a
-busy machine takes the processor away every few milliseconds, which a short measurement escapes and a long
-one does not.
+The speed of a machine drifts, so a ratio of two medians is only meaningful if both models saw the same drift.
+Each round therefore times every model once, in a random order, and each for the same time: on a busy machine
+the processor is taken away every few milliseconds, which short measurements escape and long ones do not.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from secateur.core import InputError
 from secateur.execution import call, evaluating, place, to_model
 
+__all__ = ["Latency", "check_sizes", "latency", "try_sizes"]
+
 Run = Callable[[int], float]
 SHORTEST = 2e-3
 
@@ -38,11 +39,11 @@ class Latency:
         median: Median over the repeats.
         lower: First quartile.
         upper: Third quartile.
-        repeats: Measurements taken, each in turn with the other models.
+        repeats: Measurements taken, in turn with the other models.
         threads: Threads that torch used within an operation.
-        device: Where, in words.
-        speedup: How many times as fast as the first of the models, the median of the rounds' ratios; None
-            where an older version measured.
+        device: Type and name of the device.
+        speedup: How many times as fast as the first model: the median of the rounds' ratios.  None in reports
+            of older versions.
     """
 
     batch_size: int
@@ -68,9 +69,9 @@ def latency(
     limit: float | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[Latency, ...]]:
-    """Measure models against one another: each round times every model once, in an order drawn anew.
+    """Measure models in turn: each round times every model once, in a random order.
 
-    A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer: faster models
+    A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer; faster models
     run several times in it.
 
     Args:
@@ -82,13 +83,16 @@ def latency(
         batch_axis: Axis of the batch.
         repeats: Measurements of each model and batch size.
         warmup: Passes before them that do not count.
-        threads: Threads within an operation; as torch is set, if None.
-        limit: Seconds after which a batch size gets no further round, though at least five; the
-            result states the repeats it had.
+        threads: Threads within an operation; by default torch's setting.
+        limit: Seconds after which a batch size gets no further round, but at least five; `Latency.repeats`
+            says how many there were.
         seed: Seed of the order.
 
     Returns:
         By model name, one `Latency` for each batch size.
+
+    Raises:
+        InputError: If an argument is invalid, or a model cannot run on a batch size.
     """
     if not models or repeats < 1 or warmup < 0:
         raise InputError(
@@ -97,7 +101,7 @@ def latency(
         )
     check_sizes(batch_sizes, batch_axis)
     arguments = _arguments(inputs, kwargs)
-    found: dict[str, list[Latency]] = {name: [] for name in models}
+    rows: dict[str, list[Latency]] = {name: [] for name in models}
     with ExitStack() as stack:
         stack.enter_context(_threads(threads))
         for model in models.values():
@@ -109,8 +113,8 @@ def latency(
             times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
             first = times[next(iter(models))]
             for name, model in models.items():
-                found[name].append(_latency(size, times[name], first, place(model)[0]))
-    return {name: tuple(rows) for name, rows in found.items()}
+                rows[name].append(_latency(size, times[name], first, place(model)[0]))
+    return {name: tuple(entries) for name, entries in rows.items()}
 
 
 def try_sizes(
@@ -120,7 +124,7 @@ def try_sizes(
     batch_sizes: Sequence[int],
     batch_axis: int,
 ) -> None:
-    """Run a model once at each batch size; raise `InputError` where it cannot be measured."""
+    """Run a model once at each batch size; raise `InputError` if it fails."""
     check_sizes(batch_sizes, batch_axis)
     with evaluating(model):
         for size in batch_sizes:
@@ -128,10 +132,10 @@ def try_sizes(
 
 
 def check_sizes(batch_sizes: Any, batch_axis: Any) -> None:
-    """Raise `InputError` if batch sizes or the batch's axis cannot be."""
+    """Raise `InputError` if the batch sizes or the batch axis are invalid."""
     listed = isinstance(batch_sizes, Sequence) and not isinstance(batch_sizes, str)
     if not listed or any(isinstance(x, bool) or not isinstance(x, Integral) or x < 1 for x in batch_sizes):
-        raise InputError(f"batch_sizes are positive integers, none to measure nothing; got {batch_sizes!r}")
+        raise InputError(f"batch_sizes are positive integers, () to measure nothing; got {batch_sizes!r}")
     if isinstance(batch_axis, bool) or not isinstance(batch_axis, Integral) or batch_axis < 0:
         raise InputError(f"batch_axis is the number of an axis, from 0; got {batch_axis!r}")
 
@@ -144,7 +148,7 @@ def _try(models: Mapping[str, nn.Module], arguments: Any, size: int, axis: int) 
         except InputError as error:
             raise InputError(
                 f"the latency cannot be measured with {size} examples along axis {axis}: {error}. Choose "
-                "other batch_sizes or batch_axis; with batch_sizes=() (--no-latency) nothing is measured"
+                "other batch_sizes or batch_axis, or measure no latency (batch_sizes=(), --no-latency)"
             ) from error
 
 
@@ -154,15 +158,16 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
 
 def _latency(size: int, times: Sequence[float], first: Sequence[float], device: torch.device) -> Latency:
     lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    words = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    where = f"{device.type} ({words})"
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     speedup = float(np.median([a / b for a, b in zip(first, times, strict=True)]))
-    return Latency(size, median, lower, upper, len(times), torch.get_num_threads(), where, speedup)
+    return Latency(
+        size, median, lower, upper, len(times), torch.get_num_threads(), f"{device.type} ({chip})", speedup
+    )
 
 
 def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
     device = place(model)[0]
-    synchronize = torch.get_device_module(device).synchronize  # what runs elsewhere returns before it is done
+    synchronize = torch.get_device_module(device).synchronize  # accelerators return before they are done
     wait = partial(synchronize, device) if device.type in ("cuda", "xpu") else synchronize
 
     def run(number: int) -> float:
@@ -196,7 +201,7 @@ def _interleave(
 def _resize(arguments: Any, axis: int, size: int) -> Any:
     have = next((x.shape[axis] for x in _tensors(arguments) if x.dim() > axis), None)
     if not have:
-        raise InputError(f"no example input has a batch axis {axis}; say which with batch_axis")
+        raise InputError(f"no example input has a batch axis {axis}; pass another batch_axis")
     rows = torch.arange(size) % have
 
     def resize(x: Any) -> Any:
@@ -226,6 +231,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-__all__ = ["Latency", "check_sizes", "latency", "try_sizes"]

@@ -1,8 +1,8 @@
-"""How good a network is, and how far it went from another: metrics and agreement.
+"""How good a model is, and how far its outputs are from the original's: metrics and agreement.
 
-A metric is any callable (model, batches) -> float where more is better; batches are pairs
-(inputs, targets), with inputs a tensor, a sequence of positional or a mapping of keyword arguments.
-Everything runs on the device and in the dtype of the model; sums are kept in float64.
+A metric is a name ("accuracy", "log_likelihood", "perplexity", "agreement") or any callable
+(model, batches) -> float.  Everything runs on the device and in the dtype of the model; sums are taken in
+float64.
 """
 
 from __future__ import annotations
@@ -16,41 +16,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.batches import IGNORED, next_tokens, predicts_next_token
 from secateur.core import InputError, unknown
-from secateur.execution import call, evaluating, logits
-from secateur.measure.cost import Cost, cost, macs
-from secateur.measure.latency import Latency, latency
+from secateur.execution import call, evaluating, floating_outputs, logits, named_logits, read_batches
+from secateur.statistics.loss import class_axis
+
+__all__ = [
+    "METRICS",
+    "Agreement",
+    "Metric",
+    "accuracy",
+    "agreement",
+    "distance_from",
+    "evaluate",
+    "log_likelihood",
+    "metric_named",
+    "more_is_better",
+    "perplexity",
+]
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
-IGNORED = -100
-
-
-def class_axis(scores: Tensor, targets: Tensor) -> int:
-    """Return the axis of the scores that runs over classes, as the targets' shape tells it.
-
-    Axis 1 (torch's convention) goes before the last axis (language models).
-    """
-    shape, wanted = tuple(scores.shape), tuple(targets.shape)
-    for axis in (1, len(shape) - 1) if len(shape) > 1 else ():
-        if shape[:axis] + shape[axis + 1 :] == wanted and shape[axis] > 1:
-            return axis
-    raise InputError(
-        f"scores of shape {shape} and targets of shape {wanted} do not belong together: targets "
-        "must be class numbers and have the scores' shape without its class axis, of 2 or more"
-    )
-
-
-def _classes(scores: Tensor, targets: Tensor) -> int:
-    axis = class_axis(scores, targets)
-    wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= scores.shape[axis])]
-    if wrong.numel():
-        classes = scores.shape[axis]
-        raise InputError(f"targets go from 0 to {classes - 1} for {classes} classes; got {int(wrong[0])}")
-    return axis
 
 
 def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     """Return the share of targets whose class has the highest score; targets of -100 do not count.
+
+    Raises:
+        InputError: If the targets are not class numbers, or there are none.
 
     Example:
         >>> model = nn.Identity()
@@ -58,19 +50,23 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
         0.5
     """
     right = total = 0
-    for scores, targets in _scored(model, batches):
+    for scores, targets in _scores_and_targets("accuracy", model, batches):
         counted = targets != IGNORED
-        hits = scores.argmax(_classes(scores, targets)) == targets
+        hits = scores.argmax(class_axis(scores, targets)) == targets
         right += int((hits & counted).sum())
         total += int(counted.sum())
-    return right / _some(total)
+    return right / _not_empty(total)
 
 
 def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
     """Return the mean natural-log likelihood of the targets; targets of -100 do not count.
 
-    For a language model, ``targets[b, t]`` is the token that ``scores[b, t]`` shall predict; a batch may
-    also be a bare tensor of tokens [batch, time], each of which shall predict the next.
+    For a language model, ``targets[b, t]`` is the token that ``scores[b, t]`` predicts.  Without targets,
+    each token of a bare tensor [batch, time], or of the ``input_ids`` of a causal language model, predicts
+    the next one.
+
+    Raises:
+        InputError: If the targets are not class numbers, or there are none.
 
     Example:
         >>> batch = (torch.zeros(3, 5, 7), torch.ones(3, 5, dtype=torch.long))
@@ -78,40 +74,83 @@ def log_likelihood(model: nn.Module, batches: Iterable[Any]) -> float:
         0.0
     """
     summed, total = 0.0, 0
-    for scores, targets in _scored(model, map(_shifted, batches)):
-        moved = scores.movedim(_classes(scores, targets), -1)
+    for scores, targets in _scores_and_targets("log_likelihood", model, batches, language=True):
+        moved = scores.movedim(class_axis(scores, targets), -1)
         wide = moved.reshape(-1, moved.shape[-1]).to(torch.promote_types(moved.dtype, torch.float32))
         losses = functional.cross_entropy(wide, targets.reshape(-1), ignore_index=IGNORED, reduction="none")
         summed -= float(losses.double().sum())
         total += int((targets != IGNORED).sum())
-    return summed / _some(total)
-
-
-def _shifted(batch: Any) -> Any:
-    tokens = isinstance(batch, Tensor) and not batch.is_floating_point() and batch.ndim == 2
-    return (batch[:, :-1], batch[:, 1:]) if tokens else batch
+    return summed / _not_empty(total)
 
 
 def perplexity(model: nn.Module, batches: Iterable[Any]) -> float:
-    """Return exp(-`log_likelihood`): less is better, so as a metric to hold use `log_likelihood`."""
+    """Return exp(-`log_likelihood`).  Less is better: a tolerance needs `log_likelihood` instead."""
     return math.exp(-log_likelihood(model, batches))
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "log_likelihood": log_likelihood}
+METRICS: dict[str, Metric] = {"accuracy": accuracy, "log_likelihood": log_likelihood}  # more is better
+NAMES = (*METRICS, "perplexity", "agreement")
 
 
-def metric_named(metric: str | Metric) -> tuple[str, Metric]:
-    """Return the name and the function of a metric that is given by name or as a callable."""
+def metric_named(metric: str | Metric, original: nn.Module | None = None) -> tuple[str, Metric]:
+    """Return the name and the function of a metric that is given by name or as a callable.
+
+    Args:
+        metric: "accuracy", "log_likelihood", "perplexity", "agreement", or a callable
+            (model, batches) -> float.
+        original: The model that "agreement" compares with.  The metric is then the share of positions where
+            both models give the same class the highest score; if the outputs are not the scores of
+            classes, it is 1 minus `distance_from`.  It needs no targets.
+
+    Raises:
+        InputError: If the name is unknown.
+
+    Example:
+        >>> model = nn.Linear(3, 4)
+        >>> name, function = metric_named("agreement", original=model)
+        >>> name, function(model, [torch.ones(2, 3)])
+        ('agreement', 1.0)
+    """
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in METRICS:
-        raise InputError(unknown("metric", str(metric), list(METRICS)))
-    return metric, METRICS[metric]
+    if metric not in NAMES:
+        raise InputError(unknown("metric", str(metric), NAMES))
+    if metric != "agreement":
+        return metric, {**METRICS, "perplexity": perplexity}[metric]
+
+    def agree(model: nn.Module, batches: Iterable[Any]) -> float:
+        if original is None:
+            raise InputError("the metric 'agreement' compares with the original model: pass original=")
+        batches = batches if isinstance(batches, list) else list(batches)
+        same = agreement(original, model, batches).top1
+        return 1 - distance_from(original, batches)(model) if same is None else same
+
+    return metric, agree
 
 
-def evaluate(model: nn.Module, batches: Iterable[Any], metric: str | Metric = "accuracy") -> float:
-    """Return a metric of a model as a finite number, or raise `InputError`."""
-    name, function = metric_named(metric)
+def more_is_better(metric: str | Metric) -> bool:
+    """Return whether a larger value of a metric is better: true for all but the perplexity."""
+    return metric not in ("perplexity", perplexity)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    metric: str | Metric = "accuracy",
+    original: nn.Module | None = None,
+) -> float:
+    """Return a metric of a model.
+
+    Args:
+        model: The model.
+        batches: What the metric is taken on.
+        metric: As for `metric_named`.
+        original: The model that "agreement" compares with.
+
+    Raises:
+        InputError: If the metric is unknown, or is not a finite number on these batches.
+    """
+    name, function = metric_named(metric, original)
     given = function(model, batches)
     try:
         value = float(given)
@@ -124,13 +163,14 @@ def evaluate(model: nn.Module, batches: Iterable[Any], metric: str | Metric = "a
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a network's outputs are from the original's, on the same inputs.
+    """How far a model's outputs are from the original's, on the same inputs.
 
     Attributes:
-        top1: Share of positions where both give the same class the highest score; None where the
-            scores have fewer than two classes.
-        largest: Largest absolute difference over all outputs.
-        relative: `largest` over the largest absolute output of the original.
+        top1: Share of positions where both give the same class the highest score; None if the outputs are not
+            the scores of two or more classes.
+        largest: Largest absolute difference over all floating outputs.
+        relative: Largest difference of an output over its largest absolute value in the original; of several
+            outputs, the largest of these ratios.
         examples: Positions compared.
     """
 
@@ -145,124 +185,168 @@ def agreement(
     model: nn.Module,
     batches: Iterable[Any],
     kwargs: Mapping[str, Any] | None = None,
-    axis: int = -1,
+    axis: int | None = None,
 ) -> Agreement:
-    """Compare the scores of two models on the inputs of batches; targets, where there are any, are not used.
+    """Compare all floating outputs of two models on the inputs of batches.
+
+    The scores of classes are the output that is named ``logits``, or the only one, or the first one if the
+    targets are class numbers.  Targets are not needed.
 
     Args:
         original: The model to compare with.
         model: The other model.
-        batches: Pairs (inputs, targets), or bare inputs where these are a tensor or a mapping.
+        batches: Batches with or without targets.
         kwargs: Keyword arguments for every call.
-        axis: Axis of the scores that runs over classes.
+        axis: Axis of the scores that runs over classes.  By default the one that the targets do not have;
+            without targets axis 1 if there are four axes or more, else the last.
+
+    Raises:
+        InputError: If the outputs differ in shape or number, or have NaN.
 
     Example:
-        >>> a, b = nn.Linear(3, 4), nn.Linear(3, 4)
+        >>> a = nn.Linear(3, 4)
         >>> agreement(a, a, [torch.ones(2, 3)])
         Agreement(top1=1.0, largest=0.0, relative=0.0, examples=2)
     """
-    same = examples = classes = 0
-    largest = scale = 0.0
+    same = examples = 0
+    classes = True
+    largest: list[float] = []
+    scales: list[float] = []
     with evaluating(original), evaluating(model):
-        for batch in batches:
-            a, b = (_scores(m, batch, kwargs) for m in (original, model))
-            if a.shape != b.shape:
-                raise InputError(f"outputs of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
-            same += int((a.argmax(axis) == b.argmax(axis)).sum())
-            classes = a.shape[axis]
-            examples += a.numel() // classes
-            largest, scale = max(largest, float((a - b).abs().max())), max(scale, float(a.abs().max()))
-    _some(examples)
-    top1 = same / examples if classes > 1 else None
-    return Agreement(top1, largest, largest / scale if scale else largest, examples)
+        for _, args, named, targets in read_batches(batches, original):
+            outputs = [call(m, args, {**named, **(kwargs or {})}) for m in (original, model)]
+            wanted, found = (_comparable(output) for output in outputs)
+            _check_shapes(wanted, found)
+            largest = _maxima(largest, [a - b for a, b in zip(wanted, found, strict=True)])
+            scales = _maxima(scales, wanted)
+            scores = [_class_scores(output, targets) for output in outputs]
+            along = None if scores[0] is None else _scores_axis(scores[0], targets, axis)
+            if along is None or scores[0] is None or scores[1] is None:
+                classes = False
+                examples += len(wanted[0]) if wanted[0].ndim else 1
+                continue
+            same += int((scores[0].argmax(along).cpu() == scores[1].argmax(along).cpu()).sum())
+            examples += scores[0].numel() // scores[0].shape[along]
+    relative = max(far / scale if scale else far for far, scale in zip(largest, scales, strict=True))
+    return Agreement(same / _not_empty(examples) if classes else None, max(largest), relative, examples)
+
+
+def _maxima(before: list[float], tensors: list[Tensor]) -> list[float]:
+    """Return the largest absolute value of each tensor or the one before, whichever is larger."""
+    now = [float(x.abs().max()) if x.numel() else 0.0 for x in tensors]
+    return [max(a, b) for a, b in zip(before or now, now, strict=True)]
+
+
+def _class_scores(output: Any, targets: Any) -> Tensor | None:
+    """Return the output that holds the scores of classes, or None."""
+    scores, tensors = named_logits(output), floating_outputs(output)
+    if scores is not None:
+        return scores
+    if isinstance(targets, Tensor):
+        return None if targets.is_floating_point() else tensors[0]
+    return tensors[0] if len(tensors) == 1 else None
+
+
+def _scores_axis(scores: Tensor, targets: Any, axis: int | None) -> int | None:
+    """Return the axis over classes, or None if it has fewer than two."""
+    if axis is None and isinstance(targets, Tensor) and not targets.is_floating_point():
+        try:
+            return class_axis(scores, targets)
+        except InputError:
+            pass  # the targets are not classes of these scores: compare as if there were none
+    axis = (1 if scores.ndim > 3 else -1) if axis is None else axis
+    return axis if scores.ndim and scores.shape[axis] > 1 else None
 
 
 def distance_from(original: nn.Module, batches: Iterable[Any]) -> Callable[[nn.Module], float]:
-    """Return a function that says how far a model's scores are from the original's on these batches.
+    """Return a function that measures how far a model's outputs are from the original's on these batches.
 
-    It is the squared difference over the squared scores of the original, summed over all batches.
+    For each floating output it is the squared difference over the squared output of the original, both summed
+    over all batches; of several outputs, the mean.
 
     Example:
         >>> model = nn.Linear(2, 2)
         >>> distance_from(model, [torch.ones(3, 2)])(model)
         0.0
     """
-    kept = list(batches)
-    with evaluating(original):
-        wanted = [_scores(original, batch) for batch in kept]
-    scale = sum(map(_squares, wanted))
+    batches = list(batches)
+    wanted = list(_outputs(original, batches))
+    scales = [sum(map(_squares, outputs)) or 1.0 for outputs in zip(*wanted, strict=True)]
 
     def distance(model: nn.Module) -> float:
-        with evaluating(model):
-            pairs = zip(wanted, kept, strict=True)
-            return sum(_squares(a - _scores(model, x)) for a, x in pairs) / (scale or 1.0)
+        total = [0.0] * len(scales)
+        for a, b in zip(wanted, _outputs(model, batches), strict=True):
+            _check_shapes(a, b)
+            total = [t + _squares(x - y) for t, x, y in zip(total, a, b, strict=True)]
+        return sum(t / scale for t, scale in zip(total, scales, strict=True)) / len(scales)
 
     return distance
+
+
+def _outputs(model: nn.Module, batches: Iterable[Any]) -> Iterator[list[Tensor]]:
+    with evaluating(model):
+        for _, args, kwargs, _ in read_batches(batches, model):
+            yield _comparable(call(model, args, kwargs))
+
+
+def _comparable(output: Any) -> list[Tensor]:
+    """Return the floating outputs on the CPU, in float32 or wider."""
+    tensors = [x.cpu().to(torch.promote_types(x.dtype, torch.float32)) for x in floating_outputs(output)]
+    for x in tensors:
+        _check_nan(x)
+    return tensors
+
+
+def _check_shapes(a: list[Tensor], b: list[Tensor]) -> None:
+    shapes = [[tuple(x.shape) for x in tensors] for tensors in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"outputs of shapes {shapes[0]} and {shapes[1]} cannot be compared")
+
+
+def _check_nan(x: Tensor) -> None:
+    if x.isnan().any():
+        raise InputError("the model's outputs have NaN; look for NaN in its weights or in the batches")
 
 
 def _squares(values: Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
 
 
-def _scores(model: nn.Module, batch: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
-    inputs = batch if isinstance(batch, (Tensor, Mapping)) else batch[0]
-    scores = logits(call(model, inputs, kwargs)).cpu()
-    _no_nan(scores)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def _scored(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _scores_and_targets(
+    metric: str, model: nn.Module, batches: Iterable[Any], language: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     with evaluating(model):
-        for batch in batches:
-            inputs, targets = _pair(batch)
-            scores = logits(call(model, inputs))
-            _no_nan(scores)
-            yield scores, targets.to(scores.device)
+        for where, args, kwargs, targets in read_batches(batches, model):
+            if targets is None and language:
+                targets = _own_tokens(model, args, kwargs)
+            _check_class_numbers(metric, where, targets)
+            scores = logits(call(model, args, kwargs))
+            _check_nan(scores)
+            yield scores, targets.long().to(scores.device)
 
 
-def _no_nan(scores: Tensor) -> None:
-    if scores.isnan().any():
-        raise InputError("the model's outputs hold NaN; look for NaN in its weights or in the batches")
+def _check_class_numbers(metric: str, where: str, targets: Any) -> None:
+    if isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex()):
+        return
+    given = f"targets of type {targets.dtype if isinstance(targets, Tensor) else type(targets).__name__}"
+    raise InputError(
+        f"{metric} needs class numbers (integers), and {where} has "
+        f"{'no targets' if targets is None else given}: a batch is (inputs, targets) or a mapping with "
+        "'labels'. The metric 'agreement' needs no targets; a callable (model, batches) -> float may be given"
+    )
 
 
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-        raise InputError(
-            f"a batch must be a pair (inputs, targets), with a tensor of targets; got {type(batch).__name__}"
-        )
-    inputs, targets = batch
-    if targets.is_floating_point() or targets.is_complex():
-        raise InputError(
-            f"this metric needs class numbers (integers) as targets; got {targets.dtype}. "
-            "Pass a metric of your own, a callable (model, batches) -> float"
-        )
-    return inputs, targets.long()
+def _own_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the next tokens of a batch of tokens, or None if it is something else."""
+    tokens = args[0] if len(args) == 1 else None
+    if not args and predicts_next_token(model):
+        tokens = kwargs.get("input_ids")
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
+        return None
+    return next_tokens(tokens, kwargs.get("attention_mask"))
 
 
-def _some(total: int) -> int:
+def _not_empty(total: int) -> int:
     if not total:
-        raise InputError(
-            "there is nothing to measure on: the batches are empty, or an iterator that was "
-            "used up (pass a list)"
-        )
+        raise InputError("there is nothing to measure: every target is -100, or the outputs are empty")
     return total
-
-
-__all__ = [
-    "METRICS",
-    "Agreement",
-    "Cost",
-    "Latency",
-    "Metric",
-    "accuracy",
-    "agreement",
-    "class_axis",
-    "cost",
-    "distance_from",
-    "evaluate",
-    "latency",
-    "log_likelihood",
-    "macs",
-    "metric_named",
-    "perplexity",
-]
