@@ -26,7 +26,7 @@ from secateur import data, zoo
 from secateur.cli import main as cli
 from secateur.cli import specs as named
 from secateur.core import InputError
-from secateur.methods import METHODS
+from secateur.methods import METHODS, registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,6 +69,7 @@ def common() -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     here = ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, here.__name__, here)

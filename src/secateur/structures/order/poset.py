@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
@@ -22,6 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from secateur.structures.order import bitset
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from secateur.structures.order.completion import Completion
 
 IntArray = NDArray[np.int64]
@@ -250,6 +251,8 @@ class Poset:
 
     def to_networkx(self, labels: Sequence[str] | None = None) -> nx.DiGraph:
         """Return the Hasse diagram: one edge from each element to each that covers it."""
+        import networkx as nx
+
         graph = nx.DiGraph()
         names = self._labels(labels)
         for i in range(len(self)):

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import highspy
 import numpy as np
 from scipy import sparse
 
@@ -66,6 +65,8 @@ class Highs:
 
     def __init__(self, cost: Float, lower: Float, upper: Float) -> None:
         """Take the columns; rows come by `add`."""
+        import highspy  # slow to import, and not needed to describe a network
+
         self.h = highspy.Highs()
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             self.h.setOptionValue(option, value)
@@ -112,8 +113,8 @@ class Highs:
 
     def _answer(self, interrupted: bool) -> Answer:
         status, info = self.h.getModelStatus(), self.h.getInfo()
-        S = highspy.HighsModelStatus
-        endings: dict[highspy.HighsModelStatus, Ending] = {
+        S = type(status)
+        endings: dict[Any, Ending] = {
             S.kOptimal: "optimal",
             S.kTimeLimit: "time_limit",
             S.kInterrupt: "interrupted",
@@ -131,7 +132,7 @@ class Highs:
         return Answer(ending, v, float(bound), self.h.modelStatusToString(status), max(nodes, 0))
 
 
-def _run(h: highspy.Highs) -> bool:
+def _run(h: Any) -> bool:
     """Run HiGHS in a thread so that Ctrl-C ends it with what it has; say whether that happened."""
     h.HandleUserInterrupt = True
     h.startSolve()

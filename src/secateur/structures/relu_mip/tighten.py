@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import highspy
+from typing import Any
+
 import numpy as np
 from scipy import sparse
 
@@ -47,8 +48,10 @@ def tighten_by_lp(
     return L, U
 
 
-def _model(builder: Builder, blocks: list, used: np.ndarray, where: np.ndarray) -> highspy.Highs:
+def _model(builder: Builder, blocks: list, used: np.ndarray, where: np.ndarray) -> Any:
     """Return HiGHS with the image's columns and rows."""
+    import highspy  # slow to import, and not needed to describe a network
+
     h = highspy.Highs()
     for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
         h.setOptionValue(option, value)
@@ -61,9 +64,10 @@ def _model(builder: Builder, blocks: list, used: np.ndarray, where: np.ndarray) 
     return h
 
 
-def _optimum(h: highspy.Highs, cost: Float) -> float:
+def _optimum(h: Any, cost: Float) -> float:
     """Return the least of cost @ v, -inf where the solver does not prove one."""
     h.changeColsCost(len(cost), np.arange(len(cost), dtype=np.int32), cost)
     h.run()
-    optimal = h.getModelStatus() == highspy.HighsModelStatus.kOptimal
+    status = h.getModelStatus()
+    optimal = status == type(status).kOptimal
     return float(h.getInfo().objective_function_value) if optimal else -np.inf
