@@ -170,7 +170,7 @@ class Work:
             return nothing
         if plan.keep or plan.masks:
             return plan
-        return NothingToPrune(f"{budget} removes nothing.\n{state.graph.summary()}")
+        return NothingToPrune(f"{budget} removes nothing.\n{state.graph.describe_frozen()}")
 
     def apply(self, state: State, plan: Plan, statistics: Statistics) -> State:
         """Take out what a plan of the state's network says, and fold."""
@@ -300,7 +300,7 @@ def _refusal(budget: Tolerance, notes: Sequence[Mapping[str, Any]], graph: Pruni
         tried = f"keeping {notes[1]['keep']:.0%} of the units takes it to {notes[1]['metric']:.4g}"
     return (
         f"no step stays within the tolerance: {name} is {before:.4g} and may fall by {budget.drop:g}; "
-        f"{tried}. Allow more, or take smaller steps.\n{graph.summary()}"
+        f"{tried}. Allow more, or take smaller steps.\n{graph.describe_frozen()}"
     )
 
 

@@ -97,7 +97,7 @@ def gated_losses(
 ) -> list[float]:
     """Losses of single examples when everything that reads a unit is multiplied by z, in place."""
     own = graph.group(group)
-    slots = [slot for _, slot in graph.consumers(own)] or list(own.producers())
+    slots = [slot for _, slot in graph.consumers(own)] or list(own.slots_with("out"))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         before = {s.tensor: parameters[s.tensor].clone() for s in slots}

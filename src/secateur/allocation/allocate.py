@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,6 @@ from secateur.allocation.layer_shares import layer_shares
 from secateur.allocation.ranking import comparable, ranked, top
 from secateur.core import (
     Budget,
-    Frozen,
     Group,
     InputError,
     NothingToPrune,
@@ -62,7 +61,7 @@ def prunable(graph: PruningGraph) -> tuple[Group, ...]:
         NothingToPrune: If there are none.  The message lists the frozen axes and the reasons.
     """
     if not graph.groups:
-        raise NothingToPrune("no group of units can be removed\n" + _reasons(graph.frozen))
+        raise NothingToPrune("no group of units can be removed\n" + graph.describe_frozen())
     return graph.groups
 
 
@@ -74,13 +73,8 @@ def weight_sizes(graph: PruningGraph) -> dict[str, int]:
     """
     names = dict.fromkeys(layer.weight for layer in graph.prunable_weights())
     if not names:
-        raise NothingToPrune("no layer has a weight matrix to mask\n" + _reasons(graph.frozen))
+        raise NothingToPrune("no layer has a weight matrix to mask\n" + graph.describe_frozen())
     return {name: int(np.prod(graph.shapes[name])) for name in names}
-
-
-def _reasons(frozen: Sequence[Frozen], most: int = 20) -> str:
-    lines = [f"  {f.tensor}[{f.axis}]: {f.reason}" + (f" ({f.source})" if f.source else "") for f in frozen]
-    return "\n".join([*lines[:most], *([f"  and {len(lines) - most} more"] if len(lines) > most else [])])
 
 
 def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) -> Allocation:

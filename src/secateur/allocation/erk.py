@@ -62,7 +62,7 @@ def unit_factors(graph: PruningGraph, groups: tuple[Group, ...]) -> np.ndarray:
     """Return the Erdos-Renyi-kernel factor of each group, over the matrices that make its units."""
     factors = []
     for group in groups:
-        tensors = dict.fromkeys(s.tensor for s in group.producers() or group.slots)
+        tensors = dict.fromkeys(s.tensor for s in group.slots_with("out") or group.slots)
         dims = [graph.shapes[t] for t in tensors if len(graph.shapes[t]) > 1]
         entries = sum(float(np.prod(d)) for d in dims)
         factors.append(sum(map(sum, dims)) / entries if dims else 1.0)

@@ -46,7 +46,7 @@ def shrink(
     """
     kept = kept_indices(plan.graph, plan.keep)
     if not kept and not plan.masks:
-        raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.summary()}")
+        raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.describe_frozen()}")
     base = mask(model, replace(plan, keep={}, merges={})) if plan.masks else model
     tensors = check_tensors(base, plan)
     values = {name: _select(tensors[name].detach(), axes) for name, axes in kept.items()}

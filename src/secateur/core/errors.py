@@ -10,19 +10,19 @@ class SecateurError(Exception):
 
 
 class InputError(SecateurError, ValueError):
-    """An argument that cannot be: says what was given, why it cannot be, and what would work."""
+    """Invalid argument.  The message gives the value, the reason and a valid alternative."""
 
 
 class CaptureError(SecateurError):
-    """The model could not be captured by `torch.export`."""
+    """`torch.export` failed on the model."""
 
 
 class NothingToPrune(SecateurError):
-    """A plan would remove nothing; the message lists what is frozen and why."""
+    """Nothing can be removed.  The message lists what is frozen and why."""
 
 
 class ExactnessError(SecateurError):
-    """The shrunk model does not compute what the masked model computes."""
+    """The shrunk model and the masked model give different outputs."""
 
 
 class PlanError(SecateurError):
@@ -30,14 +30,14 @@ class PlanError(SecateurError):
 
 
 class StoreError(SecateurError):
-    """A saved folder is missing, damaged, or cannot be written."""
+    """A saved folder is missing, damaged, or not writable."""
 
 
-LISTED = 20
+LISTED = 20  # known names in a message
 
 
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Word an error about an unknown name, with the near matches; of many known names, the first."""
+    """Return the message for an unknown name, with similar names and the first of the known names."""
     near = get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""

@@ -1,4 +1,4 @@
-"""What tracing finds: groups of units, frozen axes, layers."""
+"""The pruning graph: groups of units that go together, frozen axes, layers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from numpy.typing import NDArray
 
 from secateur.core.errors import InputError, unknown
 
+__all__ = ["BoolArray", "Frozen", "Group", "IntArray", "Layer", "PruningGraph", "Role", "Size", "Slot"]
+
 Role = Literal["out", "in", "scale"]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+LISTED = 8  # groups in a repr
+FROZEN = 20  # frozen axes in a message
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Slot:
-    """Where a group's units sit on one axis of one parameter or buffer.
+    """The indices that a group's units own on one axis of one parameter or buffer.
 
     Attributes:
         tensor: Qualified name of the parameter or buffer (the first name, when tied).
         axis: The axis of that tensor.
-        index: Integers of shape [units, per_unit]: unit `u` owns `index[u]` of the axis.  Where two
-            groups own the same index (heads and positions inside a head), it lives while both do.
-        role: ``"out"``: entries that make the unit (rows of a weight, its bias); ``"in"``: entries
-            that read it (columns of a weight); ``"scale"``: entries that act on it in place
+        index: Integers of shape [units, per_unit]: unit `u` owns `index[u]` of the axis.  If two groups own
+            the same index (heads, and positions inside a head), it stays only if both units do.
+        role: ``"out"``: entries that produce the unit (rows of a weight, its bias); ``"in"``: entries
+            that consume it (columns of a weight); ``"scale"``: entries that act on it in place
             (normalisation, PReLU, running statistics).
     """
 
@@ -35,28 +39,37 @@ class Slot:
     index: IntArray
     role: Role
 
+    def __repr__(self) -> str:
+        """Summarise the slot; `index` only by its shape."""
+        return f"Slot({self.tensor!r}, axis {self.axis}, {self.role!r}, index {list(np.shape(self.index))})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """A family of `size` units, each of which can be removed alone.
 
     Attributes:
-        name: Unique, named after what makes the units (``"features.0"``, ``"layer1 (heads)"``).
+        name: Unique, named after what produces the units (``"features.0"``, ``"layer1 (heads)"``).
         size: Number of units.
-        slots: Everything that each unit owns.
+        slots: Everything that the units own.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
 
-    def producers(self) -> tuple[Slot, ...]:
-        """Return the slots that make the units: weights (2 or more axes) before biases."""
-        return tuple(slot for slot in self.slots if slot.role == "out")
+    def slots_with(self, role: Role) -> tuple[Slot, ...]:
+        """Return the slots of that role; of those that produce the units, weights come before biases."""
+        return tuple(slot for slot in self.slots if slot.role == role)
 
-    def consumers(self) -> tuple[Slot, ...]:
-        """Return the slots that read the units."""
-        return tuple(slot for slot in self.slots if slot.role == "in")
+    def __repr__(self) -> str:
+        """Summarise the group in one line."""
+        return f"Group({self.name!r}, {self.size} units on {self.axes(3)})"
+
+    def axes(self, limit: int) -> str:
+        """Return the axes that the units sit on, as in ``"conv1.weight[0], bn1.weight[0]"``."""
+        text = ", ".join(f"{slot.tensor}[{slot.axis}]" for slot in self.slots[:limit])
+        return text + (f" and {len(self.slots) - limit} more" if len(self.slots) > limit else "")
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Frozen:
     Attributes:
         tensor: Parameter or buffer name.
         axis: Its axis.
-        reason: Why, in words, with the operation where there is one.
+        reason: The reason, with the operation where there is one.
         source: ``file:line`` in the user's code, where known.
     """
 
@@ -74,6 +87,10 @@ class Frozen:
     axis: int
     reason: str
     source: str = ""
+
+    def __str__(self) -> str:
+        """Return tensor, axis, reason and source in one line."""
+        return f"{self.tensor}[{self.axis}]: {self.reason}" + (f" ({self.source})" if self.source else "")
 
 
 @dataclass(frozen=True)
@@ -83,11 +100,11 @@ class Layer:
     Attributes:
         name: The module that owns the weight (``""`` for the root).
         kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, ``"embedding"``, ``"recurrent"`` (a
-            matrix W_ih or W_hh with its gates stacked), ``"norm"``, ``"scale"``.
+            matrix W_ih or W_hh with its gates stacked), ``"norm"``.
         weight: Name of the weight tensor.
         bias: Name of the bias tensor, or None.
-        out_axis: Axis of `weight` that makes features; None for a norm.
-        in_axis: Axis of `weight` that reads features; None where nothing is read (embedding).
+        out_axis: Axis of `weight` that produces features; None for a norm.
+        in_axis: Axis of `weight` that consumes features; None if there is none (embedding, norm).
         groups: Groups of a convolution, else 1.
         gates: Gates stacked along `out_axis` (LSTM 4, GRU 3, RNN 1), else 1.
         positions: How often each weight is used for one example (spatial positions, time steps):
@@ -107,9 +124,9 @@ class Layer:
     reads: str = "input"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Size:
-    """A Python integer that the model computes with, and the axis whose length it states.
+    """An integer attribute that the model computes with, and the axis whose length it is.
 
     Attributes:
         module: Qualified module name.
@@ -127,21 +144,25 @@ class Size:
     index: tuple[IntArray, ...]
     source: str = ""
 
+    def __repr__(self) -> str:
+        """Summarise the size in one line."""
+        return f"Size({self.module}.{self.attribute} = {self.value}, of {', '.join(self.groups)})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningGraph:
-    """What tracing found: a value, independent of the model it came from.
+    """The units of a traced model, and what stays: a value, independent of the model.
 
     Attributes:
         groups: Families of removable units.
-        frozen: Axes that stay, each with its reason.
+        frozen: Axes from which nothing is removed, each with its reason.
         layers: The weighted operations.
         shapes: Shape of every parameter and buffer, by its first name.
         parameters: Names (first names) of the parameters among `shapes`, in the model's order.
         aliases: Other names of tied tensors -> first name.
-        sizes: Python integers to be changed with the tensors.
+        sizes: Integer attributes that change with the tensors.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
-        example_kwargs: The keyword inputs, likewise.
+        example_kwargs: The keyword inputs it was traced with.
     """
 
     groups: tuple[Group, ...]
@@ -155,30 +176,36 @@ class PruningGraph:
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def group(self, name: str) -> Group:
-        """Return the group of that name, or raise `InputError` with the near matches."""
+        """Return the group of that name.
+
+        Raises:
+            InputError: If there is none; the message lists similar names.
+        """
         for group in self.groups:
             if group.name == name:
                 return group
         raise InputError(unknown("group", name, [g.name for g in self.groups]))
 
     def layer(self, weight: str) -> Layer:
-        """Return the layer whose weight has that name, or raise `InputError`."""
+        """Return the layer whose weight has that name.
+
+        Raises:
+            InputError: If there is none; the message lists similar names.
+        """
         for layer in self.layers:
             if layer.weight == weight:
                 return layer
         raise InputError(unknown("weight", weight, [x.weight for x in self.layers]))
 
     def consumers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
-        """Return the layers that read a group's units, each with the slot that says where."""
+        """Return the layers that read a group's units, each with its slot."""
         by_weight = {(x.weight, x.in_axis): x for x in self.layers if x.in_axis is not None}
-        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.consumers())
-        return tuple((layer, slot) for layer, slot in found if layer is not None)
+        return _paired(by_weight, group.slots_with("in"))
 
     def producers(self, group: Group) -> tuple[tuple[Layer, Slot], ...]:
-        """Return the layers whose weights make a group's units, each with its slot."""
+        """Return the layers whose weights produce a group's units, each with its slot."""
         by_weight = {(x.weight, x.out_axis): x for x in self.layers if x.out_axis is not None}
-        found = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in group.producers())
-        return tuple((layer, slot) for layer, slot in found if layer is not None)
+        return _paired(by_weight, group.slots_with("out"))
 
     def input_key(self, layer: Layer) -> str:
         """Return the key of a layer's input among `Statistics.moments`: the name of its weight.
@@ -194,13 +221,37 @@ class PruningGraph:
         return tuple(x for x in self.layers if x.in_axis is not None and x.out_axis is not None)
 
     def summary(self) -> str:
-        """Describe groups and frozen axes for a person, one line each."""
-        lines = [f"{len(self.groups)} groups, {sum(g.size for g in self.groups)} units"]
-        for g in self.groups:
-            where = ", ".join(f"{s.tensor}[{s.axis}]" for s in g.slots[:4])
-            more = f" and {len(g.slots) - 4} more" if len(g.slots) > 4 else ""
-            lines.append(f"  {g.name}: {g.size} units on {where}{more}")
-        lines.append(f"{len(self.frozen)} frozen axes")
-        for f in self.frozen:
-            lines.append(f"  {f.tensor}[{f.axis}]: {f.reason}" + (f" ({f.source})" if f.source else ""))
+        """Describe every group and every frozen axis, one line each."""
+        lines = [f"{len(self.groups)} groups, {self._units()} units"]
+        lines += [f"  {g.name}: {g.size} units on {g.axes(4)}" for g in self.groups]
+        lines += [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen)]
         return "\n".join(lines)
+
+    def describe_frozen(self, limit: int = FROZEN) -> str:
+        """Describe the first frozen axes, one line each, and say where the rest is listed."""
+        lines = [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen[:limit])]
+        if len(self.frozen) > limit:
+            rest = len(self.frozen) - limit
+            lines.append(f"  and {rest} more: `graph.frozen` and `secateur inspect` list them all")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Summarise the graph in at most 11 lines; `summary` lists everything."""
+        lines = [
+            f"PruningGraph: {len(self.groups)} groups, {self._units()} units, {len(self.layers)} layers, "
+            f"{len(self.frozen)} frozen axes"
+        ]
+        lines += [f"  {g.name}: {g.size} units on {g.axes(3)}" for g in self.groups[:LISTED]]
+        if len(self.groups) > LISTED:
+            lines.append(f"  and {len(self.groups) - LISTED} more groups")
+        return "\n".join([*lines, "graph.summary() lists all groups and frozen axes"])
+
+    def _units(self) -> int:
+        return sum(group.size for group in self.groups)
+
+
+def _paired(
+    by_weight: Mapping[tuple[str, int], Layer], slots: tuple[Slot, ...]
+) -> tuple[tuple[Layer, Slot], ...]:
+    pairs = ((by_weight.get((slot.tensor, slot.axis)), slot) for slot in slots)
+    return tuple((layer, slot) for layer, slot in pairs if layer is not None)

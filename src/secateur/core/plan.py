@@ -1,4 +1,4 @@
-"""What a method decides."""
+"""A plan: what a method decides to remove."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from secateur.core.errors import PlanError, unknown
 from secateur.core.graph import BoolArray, IntArray, PruningGraph
 from secateur.core.indices import check_units
 
-LISTED = 6
+__all__ = ["Merge", "Plan"]
+
+LISTED = 6  # entries of a list in a note
+SHOWN = 10  # groups and weights in a repr
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Merge:
-    """An exact statement: removed units as affine combinations of kept ones.
+    """Removed units as exact affine combinations of kept ones.
 
-    unit[removed] = coefficients @ unit[kept] + offset, wherever the plan's notes say so.
+    unit[removed] = coefficients @ unit[kept] + offset, on the inputs that the plan's notes state.
 
     Attributes:
         removed: Unit numbers [R].
@@ -34,23 +37,27 @@ class Merge:
     coefficients: NDArray[np.float64]
     offset: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        """Summarise the merge in one line."""
+        return f"Merge({len(self.removed)} units into {len(self.kept)})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """What goes, and why: a value that can be read, stored, and applied to a model.
+    """What to remove, and why: a value that can be read, stored, and applied to a model.
 
     Attributes:
-        graph: The traced network that it speaks of.
+        graph: The traced network that it refers to.
         method: Name of the method that decided.
         keep: Group name -> sorted numbers of the units that stay.  Groups not named stay whole.
         masks: Weight name -> boolean mask of its shape, True where the weight stays.
-        merges: Group name -> exact merges to be folded into the readers when units go.
-        budget: The budget, in words.
+        merges: Group name -> exact merges, to be folded into the consumers when units go.
+        budget: The budget, as text.
         seed: The seed that was used.
-        notes: The evidence, JSON-able: by group or weight name, or about the whole.
+        notes: The reasons, JSON-able: by group or weight name, or about the whole.
 
     Raises:
-        PlanError: The units of `keep` are not numbers of the network's units, each once, rising.
+        PlanError: If the units of `keep` are not units of the graph, each once, rising.
     """
 
     graph: PruningGraph
@@ -63,10 +70,10 @@ class Plan:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse units that the network does not have, or that are not in order.
+        """Check the units.
 
         Raises:
-            PlanError: Names the group and the first unit that cannot be.
+            PlanError: If a unit is invalid; the message names the group and the first such unit.
         """
         if not isinstance(self.keep, Mapping):
             raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
@@ -77,12 +84,21 @@ class Plan:
             check_units(name, sizes[name], kept)
 
     def removed(self, group: str) -> IntArray:
-        """Return the sorted numbers of the units of a group that go."""
+        """Return the sorted numbers of a group's removed units."""
         size = self.graph.group(group).size
         return np.setdiff1d(np.arange(size), self.keep.get(group, np.arange(size)))
 
+    def __repr__(self) -> str:
+        """Summarise the plan in at most 13 lines; `explain` lists everything."""
+        names = {group.name: group.size for group in self.graph.groups} if self.keep else {}
+        lines = [f"  {name}: {len(kept)} of {names[name]} units stay" for name, kept in self.keep.items()]
+        lines += [f"  {name}: {int(m.sum())} of {m.size} weights stay" for name, m in self.masks.items()]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        head = f"Plan by {self.method!r}, budget {self.budget or 'none'}, seed {self.seed}"
+        return "\n".join([head, *lines[:SHOWN], *more, "plan.explain() shows everything, with the reasons"])
+
     def explain(self) -> str:
-        """Describe for a person what goes from each group and weight, with the notes."""
+        """Describe what goes from each group and weight, with the notes."""
         lines = [f"{self.method}, budget {self.budget}, seed {self.seed}"]
         for name, kept in self.keep.items():
             size = self.graph.group(name).size
@@ -104,7 +120,7 @@ def _note(note: Any) -> str:
 
 
 def _short(note: Any) -> str:
-    """Word a note; of a long list the first entries."""
+    """Return a note as text, with the first entries of long lists."""
     if isinstance(note, Mapping):
         return "{" + ", ".join(f"{key}: {_short(value)}" for key, value in note.items()) + "}"
     if isinstance(note, (list, tuple)) and len(note) > LISTED:

@@ -1,4 +1,4 @@
-"""What a method may look at."""
+"""The statistics that methods and repairs use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["Moments", "Statistics"]
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Moments:
-    """Streamed statistics of what reaches one reading weight, over samples and positions.
+    """Statistics of the inputs of one weight, over samples and positions.
 
     Attributes:
         count: Number of rows seen (samples times positions).
@@ -19,11 +21,11 @@ class Moments:
         absolute: Mean absolute value of each feature, float64 [features].
         second: Mean square of each feature, float64 [features].
         gram: Mean of x x^T, float64 [features, features] (or, where `taps` > 1, of the patches),
-            or None if only the means were asked for.
+            or None if only the means were requested.
         taps: Kernel positions that a Gram row spans: its features are (input feature, tap), tap
-            fastest.  1 where every tap shares the statistics of its input feature.
-        gram_mean: Mean of the rows behind `gram`, float64, one entry a row and column of it: where
-            taps > 1, padding and stride make it differ from `mean`.
+            fastest.  1 if every tap shares the statistics of its input feature.
+        gram_mean: Mean of the rows behind `gram`, float64, one entry for each row of it: if taps > 1,
+            padding and stride make it differ from `mean`.
     """
 
     count: int
@@ -34,21 +36,26 @@ class Moments:
     taps: int = 1
     gram_mean: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Summarise the moments in one line."""
+        gram = "" if self.gram is None else f", Gram matrix {list(self.gram.shape)}"
+        return f"Moments({self.count} rows of {len(self.mean)} features{gram})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
-    """What a method may look at.  Only what it asked for (`Method.needs`) is filled in.
+    """What a method decides by.  Only what it requests (`Method.needs`) is filled in.
 
     Attributes:
         weights: Every parameter and buffer, detached, by its first name.
-        moments: By reading weight (`PruningGraph.input_key`): its input (needs "moments", "gram").
+        moments: By consuming weight (`PruningGraph.input_key`): its input (needs "moments", "gram").
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
         taylor: By group: sum over examples of (d loss / d gate of the unit)^2 (needs "taylor").
         flow: Called with masks by weight name (may be empty), returns |theta * dR/dtheta| of
-            SynFlow's objective R for the masked network; with `neutral_bn=True` BatchNorm counts as at
+            SynFlow's objective R for the masked network; with `neutral_bn=True` BatchNorm is as at
             initialisation (needs "flow").
         chain: The network as an affine-ReLU chain (needs "chain").
-        images: Calibration inputs and targets kept whole (needs "images").
+        images: Calibration inputs and targets (needs "images").
         activations: By group: a sample of its units' activations [rows, units] (needs "activations").
         seed: Seed from which a method derives every random choice.
     """
@@ -62,3 +69,17 @@ class Statistics:
     images: tuple[Tensor, Tensor] | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+
+    def __repr__(self) -> str:
+        """Summarise the statistics in one line."""
+        named = {
+            "moments": len(self.moments),
+            "Gram matrices": sum(m.gram is not None for m in self.moments.values()),
+            "gradients": len(self.gradients),
+            "Taylor scores": len(self.taylor),
+            "activations": len(self.activations),
+        }
+        parts = [f"{len(self.weights)} weights", *(f"{n} {what}" for what, n in named.items() if n)]
+        others = {"flow": self.flow, "chain": self.chain, "images": self.images}
+        parts += [name for name, value in others.items() if value is not None]
+        return f"Statistics({', '.join(parts)}; seed {self.seed})"

@@ -49,7 +49,7 @@ def mip_sections(context: DiagnosticContext) -> list[Json]:
     scores = group_scores(groups, {name: np.array(values) for name, values in note["scores"].items()})
     sections = [_solver({key: value for key, value in note.items() if key != "scores"}), *_bounds(context)]
     for group in groups:
-        dead = sum(note["dead units"].get(slot.tensor, 0) for slot in group.producers())
+        dead = sum(note["dead units"].get(slot.tensor, 0) for slot in group.slots_with("out"))
         kept = context.kept_units(group)
         sections.append(_scores(group.name, scores[group.name], kept, dead, note.get("threshold")))
     return sections

@@ -19,10 +19,10 @@ from secateur.allocation import prunable, weight_sizes
 from secateur.core import Budget, Group, InputError, PruningGraph, Statistics, Weights
 from secateur.methods.base import ScoreMethod, Scores, required
 from secateur.methods.unit_sums import (
-    consumers,
+    consumer_slots,
     moments_of,
     power_sums,
-    producers,
+    producer_slots,
     reading_features,
     unit_sums,
 )
@@ -88,8 +88,8 @@ class Magnitude(ScoreMethod):
         """Return the norm of what each unit owns."""
 
         def score(group: Group) -> Tensor:
-            made = producers(graph, group) if self.over != "readers" else ()
-            read = consumers(graph, group) if self.over != "makers" else ()
+            made = producer_slots(graph, group) if self.over != "readers" else ()
+            read = consumer_slots(graph, group) if self.over != "makers" else ()
             return power_sums(statistics.weights, made + read, group.size, self.p).pow(1 / self.p)
 
         return {g.name: score(g) for g in prunable(graph)}
@@ -134,7 +134,7 @@ class Activation(ScoreMethod):
                 values: Tensor = getattr(moments, self.statistic).double()
                 parts.append(values[reading_features(graph, layer, slot).to(values.device)].mean(1))
         if not parts:
-            weights = [slot.tensor for slot in group.consumers()]
+            weights = [slot.tensor for slot in group.slots_with("in")]
             raise InputError(
                 f"no activations were seen for group {group.name!r}, which {weights or 'no weight'} reads: "
                 f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
@@ -161,8 +161,8 @@ class Sensitivity(ScoreMethod):
         """Return the product of both norms; a unit that no weight reads is scored by its makers."""
 
         def score(group: Group) -> Tensor:
-            made = power_sums(statistics.weights, producers(graph, group), group.size, 2).sqrt()
-            read = consumers(graph, group)
+            made = power_sums(statistics.weights, producer_slots(graph, group), group.size, 2).sqrt()
+            read = consumer_slots(graph, group)
             return made * power_sums(statistics.weights, read, group.size, 2).sqrt() if read else made
 
         return {g.name: score(g) for g in prunable(graph)}
@@ -210,7 +210,7 @@ class SNIP(ScoreMethod):
         """Sum the sensitivities of the weights that make each unit."""
 
         def score(group: Group) -> Tensor:
-            slots = producers(graph, group)
+            slots = producer_slots(graph, group)
             values = {s.tensor: _saliency(statistics, s.tensor, self.name) for s in slots}
             return unit_sums(values, slots, group.size)
 

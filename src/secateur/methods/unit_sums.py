@@ -1,4 +1,4 @@
-"""Sums over what the units of a group own: from tensors and slots to one number a unit."""
+"""Sums over what the units of a group own: from tensors and slots to one number for each unit."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor
 
 from secateur.core import Group, InputError, Layer, Moments, PruningGraph, Slot, Statistics
 
-__all__ = ["consumers", "moments_of", "power_sums", "producers", "reading_features", "unit_sums"]
+__all__ = ["consumer_slots", "moments_of", "power_sums", "producer_slots", "reading_features", "unit_sums"]
 
 
-def producers(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
-    """Return the slots of the weights that make a group's units, without biases.
+def producer_slots(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
+    """Return the slots of the weights that produce a group's units, without biases.
 
-    Where no weighted layer makes them (bare parameters), every slot that does; where none does, all.
+    If no layer produces them, return the slots of the bare parameters that do; failing that, all slots.
     """
-    return tuple(slot for _, slot in graph.producers(group)) or group.producers() or group.slots
+    return tuple(slot for _, slot in graph.producers(group)) or group.slots_with("out") or group.slots
 
 
-def consumers(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
-    """Return the slots of the weights that read a group's units."""
-    return tuple(slot for _, slot in graph.consumers(group)) or group.consumers()
+def consumer_slots(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
+    """Return the slots of the weights that consume a group's units."""
+    return tuple(slot for _, slot in graph.consumers(group)) or group.slots_with("in")
 
 
 def unit_sums(values: Mapping[str, Tensor], slots: Iterable[Slot], size: int) -> Tensor:
     """Sum tensors over everything that each unit owns.
 
     Args:
-        values: A tensor for each tensor named in the slots.
-        slots: Where the units sit.
+        values: By name, a tensor for each tensor of the slots.
+        slots: The indices that the units own.
         size: Number of units.
 
     Returns:
@@ -43,7 +43,7 @@ def power_sums(weights: Mapping[str, Tensor], slots: tuple[Slot, ...], size: int
     """Sum |w|^p over everything that each unit owns, float64 [size]."""
 
     def reduced(t: Tensor, over: list[int]) -> Tensor:
-        # In float64: half precision would lose, and overflow.  The norm casts block by block, without a copy.
+        # Half precision would overflow.  The norm casts to float64 block by block, without a copy.
         return torch.linalg.vector_norm(t.detach(), p, over, dtype=torch.float64).pow(p)
 
     return _gathered(weights, slots, size, reduced)
@@ -55,10 +55,10 @@ def _gathered(
     size: int,
     reduced: Callable[[Tensor, list[int]], Tensor],
 ) -> Tensor:
-    """Add up, for each unit, what lies at its indices of each slot's axis, the other axes reduced."""
+    """Reduce all axes but the slot's, then sum over each unit's indices, then over the slots."""
     total: Tensor | None = None
     for slot in slots:
-        tensor = values[slot.tensor].unsqueeze(-1)  # so that a vector, too, has an axis to reduce
+        tensor = values[slot.tensor].unsqueeze(-1)  # so that a vector has an axis to reduce
         line = reduced(tensor, [d for d in range(tensor.ndim) if d != slot.axis % (tensor.ndim - 1)])
         part = line[torch.as_tensor(slot.index, device=line.device)].sum(1)
         total = part if total is None else total + part.to(total.device)
@@ -66,15 +66,15 @@ def _gathered(
 
 
 def moments_of(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Moments | None:
-    """Return the statistics of what reaches a layer, or None if they were not gathered."""
+    """Return the moments of a layer's input, or None if they were not collected."""
     return statistics.moments.get(graph.input_key(layer))
 
 
 def reading_features(graph: PruningGraph, layer: Layer, slot: Slot) -> Tensor:
-    """Return which input features of a layer each unit is: integers [units, features a unit].
+    """Return the input features of a layer that each unit is: integers [units, features of each].
 
-    A grouped convolution's weight has one input axis for all its groups: index j is feature
-    g * width + j of group g.  That of a transposed convolution has the channels of all groups.
+    The weight of a grouped convolution has one input axis for all its groups: index j is feature
+    g * width + j of group g.  A transposed convolution's weight has the channels of all groups.
     """
     if layer.in_axis is None or layer.in_axis != slot.axis:
         raise InputError(f"layer {layer.name!r} does not read along axis {slot.axis} of {slot.tensor!r}")

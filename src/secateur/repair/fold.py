@@ -89,9 +89,9 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
     for name, merged in plan.merges.items():
         group = graph.group(name)
         consumers = graph.consumers(group)
-        if len(consumers) < len(group.consumers()):
+        if len(consumers) < len(group.slots_with("in")):
             read = {slot.tensor for _, slot in consumers}
-            other = [slot.tensor for slot in group.consumers() if slot.tensor not in read]
+            other = [slot.tensor for slot in group.slots_with("in") if slot.tensor not in read]
             raise InputError(
                 f"{name!r} cannot be merged exactly: {other} read it in a way that takes no fold"
             )

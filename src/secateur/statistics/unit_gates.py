@@ -52,7 +52,7 @@ class Gates:
 
     def _place(self, graph: PruningGraph, group: Group) -> None:
         consumers = graph.consumers(group)
-        for slot in [slot for _, slot in consumers] or group.producers():
+        for slot in [slot for _, slot in consumers] or group.slots_with("out"):
             if slot.tensor in self._parameters:
                 for owner in _owners(slot, graph.shapes[slot.tensor][slot.axis]):
                     owner = owner.to(self._parameters[slot.tensor].device)

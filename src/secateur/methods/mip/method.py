@@ -208,7 +208,7 @@ def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
     """
     found = {}
     for group in groups:
-        slots = [slot for slot in group.producers() if slot.tensor in layers and slot.axis == 0]
+        slots = [slot for slot in group.slots_with("out") if slot.tensor in layers and slot.axis == 0]
         if not slots:
             raise InputError(
                 f"group {group.name!r} has no score: no layer that makes it ({_makers(group)}) has a ReLU in "
@@ -219,7 +219,7 @@ def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
 
 
 def _makers(group: Group) -> str:
-    return ", ".join(slot.tensor for slot in group.producers()) or "none"
+    return ", ".join(slot.tensor for slot in group.slots_with("out")) or "none"
 
 
 def _notes(result: mip.Scores, threshold: float | None) -> dict[str, Any]:

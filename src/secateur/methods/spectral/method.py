@@ -32,7 +32,7 @@ from secateur.core import (
 from secateur.methods.base import ScoreMethod, Scores
 from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
 from secateur.methods.spectral.scores import NEEDS, EdgeScore, edge_scores
-from secateur.methods.unit_sums import consumers, producers, unit_sums
+from secateur.methods.unit_sums import consumer_slots, producer_slots, unit_sums
 from secateur.structures import spectral
 
 __all__ = ["Spectral"]
@@ -124,8 +124,8 @@ class Spectral(ScoreMethod):
         return {g.name: self._unit_score(graph, g, values) for g in prunable(graph)}
 
     def _unit_score(self, graph: PruningGraph, group: Group, values: Mapping[str, Tensor]) -> Tensor:
-        made = producers(graph, group) if self.over != "readers" else ()
-        read = consumers(graph, group) if self.over != "makers" else ()
+        made = producer_slots(graph, group) if self.over != "readers" else ()
+        read = consumer_slots(graph, group) if self.over != "makers" else ()
         slots = [slot for slot in made + read if slot.tensor in values]
         if not slots:
             raise InputError(
