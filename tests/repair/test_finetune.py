@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.core import InputError, PlanError
 from secateur.repair.finetune import finetune
+from secateur.statistics.loss import distillation_loss
 
 
 def batches(count: int = 4, rows: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -142,6 +143,35 @@ def test_a_loss_of_ones_own_needs_no_targets() -> None:
     assert quiet is not model
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_teacher_takes_the_place_of_labels(labels: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    small = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+    data = [(x.to(dtype), y if labels else None) for x, y in batches(8, 32)]
+    before = copy.deepcopy(model.state_dict())
+    tuned, history = finetune(small, data, epochs=20, lr=0.01, teacher=model, progress=False)
+    assert history.losses[-1] < 0.2 * history.losses[0]
+    assert {p.dtype for p in tuned.parameters()} == {dtype}
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_the_divergence_is_for_classes_and_relative_for_the_rest() -> None:
+    torch.manual_seed(0)
+    scores, wanted = torch.randn(5, 4), torch.randn(5, 4)
+    logs = [torch.log_softmax(x, -1) for x in (scores, wanted)]
+    each = (logs[1].exp() * (logs[1] - logs[0])).sum(-1)
+    for given, targets in (({"logits": wanted}, None), (wanted, torch.zeros(5, dtype=torch.long))):
+        output = {"logits": scores} if isinstance(given, dict) else scores
+        torch.testing.assert_close(distillation_loss(output, given, targets), each.mean())
+    ignored = torch.tensor([0, -100, 0, 0, -100])
+    torch.testing.assert_close(distillation_loss(scores, wanted, ignored), each[[0, 2, 3]].mean())
+    far = distillation_loss((scores, 3 * scores), (wanted, 3 * wanted))
+    torch.testing.assert_close(far, 2 * (scores - wanted).square().mean() / wanted.var(unbiased=False))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -154,9 +184,17 @@ def test_a_loss_of_ones_own_needs_no_targets() -> None:
         ({"seed": -1}, InputError, "seed"),
         ({"loss": lambda output, targets: output}, InputError, "one number"),
         ({"loss": lambda output, targets: 1.0}, InputError, "one number"),
+        ({"loss": lambda output, targets: output.sum() * math.nan}, InputError, "nan at step 1"),
+        ({"teacher": "original"}, InputError, "teacher must be a"),
+        ({"teacher": nn.Linear(6, 2), "loss": max}, InputError, "not both"),
+        ({"teacher": nn.Linear(6, 3)}, InputError, "its teacher"),
         ({"batches": []}, InputError, "no batches"),
-        ({"batches": [torch.zeros(2, 6)]}, InputError, "pair"),
-        ({"batches": [(torch.full((2, 6), math.nan), torch.zeros(2).long())]}, InputError, "nan at step 1"),
+        ({"batches": [torch.zeros(2, 6)]}, InputError, "batch 0 has no targets.*teacher="),
+        (
+            {"batches": [(torch.full((2, 6), math.nan), torch.zeros(2).long())]},
+            InputError,
+            "inputs of batch 0 hold NaN",
+        ),
         ({"batches": [(torch.zeros(2, 6), torch.zeros(2))]}, InputError, "pass loss="),
         ({"masks": {"0.wieght": np.ones((16, 6), bool)}}, PlanError, "did you mean '0.weight'"),
         ({"masks": {"0.weight": np.ones((16, 5), bool)}}, PlanError, r"shape \(16, 6\)"),

@@ -6,6 +6,7 @@ comparing the two is a real check; `shrink` makes it after every removal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.copying import check_tensors, copy_with
-from secateur.core import Plan
+from secateur.core import Plan, PlanError, unknown
 
-__all__ = ["keep_masked", "mask"]
+__all__ = ["keep_masked", "mask", "masked_weights", "zero_weights"]
 
 
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
@@ -60,16 +61,43 @@ def keep_masked(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) 
     Raises:
         PlanError: If the plan does not fit the model.
     """
-    tensors = check_tensors(model, plan)
-    masks = _mask_tensors(plan, tensors)
+    check_tensors(model, plan)
+    masked = masked_weights(model, plan.masks)
+    zero_weights(masked)
+    return optimizer.register_step_post_hook(lambda *_: zero_weights(masked))
 
-    def zero(*_: Any) -> None:
-        with torch.no_grad():
-            for name, stays in masks.items():
-                tensors[name].mul_(stays)
 
-    zero()
-    return optimizer.register_step_post_hook(zero)
+def masked_weights(model: nn.Module, masks: Mapping[str, Any]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return each masked weight with a boolean tensor of its shape, True where it is gone.
+
+    Args:
+        model: The model.
+        masks: Weight name -> boolean array or tensor of its shape, True where the weight stays.
+
+    Raises:
+        PlanError: If a weight does not exist, or a mask has another shape or type.
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    pairs = []
+    for name, mask in masks.items():
+        if name not in known:
+            raise PlanError(unknown("parameter", name, list(known)))
+        weight = known[name]
+        stays = mask if isinstance(mask, Tensor) else torch.from_numpy(np.ascontiguousarray(mask))
+        if stays.shape != weight.shape or stays.dtype != torch.bool:
+            raise PlanError(
+                f"the mask of {name!r} must be boolean of shape {tuple(weight.shape)}; got "
+                f"{stays.dtype} of shape {tuple(stays.shape)}"
+            )
+        pairs.append((weight, ~stays.to(weight.device)))
+    return pairs
+
+
+@torch.no_grad()
+def zero_weights(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Set the weights that `masked_weights` returned to zero where they are gone, in place."""
+    for weight, gone in masked:
+        weight.masked_fill_(gone, 0)
 
 
 def _mask_tensors(plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from secateur.batches import IGNORED, next_tokens, predicts_next_token
 from secateur.core import InputError, unknown
-from secateur.execution import call, evaluating, floating_outputs, logits, named_logits, read_batches
-from secateur.statistics.loss import class_axis
+from secateur.execution import call, evaluating, floating_outputs, logits, read_batches
+from secateur.statistics.loss import class_axis, class_scores
 
 __all__ = [
     "METRICS",
@@ -219,14 +219,13 @@ def agreement(
             _check_shapes(wanted, found)
             largest = _maxima(largest, [a - b for a, b in zip(wanted, found, strict=True)])
             scales = _maxima(scales, wanted)
-            scores = [_class_scores(output, targets) for output in outputs]
-            along = None if scores[0] is None else _scores_axis(scores[0], targets, axis)
-            if along is None or scores[0] is None or scores[1] is None:
+            tops = [_top_classes(output, targets, axis) for output in outputs]
+            if tops[0] is None or tops[1] is None:
                 classes = False
                 examples += len(wanted[0]) if wanted[0].ndim else 1
                 continue
-            same += int((scores[0].argmax(along).cpu() == scores[1].argmax(along).cpu()).sum())
-            examples += scores[0].numel() // scores[0].shape[along]
+            same += int((tops[0] == tops[1]).sum())
+            examples += tops[0].numel()
     relative = max(far / scale if scale else far for far, scale in zip(largest, scales, strict=True))
     return Agreement(same / _not_empty(examples) if classes else None, max(largest), relative, examples)
 
@@ -237,25 +236,15 @@ def _maxima(before: list[float], tensors: list[Tensor]) -> list[float]:
     return [max(a, b) for a, b in zip(before or now, now, strict=True)]
 
 
-def _class_scores(output: Any, targets: Any) -> Tensor | None:
-    """Return the output that holds the scores of classes, or None."""
-    scores, tensors = named_logits(output), floating_outputs(output)
-    if scores is not None:
-        return scores
-    if isinstance(targets, Tensor):
-        return None if targets.is_floating_point() else tensors[0]
-    return tensors[0] if len(tensors) == 1 else None
-
-
-def _scores_axis(scores: Tensor, targets: Any, axis: int | None) -> int | None:
-    """Return the axis over classes, or None if it has fewer than two."""
-    if axis is None and isinstance(targets, Tensor) and not targets.is_floating_point():
-        try:
-            return class_axis(scores, targets)
-        except InputError:
-            pass  # the targets are not classes of these scores: compare as if there were none
-    axis = (1 if scores.ndim > 3 else -1) if axis is None else axis
-    return axis if scores.ndim and scores.shape[axis] > 1 else None
+def _top_classes(output: Any, targets: Any, axis: int | None) -> Tensor | None:
+    """Return the class with the highest score at each position; None if no output has scores."""
+    found, outputs = class_scores(output, targets), floating_outputs(output)
+    if found is None and targets is None and len(outputs) == 1 and outputs[0].ndim:
+        found = outputs[0], 1 if outputs[0].ndim > 3 else -1
+    if found is None:
+        return None
+    scores, axis = found[0], found[1] if axis is None else axis
+    return scores.argmax(axis).cpu() if scores.shape[axis] > 1 else None
 
 
 def distance_from(original: nn.Module, batches: Iterable[Any]) -> Callable[[nn.Module], float]:

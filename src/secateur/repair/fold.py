@@ -135,7 +135,7 @@ def fold(
 
     Example:
         >>> from secateur.core import Plan
-        >>> from secateur.statistics.collect_statistics import collect_statistics
+        >>> from secateur.statistics.collect import collect_statistics
         >>> from secateur.apply.shrink import shrink
         >>> from secateur.tracing.trace import trace
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()

@@ -1,4 +1,4 @@
-"""What a loss is when the user gives none: by the targets, or by the model's outputs where there are none."""
+"""Losses for users who give none: from the targets, from a teacher, or from random projections of outputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from torch import Tensor
 
 from secateur.batches import IGNORED
 from secateur.core import InputError
-from secateur.execution import floating_outputs, logits
+from secateur.execution import floating_outputs, logits, named_logits
 
-__all__ = ["Loss", "check_loss", "class_axis", "default_loss", "draw_projections", "projection_loss"]
+__all__ = [
+    "Loss",
+    "check_loss",
+    "class_axis",
+    "class_scores",
+    "default_loss",
+    "distillation_loss",
+    "draw_projections",
+    "projection_loss",
+]
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -84,6 +93,63 @@ def _check_classes(targets: Tensor, classes: int) -> None:
     wrong = targets[(targets >= classes) | ((targets < 0) & (targets != IGNORED))]
     if wrong.numel():
         raise InputError(f"targets go from 0 to {classes - 1} for {classes} classes; got {int(wrong[0])}")
+
+
+def class_scores(output: Any, targets: Any) -> tuple[Tensor, int] | None:
+    """Return the output that holds scores of classes, and its class axis; None if there is none.
+
+    It is the output that is named ``logits``, or the first one if the targets are class numbers.  Without
+    such targets the class axis is 1 for four axes or more (images), else the last.
+    """
+    scores = named_logits(output)
+    numbered = isinstance(targets, Tensor) and not targets.is_floating_point()
+    if scores is None and numbered:
+        scores = floating_outputs(output)[0]
+    if scores is None or not scores.ndim:
+        return None
+    axis = 1 if scores.ndim > 3 else scores.ndim - 1
+    if numbered and targets.ndim == scores.ndim - 1:
+        axis = class_axis(scores, targets)
+    return (scores, axis) if scores.shape[axis] > 1 else None
+
+
+def distillation_loss(output: Any, wanted: Any, targets: Any = None) -> Tensor:
+    """Return how far outputs are from those of a teacher.
+
+    Scores of classes (`class_scores`) give the Kullback-Leibler divergence of the softmax from the teacher's,
+    averaged over positions; every other floating output the mean squared difference over the variance
+    of the teacher's.  Several outputs are added up.
+
+    Args:
+        output: Output of the model in training.
+        wanted: Output of the teacher for the same batch.
+        targets: Targets of the batch.  They say which outputs are scores, and positions of -100 do not count.
+
+    Raises:
+        InputError: If the outputs differ in number or shape.
+    """
+    pairs = list(zip(floating_outputs(output), floating_outputs(wanted), strict=False))
+    shapes = [[tuple(x.shape) for x in floating_outputs(y)] for y in (output, wanted)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"the model returns outputs of shapes {shapes[0]}, its teacher {shapes[1]}")
+    scores = class_scores(wanted, targets)
+    losses = []
+    for found, given in pairs:
+        a, b = _widen(found), _widen(given).to(found.device)
+        if scores is not None and given is scores[0]:
+            losses.append(_divergence(a, b, scores[1], targets))
+        else:
+            spread = b.var(unbiased=False).clamp_min(torch.finfo(b.dtype).tiny)
+            losses.append((a - b).square().mean() / spread)
+    return torch.stack(losses).sum()
+
+
+def _divergence(scores: Tensor, wanted: Tensor, axis: int, targets: Any) -> Tensor:
+    logs, goals = (F.log_softmax(x.movedim(axis, -1), -1) for x in (scores, wanted))
+    each = F.kl_div(logs, goals, reduction="none", log_target=True).sum(-1)
+    if isinstance(targets, Tensor) and targets.shape == each.shape:
+        each = each[targets != IGNORED]
+    return each.sum() / max(1, each.numel())
 
 
 def draw_projections(outputs: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
