@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.core import CaptureError, InputError
-from secateur.tracing.trace import trace
+from secateur.tracing.trace import trace, traced_model
 
 
 def mlp() -> nn.Sequential:
@@ -183,7 +185,7 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(
-        type(v) is not None and "Tagged" not in type(v).__name__
+        type(v) is not None and "TracedInt" not in type(v).__name__
         for m in model.modules()
         for v in vars(m).values()
     )
@@ -256,3 +258,47 @@ def test_summary_names_groups_and_frozen_axes() -> None:
 def test_units_are_the_same_on_a_batch_of_another_size() -> None:
     a, b = (trace(mlp(), torch.randn(n, 4)) for n in (2, 9))
     assert sizes(a) == sizes(b) and [x.positions for x in a.layers] == [x.positions for x in b.layers]
+
+
+class Attention(nn.Module):
+    """Two attention blocks with 4 heads of 3 and a linear layer behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.MultiheadAttention(12, 4), nn.MultiheadAttention(12, 4)
+        self.between, self.out = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.between(self.first(x, x, x, need_weights=False)[0]).relu()
+        return self.out(self.last(y, y, y, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("ignored", "gone"),
+    [
+        (["first (heads)"], {"first (heads)"}),
+        (["first*"], {"first (heads)", "first.out_proj"}),
+        (["* (heads)"], {"first (heads)", "last (heads)"}),
+        (["between", "first (heads)"], {"between", "first (heads)"}),
+        (["bet*.weig?t"], {"between"}),
+    ],
+)
+def test_groups_and_patterns_can_be_ignored(ignored: list[str], gone: set[str]) -> None:
+    model, x = Attention(), torch.randn(5, 2, 12)
+    whole, graph = sizes(trace(model, x)), trace(model, x, ignored_layers=ignored)
+    assert gone <= set(whole) and sizes(graph) == {n: k for n, k in whole.items() if n not in gone}
+
+
+@pytest.mark.parametrize("name", ["firts", "x*", "first (head)", "out (heads)", "between #2"])
+def test_an_ignored_name_or_pattern_that_matches_nothing_is_an_error(name: str) -> None:
+    with pytest.raises(InputError, match=r"no (layer|group)"):
+        trace(Attention(), torch.randn(5, 2, 12), ignored_layers=[name])
+
+
+def test_a_graph_does_not_keep_its_model_alive() -> None:
+    model = mlp()
+    graph, alive = trace(model, torch.randn(2, 4)), weakref.ref(model)
+    assert traced_model(graph) is model and traced_model(copy.copy(graph)) is None
+    del model
+    gc.collect()
+    assert alive() is None and traced_model(graph) is None

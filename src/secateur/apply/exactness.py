@@ -20,7 +20,7 @@ from secateur.tracing.export import (
     user_code_line,
     without_fused_attention,
 )
-from secateur.tracing.propagate import Axes
+from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 
 __all__ = ["deviation", "in_float64", "run_float64", "verify"]
@@ -152,11 +152,11 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     whole, dead = labelled.exported, _dead_atoms(labelled, plan)
     expected = _values(whole, masked, args, kwargs)
     found = _values(other, small, args, kwargs)
-    for node, twin in zip(whole.module.graph.nodes, other.module.graph.nodes, strict=False):
+    for node, twin in zip(whole.graph_module.graph.nodes, other.graph_module.graph.nodes, strict=False):
         if node.target != twin.target and node.op == "call_function":
             return f"From {node.target} at {source_line(node)} on, it takes another path"
         a, b, state = expected.get(node.name), found.get(twin.name), labelled.states.get(node.name)
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, Axes):
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, TensorAxes):
             a = _alive(a, state, dead)
             named = whole.parameters.get(node.name)
             what = f"{node.target} at {source_line(node)}" if named is None else f"the parameter {named!r}"
@@ -167,18 +167,22 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     return "No single operation deviates by more than 1e-3 in the model's own precision"
 
 
-def _values(taken: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     """Run a captured graph with a model's tensors; return every node's value up to a failure."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
-    interpreter = torch.fx.Interpreter(taken.module)
+    interpreter = torch.fx.Interpreter(exported.graph_module)
     inputs = []
-    for node in taken.module.graph.nodes:
+    for node in exported.graph_module.graph.nodes:
         if node.op == "placeholder":
-            name = taken.parameters.get(node.name)
-            constant = node.name in taken.constants
+            name = exported.parameters.get(node.name)
+            constant = node.name in exported.constants
             inputs.append(
-                tensors[name] if name in tensors else taken.values[node.name] if constant else next(leaves)
+                tensors[name]
+                if name in tensors
+                else exported.constants[node.name]
+                if constant
+                else next(leaves)
             )
     interpreter.garbage_collect_values = False
     with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError), torch.no_grad():
@@ -186,7 +190,7 @@ def _values(taken: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> d
     return {n.name: v.detach() if isinstance(v, Tensor) else v for n, v in interpreter.env.items()}
 
 
-def _alive(value: Tensor, state: Axes, dead: BoolArray) -> Tensor:
+def _alive(value: Tensor, state: TensorAxes, dead: BoolArray) -> Tensor:
     """Return the entries of a result of the masked model that the shrunk model still computes."""
     for axis, label in enumerate(state.labels):
         if label is not None and len(label) == value.shape[axis]:

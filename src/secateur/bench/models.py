@@ -146,9 +146,9 @@ def code_hash(network: PruningGraph, model: nn.Module, tuned: bool = False) -> s
     """
     exported = export_model(model, network.example_inputs, network.example_kwargs)
     digest = hashlib.sha256()
-    for module in exported.module.modules():
+    for module in exported.graph_module.modules():
         digest.update(getattr(module, "code", "").encode())
-    for name, value in sorted(exported.values.items()):
+    for name, value in sorted(exported.constants.items()):
         digest.update(name.encode())
         if isinstance(value, Tensor):
             _update(digest, value)

@@ -164,7 +164,7 @@ def _operations(found: ExportedModel) -> list[_Operation]:
     model = found.model
     both = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     tensors = {names[name]: tensor for named in both for name, tensor in named}
-    graph = found.module.graph
+    graph = found.graph_module.graph
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in found.parameters]
     current: Node | None = inputs[0] if inputs else None
     operations, refused = [], []

@@ -1,4 +1,4 @@
-"""Capture: a model and example inputs in, an exported ATen graph with names and places out."""
+"""Export a model with `torch.export`: an ATen graph whose inputs and operations have names and lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,36 +35,29 @@ __all__ = [
 ]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ExportedModel:
     """An exported program beside the model that it came from.
 
     Attributes:
-        model: The user's model (a reference, never changed).
-        module: The graph module to be walked.
-        parameters: Graph input -> parameter or buffer name (the first of tied names).
-        values: Graph input -> the constant tensor that it holds.
-        states: Filled by tracing: node name -> `Axes` (or a list of them).
+        model: The user's model (a reference; it is not changed).
+        graph_module: The exported graph.
+        parameters: Graph input -> name of the parameter or buffer (the first of tied names).
+        constants: Graph input -> the constant tensor that it holds.  All other inputs are the user's.
     """
 
     model: nn.Module
-    module: GraphModule
+    graph_module: GraphModule
     parameters: Mapping[str, str]
-    values: Mapping[str, Any]
-    states: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def constants(self) -> frozenset[str]:
-        """Graph inputs that are neither parameters, buffers, nor the user's inputs."""
-        return frozenset(self.values)
+    constants: Mapping[str, Any]
 
 
 def copy_sharing_tensors(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy the module tree in evaluation mode, sharing tensors (or taking others in their place).
+    """Copy the module tree in evaluation mode; parameters and buffers are shared, not copied.
 
     Args:
-        model: Left as it is.
-        tensors: id of a parameter or buffer -> the tensor that stands in for it in the copy.
+        model: The model; it is not changed.
+        tensors: id of a parameter or buffer -> the tensor to use instead of it in the copy.
     """
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
     memo.update(tensors or {})
@@ -78,7 +71,7 @@ def copy_sharing_tensors(model: nn.Module, tensors: Mapping[int, Tensor] | None 
 
 @contextlib.contextmanager
 def without_fused_attention() -> Iterator[None]:
-    """Switch the fused fast path of nn.MultiheadAttention off, and torch's export warnings."""
+    """Switch off the fused path of nn.MultiheadAttention, which hides its weights, and torch's warnings."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -91,7 +84,7 @@ def without_fused_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing what is about to be said in an error."""
+    """Keep torch from logging and printing what the raised error says anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     nowhere = io.StringIO()
@@ -104,7 +97,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exporting_flag_set() -> Iterator[None]:
-    """Let code that asks `torch.compiler.is_exporting()` take the path that it takes in an export."""
+    """Make `torch.compiler.is_exporting()` true, so that code takes the same path as in the export."""
     before = getattr(torch.compiler, "_is_exporting_flag", None)
     if before is not None:
         torch.compiler._is_exporting_flag = True
@@ -119,11 +112,12 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Export the model for these inputs.
 
     Raises:
-        CaptureError: With torch's reason and a hint.
+        CaptureError: If torch.export cannot export the model; the message has torch's reason and a hint.
+        InputError: If the inputs hold no tensor, an empty one, or one on another device than the model.
     """
     check_supported(model)
     check_not_packed((*args, *kwargs.values()))
-    _check_devices(model, args, kwargs)
+    _check_inputs(model, args, kwargs)
     with without_fused_attention(), _quiet(), torch.enable_grad(), Unpacked():
         try:
             program = torch.export.export(copy_sharing_tensors(model), args, dict(kwargs), strict=False)
@@ -142,9 +136,10 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _drop_dead_attention(module: GraphModule) -> None:
-    """Drop the weights that nn.MultiheadAttention and SlimAttention average over heads for nobody.
+    """Remove unused head-averaged attention weights from the graph.
 
-    Nothing else: what the model computes for nobody, it computes in the shrunk model too.
+    Only these: their average would freeze every head, and SlimAttention computes them too.  Other unused
+    results stay in the graph, because the shrunk model computes them as well and must not fail there.
     """
     for node in reversed(module.graph.nodes):
         attends = module_of(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
@@ -162,19 +157,18 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return result
 
 
-def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    given = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-    if not given:
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    tensors = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    if not tensors:
         kinds = ", ".join(type(x).__name__ for x in (*args, *kwargs.values())) or "nothing"
         raise InputError(f"example_inputs hold no tensor; give what the model is called with; got {kinds}")
-    for t in given:
+    devices = {p.device.type for p in model.parameters()}
+    for t in tensors:
         if t.numel() == 0:
             raise InputError(f"example_inputs hold an empty tensor of shape {tuple(t.shape)}")
-    homes = {p.device.type for p in model.parameters()}
-    for t in given:
-        if len(homes) == 1 and t.device.type not in homes:
+        if len(devices) == 1 and t.device.type not in devices:
             raise InputError(
-                f"example_inputs are on {t.device} and the model is on {homes.pop()}: move one to the other"
+                f"example_inputs are on {t.device} and the model is on {devices.pop()}: move one to the other"
             )
 
 
@@ -184,7 +178,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
     if any(word in str(error) for word in ("data-dependent", "DataDependent", ".item()")):
         hint = "the path depends on values of the data, which no graph can hold; prune a part of the model"
     elif "deepcopy" in str(error) or "pickle" in str(error):
-        hint = "a copy is captured: remove the attribute that copy.deepcopy(model) cannot copy"
+        hint = "a copy of the model is exported: remove the attribute that copy.deepcopy(model) cannot copy"
     else:
         hint = "check that model(*example_inputs) runs"
     place = user_code_line(error)
@@ -201,14 +195,14 @@ INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 def user_code_line(error: BaseException) -> str:
     """Return ``file:line: code`` of the innermost frame outside torch, Python's library and this package.
 
-    Where there is none, of the innermost one in a module of torch's; "" if the model was not reached.
+    If there is none, return that of the innermost frame in a module of torch; "" if the model did not run.
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
-    own = [f for f in frames if not (f.filename.startswith(INSIDE) or _standard(f.filename))]
+    users = [f for f in frames if not (f.filename.startswith(INSIDE) or _standard(f.filename))]
     layers = [f for f in frames if f.filename.startswith(str(Path(nn.__file__).parent))]
-    if not (own or layers):
+    if not (users or layers):
         return ""
-    frame = (own or layers)[-1]
+    frame = (users or layers)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
 
 
@@ -217,7 +211,7 @@ def _standard(file: str) -> bool:
 
 
 def _writes_through_views(module: GraphModule) -> bool:
-    """Whether an in-place operation changes a tensor that another node sees a part of."""
+    """Return whether an in-place operation changes a tensor of which another node has a view."""
     for node in module.graph.nodes:
         if node.op != "call_function" or not is_inplace(node) or not isinstance(node.args[0], Node):
             continue
@@ -228,7 +222,7 @@ def _writes_through_views(module: GraphModule) -> bool:
 
 
 def is_inplace(node: Node) -> bool:
-    """Whether a node changes its first operand."""
+    """Return whether a node changes its first operand."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.arguments:
         return False
@@ -244,7 +238,7 @@ def _is_view(node: Node) -> bool:
 
 
 def module_of(node: Node) -> tuple[str, str]:
-    """Return the qualified name and the class of the module that a node was called in."""
+    """Return the qualified name and the class of the module that called a node."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return "", ""
@@ -262,6 +256,6 @@ def source_line(node: Node) -> str:
     if not frames:
         return ""
     inside = str(Path(torch.__file__).parent)
-    own = [frame for frame in frames if not frame[0].startswith(inside)]
-    file, line = (own or frames)[-1]
+    users = [frame for frame in frames if not frame[0].startswith(inside)]
+    file, line = (users or frames)[-1]
     return f"{file}:{line}"

@@ -1,20 +1,19 @@
-"""From atoms to groups: free atoms are units, units with the same axes are a family."""
+"""From atoms to groups: free atoms are units, and units that own as much of the same axes form a group."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.core import Frozen, Group, Role, Size, Slot
-from secateur.tracing.labels import Label
-from secateur.tracing.propagate import Axes, Flow
+from secateur.tracing.propagate import Propagation, TensorAxes
 
-__all__ = ["Family", "Tensors", "find_frozen", "find_groups", "find_sizes"]
+__all__ = ["Tensors", "UnitFamily", "find_frozen", "find_groups", "find_sizes"]
 
 Ints = NDArray[np.int64]
 
@@ -24,26 +23,16 @@ class Tensors:
     """Parameters and buffers with their labels.
 
     Attributes:
-        states: Name -> labels.
+        states: Name -> axes with their labels.
         parameters: Names of the parameters among them.
     """
 
-    states: Mapping[str, Axes]
+    states: Mapping[str, TensorAxes]
     parameters: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
-    """Every occurrence of a free atom on a tensor axis: three columns of one table."""
-
-    root: Ints
-    place: Ints
-    row: Ints
-    places: list[tuple[str, int]]
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
+class UnitFamily:
     """A group and the atoms of its units.
 
     Attributes:
@@ -55,144 +44,192 @@ class Family:
     group: Group
 
 
-def find_groups(flow: Flow, tensors: Tensors) -> list[Family]:
-    """Collect free atoms into families; freeze those that cannot lose a unit."""
+@dataclass(frozen=True, eq=False)
+class _Occurrences:
+    """Every occurrence of a free atom on a tensor axis, as the columns of one table.
+
+    Attributes:
+        root: The atom.
+        axis: Number of the tensor axis in `axes`.
+        index: Index on that axis.
+        axes: (tensor, axis) by number.
+    """
+
+    root: Ints
+    axis: Ints
+    index: Ints
+    axes: list[tuple[str, int]]
+
+
+def find_groups(propagation: Propagation, tensors: Tensors) -> list[UnitFamily]:
+    """Collect free atoms into groups; freeze those that cannot lose a unit.
+
+    Args:
+        propagation: After all labels have passed through the graph.
+        tensors: Parameters and buffers.
+
+    Returns:
+        The groups that own indices of a parameter, in the order of the parameters.
+    """
     while True:
-        table = _occurrences(flow, tensors)
-        found = _families(table)
-        hopeless = [roots for roots, slots in found if len(roots) < 2]
-        if not hopeless:
+        occurrences = _occurrences(propagation, tensors)
+        families = _families(occurrences)
+        single = [roots for roots, _ in families if len(roots) < 2]
+        if not single:
             break
-        lonely = np.concatenate(hopeless)[:, None]
-        flow.atoms.freeze(lonely, "only one unit: without it nothing would be left")
-    kinds = _kinds(flow)
-    taken: Counter[str] = Counter()
-    families = []
-    for roots, places in found:
-        if not any(table.places[place][0] in tensors.parameters for place, _ in places):
+        propagation.algebra.freeze(
+            np.concatenate(single)[:, None], "only one unit: without it nothing would be left"
+        )
+    heads = _head_atoms(propagation)
+    names: Counter[str] = Counter()
+    groups = []
+    for roots, indices in families:
+        axes = [occurrences.axes[axis] for axis, _ in indices]
+        if not any(tensor in tensors.parameters for tensor, _ in axes):
             continue
-        slots = tuple(_slot(flow, tensors, *table.places[place], index) for place, index in places)
-        name = _name(slots, tensors, kinds.get(int(roots[0]), ""), taken)
-        families.append(Family(roots, Group(name, len(roots), slots)))
-    return families
+        slots = tuple(
+            _slot(propagation, tensors, tensor, axis, index)
+            for (tensor, axis), (_, index) in zip(axes, indices, strict=True)
+        )
+        name = _name(slots, tensors, int(roots[0]) in heads, names)
+        groups.append(UnitFamily(roots, Group(name, len(roots), slots)))
+    return groups
 
 
-def _slot(flow: Flow, tensors: Tensors, tensor: str, axis: int, index: Ints) -> Slot:
+def _slot(propagation: Propagation, tensors: Tensors, tensor: str, axis: int, index: Ints) -> Slot:
     default: Role = "out" if tensor in tensors.parameters else "scale"
-    return Slot(tensor, axis, index, flow.roles.get((tensor, axis), default))
+    return Slot(tensor, axis, index, propagation.roles.get((tensor, axis), default))
 
 
-def _occurrences(flow: Flow, tensors: Tensors) -> _Table:
+def _occurrences(propagation: Propagation, tensors: Tensors) -> _Occurrences:
     roots: list[Ints] = []
-    places: list[Ints] = []
-    rows: list[Ints] = []
-    names: list[tuple[str, int]] = []
+    numbers: list[Ints] = []
+    indices: list[Ints] = []
+    axes: list[tuple[str, int]] = []
     for name, state in tensors.states.items():
         for axis, label in enumerate(state.labels):
-            label = flow.atoms.normal(label)
+            label = propagation.algebra.normal(label)
             if label is None:
                 continue
             for column in label.T:
-                at = np.flatnonzero(column)
-                roots.append(column[at])
-                rows.append(at)
-                places.append(np.full(len(at), len(names)))
-            names.append((name, axis))
+                free = np.flatnonzero(column)
+                roots.append(column[free])
+                indices.append(free)
+                numbers.append(np.full(len(free), len(axes)))
+            axes.append((name, axis))
     if not roots:
         empty = np.zeros(0, dtype=np.int64)
-        return _Table(empty, empty, empty, names)
-    return _Table(np.concatenate(roots), np.concatenate(places), np.concatenate(rows), names)
+        return _Occurrences(empty, empty, empty, axes)
+    return _Occurrences(np.concatenate(roots), np.concatenate(numbers), np.concatenate(indices), axes)
 
 
-def _families(table: _Table) -> list[tuple[Ints, list[tuple[int, Ints]]]]:
-    """Group roots by how often they occur on which axes; return (roots, [(place, index)])."""
-    if not table.root.size:
+def _families(occurrences: _Occurrences) -> list[tuple[Ints, list[tuple[int, Ints]]]]:
+    """Group the atoms that own equally many indices of the same axes.
+
+    Returns:
+        For each family its atoms [units], and for each axis that they occur on the axis' number and the
+        indices [units, per_unit].
+
+    Two atoms belong to one family iff they have the same numbers c of indices on each axis.  Comparing
+    these vectors for hundreds of thousands of atoms is slow, so each is reduced to one 64-bit number, the
+    sum of c[axis] * weight[axis] with fixed random weights below 2^62.  If two vectors differ by d on an
+    axis, then at most gcd(d, 2^64) values of that axis' weight give equal sums, whatever the other weights
+    are.  So two families are confused with a probability of at most 2^-62 * gcd(d, 2^64).  d is small, and
+    for a thousand families (half a million pairs) with odd d this is 1e-13.  The weights also decide the
+    order of families that start at the same index (heads, and positions inside a head): other weights
+    would rename groups.
+    """
+    if not occurrences.root.size:
         return []
-    order = np.lexsort((table.row, table.place, table.root))
-    root, place, row = table.root[order], table.place[order], table.row[order]
-    new_pair = np.r_[True, (root[1:] != root[:-1]) | (place[1:] != place[:-1])]
-    starts = np.flatnonzero(new_pair)
-    counts = np.diff(np.r_[starts, len(root)])
-    new_root = np.r_[True, root[starts][1:] != root[starts][:-1]]
-    number = np.cumsum(new_root) - 1
-    weights = np.random.default_rng(0).integers(1, 2**62, len(table.places), dtype=np.uint64)
-    signature = np.zeros(number[-1] + 1, dtype=np.uint64)
-    np.add.at(signature, number, weights[place[starts]] * counts.astype(np.uint64))
-    units = root[starts][new_root]
-    first = np.flatnonzero(new_root)
-    where = place[starts][first].astype(np.int64), row[starts][first]
-    by_sort = np.lexsort((*where[::-1], signature))
-    found = []
-    for members in np.split(by_sort, np.flatnonzero(np.diff(signature[by_sort])) + 1):
-        rank = np.full(len(units), -1)
-        rank[members] = np.arange(len(members))
-        mine = rank[number[np.cumsum(new_pair) - 1]]
-        inside = mine >= 0
-        found.append((units[members], _index(mine[inside], place[inside], row[inside], len(members))))
-    return sorted(found, key=lambda f: (f[1][0][0], f[1][0][1].min()))
+    order = np.lexsort((occurrences.index, occurrences.axis, occurrences.root))
+    root, axis, index = occurrences.root[order], occurrences.axis[order], occurrences.index[order]
+    # A run is what one atom owns of one axis.
+    run_starts = np.flatnonzero(np.r_[True, (root[1:] != root[:-1]) | (axis[1:] != axis[:-1])])
+    counts = np.diff(np.r_[run_starts, len(root)])
+    run_root, run_axis = root[run_starts], axis[run_starts]
+    starts_unit = np.r_[True, run_root[1:] != run_root[:-1]]
+    unit_of_run = np.cumsum(starts_unit) - 1
+    units, first_run = run_root[starts_unit], np.flatnonzero(starts_unit)
+
+    weights = np.random.default_rng(0).integers(1, 2**62, len(occurrences.axes), dtype=np.uint64)
+    signature = np.zeros(len(units), dtype=np.uint64)
+    np.add.at(signature, unit_of_run, weights[run_axis] * counts.astype(np.uint64))
+
+    # Units in the order of their families, inside a family in the order of their first indices.
+    by_family = np.lexsort((index[run_starts][first_run], run_axis[first_run], signature))
+    cuts = np.flatnonzero(np.diff(signature[by_family])) + 1
+    position = np.empty(len(units), dtype=np.int64)
+    position[by_family] = np.arange(len(units))
+    unit = position[np.repeat(unit_of_run, counts)]
+    order = np.argsort(unit, kind="stable")
+    unit, axis, index = unit[order], axis[order], index[order]
+    columns = (np.split(column, np.searchsorted(unit, cuts)) for column in (unit, axis, index))
+    families = [
+        (units[members], _indices_by_axis(u, a, i, len(members)))
+        for members, u, a, i in zip(np.split(by_family, cuts), *columns, strict=True)
+    ]
+    return sorted(families, key=lambda family: (family[1][0][0], family[1][0][1].min()))
 
 
-def _index(unit: Ints, place: Ints, row: Ints, n: int) -> list[tuple[int, Ints]]:
-    order = np.lexsort((row, unit, place))
-    place, row = place[order], row[order]
-    cuts = np.flatnonzero(np.diff(place)) + 1
+def _indices_by_axis(unit: Ints, axis: Ints, index: Ints, units: int) -> list[tuple[int, Ints]]:
+    """Return, for each axis of a family, the indices [units, per_unit] that its units own."""
+    order = np.lexsort((index, unit, axis))
+    axis, index = axis[order], index[order]
+    cuts = np.flatnonzero(np.diff(axis)) + 1
     return [
-        (int(p[0]), r.reshape(n, -1)) for p, r in zip(np.split(place, cuts), np.split(row, cuts), strict=True)
+        (int(a[0]), i.reshape(units, -1))
+        for a, i in zip(np.split(axis, cuts), np.split(index, cuts), strict=True)
     ]
 
 
-def _kinds(flow: Flow) -> dict[int, str]:
-    words: dict[int, str] = {}
-    for label, word in flow.kinds:
-        label = flow.atoms.normal(label)
+def _head_atoms(propagation: Propagation) -> set[int]:
+    heads: set[int] = set()
+    for label in propagation.heads:
+        label = propagation.algebra.normal(label)
         if label is not None and label.shape[1] == 1:
-            words.update({int(root): word for root in label[:, 0] if root})
-    return words
+            heads |= set(label[:, 0].tolist()) - {0}
+    return heads
 
 
-def _name(slots: tuple[Slot, ...], tensors: Tensors, kind: str, taken: Counter[str]) -> str:
+def _name(slots: Sequence[Slot], tensors: Tensors, heads: bool, names: Counter[str]) -> str:
+    """Name a group after the module that makes its units: weights (2 or more axes) before biases."""
     producers = [s for s in slots if s.role == "out" and len(tensors.states[s.tensor].shape) > 1]
     producers = producers or [s for s in slots if s.role == "out"] or list(slots)
     module, _, tensor = producers[0].tensor.rpartition(".")
-    name = module or tensor
-    name += " (heads)" if kind == "heads" else ""
-    taken[name] += 1
-    return name if taken[name] == 1 else f"{name} #{taken[name]}"
+    name = (module or tensor) + (" (heads)" if heads else "")
+    names[name] += 1
+    return name if names[name] == 1 else f"{name} #{names[name]}"
 
 
-PLACE = re.compile(r" \(([^()]*:\d+)\)$")
+LOCATION = re.compile(r" \(([^()]*:\d+)\)$")
 
 
-def find_frozen(flow: Flow, tensors: Tensors) -> tuple[Frozen, ...]:
-    """List the axes of weights that make or read features and cannot lose any, with reasons."""
-    found = []
+def find_frozen(propagation: Propagation, tensors: Tensors) -> tuple[Frozen, ...]:
+    """List the feature axes of weights that cannot lose anything, with the reasons."""
+    frozen = []
     for name, state in tensors.states.items():
         for axis, label in enumerate(state.labels):
             if name not in tensors.parameters or len(state.shape) < 2 or state.shape[axis] == 1 or axis > 1:
                 continue
-            if flow.atoms.normal(label) is not None:
+            if propagation.algebra.normal(label) is not None:
                 continue
-            reason = _reason(flow, label)
-            place = PLACE.search(reason)
-            found.append(Frozen(name, axis, PLACE.sub("", reason), place.group(1) if place else ""))
-    return tuple(found)
+            reason = "; ".join(propagation.algebra.reason(label)) or "no units on this axis"
+            location = LOCATION.search(reason)
+            source = location.group(1) if location else ""
+            frozen.append(Frozen(name, axis, LOCATION.sub("", reason), source))
+    return tuple(frozen)
 
 
-def _reason(flow: Flow, label: Label) -> str:
-    reasons = flow.atoms.reason(label)
-    return "; ".join(reasons) if reasons else "no units on this axis"
-
-
-def find_sizes(flow: Flow, families: list[Family]) -> tuple[Size, ...]:
-    """State for every recorded attribute which groups own which positions of its axis."""
-    group_of = np.full(flow.atoms.size, -1)
-    unit_of = np.full(flow.atoms.size, -1)
+def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tuple[Size, ...]:
+    """Return the attributes that state lengths, with the positions of their axes that each unit owns."""
+    group_of = np.full(propagation.algebra.size, -1)
+    unit_of = np.full(propagation.algebra.size, -1)
     for number, family in enumerate(families):
         group_of[family.roots] = number
         unit_of[family.roots] = np.arange(len(family.roots))
     sizes: dict[tuple[str, str], Size] = {}
-    for module, attribute, value, label, source in flow.sizes:
-        label = flow.atoms.normal(label)
+    for module, attribute, value, label, source in propagation.size_attributes:
+        label = propagation.algebra.normal(label)
         if label is None or (module, attribute) in sizes:
             continue
         position, column = np.nonzero(group_of[label] >= 0)

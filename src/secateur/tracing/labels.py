@@ -2,19 +2,28 @@
 
 Every index of every parameter axis is an *atom*; atom 0 is TRUE, always alive.  The label of an axis
 of length n is an integer array [n, k]: index i is alive iff all k atoms of row i are alive.  `None`
-stands for an axis on which nothing dies.  A union-find holds which atoms are equal; a table of
-definitions holds which atoms are the conjunction of two others (feature = head and position), so
-that an axis can be split and merged without losing either.  Every operation imposes *sufficient*
-constraints: a mistake can only tie or freeze too much, never too little.
+stands for an axis on which nothing dies.
+
+Two kinds of facts relate atoms:
+
+* *Equalities*, kept in a union-find: two rows that meet in an addition live and die together.
+* *Conjunctions*, kept in a table of definitions: ``u = v and w``.  A view of 6 features as 2 heads of 3
+  makes feature (i, j) alive iff head i and position j are.  So an axis can be split and merged again, and
+  heads, positions, or both can still go.
+
+Frozen atoms equal TRUE, with a reason.  Atoms that are neither frozen nor defined are *free*: every choice of
+alive and dead among them is consistent, because it determines all other atoms.  Every operation here
+imposes *sufficient* constraints: ``v and w = x and y`` is met by v = x, w = y, although other solutions
+exist.  So a mistake can only tie or freeze too much, never too little.
 
 Example:
-    >>> atoms = Atoms()
-    >>> features = atoms.label(6)
-    >>> heads, inner = atoms.split(features, 2, 3)     # a view of 6 features as 2 heads of 3
-    >>> atoms.normal(features).shape                   # each feature is now (head, position)
+    >>> algebra = LabelAlgebra()
+    >>> features = algebra.label(6)
+    >>> heads, inner = algebra.split(features, 2, 3)     # a view of 6 features as 2 heads of 3
+    >>> algebra.normal(features).shape                   # each feature is now (head, position)
     (6, 2)
-    >>> atoms.freeze(inner, "hard-coded size")
-    >>> atoms.normal(features)[:, 0].tolist() == atoms.normal(heads)[:, 0].repeat(3).tolist()
+    >>> algebra.freeze(inner, "hard-coded size")
+    >>> algebra.normal(features)[:, 0].tolist() == algebra.normal(heads)[:, 0].repeat(3).tolist()
     True
 """
 
@@ -30,22 +39,23 @@ from scipy.sparse.csgraph import connected_components
 Ints = NDArray[np.int64]
 Label = Ints | None
 
-__all__ = ["Atoms", "Label"]
+__all__ = ["Label", "LabelAlgebra"]
 
-DEPTH = 24  # definitions nested deeper than this are cyclic for all purposes: freeze them
-ALWAYS = 1  # the reason number of atom 0
+DEPTH = 24  # definitions that are nested deeper than this count as cyclic and are frozen
+ALWAYS = 1  # number of the reason of atom 0
 
 
-class Atoms:
-    """Atoms with equalities, conjunctions, and reasons why some are frozen.
+class LabelAlgebra:
+    """Atoms with equalities, conjunctions, and the reasons why some are frozen.
 
     Attributes:
-        reasons: Texts; `reason[root]` is a number into it, 0 for a free atom.
+        size: Number of atoms.
+        reasons: Texts; each root has a number into this list, 0 if it is not frozen.
         why: The reason recorded when two axes that meet can only be reconciled by freezing.
     """
 
     def __init__(self) -> None:
-        """Start with TRUE alone."""
+        """Start with atom 0, TRUE."""
         self.size = 1
         self.reasons: list[str] = ["", "always alive"]
         self.why = "tied to an axis that stays"
@@ -68,11 +78,11 @@ class Atoms:
         return atoms
 
     def label(self, n: int) -> Label:
-        """Return the label of a fresh axis of length n; an axis of length 1 cannot lose anything."""
+        """Return the label of a new axis of length n; an axis of length 1 cannot lose anything."""
         return self.new(n)[:, None] if n > 1 else None
 
     def find(self, atoms: Ints) -> Ints:
-        """Return the roots of an array of atoms, compressing their paths."""
+        """Return the roots of an array of atoms; shorten the paths to them."""
         root = self._parent[atoms]
         while True:
             above = self._parent[root]
@@ -95,7 +105,7 @@ class Atoms:
         return [self.reasons[n] for n in sorted(numbers) if n > ALWAYS]
 
     def freeze(self, label: Label, why: str) -> None:
-        """Make every atom of the label TRUE, and with a conjunction both its parts."""
+        """Make every atom of the label TRUE; if it is a conjunction, both its parts too."""
         if label is None:
             return
         if why not in self.reasons:
@@ -103,6 +113,7 @@ class Atoms:
         self._freeze(label.ravel(), self.reasons.index(why))
 
     def _freeze(self, atoms: Ints, number: int) -> None:
+        # v and w = TRUE iff v = TRUE and w = TRUE.
         while atoms.size:
             roots = np.unique(self.find(atoms))
             roots = roots[self._reason[roots] == 0]
@@ -111,7 +122,7 @@ class Atoms:
             atoms = np.concatenate([self._left[defined], self._right[defined]])
 
     def unite(self, a: Ints, b: Ints) -> None:
-        """Make a[i] and b[i] equal, for all i; parts of equal conjunctions become equal too."""
+        """Make a[i] and b[i] equal, for all i; the parts of equal conjunctions become equal too."""
         queue = [(a, b)]
         while queue:
             first, second = (self.find(side) for side in queue.pop())
@@ -121,45 +132,62 @@ class Atoms:
             first, second = first[apart], second[apart]
             roots, compact = np.unique(np.concatenate([first, second]), return_inverse=True)
             if len(roots) == compact.size and not (self._reason[roots] | self._left[roots]).any():
-                self._parent[first] = self._parent[second] = np.minimum(first, second)  # pairs of free atoms
+                # Distinct pairs of free atoms: nothing else follows from these equalities.
+                self._parent[first] = self._parent[second] = np.minimum(first, second)
             else:
                 queue += self._merge(roots, compact.reshape(2, -1))
 
     def _merge(self, roots: Ints, edges: Ints) -> list[tuple[Ints, Ints]]:
-        """Join the roots along the edges; return the equalities that follow for their definitions."""
+        """Join roots into classes; return the equalities that follow from their definitions.
+
+        Args:
+            roots: Distinct roots [n].
+            edges: Pairs of positions in `roots` [2, m] to be made equal, in any number and order.
+
+        Returns:
+            Equalities between parts of conjunctions that became equal.
+        """
         graph = coo_array((np.ones(edges.shape[1]), (edges[0], edges[1])), shape=(len(roots), len(roots)))
         count, component = connected_components(graph, directed=False)
+        # The least atom of a class represents it, so names and order do not depend on the order of edges.
         head = np.full(count, np.iinfo(np.int64).max)
         np.minimum.at(head, component, roots)
         number = np.zeros(count, dtype=np.int64)
         np.maximum.at(number, component, self._reason[roots])
         self._parent[roots] = head[component]
-        thawed = number[component] > 0
-        for n in np.unique(number[component][thawed]):
+        # One frozen member freezes its class, and the parts of every conjunction in it.
+        frozen = number[component] > 0
+        for n in np.unique(number[component][frozen]):
             members = roots[number[component] == n]
             self._reason[members] = 0
-            self._freeze_members(members, int(n))
+            self._freeze_class(members, int(n))
+        # A class keeps the first definition of its members.  Every further one must agree with it:
+        # v and w = x and y holds if v = x and w = y.
         defined = np.flatnonzero(self._left[roots] > 0)
         if not defined.size:
             return []
         defined = defined[np.argsort(component[defined], kind="stable")]
-        owner, start = np.unique(component[defined], return_index=True)
-        model = roots[defined[start]]
-        self._left[head[owner]], self._right[head[owner]] = self._left[model], self._right[model]
-        rest = np.delete(defined, start)
-        chief = head[component[rest]]
+        classes, start = np.unique(component[defined], return_index=True)
+        first = roots[defined[start]]
+        self._left[head[classes]], self._right[head[classes]] = self._left[first], self._right[first]
+        others = np.delete(defined, start)
+        heads = head[component[others]]
         return [
-            (self._left[chief], self._left[roots[rest]]),
-            (self._right[chief], self._right[roots[rest]]),
+            (self._left[heads], self._left[roots[others]]),
+            (self._right[heads], self._right[roots[others]]),
         ]
 
-    def _freeze_members(self, members: Ints, number: int) -> None:
+    def _freeze_class(self, members: Ints, number: int) -> None:
         parts = members[self._left[members] > 0]
         self._reason[np.unique(self.find(members))] = number
         self._freeze(np.concatenate([self._left[parts], self._right[parts]]), number)
 
     def define(self, atom: Ints, left: Ints, right: Ints) -> None:
-        """Make atom[i] the conjunction of left[i] and right[i], for all i."""
+        """Make atom[i] the conjunction of left[i] and right[i], for all i.
+
+        Let u = v and w.  If u is TRUE, both parts are.  If u and v are the same atom, w must be TRUE.  If one
+        part is TRUE, u equals the other.  If u has a definition already, the parts must agree.
+        """
         atom, left, right = self.find(atom), self.find(left), self.find(right)
         number = self._reason[atom]
         for n in np.unique(number[number > 0]):
@@ -168,15 +196,16 @@ class Atoms:
         if self.why not in self.reasons:
             self.reasons.append(self.why)
         tied = self.reasons.index(self.why)
-        self._freeze(right[(atom == left) & (number == 0)], tied)  # u = u and w holds where w is TRUE
+        self._freeze(right[(atom == left) & (number == 0)], tied)
         self._freeze(left[(atom == right) & (number == 0)], tied)
         rows = (number == 0) & (atom != left) & (atom != right)
         thin = rows & ((self._reason[left] > 0) | (self._reason[right] > 0))
-        if thin.any():  # u = TRUE and w is u = w
+        if thin.any():
             self.unite(atom[thin], np.where(self._reason[left[thin]] > 0, right[thin], left[thin]))
         rows = np.flatnonzero(rows & ~thin)
         atom, left, right = self.find(atom), self.find(left), self.find(right)
         known = self._left[atom[rows]] > 0
+        # The same atom may come several times: its first row defines it, and the others must agree.
         fresh, at = np.unique(atom[rows[~known]], return_index=True)
         first = rows[~known][at]
         self._left[fresh], self._right[fresh] = left[first], right[first]
@@ -184,7 +213,7 @@ class Atoms:
         self.unite(self._right[self.find(atom[rows])], right[rows])
 
     def normal(self, label: Label) -> Label:
-        """Return the label in free roots: definitions substituted, TRUE and repeated columns dropped."""
+        """Return the label in free atoms: replace conjunctions by their parts, drop TRUE and repetitions."""
         if label is None:
             return None
         columns = [self.find(column) for column in label.T]
@@ -206,7 +235,7 @@ class Atoms:
         return None
 
     def _tidy(self, columns: list[Ints]) -> list[Ints]:
-        """Turn frozen atoms into 0, repeats within a row into 0, and drop columns of zeros."""
+        """Replace frozen atoms, and repeats within a row, by 0; drop columns of zeros."""
         kept: list[Ints] = []
         for column in columns:
             column = np.where(self._reason[column] > 0, 0, column)
@@ -217,7 +246,11 @@ class Atoms:
         return kept
 
     def split(self, label: Label, outer: int, inner: int) -> tuple[Label, Label]:
-        """Split the label of an axis of length outer * inner, as a view does."""
+        """Split the label of an axis of length outer * inner, as a view does.
+
+        A column that depends on the outer index only goes to the outer axis, one that depends on the inner
+        index only to the inner axis.  Any other column becomes a conjunction of new atoms for both.
+        """
         label = self.normal(label)
         if label is None:
             return None, None
@@ -243,7 +276,7 @@ class Atoms:
         return np.concatenate(columns, 1) if columns else None
 
     def equate(self, a: Label, b: Label) -> None:
-        """Constrain two axes of one length to lose the same indices."""
+        """Require that two axes of the same length lose the same indices."""
         a, b = self.normal(a), self.normal(b)
         if a is None or b is None:
             self.freeze(a, self.why)
@@ -259,6 +292,7 @@ class Atoms:
             self._match(a, b)
 
     def _conjunction(self, atom: Ints, parts: Ints) -> None:
+        """Make atom[i] the conjunction of the row parts[i]: u = a and (b and (c and d))."""
         if parts.shape[1] == 0:
             self.freeze(atom, self.why)
             return
@@ -270,7 +304,7 @@ class Atoms:
         self.define(atom, parts[:, 0], right)
 
     def _match(self, a: Ints, b: Ints) -> None:
-        """Unite columns that have the same pattern of repetition; freeze what has no partner."""
+        """Unite columns that repeat their atoms in the same pattern; freeze those without a partner."""
         left: list[Any] = [np.unique(column, return_inverse=True)[1] for column in b.T]
         for column in a.T:
             pattern = np.unique(column, return_inverse=True)[1]
@@ -286,13 +320,13 @@ class Atoms:
 
 
 def _without_common(a: Ints, b: Ints) -> tuple[Ints, Ints]:
-    """Drop the columns that both labels have: equal already."""
+    """Drop the columns that both labels have."""
     keep_a = [j for j in range(a.shape[1]) if not (a[:, j, None] == b).all(0).any()]
     keep_b = [j for j in range(b.shape[1]) if not (b[:, j, None] == a).all(0).any()]
     return a[:, keep_a], b[:, keep_b]
 
 
 def _same(p: Ints, q: Ints) -> bool:
-    """Whether two arrays partition the positions in the same way."""
+    """Return whether two arrays partition the positions in the same way."""
     pairs = np.unique(np.stack([p, q]), axis=1).shape[1]
     return bool(pairs == p.max() + 1 == q.max() + 1)

@@ -1,4 +1,16 @@
-"""The state of a propagation: labels of a tensor's axes, and what the rules write down on the way."""
+"""Carry labels of tensor axes through operations: the state of one tensor, and what the rules share.
+
+A label says which units an index of an axis needs (see `labels`).  In the masked model the units that go are
+*dead*: an index of an axis is dead if one of its units is.  Shrinking is exact if removing the dead indices
+changes nothing that is still computed.  The rules impose conditions that are sufficient for that:
+
+* Operands that meet index by index (`broadcast`) must lose the same indices.
+* An axis that is summed over (`contract`) may lose indices if the terms at its dead indices are 0.  One of
+  the two factors must be 0 there, which `TensorAxes.zero` records.
+* If the length of an axis enters a result (a mean, a scale), the axis is frozen: nothing dies on it.
+
+A condition that is stronger than necessary freezes too much; it never makes a wrong removal possible.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +22,23 @@ from typing import Any
 import numpy as np
 
 from secateur.core import Layer, Role
-from secateur.tracing.labels import Atoms, Label
+from secateur.tracing.labels import Label, LabelAlgebra
 
-__all__ = ["Axes", "Flow", "Literal"]
+__all__ = ["ExplicitSize", "Propagation", "TensorAxes"]
 
 
 @dataclass(frozen=True, eq=False)
-class Axes:
-    """What is known of one tensor in the traced graph.
+class TensorAxes:
+    """The axes of one tensor in the traced graph.
 
     Attributes:
-        shape: Its sizes.
+        shape: The lengths of the axes.
         labels: One label per axis.
         zero: Per axis: whether the values at dead indices are 0 in the masked model.
-        data: Whether it is an activation: depends on the inputs, or came out of a layer.
-        parameter: Name of the parameter that this is, possibly with its axes permuted.
-        order: Where `parameter` is set: axis of the parameter for each axis of this tensor.
-        part: Whether it is only a slice of that parameter.
+        data: Whether the tensor is an activation: it depends on the inputs, or a layer computed it.
+        parameter: Name of the parameter that the tensor is, possibly with permuted axes; else None.
+        order: If `parameter` is set: the parameter's axis for each axis of this tensor.
+        part: Whether the tensor is only a slice of that parameter.
     """
 
     shape: tuple[int, ...]
@@ -42,10 +54,10 @@ class Axes:
         """Number of axes."""
         return len(self.shape)
 
-    def permute(self, order: Sequence[int]) -> Axes:
+    def permute(self, order: Sequence[int]) -> TensorAxes:
         """Return the axes in another order."""
         order = [i % self.ndim for i in order]
-        return Axes(
+        return TensorAxes(
             tuple(self.shape[i] for i in order),
             tuple(self.labels[i] for i in order),
             tuple(self.zero[i] for i in order),
@@ -55,18 +67,18 @@ class Axes:
             self.part,
         )
 
-    def piece(self, axis: int, size: int, label: Label) -> Axes:
-        """Return a slice along one axis: still the parameter, in part."""
+    def piece(self, axis: int, size: int, label: Label) -> TensorAxes:
+        """Return a slice along one axis; a slice of a parameter is still known as part of it."""
         axis %= self.ndim
         return replace(
             self, shape=_set(self.shape, axis, size), labels=_set(self.labels, axis, label), part=True
         )
 
-    def derived(self, **changes: Any) -> Axes:
+    def derived(self, **changes: Any) -> TensorAxes:
         """Return a copy that is no longer the parameter itself."""
         return replace(self, parameter=None, order=(), part=False, **changes)
 
-    def with_axis(self, axis: int, size: int, label: Label, zero: bool) -> Axes:
+    def with_axis(self, axis: int, size: int, label: Label, zero: bool) -> TensorAxes:
         """Return a copy with one axis replaced."""
         axis %= self.ndim
         return self.derived(
@@ -75,14 +87,14 @@ class Axes:
             zero=_set(self.zero, axis, zero),
         )
 
-    def without(self, axes: Iterable[int]) -> Axes:
+    def without(self, axes: Iterable[int]) -> TensorAxes:
         """Return a copy with some axes dropped."""
         gone = {a % self.ndim for a in axes}
         keep = [i for i in range(self.ndim) if i not in gone]
         return self.permute(keep).derived()
 
-    def nonzero(self) -> Axes:
-        """Return a copy that promises nothing about dead values."""
+    def nonzero(self) -> TensorAxes:
+        """Return a copy whose dead values may be anything."""
         return self.derived(zero=(False,) * self.ndim)
 
 
@@ -91,14 +103,14 @@ def _set(values: tuple[Any, ...], i: int, value: Any) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Literal:
-    """A size that Python code wrote into an operation, and the label of the axis it states.
+class ExplicitSize:
+    """A size that an operation gets as an argument, and the axis whose length it states.
 
     Attributes:
         node: Name of the graph node.
-        position: Which of the node's sizes.
+        position: Position among the node's size arguments.
         size: The number.
-        label: The axis.
+        label: Label of the axis.
     """
 
     node: str
@@ -108,113 +120,119 @@ class Literal:
 
 
 @dataclass(eq=False)
-class Flow:
-    """Everything that the rules share while a graph is walked.
+class Propagation:
+    """What the rules share and record while labels pass through a graph.
 
     Attributes:
-        atoms: The algebra.
-        roles: (parameter, axis) -> role in which its entries are used.
-        layers: The weighted operations seen so far.
-        literals: Sizes written into operations.
-        sizes: (module, attribute) -> labels that it sizes, from operations that own the attribute.
-        kinds: Pairs of a label and the word for its units.
+        algebra: Which indices live and die together.
+        states: Node name -> the `TensorAxes` of its result, or a list of them.
+        roles: (parameter, axis) -> the role in which its entries are used.
+        layers: The weighted operations, in the order of execution.
+        explicit_sizes: Sizes that operations get as arguments.
+        size_attributes: (module, attribute, value, label, source line): attributes that operations of this
+            module read as the length of an axis.
+        heads: Labels whose units are attention heads.
         norms: Names of modules that normalise over their last axis in a known form.
-        batch: Examples in the example inputs.
-        node: The node being handled; `owner`: its module and that module's class; `place`: its
-            operation and source line in words.
+        batch: Number of examples in the example inputs.
+        node: Name of the current node.
+        module: Qualified name of the module that called it; `module_class`: that module's class.
+        operation: The current operation, with namespace and overload.
+        source: ``file:line`` of the call in the user's code.
     """
 
-    atoms: Atoms = field(default_factory=Atoms)
+    algebra: LabelAlgebra = field(default_factory=LabelAlgebra)
+    states: dict[str, Any] = field(default_factory=dict)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
-    literals: list[Literal] = field(default_factory=list)
-    sizes: list[tuple[str, str, int, Label, str]] = field(default_factory=list)
-    kinds: list[tuple[Label, str]] = field(default_factory=list)
+    explicit_sizes: list[ExplicitSize] = field(default_factory=list)
+    size_attributes: list[tuple[str, str, int, Label, str]] = field(default_factory=list)
+    heads: list[Label] = field(default_factory=list)
     norms: frozenset[str] = frozenset()
     batch: int = 1
     node: str = ""
-    owner: str = ""
-    owner_class: str = ""
+    module: str = ""
+    module_class: str = ""
     operation: str = ""
     source: str = ""
 
-    def enter(self, node: str, owner: tuple[str, str], operation: str, source: str) -> None:
-        """Say which node is being handled: for reasons and records."""
-        self.node, (self.owner, self.owner_class) = node, owner
+    def enter_node(self, node: str, module: tuple[str, str], operation: str, source: str) -> None:
+        """Set the current node, for reasons and records."""
+        self.node, (self.module, self.module_class) = node, module
         self.operation, self.source = operation, source
-        self.atoms.why = f"tied by {self.place} to an axis without units (an input or a constant)"
+        self.algebra.why = f"tied by {self.location} to an axis without units (an input or a constant)"
 
     @property
-    def name(self) -> str:
+    def operation_name(self) -> str:
         """The operation without namespace and overload."""
         return self.operation.split(".")[1] if self.operation.count(".") else self.operation
 
     @property
-    def place(self) -> str:
-        """The operation and where the user wrote it."""
+    def location(self) -> str:
+        """The operation and the user's line that calls it."""
         return f"{self.operation} ({self.source})" if self.source else self.operation
 
-    def plain(self, shape: Sequence[int], data: bool = True) -> Axes:
-        """Return the state of a tensor on which nothing dies."""
+    def unlabelled(self, shape: Sequence[int], data: bool = True) -> TensorAxes:
+        """Return the axes of a tensor on which nothing dies."""
         n = len(shape)
-        return Axes(tuple(shape), (None,) * n, (True,) * n, data)
+        return TensorAxes(tuple(shape), (None,) * n, (True,) * n, data)
 
-    def fresh(self, shape: Sequence[int], zero: bool, literal_from: int | None = None) -> Axes:
-        """Return a created tensor whose axes may turn out to carry units."""
-        labels = tuple(self.atoms.label(n) for n in shape)
-        if literal_from is not None:
-            for i, (n, label) in enumerate(zip(shape, labels, strict=True)):
-                self.literal(literal_from + i, n, label)
-        return Axes(tuple(shape), labels, (zero,) * len(labels), data=False)
+    def new_tensor(self, shape: Sequence[int], zero: bool) -> TensorAxes:
+        """Return the axes of a tensor that the code creates: each may turn out to carry units."""
+        labels = tuple(self.algebra.label(n) for n in shape)
+        for position, (n, label) in enumerate(zip(shape, labels, strict=True)):
+            self.record_size(position, n, label)
+        return TensorAxes(tuple(shape), labels, (zero,) * len(labels), data=False)
 
-    def freeze(self, state: Axes, axes: Iterable[int], why: str) -> Axes:
-        """Freeze some axes of a tensor; return it with them unlabelled."""
+    def freeze(self, state: TensorAxes, axes: Iterable[int], why: str) -> TensorAxes:
+        """Freeze some axes of a tensor; return the tensor without their labels."""
         for axis in {a % state.ndim for a in axes}:
-            self.atoms.freeze(state.labels[axis], f"{why}: {self.place}")
+            self.algebra.freeze(state.labels[axis], f"{why}: {self.location}")
             state = replace(state, labels=_set(state.labels, axis, None), zero=_set(state.zero, axis, True))
         return state
 
-    def freeze_all(self, state: Axes, why: str) -> None:
+    def freeze_all(self, state: TensorAxes, why: str) -> None:
         """Freeze every axis of a tensor."""
         self.freeze(state, range(state.ndim), why)
 
     def equate(self, a: Label, b: Label) -> Label:
-        """Tie two axes; return their common label."""
-        self.atoms.equate(a, b)
-        return self.atoms.normal(a)
+        """Require that two axes lose the same indices; return their common label."""
+        self.algebra.equate(a, b)
+        return self.algebra.normal(a)
 
-    def literal(self, position: int, size: int, label: Label) -> None:
-        """Record that the code wrote this size for this axis."""
+    def record_size(self, position: int, size: int, label: Label) -> None:
+        """Record that the operation gets this size as the length of this axis; -1 states nothing."""
         if size != -1:
-            self.literals.append(Literal(self.node, position, size, label))
+            self.explicit_sizes.append(ExplicitSize(self.node, position, size, label))
 
-    def size(self, attribute: str, value: int, label: Label) -> None:
-        """Record that an attribute of the node's module states the length of this axis."""
+    def record_size_attribute(self, attribute: str, value: int, label: Label) -> None:
+        """Record that an attribute of the current module states the length of this axis."""
         if label is not None:
-            self.sizes.append((self.owner, attribute, value, label, self.source))
+            self.size_attributes.append((self.module, attribute, value, label, self.source))
 
-    def narrows(self, x: Axes) -> bool:
-        """Whether the last axis may shrink under the statistic that is being taken over it.
+    def record_heads(self, label: Label) -> None:
+        """Record that the units of an axis are attention heads: their group is named so."""
+        if label is not None:
+            self.heads.append(label)
 
-        It may in a module that can be replaced by one which remembers the original length, if dead
-        values are 0 where they enter it.
+    def can_narrow(self, x: TensorAxes) -> bool:
+        """Return whether the last axis may lose indices under a statistic over it.
+
+        It may if the module can be replaced by `NarrowNorm`, which divides by the original length, and if
+        the dead values are 0, so that the sums over what is left are the sums over everything.
         """
-        label = self.atoms.normal(x.labels[-1])
-        if label is None or self.owner not in self.norms:
+        label = self.algebra.normal(x.labels[-1])
+        if label is None or self.module not in self.norms:
             return False
-        known = any(module == self.owner and a == "normalized_shape" for module, a, *_ in self.sizes)
+        # Inside a norm that is written out, later statistics are of centred values, which are not 0 where
+        # dead.  NarrowNorm replaces the whole module, so only the module's input must be 0 there.
+        known = any(m == self.module and a == "normalized_shape" for m, a, *_ in self.size_attributes)
         if not known and not x.zero[-1]:
             return False
-        self.size("normalized_shape", x.shape[-1], label)
+        self.record_size_attribute("normalized_shape", x.shape[-1], label)
         return True
 
-    def kind(self, label: Label, word: str) -> None:
-        """Name the units of an axis."""
-        if label is not None:
-            self.kinds.append((label, word))
-
-    def role(self, state: Axes | None, axis: int, role: Role) -> None:
-        """Record in which role a parameter's axis is used; making outweighs reading outweighs scaling."""
+    def record_role(self, state: TensorAxes | None, axis: int, role: Role) -> None:
+        """Record in which role a parameter's axis is used; "out" outweighs "in", which outweighs "scale"."""
         if state is None or state.parameter is None:
             return
         key = (state.parameter, state.order[axis % state.ndim])
@@ -222,38 +240,40 @@ class Flow:
         if key not in self.roles or rank[role] > rank[self.roles[key]]:
             self.roles[key] = role
 
-    def layer(
+    def record_layer(
         self,
         kind: str,
-        weight: Axes,
+        weight: TensorAxes,
         out_axis: int | None,
         in_axis: int | None,
         uses: float,
-        bias: Axes | None = None,
+        bias: TensorAxes | None = None,
         **more: Any,
     ) -> None:
-        """Record a weighted operation; `uses` counts how often each weight acts in the whole batch."""
+        """Record a weighted operation; `uses` says how often the whole batch uses each weight."""
         for axis, role in ((in_axis, "in"), (out_axis, "out")):
             if axis is not None:
-                self.role(weight, axis, role)  # type: ignore[arg-type]
+                self.record_role(weight, axis, role)  # type: ignore[arg-type]
         if bias is not None:
-            self.role(bias, 0, "out")
+            self.record_role(bias, 0, "out")
         if weight.parameter is None or weight.part:
             return
-        made, read = (None if a is None else weight.order[a % weight.ndim] for a in (out_axis, in_axis))
-        found = Layer(
-            name=self.owner,
+        produced, consumed = (
+            None if a is None else weight.order[a % weight.ndim] for a in (out_axis, in_axis)
+        )
+        layer = Layer(
+            name=self.module,
             kind=kind,
             weight=weight.parameter,
             bias=bias.parameter if bias is not None else None,
-            out_axis=made,
-            in_axis=read,
+            out_axis=produced,
+            in_axis=consumed,
             positions=uses / self.batch,
         )
-        self.layers.append(replace(found, **more))
+        self.layers.append(replace(layer, **more))
 
-    def elementwise(self, *states: Axes) -> tuple[tuple[int, ...], tuple[Label, ...]]:
-        """Tie the axes of operands that broadcast against one another; return shape and labels."""
+    def broadcast(self, *states: TensorAxes) -> tuple[tuple[int, ...], tuple[Label, ...]]:
+        """Tie the axes of operands that broadcast against each other; return the shape and labels."""
         ndim = max(s.ndim for s in states)
         shape, labels = [], []
         for axis in range(-ndim, 0):
@@ -266,16 +286,25 @@ class Flow:
             labels.append(label)
         return tuple(shape), tuple(labels)
 
-    def zeros(self, shape: tuple[int, ...], states: Sequence[Axes], every: bool) -> tuple[bool, ...]:
-        """Return per axis whether every (or any) operand is 0 at the dead indices of the result."""
+    def zero_flags(
+        self, shape: tuple[int, ...], states: Sequence[TensorAxes], every: bool
+    ) -> tuple[bool, ...]:
+        """Return for each axis whether every operand (or any one) is 0 at the dead indices of the result.
+
+        A sum is 0 where every term is, a product where any factor is.
+        """
         flags = []
         for axis in range(-len(shape), 0):
             known = [s.ndim >= -axis and s.shape[axis] == shape[axis] and s.zero[axis] for s in states]
             flags.append(all(known) if every else any(known))
         return tuple(flags)
 
-    def contract(self, a: Axes, i: int, b: Axes, j: int) -> None:
-        """Tie two axes that are summed over together; dead values must be 0 on one side."""
+    def contract(self, a: TensorAxes, i: int, b: TensorAxes, j: int) -> None:
+        """Tie two axes that are multiplied and summed over; the terms at dead indices must be 0.
+
+        A product of two activations (attention scores) is frozen: code often divides it by the root of the
+        length, and the graph shows that number as a constant.
+        """
         self.equate(a.labels[i], b.labels[j])
         if a.data and b.data:
             why = "its length may enter a scale (inner product of two activations)"
@@ -283,8 +312,12 @@ class Flow:
         elif not (a.zero[i] or b.zero[j]):
             self.freeze(a, [i], "dead values are not 0 where they are summed")
 
-    def reshape(self, state: Axes, new: Sequence[int]) -> Axes:
-        """Carry labels and zero flags through a view: align factor groups, merge, then split."""
+    def reshape(self, state: TensorAxes, new: Sequence[int]) -> TensorAxes:
+        """Carry labels and zero flags through a view.
+
+        A view changes runs of axes into runs of axes with the same product.  Each run is merged into one
+        axis, which is then split into the new lengths.
+        """
         labels: list[Label] = []
         zero: list[bool] = []
         for old_axes, new_axes in factor_groups(state.shape, tuple(new)):
@@ -293,23 +326,23 @@ class Flow:
             zero += [flag] * len(new_axes)
         return state.derived(shape=tuple(new), labels=tuple(labels), zero=tuple(zero))
 
-    def _regroup(self, state: Axes, old_axes: Sequence[int], sizes: Sequence[int]) -> list[Label]:
+    def _regroup(self, state: TensorAxes, old_axes: Sequence[int], sizes: Sequence[int]) -> list[Label]:
         if len(old_axes) == len(sizes) == 1:
             return [state.labels[old_axes[0]]]
         merged, length = None, 1
         for i in old_axes:
-            merged = self.atoms.merge(merged, length, state.labels[i], state.shape[i])
+            merged = self.algebra.merge(merged, length, state.labels[i], state.shape[i])
             length *= state.shape[i]
         labels: list[Label] = []
         for size in sizes[:-1]:
             length //= size
-            outer, merged = self.atoms.split(merged, size, length)
+            outer, merged = self.algebra.split(merged, size, length)
             labels.append(outer if size > 1 else None)
         return [*labels, merged] if sizes else labels
 
 
 def factor_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Pair runs of axes of two shapes whose sizes have the same product.
+    """Pair the shortest runs of axes of two shapes whose lengths have the same product.
 
     Example:
         >>> factor_groups((2, 12, 5), (2, 3, 4, 5))
@@ -334,12 +367,12 @@ def factor_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
 
 
 def tile(label: Label, n: int) -> Label:
-    """Repeat a label end to end."""
+    """Repeat a label end to end n times."""
     return None if label is None else np.tile(label, (n, 1))
 
 
 def concatenate(labels: Sequence[Label], sizes: Sequence[int]) -> Label:
-    """Join labels end to end; what has none is TRUE."""
+    """Join labels end to end; an axis without a label gets atom 0, which is always alive."""
     width = max((x.shape[1] for x in labels if x is not None), default=0)
     if not width:
         return None

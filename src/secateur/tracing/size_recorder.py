@@ -1,4 +1,7 @@
-"""Run a model once with tagged integers, and note the sizes in its calls as Python wrote them."""
+"""Run a model once with integers that remember their origin, and record the sizes in its calls.
+
+See `sizes` for what the records are used for.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.tracing.export import copy_sharing_tensors, exporting_flag_set, without_fused_attention
-from secateur.tracing.symbolic_int import Expression, Tagged, TaggedFloat
+from secateur.tracing.symbolic_int import Expression, TracedFloat, TracedInt
 
-__all__ = ["Heard", "Made", "Place", "Written", "listen"]
+__all__ = ["CodeLocation", "RecordedSizes", "SizedCall", "TensorOrigin", "record_sizes"]
 
-Place = tuple[str, str]  # a module's name and ``file:line``
+CodeLocation = tuple[str, str]  # a module's name and ``file:line``
 
 
 @dataclass(frozen=True)
-class Made:
-    """Where a tensor was made: the lines of the call from the inside out, the module, and its shape.
+class TensorOrigin:
+    """Where a tensor was computed.
 
-    A parameter was made at no line; `name` says which it is.
+    Attributes:
+        frames: ``file:line`` of the call and its callers, innermost first; empty for a parameter.
+        module: Name of the module.
+        shape: Shape of the tensor.
+        name: Name of the parameter or buffer that it is, or "".
     """
 
     frames: tuple[str, ...]
@@ -35,11 +42,11 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Written:
-    """One call that took sizes, as Python wrote them.
+class SizedCall:
+    """One call that got sizes.
 
     Attributes:
-        sizes: The integers, and numbers computed from sizes, in the order of the arguments.
+        sizes: Its integers, and numbers computed from sizes, in the order of the arguments.
         shapes: Shapes of the results.
     """
 
@@ -47,13 +54,13 @@ class Written:
     shapes: tuple[tuple[int, ...], ...]
 
 
-class _Listener(TorchFunctionMode):
-    """Records the integers in calls by the lines they were called from, and tags sizes read from tensors."""
+class _SizeRecorder(TorchFunctionMode):
+    """Records the integers in calls by their lines of code; sizes read from tensors become `TracedInt`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.calls: dict[Place, list[Written]] = defaultdict(list)
-        self.made = WeakIdKeyDictionary()
+        self.calls: dict[CodeLocation, list[SizedCall]] = defaultdict(list)
+        self.origins = WeakIdKeyDictionary()
         self.equalities: list[tuple[Expression, Expression]] = []
         self.stack = [""]
         for name, module in model.named_modules():
@@ -61,41 +68,41 @@ class _Listener(TorchFunctionMode):
             module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
         for named in (model.named_parameters(), model.named_buffers()):
             for name, t in named:
-                self.made[t] = Made((), "", tuple(t.shape), name)
+                self.origins[t] = TensorOrigin((), "", tuple(t.shape), name)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("__get__", "size") and isinstance(args[0], Tensor):
-            return self._tag(args[0], result, args[1:])
+            return self._traced_size(args[0], result, args[1:])
         tensors = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
         if not tensors:
             return result
         frames, module = _frames(), self.stack[-1]
         for t in tensors:
-            self.made[t] = Made(frames, module, tuple(map(int, t.shape)))
+            self.origins[t] = TensorOrigin(frames, module, tuple(map(int, t.shape)))
         sizes = tuple(_numbers((args, kwargs or {})))
         if sizes:
-            written = Written(sizes, tuple(tuple(map(int, t.shape)) for t in tensors))
+            call = SizedCall(sizes, tuple(tuple(map(int, t.shape)) for t in tensors))
             for frame in frames:
-                self.calls[module, frame].append(written)
+                self.calls[module, frame].append(call)
         return result
 
-    def _tag(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
-        made = self.made.get(tensor)
+    def _traced_size(self, tensor: Tensor, result: Any, rest: tuple[Any, ...]) -> Any:
+        origin = self.origins.get(tensor)
         if isinstance(result, torch.Size):
             return torch.Size(
-                [Tagged(n, ("shape", made, i, n), self.equalities) for i, n in enumerate(result)]
+                [TracedInt(n, ("shape", origin, i, n), self.equalities) for i, n in enumerate(result)]
             )
         if type(result) is int and rest:
-            return Tagged(result, ("shape", made, int(rest[0]) % tensor.ndim, result), self.equalities)
+            return TracedInt(result, ("shape", origin, int(rest[0]) % tensor.ndim, result), self.equalities)
         return result
 
 
 def _numbers(tree: Any) -> Iterator[Any]:
     if isinstance(tree, (bool, Tensor)):
         return
-    if isinstance(tree, (int, TaggedFloat)):
+    if isinstance(tree, (int, TracedFloat)):
         yield tree
     elif isinstance(tree, slice):
         yield from _numbers((tree.start, tree.stop, tree.step))
@@ -115,8 +122,12 @@ def _frames() -> tuple[str, ...]:
     return tuple(frames)
 
 
-def tag_attributes(model: nn.Module) -> None:
-    """Replace, in a copy made by `copy_sharing_tensors`, the integers that modules and their configs hold."""
+def trace_attributes(model: nn.Module) -> None:
+    """Replace the integers that modules and their configs hold by `TracedInt`.
+
+    Args:
+        model: A copy made by `copy_sharing_tensors`; it is changed.
+    """
     seen: set[int] = set()
     for name, module in model.named_modules():
         for holder, prefix in _holders(module):
@@ -125,7 +136,7 @@ def tag_attributes(model: nn.Module) -> None:
             seen.add(id(holder))
             for key, value in list(holder.__dict__.items()):
                 if type(value) is int and value > 1:
-                    holder.__dict__[key] = Tagged(value, ("attr", name, prefix + key, value))
+                    holder.__dict__[key] = TracedInt(value, ("attr", name, prefix + key, value))
 
 
 def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
@@ -136,22 +147,22 @@ def _holders(module: nn.Module) -> Iterator[tuple[Any, str]]:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What one run told.
+class RecordedSizes:
+    """Sizes recorded in one forward pass.
 
     Attributes:
-        calls: By module and line: the calls that took sizes.
-        equalities: Pairs of expressions that the code compared and found equal.
+        calls: By module and line: the calls that got sizes.
+        equalities: Pairs of expressions that the code compared and that were equal.
     """
 
-    calls: Mapping[Place, list[Written]]
+    calls: Mapping[CodeLocation, list[SizedCall]]
     equalities: list[tuple[Expression, Expression]]
 
 
-def listen(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heard:
-    """Run the model once with tagged integers; return what it wrote and compared."""
+def record_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedSizes:
+    """Run a copy of the model once; return the sizes that its code passed and compared."""
     copy = copy_sharing_tensors(model)
-    tag_attributes(copy)
-    with _Listener(copy) as listener, torch.no_grad(), without_fused_attention(), exporting_flag_set():
+    trace_attributes(copy)
+    with _SizeRecorder(copy) as recorder, torch.no_grad(), without_fused_attention(), exporting_flag_set():
         copy(*args, **kwargs)
-    return Heard(listener.calls, listener.equalities)
+    return RecordedSizes(recorder.calls, recorder.equalities)

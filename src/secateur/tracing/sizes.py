@@ -1,12 +1,16 @@
-"""Sizes written into operations: where does each number come from?
+"""Find where each size in the code comes from, so that it changes with the axis whose length it states.
 
-A view or a split states sizes.  A size read from a tensor follows the tensor when it shrinks; a size
-read from an attribute of a module follows when the attribute is changed; a number written in the
-code follows nothing, so its axis stays.  Which is which is found by running the model once with
-every integer attribute, and every size read from a tensor, replaced by an integer that remembers
-how it was computed (`Tagged`), under a mode that sees the arguments of each call as Python wrote
-them.  A size that is computed must come out right whichever units go; where it would not, its axis,
-and if need be what it is computed from, stays.
+A view or a split gets sizes as arguments.  A size that is read from a tensor follows the tensor when it
+shrinks.  A size that is read from an attribute of a module follows when the attribute is changed.  A number
+that is written in the code follows nothing, so its axis is frozen.
+
+The exported graph shows only numbers.  So the model runs once with every integer attribute, and every size
+that is read from a tensor, replaced by an integer that remembers how it was computed (`TracedInt`), and the
+arguments of every call are recorded (`size_recorder`).  A size argument of the graph is matched with the
+recorded calls of the same line and module whose results have the same shape.
+
+A size that is computed must come out right whichever units go.  This is tested on random removals; where it
+fails, the axis is frozen, and if that is not enough, also the axes that the size is computed from.
 """
 
 from __future__ import annotations
@@ -23,211 +27,234 @@ from torch import Tensor
 
 from secateur.tracing.export import FRAME, ExportedModel, module_of
 from secateur.tracing.labels import Label
-from secateur.tracing.propagate import Axes, Flow, Literal
-from secateur.tracing.size_recorder import Heard, Made, Place, listen
+from secateur.tracing.propagate import ExplicitSize, Propagation, TensorAxes
+from secateur.tracing.size_recorder import CodeLocation, RecordedSizes, TensorOrigin, record_sizes
 from secateur.tracing.symbolic_int import Expression, evaluate, expression_of, leaves
 
-__all__ = ["settle"]
+__all__ = ["match_sizes"]
 
 ARITHMETIC = ("add", "div", "mul", "pow", "rsub", "sub")
 TRIALS = 16  # random removals under which every computed size must come out right
 
 
-def settle(taken: ExportedModel, flow: Flow, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Tie every written size to what it comes from, or freeze its axis."""
-    live = any(flow.atoms.normal(x.label) is not None for x in flow.literals)
-    values = list(_values(taken))
-    if live or values:
-        settler = _Settler(taken, flow, listen(taken.model, args, kwargs))
-        settler.run()
-        for node, value in values:
-            settler.freeze_behind(node, value)
+def match_sizes(
+    exported: ExportedModel, propagation: Propagation, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Tie every size in the graph to what it comes from, or freeze its axis."""
+    labelled = any(propagation.algebra.normal(x.label) is not None for x in propagation.explicit_sizes)
+    numbers = list(_length_like_numbers(exported, propagation))
+    if labelled or numbers:
+        matcher = _SizeMatcher(exported, propagation, record_sizes(exported.model, args, kwargs))
+        matcher.run()
+        for node, value in numbers:
+            matcher.freeze_lengths_behind(node, value)
 
 
-def _values(taken: ExportedModel) -> Iterator[tuple[Any, float]]:
-    """Yield the arithmetic with a number that may be a length, its inverse, or the root of either."""
+def _length_like_numbers(exported: ExportedModel, propagation: Propagation) -> Iterator[tuple[Any, float]]:
+    """Yield arithmetic nodes with a constant that may be a length, its inverse, or the root of either."""
     lengths = {
-        n for node in taken.module.graph.nodes for s in _states(taken.states.get(node.name)) for n in s.shape
+        n
+        for node in exported.graph_module.graph.nodes
+        for state in _states(propagation.states.get(node.name))
+        for n in state.shape
     }
-    telling = {
+    constants = {
         float(f(n)) for n in lengths if n > 1 for f in (int, math.sqrt, lambda n: 1 / n, lambda n: n**-0.5)
     }
-    for node in _all_nodes(taken.module):
+    for node in _all_nodes(exported.graph_module):
         if getattr(node.target, "_opname", "").rstrip("_") in ARITHMETIC:
             for value in node.args:
-                if isinstance(value, (int, float)) and float(value) in telling:
+                if isinstance(value, (int, float)) and float(value) in constants:
                     yield node, value
 
 
-class _Settler:
-    """Matches sizes in the graph with sizes as written, and makes them agree under removal."""
+class _SizeMatcher:
+    """Matches sizes in the graph with sizes in the code, and makes them agree whichever units go.
 
-    def __init__(self, taken: ExportedModel, flow: Flow, heard: Heard) -> None:
-        self.flow, self.atoms, self.states = flow, flow.atoms, taken.states
-        self.calls, self.equalities = heard.calls, heard.equalities
-        self.nodes = {node.name: node for node in _all_nodes(taken.module)}
-        holders = {n.name: n for n in taken.module.graph.nodes if n.op == "placeholder"}
-        self.placeholders = {
-            name: holders[node] for node, name in taken.parameters.items() if node in holders
-        }
-        self.by_line: dict[Place, list[Any]] = defaultdict(list)
+    Attributes:
+        axes_of: Expression of an attribute -> the sizes that equal it, each with its line of code.
+        computed: (size, expression, line of code) of the sizes that the code computes.
+    """
+
+    def __init__(self, exported: ExportedModel, propagation: Propagation, recorded: RecordedSizes) -> None:
+        self.propagation, self.algebra = propagation, propagation.algebra
+        self.states = propagation.states
+        self.calls, self.equalities = recorded.calls, recorded.equalities
+        self.nodes = {node.name: node for node in _all_nodes(exported.graph_module)}
+        inputs = {n.name: n for n in exported.graph_module.graph.nodes if n.op == "placeholder"}
+        self.parameters = {name: inputs[node] for node, name in exported.parameters.items() if node in inputs}
+        self.by_line: dict[CodeLocation, list[Any]] = defaultdict(list)
         for node in self.nodes.values():
-            self.by_line[module_of(node)[0], line_of(node)].append(node)
-        self.sized: dict[Expression, list[tuple[Literal, str]]] = defaultdict(list)
-        self.trials: Any = None
-        self.computed: list[tuple[Literal, Expression, str]] = []
+            self.by_line[module_of(node)[0], innermost_line(node)].append(node)
+        self.axes_of: dict[Expression, list[tuple[ExplicitSize, str]]] = defaultdict(list)
+        self.computed: list[tuple[ExplicitSize, Expression, str]] = []
+        self._dead: Any = None
 
     def run(self) -> None:
-        """Read every literal, tie what one attribute sizes, then test what is computed."""
-        for literal in self.flow.literals:
-            self._read(literal)
+        """Match every size, tie the axes that share an attribute, then test what is computed."""
+        for size in self.propagation.explicit_sizes:
+            self._match(size)
         for pair in {tuple(sorted(p, key=lambda e: e[0])) for p in self.equalities}:
-            self._compare(*pair)
-        for (_, module, attribute, _), uses in self.sized.items():
+            self._use_equality(*pair)
+        for (_, module, attribute, _), uses in self.axes_of.items():
             self._tie(module, attribute, uses)
+        # Freezing one axis can break a size that is computed from another: repeat until nothing changes.
         changed = True
         while changed:
             changed = sum(self._freeze_if_wrong(*item) for item in self.computed) > 0
 
-    def freeze_behind(self, node: Any, value: float) -> None:
+    def freeze_lengths_behind(self, node: Any, value: float) -> None:
         """Freeze the axes whose lengths a number in the arithmetic was computed from."""
-        place, module = line_of(node), module_of(node)[0]
-        if module in self.flow.norms:
-            return  # replaced as a whole when it narrows
-        for call in self.calls.get((module, place), []):
+        line, module = innermost_line(node), module_of(node)[0]
+        if module in self.propagation.norms:
+            return  # NarrowNorm replaces the module when it narrows, and keeps the number
+        for call in self.calls.get((module, line), []):
             for n in call.sizes:
                 for leaf in leaves(expression_of(n)) if n == value else ():
                     for label in self._labels(leaf):
-                        self._freeze(label, "its length enters the computation as a number", place)
+                        self._freeze(label, "its length enters the computation as a number", line)
 
-    def _read(self, literal: Literal) -> None:
-        node = self.nodes[literal.node]
+    def _match(self, size: ExplicitSize) -> None:
+        """Find the expressions that a size argument may come from."""
+        node = self.nodes[size.node]
         if module_of(node)[1].endswith("activation.MultiheadAttention"):
-            return  # replaced as a whole when it loses anything
-        place = line_of(node)
+            return  # SlimAttention replaces the module when it loses anything
+        line = innermost_line(node)
         shapes = {
             tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)
         }
-        written = {
+        expressions = {
             expression_of(n)
-            for call in self.calls.get((module_of(node)[0], place), [])
+            for call in self.calls.get((module_of(node)[0], line), [])
             if shapes & set(call.shapes)
-            for n in _candidates(call.sizes, literal)
+            for n in _candidates(call.sizes, size)
         }
-        if not written:
-            self._freeze(literal.label, f"its size {literal.size} cannot be followed", place)
-        for expression in written:
+        if not expressions:
+            self._freeze(size.label, f"its size {size.size} cannot be followed", line)
+        for expression in expressions:
             if expression[0] == "number":
-                self._freeze(literal.label, f"its size {literal.size} is written in the code", place)
+                self._freeze(size.label, f"its size {size.size} is written in the code", line)
             elif expression[0] == "attr":
-                self.sized[expression].append((literal, place))
+                self.axes_of[expression].append((size, line))
             else:
-                self.computed.append((literal, expression, place))
+                self.computed.append((size, expression, line))
 
-    def _compare(self, left: Expression, right: Expression) -> None:
-        """Keep true what the code checked: an attribute found equal to a length sizes that axis."""
+    def _use_equality(self, left: Expression, right: Expression) -> None:
+        """Keep true what the code checked: an attribute that equalled a length states that length."""
         if (left[0], right[0]) == ("attr", "shape"):
             for label in self._labels(right):
-                self.sized[left].append((Literal("", 0, left[3], label), "a comparison"))
+                self.axes_of[left].append((ExplicitSize("", 0, left[3], label), "a comparison"))
 
-    def _freeze(self, label: Label, why: str, place: str) -> bool:
-        label = self.atoms.normal(label)
-        self.atoms.freeze(label, f"{why} ({place})")
+    def _freeze(self, label: Label, why: str, line: str) -> bool:
+        """Freeze a label; return whether anything on it was free."""
+        label = self.algebra.normal(label)
+        self.algebra.freeze(label, f"{why} ({line})")
         return label is not None
 
-    def _tie(self, module: str, attribute: str, uses: list[tuple[Literal, str]]) -> None:
-        """One attribute holds one number: every axis that it sizes loses equally many, at equal places."""
-        (first, place), *others = uses
-        for other, there in others:
+    def _tie(self, module: str, attribute: str, uses: list[tuple[ExplicitSize, str]]) -> None:
+        """Require that all axes that one attribute states the length of lose the same indices."""
+        (first, first_line), *others = uses
+        for other, line in others:
             if _length(first) == _length(other):
-                self.atoms.why = f"tied by the attribute {module}.{attribute} ({there})"
-                self.atoms.equate(first.label, other.label)
+                self.algebra.why = f"tied by the attribute {module}.{attribute} ({line})"
+                self.algebra.equate(first.label, other.label)
             else:
-                for literal in (first, other):
-                    self._freeze(literal.label, f"{module}.{attribute} sizes two axes", there)
-        self.flow.sizes.append((module, attribute, first.size, first.label, place))
+                for size in (first, other):
+                    self._freeze(size.label, f"{module}.{attribute} sizes two axes", line)
+        self.propagation.size_attributes.append((module, attribute, first.size, first.label, first_line))
 
-    def _freeze_if_wrong(self, literal: Literal, expression: Expression, place: str) -> bool:
-        """Freeze the axis, then what its size is computed from, where the computation would not follow."""
-        if self._follows(literal, expression):
+    def _freeze_if_wrong(self, size: ExplicitSize, expression: Expression, line: str) -> bool:
+        """Freeze an axis, then what its size is computed from, if the computation does not follow.
+
+        Returns:
+            Whether anything was frozen.
+        """
+        if self._follows(size, expression):
             return False
         changed = self._freeze(
-            literal.label, f"its size {literal.size} is computed in a way that does not follow", place
+            size.label, f"its size {size.size} is computed in a way that does not follow", line
         )
-        if not self._follows(literal, expression):
+        if not self._follows(size, expression):
             for leaf in leaves(expression):
                 for label in self._labels(leaf):
                     changed |= self._freeze(
-                        label, "a size is computed from it in a way that does not follow", place
+                        label, "a size is computed from it in a way that does not follow", line
                     )
         return changed
 
-    def _follows(self, literal: Literal, expression: Expression) -> bool:
-        """Whether the size comes out right when random units are dead."""
-        label = self.atoms.normal(literal.label)
+    def _follows(self, size: ExplicitSize, expression: Expression) -> bool:
+        """Return whether the computed size is the length of its axis under random removals.
+
+        A wrong formula passes all trials only if it agrees with the right one at each: `TRIALS` independent
+        removals of 40 % of all units make that unlikely, and the check after each shrink remains.
+        """
+        label = self.algebra.normal(size.label)
         axes = {leaf: self._labels(leaf) for leaf in leaves(expression)}
-        if label is None and all(x is None for found in axes.values() for x in found):
+        if label is None and all(x is None for labels in axes.values() for x in labels):
             return True
         for dead in self._trials():
-            expected = _alive(label, dead, literal.size)
+            expected = _alive(label, dead, size.size)
             for choice in itertools.product(*axes.values()):
                 values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
                 if not (expected and all(values.values())):
-                    continue  # nothing left of an axis: no plan does that
+                    continue  # an axis would be empty: no plan removes all units
                 if evaluate(expression, values.__getitem__) != expected:
                     return False
         return True
 
     def _trials(self) -> Any:
-        """Return random removals [trials, atoms], the same as long as there are no more atoms."""
-        if self.trials is None or self.trials.shape[1] < self.atoms.size:
-            self.trials = np.random.default_rng(0).random((TRIALS, self.atoms.size), dtype=np.float32) < 0.4
-            self.trials[:, 0] = False
-        return self.trials
+        """Return random removals [trials, atoms]; they stay the same until there are more atoms."""
+        if self._dead is None or self._dead.shape[1] < self.algebra.size:
+            self._dead = np.random.default_rng(0).random((TRIALS, self.algebra.size), dtype=np.float32) < 0.4
+            self._dead[:, 0] = False
+        return self._dead
 
     def _labels(self, leaf: Expression) -> list[Label]:
         """Return the labels that the axis behind an attribute or a shape may have."""
         if leaf[0] == "attr":
-            return [self.atoms.normal(self.sized[leaf][0][0].label)] if leaf in self.sized else [None]
-        made, axis = leaf[1], leaf[2]
-        if made is None:
+            return [self.algebra.normal(self.axes_of[leaf][0][0].label)] if leaf in self.axes_of else [None]
+        origin, axis = leaf[1], leaf[2]
+        if origin is None:
             return [None]
-        nodes = [self.placeholders[made.name]] if made.name in self.placeholders else self._makers(made)
-        found = [
-            s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == made.shape
+        nodes = [self.parameters[origin.name]] if origin.name in self.parameters else self._nodes_at(origin)
+        labels = [
+            s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == origin.shape
         ]
-        return [self.atoms.normal(x) for x in found] or [None]
+        return [self.algebra.normal(x) for x in labels] or [None]
 
-    def _makers(self, made: Made) -> list[Any]:
-        """Return the nodes made at the innermost line that has any of the right shape."""
-        for frame in made.frames:
-            here = self.by_line.get((made.module, frame), [])
-            nodes = [n for n in here if any(s.shape == made.shape for s in _states(self.states.get(n.name)))]
+    def _nodes_at(self, origin: TensorOrigin) -> list[Any]:
+        """Return the nodes of the innermost line that computed a tensor of the right shape."""
+        for frame in origin.frames:
+            nodes = [
+                n
+                for n in self.by_line.get((origin.module, frame), [])
+                if any(s.shape == origin.shape for s in _states(self.states.get(n.name)))
+            ]
             if nodes:
                 return nodes
         return []
 
 
-def _states(state: Any) -> list[Axes]:
-    return [s for s in (state if isinstance(state, (list, tuple)) else [state]) if isinstance(s, Axes)]
+def _states(state: Any) -> list[TensorAxes]:
+    return [s for s in (state if isinstance(state, (list, tuple)) else [state]) if isinstance(s, TensorAxes)]
 
 
-def _alive(label: Label, dead: Any, size: int) -> int:
-    return size if label is None else int((~dead[label].any(1)).sum())
+def _alive(label: Label, dead: Any, length: int) -> int:
+    return length if label is None else int((~dead[label].any(1)).sum())
 
 
-def _length(literal: Literal) -> int:
-    return literal.size if literal.label is None else len(literal.label)
+def _length(size: ExplicitSize) -> int:
+    return size.size if size.label is None else len(size.label)
 
 
-def _candidates(sizes: tuple[int, ...], literal: Literal) -> list[int]:
-    """Return the written size at the literal's position, or wherever its value stands."""
-    if literal.position < len(sizes) and sizes[literal.position] == literal.size:
-        return [sizes[literal.position]]
-    return [n for n in sizes if n == literal.size]
+def _candidates(sizes: tuple[Any, ...], size: ExplicitSize) -> list[int]:
+    """Return the recorded argument at the same position, or else every argument of the same value."""
+    if size.position < len(sizes) and sizes[size.position] == size.size:
+        sizes = (sizes[size.position],)
+    return [n for n in sizes if n == size.size and isinstance(n, int)]
 
 
-def line_of(node: Any) -> str:
+def innermost_line(node: Any) -> str:
     """Return ``file:line`` of a node's innermost frame."""
     frames = FRAME.findall(node.meta.get("stack_trace") or "")
     return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

@@ -6,17 +6,21 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["OPERATIONS", "Expression", "Tagged", "TaggedFloat", "evaluate", "expression_of", "leaves"]
+__all__ = ["OPERATIONS", "Expression", "TracedFloat", "TracedInt", "evaluate", "expression_of", "leaves"]
 
 Expression = tuple[Any, ...]
-"""("attr", module, name, n), ("shape", made, axis, n), ("number", n), or (operation, left, right)."""
+"""How a number was computed.
+
+One of ("attr", module, name, n), ("shape", origin, axis, n), ("number", n), (operation, left, right); or
+("value", expression) for a number that is not an integer.
+"""
 
 
-class Tagged(int):
+class TracedInt(int):
     """An integer that remembers how it was computed.
 
     Example:
-        >>> heads = Tagged(4, ("attr", "attn", "num_heads", 4))
+        >>> heads = TracedInt(4, ("attr", "attn", "num_heads", 4))
         >>> (12 // heads).expression
         ('floordiv', ('number', 12), ('attr', 'attn', 'num_heads', 4))
     """
@@ -24,15 +28,15 @@ class Tagged(int):
     expression: Expression
     log: list[tuple[Expression, Expression]] | None
 
-    def __new__(cls, value: int, expression: Expression, log: Any = None) -> Tagged:
-        """Return the integer with its history, and the list in which it notes what it was found equal to."""
+    def __new__(cls, value: int, expression: Expression, log: Any = None) -> TracedInt:
+        """Return the integer with its expression, and the list to which it adds what it was equal to."""
         self = super().__new__(cls, value)
         self.expression = expression
         self.log = log
         return self
 
     def __eq__(self, other: Any) -> bool:
-        """Compare as integers do, and note an equality: code that checks one relies on it."""
+        """Compare as integers do, and log an equality: code that checks one relies on it."""
         equal = int.__eq__(self, other)
         if equal is True and self.log is not None:
             self.log.append((self.expression, expression_of(other)))
@@ -44,7 +48,7 @@ class Tagged(int):
 
     __hash__ = int.__hash__
 
-    def __deepcopy__(self, memo: Any) -> Tagged:
+    def __deepcopy__(self, memo: Any) -> TracedInt:
         """Return itself: an integer does not change."""
         return self
 
@@ -62,29 +66,29 @@ OPERATIONS = {
 }
 
 
-def _method(name: str, reflected: bool) -> Callable[[Tagged, Any], Any]:
-    def method(self: Tagged, other: Any) -> Any:
-        if type(other) not in (int, Tagged):
+def _method(name: str, reflected: bool) -> Callable[[TracedInt, Any], Any]:
+    def method(self: TracedInt, other: Any) -> Any:
+        if type(other) not in (int, TracedInt):
             return NotImplemented
         pair = (other, self) if reflected else (self, other)
         value = OPERATIONS[name](*(int(n) for n in pair))
-        return Tagged(value, (name, *(expression_of(n) for n in pair)), self.log)
+        return TracedInt(value, (name, *(expression_of(n) for n in pair)), self.log)
 
     return method
 
 
 for _name in OPERATIONS:
-    setattr(Tagged, f"__{_name}__", _method(_name, False))
-    setattr(Tagged, f"__r{_name}__", _method(_name, True))
+    setattr(TracedInt, f"__{_name}__", _method(_name, False))
+    setattr(TracedInt, f"__r{_name}__", _method(_name, True))
 
 
-class TaggedFloat(float):
-    """A quotient or a power of sizes: a number that enters the computation as a value."""
+class TracedFloat(float):
+    """A quotient or a power of sizes: it enters the computation as a number, not as a size."""
 
     expression: Expression
 
-    def __new__(cls, value: float, expression: Expression) -> TaggedFloat:
-        """Return the number with its history."""
+    def __new__(cls, value: float, expression: Expression) -> TracedFloat:
+        """Return the number with its expression."""
         self = super().__new__(cls, value)
         self.expression = expression
         return self
@@ -94,23 +98,23 @@ class TaggedFloat(float):
         return float, (float(self),)
 
 
-def _to_float(name: str) -> Callable[[Tagged, Any], Any]:
-    def method(self: Tagged, other: Any) -> Any:
+def _to_float(name: str) -> Callable[[TracedInt, Any], Any]:
+    def method(self: TracedInt, other: Any) -> Any:
         value = getattr(int, name, getattr(float, name))(int(self), other)
         if value is NotImplemented:
             value = getattr(float, name)(float(self), other)
-        return TaggedFloat(value, ("value", self.expression)) if isinstance(value, (int, float)) else value
+        return TracedFloat(value, ("value", self.expression)) if isinstance(value, (int, float)) else value
 
     return method
 
 
 for _name in ("truediv", "rtruediv", "pow", "rpow"):
-    setattr(Tagged, f"__{_name}__", _to_float(f"__{_name}__"))
+    setattr(TracedInt, f"__{_name}__", _to_float(f"__{_name}__"))
 
 
 def expression_of(n: Any) -> Expression:
     """Return how a number was computed."""
-    return n.expression if isinstance(n, (Tagged, TaggedFloat)) else ("number", n)
+    return n.expression if isinstance(n, (TracedInt, TracedFloat)) else ("number", n)
 
 
 def leaves(expression: Expression) -> Iterator[Expression]:
@@ -123,10 +127,10 @@ def leaves(expression: Expression) -> Iterator[Expression]:
 
 
 def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
-    """Evaluate an expression with given values of its leaves.
+    """Evaluate an expression for given values of its leaves.
 
     Raises:
-        ZeroDivisionError: As the code itself would.
+        ZeroDivisionError: If the expression divides by 0, as the code itself would.
     """
     if expression[0] == "number":
         return int(expression[1])

@@ -1,8 +1,9 @@
-"""Trace: which units of a model live and die together, and what stays and why.
+"""Trace: find which units of a model live and die together, and what stays and why.
 
-The model is captured by `torch.export`, and labels of tensor axes are carried through the graph by
-the rules in `secateur.tracing.rules`.  Nothing is searched and nothing is guessed: an operation
-without a rule freezes what it touches, and the frozen axes say so.
+`torch.export` exports the model (`export`), and labels of tensor axes pass through the graph (`propagate`)
+by one rule an operation (`rules`).  Sizes in the code are matched with the axes whose lengths they state
+(`sizes`).  What is free at the end are the units (`groups`).  Nothing is searched and nothing is guessed: an
+operation without a rule freezes what it touches, and the frozen axes say so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
-from secateur.core import InputError, PruningGraph, unknown
+from secateur.core import InputError, Layer, PruningGraph
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.export import (
     ExportedModel,
@@ -30,17 +31,23 @@ from secateur.tracing.export import (
     module_of,
     source_line,
 )
-from secateur.tracing.groups import Family, Tensors, find_frozen, find_groups, find_sizes
-from secateur.tracing.labels import Label
-from secateur.tracing.propagate import Axes, Flow
+from secateur.tracing.groups import Tensors, UnitFamily, find_frozen, find_groups, find_sizes
+from secateur.tracing.ignored import (
+    IgnoredLayer,
+    find_ignored_layers,
+    freeze_ignored_groups,
+    freeze_ignored_layers,
+)
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules import RULES
-from secateur.tracing.sizes import settle
+from secateur.tracing.sizes import match_sizes
 
 __all__ = ["LabelledExport", "as_call", "export_with_labels", "trace", "traced_model"]
 
 # A graph is a value and must not keep the model alive: both sides are weak.
 _MODELS: WeakKeyDictionary[PruningGraph, ref[nn.Module]] = WeakKeyDictionary()
 
+# Operations of the export that compute nothing.
 SILENT = {
     "_assert_tensor_metadata",
     "_assert_async",
@@ -48,6 +55,8 @@ SILENT = {
     "sym_size",
     "sym_constrain_range_for_size",
 }
+# Keyword arguments that do not matter to the axes of the results.
+WITHOUT_EFFECT = {"dtype", "device", "layout", "pin_memory", "memory_format", "generator", "inplace"}
 
 
 def trace(
@@ -59,16 +68,19 @@ def trace(
     """Find the groups of units that can be removed from a model.
 
     Args:
-        model: Any module; it is neither changed nor kept in another mode.
+        model: Any module; it is not changed, and the graph does not keep it alive.
         example_inputs: What the model is called with: a tensor, a tuple, or a dict of keywords.  Use
-            a batch of 2 or more, and lengths unlike the numbers of features.
-        ignored_layers: Modules, or names of modules or parameters, whose own units all stay; what
-            reads other units may still get narrower.
+            a batch of 2 or more, and lengths unlike the numbers of features.  Short examples suffice:
+            which units live and die together does not depend on the number of time steps, and
+            tracing a recurrent network that is written step by step takes time in proportion to it.
+        ignored_layers: What stays whole: modules, names of modules, parameters or groups (as
+            `PruningGraph.summary` prints them), or patterns of these such as ``"*.attention.*"``.  The
+            units that a layer makes stay; it may still read fewer.
         example_kwargs: Keyword inputs.
 
     Raises:
-        CaptureError: torch.export cannot capture the model.
-        InputError: The inputs or the names cannot be.
+        CaptureError: If torch.export cannot export the model.
+        InputError: If the inputs are invalid, or an entry of `ignored_layers` matches nothing.
 
     Example:
         >>> from torch import nn
@@ -80,15 +92,17 @@ def trace(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     args, kwargs = as_call(example_inputs, example_kwargs)
-    _, flow, tensors, families = _analyse(model, args, kwargs, _ignored(model, ignored_layers))
+    _, propagation, tensors, families = _analyse(
+        model, args, kwargs, find_ignored_layers(model, ignored_layers)
+    )
     graph = PruningGraph(
         groups=tuple(f.group for f in families),
-        frozen=find_frozen(flow, tensors),
-        layers=tuple(_once(flow.layers)),
+        frozen=find_frozen(propagation, tensors),
+        layers=tuple(_add_uses(propagation.layers)),
         shapes={name: state.shape for name, state in tensors.states.items()},
         parameters=tuple(n for n, _ in model.named_parameters()),
         aliases={k: v for k, v in first_names(model).items() if k != v},
-        sizes=find_sizes(flow, families),
+        sizes=find_sizes(propagation, families),
         example_inputs=args,
         example_kwargs=kwargs,
     )
@@ -118,7 +132,7 @@ class LabelledExport:
 
     Attributes:
         exported: The exported model.
-        states: Node name -> `Axes` of its result (or a list of them), labels in free atoms.
+        states: Node name -> `TensorAxes` of its result (or a list of them), labels in free atoms.
         roots: Group name -> the atoms of its units.
         atoms: Number of atoms.
     """
@@ -135,23 +149,10 @@ def export_with_labels(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     Raises:
         CaptureError: If torch.export cannot export the model.
     """
-    exported, flow, _, families = _analyse(model, args, kwargs, {})
-    states = {name: _normal(flow, state) for name, state in exported.states.items()}
-    return LabelledExport(exported, states, {f.group.name: f.roots for f in families}, flow.atoms.size)
-
-
-def _analyse(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ignored: Mapping[str, set[str]]
-) -> tuple[ExportedModel, Flow, Tensors, list[Family]]:
-    """Export a model, carry labels through it, and collect the groups."""
-    taken = export_model(model, args, kwargs)
-    norms = frozenset(name for name, module in model.named_modules() if norm_form(module) is not None)
-    flow = Flow(batch=_batch(args, kwargs), norms=norms)
-    tensors = _label_tensors(model, flow)
-    _walk(taken, flow, tensors)
-    _ignore(flow, tensors, ignored)
-    settle(taken, flow, args, kwargs)
-    return taken, flow, tensors, find_groups(flow, tensors)
+    exported, propagation, _, families = _analyse(model, args, kwargs, ())
+    states = {name: _in_free_atoms(propagation, state) for name, state in propagation.states.items()}
+    roots = {f.group.name: f.roots for f in families}
+    return LabelledExport(exported, states, roots, propagation.algebra.size)
 
 
 def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -164,86 +165,109 @@ def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple
     return tuple(inputs) if several else (inputs,), dict(kwargs or {})
 
 
-def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+def _analyse(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ignored: Sequence[IgnoredLayer]
+) -> tuple[ExportedModel, Propagation, Tensors, list[UnitFamily]]:
+    """Export a model, carry labels through it, and collect the groups."""
+    exported = export_model(model, args, kwargs)
+    norms = frozenset(name for name, module in model.named_modules() if norm_form(module) is not None)
+    propagation = Propagation(batch=_batch_size(args, kwargs), norms=norms)
+    tensors = _label_tensors(model, propagation)
+    _propagate(exported, propagation, tensors)
+    freeze_ignored_layers(propagation, tensors, ignored)
+    match_sizes(exported, propagation, args, kwargs)
+    families = freeze_ignored_groups(propagation, find_groups(propagation, tensors), ignored)
+    return exported, propagation, tensors, families
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     tensors = [t for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     return next((t.shape[0] for t in tensors if t.ndim), 1)
 
 
-def _label_tensors(model: nn.Module, flow: Flow) -> Tensors:
+def _label_tensors(model: nn.Module, propagation: Propagation) -> Tensors:
+    """Give every axis of every parameter and buffer a label of its own."""
     states = {}
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
-            labels = tuple(flow.atoms.label(n) for n in tensor.shape)
+            labels = tuple(propagation.algebra.label(n) for n in tensor.shape)
             n = tensor.ndim
-            states[name] = Axes(tuple(tensor.shape), labels, (True,) * n, False, name, tuple(range(n)))
+            states[name] = TensorAxes(tuple(tensor.shape), labels, (True,) * n, False, name, tuple(range(n)))
     return Tensors(states, frozenset(n for n, _ in model.named_parameters()))
 
 
-def _walk(taken: ExportedModel, flow: Flow, tensors: Tensors) -> None:
+def _propagate(exported: ExportedModel, propagation: Propagation, tensors: Tensors) -> None:
+    """Carry the labels through the graph; freeze outputs and unused parameters."""
     used = set()
     inputs: dict[str, Any] = {}
-    for node in taken.module.graph.nodes:
+    for node in exported.graph_module.graph.nodes:
         if node.op != "placeholder":
             continue
-        name = taken.parameters.get(node.name)
+        name = exported.parameters.get(node.name)
         if name is not None and name in tensors.states:
             inputs[node.name] = tensors.states[name]
             used |= {name} if node.users else set()
         else:
-            inputs[node.name] = _plain(flow, node.meta.get("val"), node.name not in taken.constants)
-    outputs = run_graph(taken.module, inputs, flow, taken.states)
-    flow.enter("output", ("", ""), "it is an output of the model", "")
-    for state in _leaves(outputs):
+            data = node.name not in exported.constants
+            inputs[node.name] = _unlabelled(propagation, node.meta.get("val"), data)
+    outputs = run_graph(exported.graph_module, inputs, propagation)
+    propagation.enter_node("output", ("", ""), "it is an output of the model", "")
+    for state in _tensor_axes(outputs):
         for label in state.labels:
-            flow.atoms.freeze(label, "an output of the model")
+            propagation.algebra.freeze(label, "an output of the model")
     for name, state in tensors.states.items():
         if name not in used:
             for label in state.labels:
-                flow.atoms.freeze(label, "not used in the traced forward pass")
+                propagation.algebra.freeze(label, "not used in the traced forward pass")
 
 
-def _plain(flow: Flow, value: Any, data: bool) -> Any:
+def _unlabelled(propagation: Propagation, value: Any, data: bool) -> Any:
     return torch.utils._pytree.tree_map(
-        lambda v: flow.plain(tuple(v.shape), data) if isinstance(v, Tensor) else v, value
+        lambda v: propagation.unlabelled(tuple(v.shape), data) if isinstance(v, Tensor) else v, value
     )
 
 
-def _leaves(tree: Any) -> list[Axes]:
-    return [s for s in torch.utils._pytree.tree_leaves(tree) if isinstance(s, Axes)]
+def _tensor_axes(tree: Any) -> list[TensorAxes]:
+    return [s for s in torch.utils._pytree.tree_leaves(tree) if isinstance(s, TensorAxes)]
 
 
-def run_graph(module: GraphModule, inputs: Mapping[str, Any], flow: Flow, record: dict[str, Any]) -> Any:
-    """Carry labels through a graph; return the states of its outputs."""
-    env: dict[Node, Any] = {}
+def run_graph(module: GraphModule, inputs: Mapping[str, Any], propagation: Propagation) -> Any:
+    """Carry labels through a graph and record them in `propagation.states`.
+
+    Args:
+        module: The graph.
+        inputs: Placeholder name -> `TensorAxes`, or the value of an input that is no tensor.
+        propagation: What the rules share.
+
+    Returns:
+        The outputs, with `TensorAxes` for tensors.
+    """
+    values: dict[Node, Any] = {}
 
     def resolve(tree: Any) -> Any:
-        return torch.fx.node.map_arg(tree, lambda n: env[n])
+        return torch.fx.node.map_arg(tree, lambda n: values[n])
 
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            env[node] = inputs[node.name]
+            values[node] = inputs[node.name]
         elif node.op == "output":
             return resolve(node.args[0])
         elif node.op == "get_attr":
-            env[node] = _attribute(module, node, flow)
+            value = operator.attrgetter(str(node.target))(module)
+            is_tensor = isinstance(value, Tensor)
+            values[node] = propagation.unlabelled(tuple(value.shape), False) if is_tensor else value
         else:
-            flow.enter(node.name, module_of(node), str(node.target), source_line(node))
-            env[node] = _call(module, node, resolve, flow, record)
+            propagation.enter_node(node.name, module_of(node), str(node.target), source_line(node))
+            values[node] = _apply_rule(node, resolve, propagation)
+            # What an in-place operation writes, later readers of its operand see.
             while is_inplace(node) and isinstance(node.args[0], Node):
-                env[node.args[0]] = env[node]
+                values[node.args[0]] = values[node]
                 node = node.args[0]
-        record[node.name] = env[node]
+        propagation.states[node.name] = values[node]
     return ()
 
 
-def _attribute(module: GraphModule, node: Node, flow: Flow) -> Any:
-    value = operator.attrgetter(str(node.target))(module)
-    return flow.plain(tuple(value.shape), False) if isinstance(value, Tensor) else value
-
-
-def _call(
-    module: GraphModule, node: Node, resolve: Callable[[Any], Any], flow: Flow, record: dict[str, Any]
-) -> Any:
+def _apply_rule(node: Node, resolve: Callable[[Any], Any], propagation: Propagation) -> Any:
     target = node.target
     if target is operator.getitem:
         sequence, i = resolve(node.args)
@@ -252,38 +276,45 @@ def _call(
     args, kwargs = resolve(node.args), resolve(dict(node.kwargs))
     inner = [a for a in args if isinstance(a, GraphModule)]
     if inner and name.startswith("wrap_with"):
-        body = inner[0]
-        given = args[args.index(body) + 1 :]
-        holders = [n.name for n in body.graph.nodes if n.op == "placeholder"]
-        return run_graph(body, dict(zip(holders, given, strict=True)), flow, record)
-    shapes = _shapes(node.meta.get("val"))
+        return _run_wrapped(inner[0], args, propagation)
+    value = node.meta.get("val")
+    shapes = [tuple(v.shape) for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
     if name in SILENT or not shapes:
-        return node.meta.get("val")
-    states = _leaves((args, kwargs))
+        return value
+    operands = _tensor_axes((args, kwargs))
     known = RULES.get(name) if getattr(target, "namespace", "aten") == "aten" else None
     if known is None:
-        return _unknown(flow, states, shapes, node)
-    result = known(flow, shapes, *_spread(name, args), **_relevant(kwargs))
+        result: Any = _freeze_operands(propagation, operands, shapes)
+    else:
+        options = {k: v for k, v in kwargs.items() if k not in WITHOUT_EFFECT}
+        result = known(propagation, shapes, *args, **options)
     results = result if isinstance(result, list) else [result]
-    results = [_settled(s, shape, states) for s, shape in zip(results, shapes, strict=False)]
-    return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
+    results = [_checked(s, shape, operands) for s, shape in zip(results, shapes, strict=False)]
+    return results if isinstance(value, (tuple, list)) else results[0]
 
 
-def _settled(state: Axes, shape: tuple[int, ...], operands: Sequence[Axes]) -> Axes:
-    """Fix what rules leave open: the dependence on data, and the shape they must have found."""
+def _run_wrapped(body: GraphModule, args: Sequence[Any], propagation: Propagation) -> Any:
+    """Carry labels through the graph inside a wrapper such as `wrap_with_set_grad_enabled`."""
+    given = args[args.index(body) + 1 :]
+    names = [n.name for n in body.graph.nodes if n.op == "placeholder"]
+    return run_graph(body, dict(zip(names, given, strict=True)), propagation)
+
+
+def _checked(state: TensorAxes, shape: tuple[int, ...], operands: Sequence[TensorAxes]) -> TensorAxes:
+    """Check the shape that a rule found; mark results of activations as activations."""
     if tuple(state.shape) != tuple(shape):
         raise AssertionError(f"a rule predicted {state.shape} where the graph has {shape}")
     data = state.data or any(s.data for s in operands)
     return state if state.data == data else replace(state, data=data)
 
 
-def _spread(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(list(a) if isinstance(a, tuple) and type(a) is not tuple else a for a in args)
-
-
-def _relevant(kwargs: dict[str, Any]) -> dict[str, Any]:
-    dull = {"dtype", "device", "layout", "pin_memory", "memory_format", "generator", "inplace"}
-    return {k: v for k, v in kwargs.items() if k not in dull}
+def _freeze_operands(
+    propagation: Propagation, operands: Sequence[TensorAxes], shapes: Sequence[tuple[int, ...]]
+) -> list[TensorAxes]:
+    """Freeze everything that an operation without a rule touches."""
+    for state in operands:
+        propagation.freeze_all(state, "the operation is not known")
+    return [propagation.unlabelled(shape, any(s.data for s in operands)) for shape in shapes]
 
 
 def operation_name(target: Any) -> str:
@@ -294,59 +325,18 @@ def operation_name(target: Any) -> str:
     return {"__and__": "bitwise_and", "__or__": "bitwise_or"}.get(name, name)
 
 
-def _shapes(value: Any) -> list[tuple[int, ...]]:
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [tuple(v.shape) for v in leaves if isinstance(v, Tensor)]
-
-
-def _unknown(flow: Flow, states: list[Axes], shapes: list[tuple[int, ...]], node: Node) -> Any:
-    for state in states:
-        flow.freeze_all(state, "the operation is not known")
-    results = [flow.plain(shape, any(s.data for s in states)) for shape in shapes]
-    return results if isinstance(node.meta["val"], (tuple, list)) else results[0]
-
-
-def _ignored(model: nn.Module, ignored: Any) -> dict[str, set[str]]:
-    """Return, for each entry, the first names of the tensors inside it."""
-    if isinstance(ignored, (str, nn.Module)) or not isinstance(ignored, Iterable):
-        raise InputError(f"ignored_layers is a list of modules and names; got {type(ignored).__name__}")
-    named, first = list(model.named_modules(remove_duplicate=False)), first_names(model)
-    names = {id(module): name for name, module in reversed(named)}
-    known = {*dict(named), *first}
-    found = {}
-    for entry in ignored:
-        name = names.get(id(entry)) if isinstance(entry, nn.Module) else entry
-        if not isinstance(name, str) or name not in known:
-            shown = name if isinstance(name, str) else type(entry).__name__
-            raise InputError(unknown("layer", shown, sorted(known - {""})))
-        prefix = name + "." if name else ""
-        found[name] = {f for n, f in first.items() if n == name or n.startswith(prefix)}
-        if not found[name]:
-            kind = type(model.get_submodule(name)).__name__
-            raise InputError(f"ignored_layers: {name!r} ({kind}) makes no units; name the layer before it")
-    return found
-
-
-def _ignore(flow: Flow, tensors: Tensors, ignored: Mapping[str, set[str]]) -> None:
-    for name, inside in ignored.items():
-        for (tensor, axis), role in flow.roles.items():
-            if tensor in inside and role != "in":
-                flow.atoms.freeze(tensors.states[tensor].labels[axis], f"ignored_layers has {name!r}")
-
-
-def _normal(flow: Flow, state: Any) -> Any:
-    def one(s: Any) -> Any:
-        if not isinstance(s, Axes):
+def _in_free_atoms(propagation: Propagation, state: Any) -> Any:
+    def normal(s: Any) -> Any:
+        if not isinstance(s, TensorAxes):
             return s
-        labels: tuple[Label, ...] = tuple(flow.atoms.normal(x) for x in s.labels)
-        return replace(s, labels=labels)
+        return replace(s, labels=tuple(propagation.algebra.normal(x) for x in s.labels))
 
-    return [one(s) for s in state] if isinstance(state, list) else one(state)
+    return [normal(s) for s in state] if isinstance(state, list) else normal(state)
 
 
-def _once(layers: Sequence[Any]) -> list[Any]:
-    """Merge the records of a weight that is used several times: uses add up."""
-    merged: dict[tuple[str, Any, Any], Any] = {}
+def _add_uses(layers: Sequence[Layer]) -> list[Layer]:
+    """Merge the records of a weight that is used several times: the uses add up."""
+    merged: dict[tuple[str, Any, Any], Layer] = {}
     for layer in layers:
         key = (layer.weight, layer.out_axis, layer.in_axis)
         before = merged.get(key)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from secateur.tracing.propagate import Axes
+from secateur.tracing.propagate import TensorAxes
 
 __all__ = ["RULES", "Rule", "aligned", "rule", "words"]
 
-Rule = Callable[..., Axes | list[Axes]]
+Rule = Callable[..., TensorAxes | list[TensorAxes]]
 R = TypeVar("R", bound=Rule)
 RULES: dict[str, Rule] = {}
 

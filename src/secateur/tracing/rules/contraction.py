@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from secateur.tracing.propagate import Axes, Flow
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules.base import rule
 
 __all__: list[str] = []
@@ -14,24 +14,26 @@ Shapes = list[tuple[int, ...]]
 
 
 @rule("linear")
-def linear(flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
+def linear(
+    propagation: Propagation, out: Shapes, x: TensorAxes, weight: TensorAxes, bias: TensorAxes | None = None
+) -> TensorAxes:
     """Compute x W^T + b."""
-    flow.contract(x, -1, weight, 1)
+    propagation.contract(x, -1, weight, 1)
     label = weight.labels[0]
     if bias is not None:
-        label = flow.equate(label, bias.labels[0])
-    flow.layer("linear", weight, 0, 1, math.prod(out[0][:-1]), bias)
+        label = propagation.equate(label, bias.labels[0])
+    propagation.record_layer("linear", weight, 0, 1, math.prod(out[0][:-1]), bias)
     zero = weight.zero[0] and (bias is None or bias.zero[0])
     lead = x.zero[:-1] if bias is None else (False,) * (x.ndim - 1)  # a bias stands where x is 0
-    return Axes(out[0], (*x.labels[:-1], label), (*lead, zero))
+    return TensorAxes(out[0], (*x.labels[:-1], label), (*lead, zero))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
-def matmul(flow: Flow, out: Shapes, x: Axes, y: Axes) -> Axes:
+def matmul(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) -> TensorAxes:
     """Matrix product with broadcast batch axes."""
     j = -2 if y.ndim > 1 else -1
-    flow.contract(x, x.ndim - 1, y, y.ndim + j)
-    _record_product(flow, out, x, y)
+    propagation.contract(x, x.ndim - 1, y, y.ndim + j)
+    _record_product(propagation, out, x, y)
     left = x.without([-1])
     right = y.without([j])
     batch = max(x.ndim, y.ndim) - 2
@@ -41,43 +43,49 @@ def matmul(flow: Flow, out: Shapes, x: Axes, y: Axes) -> Axes:
     zero: tuple[bool, ...] = ()
     if batch > 0:
         heads = [s.without(range(max(s.ndim - 2, 0), s.ndim)) for s in (x, y)]
-        shape, labels = flow.elementwise(*heads)
-        zero = flow.zeros(shape, heads, every=False)
-    return Axes(out[0], (*labels, *rows[0], *columns[0]), (*zero, *rows[1], *columns[1]), x.data or y.data)
+        shape, labels = propagation.broadcast(*heads)
+        zero = propagation.zero_flags(shape, heads, every=False)
+    return TensorAxes(
+        out[0], (*labels, *rows[0], *columns[0]), (*zero, *rows[1], *columns[1]), x.data or y.data
+    )
 
 
-def _record_product(flow: Flow, out: Shapes, x: Axes, y: Axes) -> None:
+def _record_product(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) -> None:
     """Note a product with a parameter on either side as a linear layer."""
     if y.parameter is not None and y.ndim == 2:
-        flow.layer("linear", y, 1, 0, math.prod(out[0]) / y.shape[1])
+        propagation.record_layer("linear", y, 1, 0, math.prod(out[0]) / y.shape[1])
     elif x.parameter is not None and x.ndim == 2:
-        flow.layer("linear", x, 0, 1, math.prod(out[0]) / x.shape[0])
+        propagation.record_layer("linear", x, 0, 1, math.prod(out[0]) / x.shape[0])
     else:
         for state, axes in ((x, (-1, -2)), (y, (-2, -1))):
             for axis, role in zip(axes, ("in", "out"), strict=True):
                 if state.parameter is not None and state.ndim >= -axis:
-                    flow.role(state, axis, role)  # type: ignore[arg-type]
+                    propagation.record_role(state, axis, role)  # type: ignore[arg-type]
 
 
 @rule("addmm", "addmv", "baddbmm", "addbmm")
-def addmm(flow: Flow, out: Shapes, bias: Axes, x: Axes, y: Axes, **options: Any) -> Axes:
+def addmm(
+    propagation: Propagation, out: Shapes, bias: TensorAxes, x: TensorAxes, y: TensorAxes, **options: Any
+) -> TensorAxes:
     """Compute b + x W: a linear layer whose weight has its inputs first (GPT-2's Conv1D)."""
-    product = matmul(flow, out, x, y)
-    flow.role(bias, -1, "out")
-    shape, labels = flow.elementwise(product, bias)
-    zero = flow.zeros(shape, [product, bias], every=True)
-    return Axes(shape, labels, zero, product.data)
+    product = matmul(propagation, out, x, y)
+    propagation.record_role(bias, -1, "out")
+    shape, labels = propagation.broadcast(product, bias)
+    zero = propagation.zero_flags(shape, [product, bias], every=True)
+    return TensorAxes(shape, labels, zero, product.data)
 
 
 @rule("einsum")
-def einsum(flow: Flow, out: Shapes, equation: str, operands: list[Axes], **options: Any) -> Axes:
+def einsum(
+    propagation: Propagation, out: Shapes, equation: str, operands: list[TensorAxes], **options: Any
+) -> TensorAxes:
     """Tie axes of one letter; contracted letters need dead zeros on one side."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "." in equation or (not right and "->" not in equation) or any(len(set(t)) < len(t) for t in terms):
         for operand in operands:
-            flow.freeze_all(operand, "einsum with an ellipsis, a diagonal, or an implicit result")
-        return flow.plain(out[0])
+            propagation.freeze_all(operand, "einsum with an ellipsis, a diagonal, or an implicit result")
+        return propagation.unlabelled(out[0])
     where = {
         c: [(o, t.index(c)) for o, t in zip(operands, terms, strict=True) if c in t] for c in left if c != ","
     }
@@ -85,168 +93,190 @@ def einsum(flow: Flow, out: Shapes, equation: str, operands: list[Axes], **optio
         first, i = places[0]
         if letter in right or len(places) == 1:
             for other, j in places[1:]:
-                flow.equate(first.labels[i], other.labels[j])
+                propagation.equate(first.labels[i], other.labels[j])
             if letter not in right and first.labels[i] is not None and not first.zero[i]:
-                flow.freeze(first, [i], "dead values are not 0 where they are summed")
+                propagation.freeze(first, [i], "dead values are not 0 where they are summed")
         else:
             for other, j in places[1:]:
-                flow.contract(first, i, other, j)
-    _record_einsum(flow, out, operands, terms, right)
-    labels = tuple(flow.atoms.normal(where[c][0][0].labels[where[c][0][1]]) for c in right)
+                propagation.contract(first, i, other, j)
+    _record_einsum(propagation, out, operands, terms, right)
+    labels = tuple(propagation.algebra.normal(where[c][0][0].labels[where[c][0][1]]) for c in right)
     zero = tuple(any(o.zero[i] for o, i in where[c]) for c in right)
-    return Axes(out[0], labels, zero, any(o.data for o in operands))
+    return TensorAxes(out[0], labels, zero, any(o.data for o in operands))
 
 
-def _record_einsum(flow: Flow, out: Shapes, operands: list[Axes], terms: list[str], right: str) -> None:
+def _record_einsum(
+    propagation: Propagation, out: Shapes, operands: list[TensorAxes], terms: list[str], right: str
+) -> None:
     for operand, term in zip(operands, terms, strict=True):
         if operand.parameter is None:
             continue
         read = [i for i, c in enumerate(term) if c not in right]
         made = [i for i, c in enumerate(term) if c in right]
         if len(term) == 2 and len(read) == len(made) == 1:
-            flow.layer("linear", operand, made[0], read[0], math.prod(out[0]) / operand.shape[made[0]])
+            propagation.record_layer(
+                "linear", operand, made[0], read[0], math.prod(out[0]) / operand.shape[made[0]]
+            )
         else:
             for axes, role in ((read, "in"), (made, "out")):
                 for axis in axes:
-                    flow.role(operand, axis, role)  # type: ignore[arg-type]
+                    propagation.record_role(operand, axis, role)  # type: ignore[arg-type]
 
 
 @rule("bilinear")
-def bilinear(flow: Flow, out: Shapes, x: Axes, y: Axes, weight: Axes, bias: Axes | None = None) -> Axes:
+def bilinear(
+    propagation: Propagation,
+    out: Shapes,
+    x: TensorAxes,
+    y: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None = None,
+) -> TensorAxes:
     """y_o = x^T W_o y + b_o."""
-    flow.contract(x, -1, weight, 1)
-    flow.contract(y, -1, weight, 2)
-    label = weight.labels[0] if bias is None else flow.equate(weight.labels[0], bias.labels[0])
+    propagation.contract(x, -1, weight, 1)
+    propagation.contract(y, -1, weight, 2)
+    label = weight.labels[0] if bias is None else propagation.equate(weight.labels[0], bias.labels[0])
     for axis, role in ((0, "out"), (1, "in"), (2, "in")):
-        flow.role(weight, axis, role)  # type: ignore[arg-type]
-    lead = flow.elementwise(x.without([-1]), y.without([-1]))[1]
-    return Axes(out[0], (*lead, label), (False,) * len(lead) + (True,), True)
+        propagation.record_role(weight, axis, role)  # type: ignore[arg-type]
+    lead = propagation.broadcast(x.without([-1]), y.without([-1]))[1]
+    return TensorAxes(out[0], (*lead, label), (False,) * len(lead) + (True,), True)
 
 
 @rule("conv1d", "conv2d", "conv3d")
 def conv(
-    flow: Flow,
+    propagation: Propagation,
     out: Shapes,
-    x: Axes,
-    weight: Axes,
-    bias: Axes | None = None,
+    x: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Axes:
+) -> TensorAxes:
     """Convolve: in = (group, j), out = (group, o), weight [out, j, *kernel]."""
-    return _convolution(flow, out, x, weight, bias, groups, reader=1, maker=0)
+    return _convolution(propagation, out, x, weight, bias, groups, reader=1, maker=0)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(
-    flow: Flow,
+    propagation: Propagation,
     out: Shapes,
-    x: Axes,
-    weight: Axes,
-    bias: Axes | None = None,
+    x: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None = None,
     stride: Any = 1,
     padding: Any = 0,
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
-) -> Axes:
+) -> TensorAxes:
     """Convolve transposed: weight [in, o, *kernel]."""
-    return _convolution(flow, out, x, weight, bias, groups, reader=0, maker=1)
+    return _convolution(propagation, out, x, weight, bias, groups, reader=0, maker=1)
 
 
 def _convolution(
-    flow: Flow, out: Shapes, x: Axes, weight: Axes, bias: Axes | None, groups: int, reader: int, maker: int
-) -> Axes:
+    propagation: Propagation,
+    out: Shapes,
+    x: TensorAxes,
+    weight: TensorAxes,
+    bias: TensorAxes | None,
+    groups: int,
+    reader: int,
+    maker: int,
+) -> TensorAxes:
     spatial = weight.ndim - 2
     channel = x.ndim - spatial - 1
-    weight = flow.freeze(weight, range(2, weight.ndim), "kernel")
-    x = flow.freeze(x, range(channel + 1, x.ndim), "positions")
+    weight = propagation.freeze(weight, range(2, weight.ndim), "kernel")
+    x = propagation.freeze(x, range(channel + 1, x.ndim), "positions")
     if groups == 1:
-        flow.contract(x, channel, weight, reader)
+        propagation.contract(x, channel, weight, reader)
         label = weight.labels[maker]
     elif reader == 1:
-        label = _grouped(flow, x.labels[channel], x.shape[channel], weight, groups)
+        label = _grouped(propagation, x.labels[channel], x.shape[channel], weight, groups)
     else:
-        flow.freeze(x, [channel], "grouped transposed convolution")
-        weight = flow.freeze(weight, [0, 1], "grouped transposed convolution")
+        propagation.freeze(x, [channel], "grouped transposed convolution")
+        weight = propagation.freeze(weight, [0, 1], "grouped transposed convolution")
         label = None
     if bias is not None:
-        label = flow.equate(label, bias.labels[0])
+        label = propagation.equate(label, bias.labels[0])
     kind = "conv" if reader == 1 else "conv_transpose"
     uses = math.prod(out[0] if reader == 1 else x.shape) / (out[0] if reader == 1 else x.shape)[channel]
-    flow.layer(kind, weight, maker, reader, uses, bias, groups=groups)
+    propagation.record_layer(kind, weight, maker, reader, uses, bias, groups=groups)
     if bias is not None and label is None:
-        flow.role(bias, 0, "out")
+        propagation.record_role(bias, 0, "out")
     positions = (None,) * spatial
     zero = weight.zero[maker] and (bias is None or bias.zero[0])
     lead = x.labels[:channel]
-    return Axes(out[0], (*lead, label, *positions), (*x.zero[:channel], zero, *(True,) * spatial), True)
+    return TensorAxes(out[0], (*lead, label, *positions), (*x.zero[:channel], zero, *(True,) * spatial), True)
 
 
-def _grouped(flow: Flow, label: Any, channels: int, weight: Axes, groups: int) -> Any:
+def _grouped(propagation: Propagation, label: Any, channels: int, weight: TensorAxes, groups: int) -> Any:
     """Split both channel axes by group and tie the groups; depthwise is one channel a group."""
     outs = weight.shape[0] // groups
-    g_in, j = flow.atoms.split(label, groups, channels // groups)
-    g_out, _ = flow.atoms.split(weight.labels[0], groups, outs)
-    flow.atoms.equate(g_in, g_out)
-    flow.atoms.equate(j, weight.labels[1])
-    if flow.owner_class.endswith(("Conv1d", "Conv2d", "Conv3d")):
-        flow.size("groups", groups, g_out)
+    g_in, j = propagation.algebra.split(label, groups, channels // groups)
+    g_out, _ = propagation.algebra.split(weight.labels[0], groups, outs)
+    propagation.algebra.equate(g_in, g_out)
+    propagation.algebra.equate(j, weight.labels[1])
+    if propagation.module_class.endswith(("Conv1d", "Conv2d", "Conv3d")):
+        propagation.record_size_attribute("groups", groups, g_out)
     else:
-        flow.literal(0, groups, g_out)
-    return flow.atoms.normal(weight.labels[0])
+        propagation.record_size(0, groups, g_out)
+    return propagation.algebra.normal(weight.labels[0])
 
 
 @rule("embedding")
-def embedding(flow: Flow, out: Shapes, weight: Axes, indices: Axes, *rest: Any, **options: Any) -> Axes:
+def embedding(
+    propagation: Propagation, out: Shapes, weight: TensorAxes, indices: TensorAxes, *rest: Any, **options: Any
+) -> TensorAxes:
     """Look rows up: the rows stay, the columns are features."""
-    weight = flow.freeze(weight, [0], "rows are looked up by number")
-    flow.freeze_all(indices, "used as row numbers")
-    flow.layer("embedding", weight, 1, None, 0.0)
-    return Axes(
+    weight = propagation.freeze(weight, [0], "rows are looked up by number")
+    propagation.freeze_all(indices, "used as row numbers")
+    propagation.record_layer("embedding", weight, 1, None, 0.0)
+    return TensorAxes(
         out[0], (*(None,) * indices.ndim, weight.labels[1]), (True,) * (indices.ndim + 1), indices.data
     )
 
 
 @rule("scaled_dot_product_attention")
 def attention(
-    flow: Flow,
+    propagation: Propagation,
     out: Shapes,
-    q: Axes,
-    k: Axes,
-    v: Axes,
-    attn_mask: Axes | None = None,
+    q: TensorAxes,
+    k: TensorAxes,
+    v: TensorAxes,
+    attn_mask: TensorAxes | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Axes:
+) -> TensorAxes:
     """Attend: heads tie; the inner axis of q and k stays, because scales are computed from its length."""
-    flow.equate(q.labels[-1], k.labels[-1])
-    q = flow.freeze(q, [-1], "its length may be the scale of the attention")
-    k = flow.freeze(k, [-1], "its length may be the scale of the attention")
-    k, v = (flow.freeze(s, [-2], "every key enters the attention") for s in (k, v))
+    propagation.equate(q.labels[-1], k.labels[-1])
+    q = propagation.freeze(q, [-1], "its length may be the scale of the attention")
+    k = propagation.freeze(k, [-1], "its length may be the scale of the attention")
+    k, v = (propagation.freeze(s, [-2], "every key enters the attention") for s in (k, v))
     heads = q.labels[-3] if q.ndim > 3 else None
     if enable_gqa and q.ndim > 3:
         groups = k.shape[-3]
-        outer, _ = flow.atoms.split(q.labels[-3], groups, q.shape[-3] // groups)
-        flow.atoms.equate(outer, k.labels[-3])
-        flow.atoms.equate(k.labels[-3], v.labels[-3])
+        outer, _ = propagation.algebra.split(q.labels[-3], groups, q.shape[-3] // groups)
+        propagation.algebra.equate(outer, k.labels[-3])
+        propagation.algebra.equate(k.labels[-3], v.labels[-3])
         k, v = (s.with_axis(-3, 1, None, True) for s in (k, v))
     batch = [s.without([-1, -2]) for s in (q, k, v)]
     if attn_mask is not None:
         batch.append(attn_mask.without([-1, -2]) if attn_mask.ndim >= 2 else attn_mask)
-    shape, labels = flow.elementwise(*batch)
-    zero = flow.zeros(shape, [batch[0], batch[2]], every=False)
-    flow.kind(flow.atoms.normal(heads), "heads")
-    return Axes(out[0], (*labels, q.labels[-2], v.labels[-1]), (*zero, False, v.zero[-1]), True)
+    shape, labels = propagation.broadcast(*batch)
+    zero = propagation.zero_flags(shape, [batch[0], batch[2]], every=False)
+    propagation.record_heads(propagation.algebra.normal(heads))
+    return TensorAxes(out[0], (*labels, q.labels[-2], v.labels[-1]), (*zero, False, v.zero[-1]), True)
 
 
 @rule("cdist", "cosine_similarity", "pairwise_distance")
-def distance(flow: Flow, out: Shapes, x: Axes, y: Axes, *rest: Any, **options: Any) -> Axes:
+def distance(
+    propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes, *rest: Any, **options: Any
+) -> TensorAxes:
     """Compare vectors: nothing goes."""
-    flow.freeze_all(x, "compared by distance")
-    flow.freeze_all(y, "compared by distance")
-    return flow.plain(out[0])
+    propagation.freeze_all(x, "compared by distance")
+    propagation.freeze_all(y, "compared by distance")
+    return propagation.unlabelled(out[0])

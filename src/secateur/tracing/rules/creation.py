@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.tracing.propagate import Axes, Flow
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules.base import rule, words
 
 __all__: list[str] = []
@@ -13,15 +13,15 @@ Shapes = list[tuple[int, ...]]
 
 
 @rule("zeros", "new_zeros")
-def zeros(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+def zeros(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> TensorAxes:
     """Create a tensor of zeros: its axes may carry units (an initial hidden state)."""
-    return flow.fresh(out[0], True, 0)
+    return propagation.new_tensor(out[0], True)
 
 
 @rule("ones", "full", "empty", "rand", "randn", "new_ones", "new_full", "new_empty")
-def ones(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+def ones(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> TensorAxes:
     """Create a tensor that is not zero."""
-    return flow.fresh(out[0], False, 0)
+    return propagation.new_tensor(out[0], False)
 
 
 @rule(
@@ -38,12 +38,12 @@ def ones(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
     "tril_indices",
     "triu_indices",
 )
-def constant(flow: Flow, out: Shapes, *rest: Any, **options: Any) -> Axes:
+def constant(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> TensorAxes:
     """Create or mark by position: nothing here can go."""
     for state in rest:
-        if isinstance(state, Axes):
-            flow.freeze_all(state, "used by position")
-    return flow.plain(out[0], any(isinstance(s, Axes) and s.data for s in rest))
+        if isinstance(state, TensorAxes):
+            propagation.freeze_all(state, "used by position")
+    return propagation.unlabelled(out[0], any(isinstance(s, TensorAxes) and s.data for s in rest))
 
 
 POOLS = words(
@@ -58,9 +58,9 @@ RESIZES = words(
 
 
 @rule(*POOLS, *RESIZES)
-def pool(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Any:
+def pool(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any, **options: Any) -> Any:
     """Pass batch and channels; positions stay."""
-    spatial = int(next(c for c in flow.operation if c.isdigit()))
-    x = flow.freeze(x, range(x.ndim - spatial, x.ndim), "positions")
+    spatial = int(next(c for c in propagation.operation if c.isdigit()))
+    x = propagation.freeze(x, range(x.ndim - spatial, x.ndim), "positions")
     results = [x.derived(shape=shape) for shape in out]
     return results[0] if len(results) == 1 else results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.tracing.propagate import Axes, Flow, tile
+from secateur.tracing.propagate import Propagation, TensorAxes, tile
 from secateur.tracing.rules.base import rule
 
 __all__: list[str] = []
@@ -17,9 +17,9 @@ Shapes = list[tuple[int, ...]]
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(
-    flow: Flow,
+    propagation: Propagation,
     out: Shapes,
-    x: Axes,
+    x: TensorAxes,
     hidden: Any,
     parameters: Any,
     has_biases: Any,
@@ -27,89 +27,95 @@ def recurrent(
     *rest: Any,
 ) -> Any:
     """Run whole layers over a sequence."""
-    if isinstance(parameters, Axes) or isinstance(num_layers, float):
-        return packed(flow, out, x, hidden, parameters, has_biases)
+    if isinstance(parameters, TensorAxes) or isinstance(num_layers, float):
+        return packed(propagation, out, x, hidden, parameters, has_biases)
     _, _, bidirectional, batch_first = rest
     directions = 2 if bidirectional else 1
     states = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
     per_cell = len(parameters) // (num_layers * directions)
     if per_cell != (4 if has_biases else 2):
         return _refuse(
-            flow, out, [x, *states, *parameters], "proj_size: the projection cannot lose units yet"
+            propagation, out, [x, *states, *parameters], "proj_size: the projection cannot lose units yet"
         )
     width = states[0].shape[-1]
-    unit = flow.atoms.label(width)
+    unit = propagation.algebra.label(width)
     for state in states:
-        flow.equate(state.labels[-1], unit)
-        flow.freeze(state, [0], "layers and directions")
+        propagation.equate(state.labels[-1], unit)
+        propagation.freeze(state, [0], "layers and directions")
         if state.ndim == 3:
-            flow.equate(state.labels[1], x.labels[0 if batch_first else 1])
+            propagation.equate(state.labels[1], x.labels[0 if batch_first else 1])
     reads = x.labels[-1]
-    x = flow.freeze(x, [1 if batch_first and x.ndim == 3 else 0], "time steps")
+    x = propagation.freeze(x, [1 if batch_first and x.ndim == 3 else 0], "time steps")
     steps = x.shape[1 if batch_first else 0] if x.ndim == 3 else x.shape[0]
     uses = steps * (x.shape[0 if batch_first else 1] if x.ndim == 3 else 1)
     for i in range(num_layers * directions):
         if i and i % directions == 0:
             reads = tile(unit, directions)
-        cell(flow, parameters[i * per_cell : (i + 1) * per_cell], reads, unit, uses)
-    flow.kind(flow.atoms.normal(unit), "hidden")
+        cell(propagation, parameters[i * per_cell : (i + 1) * per_cell], reads, unit, uses)
     zero = all(s.zero[-1] for s in states)
-    sequence = Axes(
-        out[0], (*x.labels[:-1], flow.atoms.normal(tile(unit, directions))), (*(False,) * (x.ndim - 1), zero)
+    sequence = TensorAxes(
+        out[0],
+        (*x.labels[:-1], propagation.algebra.normal(tile(unit, directions))),
+        (*(False,) * (x.ndim - 1), zero),
     )
-    last = flow.atoms.normal(unit)
+    last = propagation.algebra.normal(unit)
     finals = [
-        Axes(shape, (None, *s.labels[1:-1], last), (*(False,) * (len(shape) - 1), zero))
+        TensorAxes(shape, (None, *s.labels[1:-1], last), (*(False,) * (len(shape) - 1), zero))
         for shape, s in zip(out[1:], states, strict=True)
     ]
     return [sequence, *finals]
 
 
-def cell(flow: Flow, parameters: list[Axes], reads: Any, unit: Any, uses: float) -> None:
+def cell(propagation: Propagation, parameters: list[TensorAxes], reads: Any, unit: Any, uses: float) -> None:
     """Tie the tensors of one cell: rows of all gates and columns of W_hh to the unit."""
     w_ih, w_hh, *biases = parameters
     gates = w_hh.shape[0] // w_hh.shape[1]
     rows = tile(unit, gates)
     for state in (w_ih, w_hh, *biases):
-        flow.equate(state.labels[0], rows)
-    flow.equate(w_hh.labels[1], unit)
-    flow.equate(w_ih.labels[1], reads)
+        propagation.equate(state.labels[0], rows)
+    propagation.equate(w_hh.labels[1], unit)
+    propagation.equate(w_ih.labels[1], reads)
     b_ih, b_hh = biases if biases else (None, None)
-    flow.layer("recurrent", w_ih, 0, 1, uses, b_ih, gates=gates)
-    flow.layer("recurrent", w_hh, 0, 1, uses, b_hh, gates=gates, reads="state")
+    propagation.record_layer("recurrent", w_ih, 0, 1, uses, b_ih, gates=gates)
+    propagation.record_layer("recurrent", w_hh, 0, 1, uses, b_hh, gates=gates, reads="state")
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def one_step(flow: Flow, out: Shapes, x: Axes, hidden: Any, *parameters: Axes | None) -> Any:
+def one_step(
+    propagation: Propagation, out: Shapes, x: TensorAxes, hidden: Any, *parameters: TensorAxes | None
+) -> Any:
     """Run one step of a cell."""
     states = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
     unit = states[0].labels[-1]
     for other in states:
-        flow.equate(unit, other.labels[-1])
+        propagation.equate(unit, other.labels[-1])
         if x.ndim == 2:
-            flow.equate(x.labels[0], other.labels[0])
+            propagation.equate(x.labels[0], other.labels[0])
     weights = [p for p in parameters if p is not None]
-    unit = flow.equate(unit, weights[1].labels[1])
+    unit = propagation.equate(unit, weights[1].labels[1])
     uses = x.shape[0] if x.ndim == 2 else 1
-    cell(flow, weights, x.labels[-1], unit, uses)
-    unit = flow.atoms.normal(unit)
-    flow.kind(unit, "hidden")
+    cell(propagation, weights, x.labels[-1], unit, uses)
+    unit = propagation.algebra.normal(unit)
     zero = all(s.zero[-1] for s in states)
-    results = [Axes(shape, (*x.labels[:-1], unit), (False,) * (len(shape) - 1) + (zero,)) for shape in out]
+    results = [
+        TensorAxes(shape, (*x.labels[:-1], unit), (False,) * (len(shape) - 1) + (zero,)) for shape in out
+    ]
     return results[0] if len(results) == 1 else results
 
 
-def packed(flow: Flow, out: Shapes, *operands: Any) -> Any:
+def packed(propagation: Propagation, out: Shapes, *operands: Any) -> Any:
     """Refuse packed sequences: their rows mix batch and time."""
-    flat: list[Axes] = []
+    flat: list[TensorAxes] = []
     for operand in operands:
         flat += [
-            o for o in (operand if isinstance(operand, (list, tuple)) else [operand]) if isinstance(o, Axes)
+            o
+            for o in (operand if isinstance(operand, (list, tuple)) else [operand])
+            if isinstance(o, TensorAxes)
         ]
-    return _refuse(flow, out, flat, "packed sequences are not followed")
+    return _refuse(propagation, out, flat, "packed sequences are not followed")
 
 
-def _refuse(flow: Flow, out: Shapes, states: list[Axes], why: str) -> Any:
+def _refuse(propagation: Propagation, out: Shapes, states: list[TensorAxes], why: str) -> Any:
     for state in states:
-        flow.freeze_all(state, why)
-    return [flow.plain(shape) for shape in out]
+        propagation.freeze_all(state, why)
+    return [propagation.unlabelled(shape) for shape in out]

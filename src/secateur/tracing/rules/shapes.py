@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.tracing.propagate import Axes, Flow, concatenate
+from secateur.tracing.propagate import Propagation, TensorAxes, concatenate
 from secateur.tracing.rules.base import aligned, rule
 
 __all__: list[str] = []
@@ -15,14 +15,14 @@ Shapes = list[tuple[int, ...]]
 
 
 @rule("view", "reshape", "_unsafe_view", "_reshape_alias")
-def view(flow: Flow, out: Shapes, x: Axes, sizes: list[int]) -> Axes:
+def view(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: list[int]) -> TensorAxes:
     """Regroup the axes; remember the sizes that the code wrote."""
     if not isinstance(sizes, (list, tuple)):
-        flow.freeze_all(x, "a view as another type")
-        return flow.plain(out[0], x.data)
-    result = flow.reshape(x, out[0])
+        propagation.freeze_all(x, "a view as another type")
+        return propagation.unlabelled(out[0], x.data)
+    result = propagation.reshape(x, out[0])
     for i, (size, label) in enumerate(zip(sizes, result.labels, strict=True)):
-        flow.literal(i, size, label)
+        propagation.record_size(i, size, label)
     return result
 
 
@@ -37,22 +37,22 @@ def view(flow: Flow, out: Shapes, x: Axes, sizes: list[int]) -> Axes:
     "atleast_2d",
     "atleast_3d",
 )
-def regroup(flow: Flow, out: Shapes, x: Axes, *rest: Any, **options: Any) -> Axes:
+def regroup(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any, **options: Any) -> TensorAxes:
     """Regroup the axes where the code wrote no size."""
-    return flow.reshape(x, out[0])
+    return propagation.reshape(x, out[0])
 
 
 @rule("unflatten")
-def unflatten(flow: Flow, out: Shapes, x: Axes, dim: int, sizes: list[int]) -> Axes:
+def unflatten(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int, sizes: list[int]) -> TensorAxes:
     """Split one axis into written sizes."""
-    result = flow.reshape(x, out[0])
+    result = propagation.reshape(x, out[0])
     for i, size in enumerate(sizes):
-        flow.literal(i, size, result.labels[dim % x.ndim + i])
+        propagation.record_size(i, size, result.labels[dim % x.ndim + i])
     return result
 
 
 @rule("transpose", "swapaxes", "swapdims")
-def transpose(flow: Flow, out: Shapes, x: Axes, i: int, j: int) -> Axes:
+def transpose(propagation: Propagation, out: Shapes, x: TensorAxes, i: int, j: int) -> TensorAxes:
     """Swap two axes."""
     order = list(range(x.ndim))
     order[i], order[j] = order[j], order[i]
@@ -60,25 +60,27 @@ def transpose(flow: Flow, out: Shapes, x: Axes, i: int, j: int) -> Axes:
 
 
 @rule("t", "numpy_T", "adjoint", "mT", "matrix_H", "mH")
-def reverse(flow: Flow, out: Shapes, x: Axes) -> Axes:
+def reverse(propagation: Propagation, out: Shapes, x: TensorAxes) -> TensorAxes:
     """Swap the last two axes (`t`, `mT`), or reverse all (`T`)."""
     if x.ndim < 2:
         return x
     order = list(range(x.ndim))
-    if flow.name == "numpy_T":
+    if propagation.operation_name == "numpy_T":
         return x.permute(order[::-1])
     order[-1], order[-2] = order[-2], order[-1]
     return x.permute(order)
 
 
 @rule("permute")
-def permute(flow: Flow, out: Shapes, x: Axes, order: list[int]) -> Axes:
+def permute(propagation: Propagation, out: Shapes, x: TensorAxes, order: list[int]) -> TensorAxes:
     """Permute the axes."""
     return x.permute(order)
 
 
 @rule("movedim", "moveaxis")
-def movedim(flow: Flow, out: Shapes, x: Axes, source: Any, destination: Any) -> Axes:
+def movedim(
+    propagation: Propagation, out: Shapes, x: TensorAxes, source: Any, destination: Any
+) -> TensorAxes:
     """Move axes to other places."""
     source, destination = aligned(source, x.ndim), aligned(destination, x.ndim)
     order = [i for i in range(x.ndim) if i not in source]
@@ -88,47 +90,47 @@ def movedim(flow: Flow, out: Shapes, x: Axes, source: Any, destination: Any) -> 
 
 
 @rule("expand", "broadcast_to", "expand_as")
-def expand(flow: Flow, out: Shapes, x: Axes, sizes: Any, **options: Any) -> Axes:
+def expand(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, **options: Any) -> TensorAxes:
     """Repeat axes of length 1: new atoms there, which may turn out to be units (grouped queries)."""
     shape = out[0]
     lead = len(shape) - x.ndim
     labels, zero = [], []
     for i, n in enumerate(shape):
         kept = i >= lead and x.shape[i - lead] == n
-        labels.append(x.labels[i - lead] if kept else flow.atoms.label(n))
+        labels.append(x.labels[i - lead] if kept else propagation.algebra.label(n))
         zero.append(x.zero[i - lead] if kept else False)
         if isinstance(sizes, (list, tuple)):
-            flow.literal(i, sizes[i], labels[-1])
+            propagation.record_size(i, sizes[i], labels[-1])
     return x.derived(shape=shape, labels=tuple(labels), zero=tuple(zero))
 
 
 @rule("repeat", "tile")
-def repeat(flow: Flow, out: Shapes, x: Axes, counts: list[int]) -> Axes:
+def repeat(propagation: Propagation, out: Shapes, x: TensorAxes, counts: list[int]) -> TensorAxes:
     """Repeat axes end to end."""
     lead = len(out[0]) - x.ndim
     counts = [1] * (len(out[0]) - len(counts)) + list(counts)
     labels: list[Any] = [None] * lead
     for label, n in zip(x.labels, counts[lead:], strict=True):
         labels.append(label if n == 1 or label is None else np.tile(label, (n, 1)))
-    return Axes(out[0], tuple(labels), (True,) * lead + x.zero, x.data)
+    return TensorAxes(out[0], tuple(labels), (True,) * lead + x.zero, x.data)
 
 
 @rule("repeat_interleave")
 def repeat_interleave(
-    flow: Flow, out: Shapes, x: Axes, repeats: Any, dim: int | None = None, **options: Any
-) -> Axes:
+    propagation: Propagation, out: Shapes, x: TensorAxes, repeats: Any, dim: int | None = None, **options: Any
+) -> TensorAxes:
     """Repeat every entry of an axis in place: (axis, new atoms)."""
     if not isinstance(repeats, int) or dim is None:
-        flow.freeze_all(x, "repeats by tensor")
-        return flow.plain(out[0], x.data)
-    fresh = flow.atoms.label(repeats)
-    flow.literal(0, repeats, fresh)
-    label = flow.atoms.merge(x.labels[dim], x.shape[dim], fresh, repeats)
+        propagation.freeze_all(x, "repeats by tensor")
+        return propagation.unlabelled(out[0], x.data)
+    fresh = propagation.algebra.label(repeats)
+    propagation.record_size(0, repeats, fresh)
+    label = propagation.algebra.merge(x.labels[dim], x.shape[dim], fresh, repeats)
     return x.with_axis(dim, x.shape[dim] * repeats, label, x.zero[dim] and fresh is None)
 
 
 @rule("cat", "concat", "concatenate")
-def cat(flow: Flow, out: Shapes, tensors: list[Axes], dim: int = 0) -> Axes:
+def cat(propagation: Propagation, out: Shapes, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
     """Join along one axis, tie the others."""
     parts = [t for t in tensors if t.shape != (0,)]
     dim %= len(out[0])
@@ -138,18 +140,18 @@ def cat(flow: Flow, out: Shapes, tensors: list[Axes], dim: int = 0) -> Axes:
             labels[axis] = concatenate([p.labels[axis] for p in parts], [p.shape[axis] for p in parts])
         else:
             for other in parts[1:]:
-                labels[axis] = flow.equate(labels[axis], other.labels[axis])
+                labels[axis] = propagation.equate(labels[axis], other.labels[axis])
     zero = tuple(all(p.zero[a] for p in parts) for a in range(len(out[0])))
-    return Axes(out[0], tuple(labels), zero, any(p.data for p in parts))
+    return TensorAxes(out[0], tuple(labels), zero, any(p.data for p in parts))
 
 
 @rule("stack")
-def stack(flow: Flow, out: Shapes, tensors: list[Axes], dim: int = 0) -> Axes:
+def stack(propagation: Propagation, out: Shapes, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
     """Tie the operands; the new axis stays."""
-    shape, labels = flow.elementwise(*tensors)
-    zero = flow.zeros(shape, tensors, every=True)
+    shape, labels = propagation.broadcast(*tensors)
+    zero = propagation.zero_flags(shape, tensors, every=True)
     dim %= len(out[0])
-    return Axes(
+    return TensorAxes(
         out[0],
         (*labels[:dim], None, *labels[dim:]),
         (*zero[:dim], True, *zero[dim:]),
@@ -161,8 +163,13 @@ def stack(flow: Flow, out: Shapes, tensors: list[Axes], dim: int = 0) -> Axes:
     "constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"
 )
 def pad(
-    flow: Flow, out: Shapes, x: Axes, padding: list[int], mode: Any = "constant", value: Any = None
-) -> Axes:
+    propagation: Propagation,
+    out: Shapes,
+    x: TensorAxes,
+    padding: list[int],
+    mode: Any = "constant",
+    value: Any = None,
+) -> TensorAxes:
     """Lengthen axes by entries that are always there."""
     fill = mode if not isinstance(mode, str) else (value or 0)
     for i in range(len(padding) // 2):
@@ -173,7 +180,7 @@ def pad(
         if x.labels[axis] is not None and (
             min(before, after) < 0 or (isinstance(mode, str) and mode != "constant")
         ):
-            x = flow.freeze(x, [axis], "padded from its own entries")
+            x = propagation.freeze(x, [axis], "padded from its own entries")
         label = (
             concatenate([None, x.labels[axis], None], [before, x.shape[axis], after])
             if min(before, after) >= 0
@@ -184,27 +191,27 @@ def pad(
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(flow: Flow, out: Shapes, x: Axes, factor: int) -> Axes:
+def pixel_shuffle(propagation: Propagation, out: Shapes, x: TensorAxes, factor: int) -> TensorAxes:
     """Turn channels (C, r^2) into positions: the inner part stays."""
     squared = factor**2
-    channels, inner = flow.atoms.split(x.labels[-3], x.shape[-3] // squared, squared)
-    flow.atoms.freeze(inner, f"its length is squared: {flow.place}")
-    x = flow.freeze(x, [-1, -2], "spatial")
-    return x.with_axis(-3, out[0][-3], flow.atoms.normal(channels), x.zero[-3]).derived(shape=out[0])
+    channels, inner = propagation.algebra.split(x.labels[-3], x.shape[-3] // squared, squared)
+    propagation.algebra.freeze(inner, f"its length is squared: {propagation.location}")
+    x = propagation.freeze(x, [-1, -2], "spatial")
+    return x.with_axis(-3, out[0][-3], propagation.algebra.normal(channels), x.zero[-3]).derived(shape=out[0])
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, out: Shapes, x: Axes, factor: int) -> Axes:
+def pixel_unshuffle(propagation: Propagation, out: Shapes, x: TensorAxes, factor: int) -> TensorAxes:
     """Turn positions into channels (C, r^2)."""
-    x = flow.freeze(x, [-1, -2], "spatial")
-    label = flow.atoms.merge(x.labels[-3], x.shape[-3], None, factor**2)
+    x = propagation.freeze(x, [-1, -2], "spatial")
+    label = propagation.algebra.merge(x.labels[-3], x.shape[-3], None, factor**2)
     return x.with_axis(-3, out[0][-3], label, x.zero[-3]).derived(shape=out[0])
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(flow: Flow, out: Shapes, x: Axes, groups: int) -> Axes:
+def channel_shuffle(propagation: Propagation, out: Shapes, x: TensorAxes, groups: int) -> TensorAxes:
     """Swap (group, channel) to (channel, group); the number of groups stays."""
-    outer, inner = flow.atoms.split(x.labels[1], groups, x.shape[1] // groups)
-    flow.atoms.freeze(outer, f"the number of groups is written: {flow.place}")
-    label = flow.atoms.merge(flow.atoms.normal(inner), x.shape[1] // groups, None, groups)
+    outer, inner = propagation.algebra.split(x.labels[1], groups, x.shape[1] // groups)
+    propagation.algebra.freeze(outer, f"the number of groups is written: {propagation.location}")
+    label = propagation.algebra.merge(propagation.algebra.normal(inner), x.shape[1] // groups, None, groups)
     return x.with_axis(1, x.shape[1], label, x.zero[1])
