@@ -247,7 +247,7 @@ WRONG = {
     "net.py:ready --budget tolerance=0.1": "holdout",
     "net.py:ready --ignore 22": "no layer '22'",
     "net.py:ready --weights none.safetensors": "does not exist",
-    "net.py:ready --weights net.py": "no safetensors file",
+    "net.py:ready --weights net.py": "neither a safetensors file",
     "net.py:ready --device abacus": "cannot compute on 'abacus'",
     "net.py:ready --out net.py/small": "cannot write into",
     "net.py:ready --out /proc/small": "cannot write into",

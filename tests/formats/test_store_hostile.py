@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 from oracles import half_plan
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
-from secateur.core import InputError, Plan, PlanError, SecateurError, StoreError
+from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.formats import fingerprint
 from secateur.formats.store import load, load_plan, load_report, save
 from secateur.tracing.trace import trace
@@ -60,10 +58,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"slope": 0.5}, r"outputs differ by .*'act' has negative_slope=0.5; saved: negative_slope=0.01"),
-        ({"stride": 2}, r"shapes \[\[2, 4, 3, 3\]\], and the saved one \[\[2, 4, 6, 6\]\]"),
-        ({"scale": 7.0}, r"computes something else than the saved one.*outputs differ by 6.0e\+00"),
-        ({"eps": 1e-3}, r"outputs differ by .*'norm' has 4, eps=0.001"),
+        (
+            {"slope": 0.5},
+            r"outputs differ by .*'act' is LeakyReLU\(negative_slope=0.5\), saved: LeakyReLU\(.*=0.01\)",
+        ),
+        ({"stride": 2}, r"shapes \[\[2, 4, 3, 3\]\], the saved model \[\[2, 4, 6, 6\]\]"),
+        ({"scale": 7.0}, r"computes something else than the saved model.*outputs differ by 6.0e\+00"),
+        ({"eps": 1e-3}, r"outputs differ by .*'norm' is BatchNorm2d\(4, eps=0.001"),
     ],
 )
 def test_a_factory_of_another_model_of_the_same_shapes(
@@ -83,10 +84,10 @@ def test_what_is_without_effect_may_be_otherwise(tmp_path: Path) -> None:
 
 
 class Noisy(nn.Sequential):
-    """Adds noise in evaluation mode, too."""
+    """Adds noise of its own generator in evaluation mode, too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + torch.rand(1, dtype=x.dtype)
+        return super().forward(x) + np.random.default_rng().random()
 
 
 class NotFinite(nn.Sequential):
@@ -106,8 +107,9 @@ def test_models_whose_outputs_cannot_be_compared(tmp_path: Path, kind: type[nn.S
     assert "outputs" not in document["body"]["fingerprint"]
     for _ in range(3):
         load(place, make)
-    with pytest.raises(PlanError, match=r"other settings.*'1' has negative_slope=0.5"):
+    with pytest.warns(UserWarning, match=r"other settings.*'1' is LeakyReLU\(negative_slope=0.5") as seen:
         load(place, lambda: make(0.5))
+    assert seen[0].filename == __file__
 
 
 def test_a_fingerprint_changes_neither_the_model_nor_the_randomness() -> None:
@@ -151,7 +153,7 @@ def test_a_renamed_class_is_taken_and_said(folder: Path) -> None:
     class Renamed(Small):
         pass
 
-    with pytest.warns(UserWarning, match="the class was called Small, the factory makes .*Renamed") as seen:
+    with pytest.warns(UserWarning, match="class was called Small, the factory's is called .*Renamed") as seen:
         again = load(folder, Renamed)
     assert seen[0].filename == __file__
     assert torch.equal(again.inlet.weight, load(folder, Small).inlet.weight)
@@ -166,13 +168,13 @@ def test_a_foreign_plan_json_is_left_as_it_is(tmp_path: Path) -> None:
     small = shrink(model, plan, check=False)
     for text in ('{"my": "own plan"}', "", '{"format": 1}'):
         (tmp_path / "plan.json").write_text(text)
-        with pytest.raises(StoreError, match=r"plan.json is not of an earlier save.*move it"):
+        with pytest.raises(StoreError, match=r"plan.json was not written by an earlier save.*move it"):
             save(tmp_path, small, plan)
         assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
         assert (tmp_path / "plan.json").read_text() == text
     (tmp_path / "plan.json").unlink()
     (tmp_path / "plan.json").mkdir()
-    with pytest.raises(StoreError, match=r"plan.json is no file"):
+    with pytest.raises(StoreError, match=r"plan.json is not a file"):
         save(tmp_path, small, plan)
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
     (tmp_path / "plan.json").rmdir()
@@ -232,86 +234,70 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(f'{{"format": 1,\n"sha256": "{digest}",\n"body": {text}}}')
 
 
-def places(tree: Any, path: tuple[Any, ...] = (), depth: int = 4) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every entry of a document, as deep as that."""
-    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in entries if depth else ():
-        yield (*path, key)
-        yield from places(value, (*path, key), depth - 1)
+def change(folder: Path, way: tuple[str, ...], value: Any) -> None:
+    def put(body: Any) -> None:
+        for key in way[:-1]:
+            body = body[key]
+        body[way[-1]] = value
 
-
-@pytest.mark.filterwarnings("ignore:the class was called")
-def test_no_missing_or_mistyped_field_ends_in_a_raw_error(folder: Path) -> None:
-    whole = (folder / "plan.json").read_text()
-    gone = object()
-    found = 0
-    wrong = itertools.cycle([None, 5, -1, "x", [], {}, [["a"]]])
-    for way in places(json.loads(whole)["body"]):
-        if way[0] in ("about", "versions") or (way[0] == "report" and len(way) > 1):
-            continue
-        for value in (gone, next(wrong)):
-            (folder / "plan.json").write_text(whole)
-
-            def change(body: dict[str, Any], way: tuple[Any, ...] = way, value: Any = value) -> None:
-                for key in way[:-1]:
-                    body = body[key]
-                if value is gone:
-                    del body[way[-1]]
-                else:
-                    body[way[-1]] = value
-
-            reseal(folder, change)
-            try:
-                load(folder, Small)
-            except SecateurError:
-                found += 1
-    assert found > 100
+    reseal(folder, put)
 
 
 @pytest.mark.parametrize(
     ("way", "value", "words"),
     [
-        (("files",), None, "field 'files' is a NoneType, not a dict"),
-        (("model",), 5, "field 'model' is a int, not a dict"),
-        (("files", "model", "name"), "../x.safetensors", "names '../x.safetensors', which no save writes"),
-        (("model", "training"), [5], "field 'model/training/0' is no name"),
-        (("model", "strides"), {"inlet.weight": [0, 0, 0, 0]}, "field 'model/strides/inlet.weight'"),
-        (("plan",), {"a": 1}, "field 'plan' holds no plan"),
-        (("plan", "network"), 5, "field 'network' of Plan is a int"),
-        (("plan", "keep"), 5, "field 'keep' of Plan is a int"),
-        (("plan", "keep", "inlet"), {"$ints": [[0, 10**12, 1]], "shape": [10**12]}, "runs of fewer than 1"),
-        (("plan", "keep", "inlet"), {"$ints": [[2**63, 4, 1]], "shape": [4]}, "no plan: OverflowError"),
-        (("plan", "keep", "inlet"), {"$ints": [[0.5, 4, 1]], "shape": [4]}, "runs that are no integers"),
+        (("files", "model", "name"), "../x.safetensors", "names '../x.safetensors', which save does not"),
+        (("files", "model", "name"), "x", "names 'x', which save does not write"),
+        (("plan",), {"a": 1}, "a dict instead of a plan"),
+        (("plan", "keep"), 5, "keep must map group names to unit numbers"),
+        (("plan", "keep", "inlet"), {"$ints": [[0, 10**12, 1]], "shape": [10**12]}, "at most"),
+        (("plan", "keep", "inlet"), {"$ints": [[2**63, 4, 1]], "shape": [4]}, "not a plan: OverflowError"),
         (("plan", "keep", "inlet"), {"$ints": [[6, 4, 1]], "shape": [4]}, "has unit 8 at index 2"),
+        (("fingerprint", "inputs"), [{"tensor": "float32", "shape": [2**40], "values": None}], "fails on"),
     ],
 )
 def test_errors_name_the_field(folder: Path, way: tuple[str, ...], value: Any, words: str) -> None:
-    def change(body: dict[str, Any]) -> None:
-        for key in way[:-1]:
-            body = body[key]
-        assert way[-1] in body
-        body[way[-1]] = value
-
-    reseal(folder, change)
+    change(folder, way, value)
     with pytest.raises((StoreError, PlanError), match=words):
         load(folder, Small)
 
 
-def test_fields_that_are_missing_are_named(folder: Path) -> None:
-    whole = (folder / "plan.json").read_text()
-    for way in ("files", "model", "plan", "report", "files/model", "files/model/sha256", "model/ties"):
-        (folder / "plan.json").write_text(whole)
+@pytest.mark.parametrize("attribute", ["__class__.__call__", "forward.__func__.x", "kind.width", "place.x"])
+def test_a_plan_changes_the_model_only_and_no_class(tmp_path: Path, attribute: str) -> None:
+    class Holder(Small):
+        kind, place = type("Kind", (), {"width": 8}), os
 
-        def change(body: dict[str, Any], way: str = way) -> None:
-            *path, last = way.split("/")
-            for key in path:
-                body = body[key]
-            del body[last]
+    place = saved(tmp_path / "run", Holder())
+    size = {"$type": "Size", "module": "", "attribute": attribute, "value": 8}
+    index = {"$tuple": [{"$ints": [[0, 8, 1], [0, 8, 1]], "shape": [2, 8]}]}
+    size |= {"groups": {"$tuple": ["inlet"]}, "index": index}
+    change(place, ("plan", "graph", "sizes"), {"$tuple": [size]})
+    with pytest.raises(PlanError, match="is not an attribute of the model"):
+        load(place, Holder)
+    assert Holder.kind.width == 8
+    assert isinstance(Holder()(X), Tensor)
 
-        reseal(folder, change)
-        for read in (lambda: load(folder, Small), lambda: load_plan(folder), lambda: load_report(folder)):
-            with pytest.raises(StoreError, match=f"has no field '{way}'"):
-                read()
+
+def test_a_save_deletes_nothing_outside_its_folder(folder: Path) -> None:
+    (folder.parent / "mine").write_text("a file of the user's")
+    change(folder, ("files", "model", "name"), "../mine")
+    saved(folder, Small())
+    assert (folder.parent / "mine").exists()
+    load(folder, Small)
+
+
+def test_a_plan_json_that_is_no_plain_file_or_too_large(folder: Path) -> None:
+    path = folder / "plan.json"
+    with path.open("r+b") as file:
+        file.truncate(2**33)  # sparse: it takes no space
+    with pytest.raises(StoreError, match="not a file of at most"):
+        load(folder, Small)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match="not a file"):
+        load(folder, Small)
+    with pytest.raises(StoreError, match="not a file"):
+        saved(folder, Small())
 
 
 def test_nesting_too_deep(folder: Path) -> None:
@@ -319,23 +305,6 @@ def test_nesting_too_deep(folder: Path) -> None:
     for text in ("[" * 100000, whole.replace('"body": {', '"body": {"x":' + "[" * 50000 + "]" * 50000 + ",")):
         (folder / "plan.json").write_text(text)
         with pytest.raises(StoreError, match=r"plan.json is damaged"):
-            load(folder, Small)
-
-
-def test_tensors_of_another_kind(folder: Path) -> None:
-    (path,) = folder.glob("model-*")
-    tensors = load_file(path)
-    for name, tensor, words in (
-        ("inlet.bias", torch.zeros(4).long(), "'inlet.bias' was saved as torch.int64, and is torch.float32"),
-        ("inlet.bias", torch.zeros(5), r"inlet.bias is \(4,\), not \(5,\)"),
-        ("norm.num_batches_tracked", torch.zeros(()), "saved as torch.float32, and is torch.int64"),
-    ):
-        save_file({**tensors, name: tensor}, folder / "draft")
-        digest = hashlib.sha256((folder / "draft").read_bytes()).hexdigest()
-        new = (folder / "draft").rename(folder / f"model-{digest[:16]}.safetensors")
-        said = {"name": new.name, "bytes": new.stat().st_size, "sha256": digest}
-        reseal(folder, lambda body, said=said: body["files"].update(model=said))
-        with pytest.raises((StoreError, PlanError), match=words):
             load(folder, Small)
 
 

@@ -32,7 +32,7 @@ from secateur.core import (
 )
 from secateur.data import DATASETS, Dataset, load
 from secateur.execution import evaluating, to_model
-from secateur.formats.weights import load_weights
+from secateur.formats.weights import load_weights, split_key
 from secateur.methods import METHODS, Method
 
 BUDGETS: dict[str, Callable[..., Any]] = {
@@ -88,7 +88,7 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
 
     Args:
         name: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.
-        weights: A safetensors file with the model's state, or None.
+        weights: A checkpoint, or ``file:key`` for one state dict in it, or None.
 
     Returns:
         The model in evaluation mode, and the factory's attribute `example_inputs` (called, if it is a
@@ -107,7 +107,7 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, *split_key(weights))
     return model.eval(), example
 
 

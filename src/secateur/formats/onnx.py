@@ -1,21 +1,18 @@
-"""ONNX files of pruned models, each compared with the model before it takes its place."""
+"""ONNX files of pruned models; each is compared with the model before it replaces an older file."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import io
 import logging
 import math
 import re
-import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,18 +21,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
-from secateur.formats.weights import place_of
+from secateur.formats.paths import to_path
 from secateur.tracing.export import copy_sharing_tensors, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 
-Args = tuple[Any, ...]
+__all__ = ["export_any_batch", "export_onnx"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword inputs
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STACK = " See the stack trace for more information."
-DULL = ("For ", "If you suspect", "(Refer to", "The error above", "The following call", "Caused by")
-OTHER_BATCHES = (lambda n: 1, lambda n: n + 1, lambda n: 2 * n + 1)
-LIMIT = 2**31 - 2**20  # protobuf holds 2 GiB: beyond it the weights lie in a file beside
+ADVICE = ("For ", "If you suspect", "(Refer to", "The error above", "The following call", "Caused by")
+LIMIT = 2**31 - 2**20  # protobuf holds 2 GiB: larger weights go to a second file
 
 
 def export_onnx(
@@ -47,27 +45,66 @@ def export_onnx(
     dynamic_shapes: Any = None,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Write a model as an ONNX file, after comparing it in onnxruntime with the model.
+    """Write a model as an ONNX file after comparing it in onnxruntime with the model.
 
     Args:
-        model: Any module; exported in evaluation mode, and left as it is.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keywords.
+        model: Any module; exported in evaluation mode, and not changed.
+        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs.
         path: The file, replaced if it exists; weights beyond 2 GiB go to a file of that name plus ``.data``.
         example_kwargs: Keyword inputs.
         dynamic_shapes: Which axes may vary, as `torch.onnx.export` takes it; none if None.
-        tolerance: Largest difference accepted, relative to the largest finite value of the same output.
+        tolerance: Largest accepted difference, relative to the largest finite value of the same output.
 
     Returns:
-        The difference that was found.
+        The difference.
 
     Raises:
-        InputError: The packages of the extra ``onnx`` are missing, what was given is no model, or has a
-            dtype that onnxruntime cannot take.
-        CaptureError: torch cannot export the model, its reason is in the message; or not with an axis free
-            that `dynamic_shapes` lets vary.
-        ExactnessError: onnxruntime computes something else; nothing is written.
-        StoreError: The file cannot be written.
+        InputError: If the packages of the extra ``onnx`` are missing, `model` is not a module, or onnxruntime
+            does not support a dtype.
+        CaptureError: If torch cannot export the model, or an axis of `dynamic_shapes` cannot vary.
+        ExactnessError: If onnxruntime computes something else; nothing is written.
+        StoreError: If the file cannot be written.
     """
+    args, kwargs = _check_arguments(model, example_inputs, example_kwargs)
+    return _write(model, [(args, kwargs)], to_path(path), dynamic_shapes, tolerance)
+
+
+def export_any_batch(model: nn.Module, example_inputs: Any, path: str | Path) -> bool:
+    """Write a model as an ONNX file for any batch size or, if that fails, for the example's.
+
+    The first axis of each input is the batch.  The file is also compared at another batch size, which a shape
+    fixed in the code does not divide.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        path: The file.
+
+    Returns:
+        Whether the file takes any batch size.
+
+    Raises:
+        SecateurError: As `export_onnx`.
+    """
+    call = _check_arguments(model, example_inputs, None)
+    batch = {0: torch.export.Dim("batch")}
+    shapes = tree_map(lambda t: batch if isinstance(t, Tensor) and t.ndim else None, call[1] or call[0])
+
+    def repeat(leaf: Any) -> Any:
+        """Return 2 n + 1 rows instead of n."""
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return leaf
+        return leaf[torch.arange(2 * len(leaf) + 1, device=leaf.device) % len(leaf)]
+
+    try:
+        _write(model, [call, tree_map(repeat, call)], to_path(path), shapes, TOLERANCE)
+    except (CaptureError, ExactnessError):
+        _write(model, [call], to_path(path), None, TOLERANCE)
+        return False
+    return True
+
+
+def _check_arguments(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Call:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}: pip install 'secateur[onnx]'")
@@ -77,85 +114,34 @@ def export_onnx(
     tensors = [t for t in tree_leaves((args, kwargs, [*model.parameters()])) if isinstance(t, Tensor)]
     if any(t.dtype == torch.bfloat16 for t in tensors):
         raise InputError("onnxruntime cannot check bfloat16: export model.float() with float inputs")
-    still = copy_sharing_tensors(model)
-    place = place_of(path).absolute()
-    draft = place.parent / f".{place.name}-{uuid4().hex}.tmp"
+    return args, dict(kwargs)
+
+
+def _write(model: nn.Module, calls: list[Call], path: Path, shapes: Any, tolerance: float) -> float:
+    """Export the model for the first call, compare it on all, and put the file in its place."""
+    place, model = path.absolute(), copy_sharing_tensors(model)
     try:
-        draft.mkdir(parents=True)
-        _export(still, args, kwargs, draft / place.name, dynamic_shapes)
-        if dynamic_shapes is not None:
-            _check_free(still, args, kwargs, draft / place.name, dynamic_shapes)
-        difference = _difference(still, args, kwargs, draft / place.name)
-        if not difference <= tolerance:
-            how = f"by {difference:.1e} of an output's largest value; at most {tolerance:g} is accepted"
-            other = "in the outputs' shapes, or in where they are NaN or infinite"
-            raise ExactnessError(
-                f"onnxruntime deviates from the model "
-                f"{how if math.isfinite(difference) else other}. {place} was not written"
-            )
-        for file in sorted(draft.iterdir(), reverse=True):  # the .data file before the one that names it
-            file.replace(place.parent / file.name)
+        if place.exists() and not place.is_file():
+            raise StoreError(f"{place} is not a file and is not replaced: choose another path")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as folder:
+            draft = Path(folder) / place.name
+            _export(model, *calls[0], draft, shapes)
+            difference = max(_difference(model, *call, draft) for call in calls)
+            if not difference <= tolerance:
+                how = f"by {difference:.1e} of an output's largest value (accepted: {tolerance:g})"
+                if not math.isfinite(difference):
+                    how = "in the outputs' shapes, or in where they are NaN or infinite"
+                raise ExactnessError(f"onnxruntime deviates from the model {how}. {place} was not written")
+            for file in sorted(draft.parent.iterdir(), reverse=True):  # .data before the file that names it
+                file.replace(place.parent / file.name)
     except OSError as error:
         raise StoreError(f"cannot write {place}: {error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return difference
 
 
-def export_any_batch(model: nn.Module, example_inputs: Any, path: str | Path) -> bool:
-    """Write a model as an ONNX file that takes any batch size, or if it cannot be, the one of the example.
-
-    The first axis of each input is the batch.  The file is compared with the model at batches of one, of
-    one more than the example's, and of one more than twice that: a shape that the code fixes divides none
-    but multiples of the example's batch.
-
-    Args:
-        model: Any module.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keywords.
-        path: The file.
-
-    Returns:
-        Whether it takes any batch size.
-
-    Raises:
-        SecateurError: As `export_onnx`.
-    """
-    args, kwargs = as_call(example_inputs)
-    free = {0: torch.export.Dim("batch")}
-    shapes = tree_map(lambda t: free if isinstance(t, Tensor) and t.ndim else None, kwargs or args)
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "model.onnx"
-        try:
-            export_onnx(model, args, draft, kwargs, dynamic_shapes=shapes)
-            varies = all(
-                _agrees(copy_sharing_tensors(model), args, kwargs, draft, rows) for rows in OTHER_BATCHES
-            )
-        except (CaptureError, ExactnessError):
-            varies = False
-    export_onnx(model, args, path, kwargs, dynamic_shapes=shapes if varies else None)
-    return varies
-
-
-def _agrees(
-    model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, rows: Callable[[int], int]
-) -> bool:
-    """Say whether file and model agree at another batch size; not where the model cannot take it."""
-
-    def other(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.ndim:
-            return leaf
-        return leaf[torch.arange(rows(len(leaf)), device=leaf.device) % len(leaf)]
-
-    more, keywords = tree_map(other, (args, dict(kwargs)))
-    try:
-        with torch.no_grad():
-            model(*more, **keywords)
-    except Exception:
-        return False
-    return _difference(model, more, keywords, path) <= TOLERANCE
-
-
-def _export(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
+def _export(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
+    """Write the file and check that the axes named in `shapes` vary in it."""
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     try:
         with without_fused_attention(), _quiet():
@@ -173,63 +159,33 @@ def _export(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path,
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        place = user_code_line(cause)
-        where = f" at {place}" if place else ""
+        line = user_code_line(cause)
         raise CaptureError(
-            f"torch cannot export {type(model).__name__} to ONNX{where}: "
+            f"torch cannot export {type(model).__name__} to ONNX{f' at {line}' if line else ''}: "
             f"{type(cause).__name__}: {_first_lines(cause)}"
         ) from error
+    wanted = {x.__name__ for x in tree_leaves(shapes) if getattr(x, "__name__", None)}
+    fixed = wanted - {size for x in _session(path).get_inputs() for size in x.shape}
+    if fixed:
+        raise CaptureError(
+            f"{', '.join(sorted(fixed))} cannot vary, though dynamic_shapes names it: the model's code or "
+            "weights fix its length. Leave it out of dynamic_shapes, or change the code"
+        )
 
 
 def _first_lines(error: BaseException) -> str:
-    """Return what an error of torch's says first, without colours, logs and advice for its authors."""
+    """Return the first lines of an exporter's error without colours, logs and advice for its authors."""
     lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines()]
-    telling = [line.split(" For more info")[0] for line in lines if line and not line.startswith(DULL)]
-    said, cause = " ".join(telling[:3]) or type(error).__name__, error.__cause__
-    if cause is not None and said.endswith(STACK):
-        return f"{said.removesuffix(STACK)} ({type(cause).__name__}: {_first_lines(cause)})"
-    return said
-
-
-def _check_free(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path, shapes: Any) -> None:
-    """Refuse a file in which an axis has a fixed length that was to vary."""
-    import onnx
-
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    free: dict[int, set[int]] = {}
-    named = shapes if isinstance(shapes, Mapping) else dict(zip(bound, shapes, strict=False))
-    _gather_free(dict(bound), named, free)
-    tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
-    inputs = onnx.load(path, load_external_data=False).graph.input
-    for found, tensor in zip(inputs, tensors, strict=False):
-        for axis in sorted(free.get(id(tensor), ())):
-            size = found.type.tensor_type.shape.dim[axis]
-            if size.HasField("dim_value"):
-                raise CaptureError(
-                    f"axis {axis} of input {found.name!r} is {size.dim_value} in the file, "
-                    "though dynamic_shapes lets it vary: the model's code or weights fix it. "
-                    "Leave it out of dynamic_shapes, or change the code"
-                )
-
-
-def _gather_free(value: Any, shapes: Any, free: dict[int, set[int]]) -> None:
-    """Add, by the id of each tensor, the axes that dynamic shapes name."""
-    if isinstance(value, Tensor):
-        pairs = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes or ())
-        fixed = (None, torch.export.Dim.AUTO, torch.export.Dim.STATIC)
-        axes = {axis for axis, size in pairs if size not in fixed and not isinstance(size, int)}
-        free[id(value)] = free.get(id(value), axes) & axes
-    elif isinstance(value, Mapping) and isinstance(shapes, Mapping):
-        for key in value:
-            _gather_free(value[key], shapes.get(key), free)
-    elif isinstance(value, (list, tuple)) and isinstance(shapes, (list, tuple)):
-        for inner, said in zip(value, shapes, strict=False):
-            _gather_free(inner, said, free)
+    useful = [line.split(" For more info")[0] for line in lines if line and not line.startswith(ADVICE)]
+    text, cause = " ".join(useful[:3]) or type(error).__name__, error.__cause__
+    if cause is not None and text.endswith(STACK):
+        return f"{text.removesuffix(STACK)} ({type(cause).__name__}: {_first_lines(cause)})"
+    return text
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch and the exporter log and print; errors say what matters of it."""
+    """Silence what torch and the exporter log and print; the error repeats what matters."""
     before, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
@@ -240,39 +196,51 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _run(path: Path, given: list[Any]) -> list[Any]:
+def _session(path: Path) -> Any:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return session.run(None, dict(zip((x.name for x in session.get_inputs()), given, strict=True)))
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CaptureError(f"onnxruntime cannot load the exported model: {_first_lines(error)}") from error
+
+
+def _run(path: Path, inputs: list[Any]) -> list[Any]:
+    session = _session(path)
+    try:
+        return session.run(None, dict(zip((x.name for x in session.get_inputs()), inputs, strict=True)))
     except Exception as error:
         raise CaptureError(f"onnxruntime cannot run the exported model: {_first_lines(error)}") from error
 
 
-def _difference(model: nn.Module, args: Args, kwargs: Mapping[str, Any], path: Path) -> float:
+def _difference(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path) -> float:
     leaves = tree_leaves((args, dict(kwargs)))
-    found = _run(path, [t.detach().cpu().numpy() for t in leaves if isinstance(t, Tensor)])
-    with torch.no_grad():
-        wanted = [t.cpu().numpy() for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
-    if len(wanted) != len(found):
+    outputs = _run(path, [t.detach().cpu().numpy() for t in leaves if isinstance(t, Tensor)])
+    try:
+        with torch.no_grad():
+            leaves = tree_leaves(model(*args, **kwargs))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptureError(
+            f"{type(model).__name__} fails on inputs of another batch size: {reason}"
+        ) from error
+    expected = [t.cpu().numpy() for t in leaves if isinstance(t, Tensor)]
+    if len(expected) != len(outputs):
         return math.inf
-    return max((_apart(a, np.asarray(b)) for a, b in zip(wanted, found, strict=True)), default=0.0)
+    pairs = zip(expected, outputs, strict=True)
+    return max((_relative_difference(a, np.asarray(b)) for a, b in pairs), default=0.0)
 
 
-def _apart(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    """Return the largest difference of two arrays, relative to the largest finite value wanted.
+def _relative_difference(expected: NDArray[Any], output: NDArray[Any]) -> float:
+    """Return the largest difference of two arrays, relative to the largest finite value expected.
 
-    Infinite where shapes differ, or where NaN, inf and -inf are elsewhere.
+    Infinite if the shapes differ, or if NaN, inf and -inf are at different places.
     """
-    if wanted.shape != found.shape:
+    if expected.shape != output.shape:
         return math.inf
-    finite = np.isfinite(wanted)
-    alike = np.array_equal(wanted[~finite], found[~finite], equal_nan=True)
-    if not alike or not np.isfinite(found[finite]).all():
+    finite = np.isfinite(expected)
+    same = np.array_equal(expected[~finite], output[~finite], equal_nan=True)
+    if not same or not np.isfinite(output[finite]).all():
         return math.inf
-    a, b = wanted[finite].astype(np.float64), found[finite].astype(np.float64)
+    a, b = expected[finite].astype(np.float64), output[finite].astype(np.float64)
     return float(np.abs(a - b).max(initial=0)) / (float(np.abs(a).max(initial=0)) or 1.0)
-
-
-__all__ = ["export_any_batch", "export_onnx"]

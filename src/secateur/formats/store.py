@@ -1,9 +1,8 @@
-"""Saved results: a folder with safetensors files and one plan.json that says what belongs to it.
+"""Saved results: a folder with safetensors files and plan.json, which names and describes them.
 
-plan.json is the commit: it names the other files by content and holds their SHA-256, and its own.  A
-new folder is prepared beside its place and moved there whole; in a folder that exists, the new files
-are added under new names, plan.json is replaced, and only then what the old one named is removed.
-So a reader finds the old result or the new one, whenever the writer dies.  Nothing is pickled.
+Every save writes its files under new names and then replaces plan.json in one step: before that step
+readers find the old result, after it the new one.  Last, the files of the old plan.json are removed.
+plan.json holds the SHA-256 of each file and its own.  Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from glob import escape
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -31,30 +29,19 @@ from torch import nn
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.core.indices import kept_shapes
-from secateur.formats import fingerprint, weights
+from secateur.formats import fingerprint, model_tensors
+from secateur.formats.paths import to_path
 from secateur.formats.plan_json import decode, encode
+
+__all__ = ["DOCUMENT", "load", "load_plan", "load_report", "save"]
 
 FORMAT = 1
 DOCUMENT = "plan.json"
-REMEDY = "copy the folder anew, or save again"
-ABANDONED = 86400.0  # seconds after which what a killed save left is removed
-OURS = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
-MARK = re.compile(rb'\{"format": \d+,\s*"sha256": "')
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "files": dict,
-    "files/model": dict,
-    "model": dict,
-    "model/class": str,
-    "model/modules": dict,
-    "model/training": list,
-    "model/fixed": list,
-    "model/ties": dict,
-    "model/strides": dict,
-    "plan": dict,
-    "report": (dict, type(None)),
-}
-FILE_FIELDS = {"name": str, "bytes": int, "sha256": str}
-FINGERPRINT_FIELDS = {"torch": str, "settings": dict}
+LARGEST = 2**30  # bytes of plan.json
+REMEDY = "copy the folder again, or save again"
+FILE_NAME = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
+START = re.compile(rb'\{"format": \d+,\s*"sha256": "')
+READERS: dict[str, Callable[[Path], dict[str, Any]]] = {"model": load_file, "plan": load_arrays}
 
 
 def save(
@@ -64,218 +51,210 @@ def save(
     report: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a pruned model, its plan and its report; after a failure the folder is as it was.
+    """Write a pruned model, its plan and its report.
+
+    If saving fails, the folder stays as it was.  If the process is killed, the old result stays, and a file
+    ``model-....safetensors`` that plan.json does not name may remain.
 
     Args:
-        folder: Made if need be.  Files in it that are not of an earlier save stay.
+        folder: Created if missing.  Other files in it stay.
         model: The pruned model.
-        plan: The plan that it was shrunk by.
-        report: What JSON can hold, kept beside the plan.
-        versions: Of the software, for the reader.
+        plan: The plan that pruned it.
+        report: A report as JSON.
+        versions: Versions of the software.
 
     Raises:
-        PlanError: The model is not what the plan leaves.
-        StoreError: The folder cannot be written or has a plan.json that is not ours, or the model holds
-            what safetensors cannot.
+        PlanError: If the model is not the one that the plan leaves.
+        StoreError: If the folder cannot be written, if it has a plan.json of another origin, or if the model
+            has a tensor that safetensors cannot hold.
     """
-    place = weights.place_of(folder).resolve()
-    with _writing(place):
-        _refuse_foreign(place / DOCUMENT)
-    left = kept_shapes(plan.graph, plan.keep)
-    weights.check(model, left, "the model to be saved", "Save the model that this plan pruned")
+    place = to_path(folder).resolve()
+    expected = kept_shapes(plan.graph, plan.keep)
+    model_tensors.check(model, expected, "the model to save", "Save the model that this plan pruned")
+    tensors = model_tensors.gather_tensors(model)
     document, arrays = encode(plan)
-    with _writing(place), _beside(place) as draft:
-        files = {"model": _write(draft / "model", save_file, weights.collect_statistics(model))}
+    body = {
+        "about": plan.explain().splitlines(),
+        "versions": dict(versions or {}),
+        "model": model_tensors.describe(model),
+        "fingerprint": fingerprint.take(model, plan.graph.example_inputs, plan.graph.example_kwargs),
+        "plan": document,
+        "report": report,
+    }
+    written: list[Path] = []
+    is_new = not place.exists()
+    try:
+        _files_of_last_save(place)  # refuses a folder of another origin early
+        place.mkdir(parents=True, exist_ok=True)
+        files = {"model": _write(place, "model", save_file, tensors, written)}
         if arrays:
-            files["plan"] = _write(draft / "plan", save_arrays, arrays)
-        body = {
-            "about": plan.explain().splitlines(),
-            "versions": dict(versions or {}),
-            "files": files,
-            "model": weights.describe(model),
-            "fingerprint": fingerprint.take(model, plan.graph.example_inputs, plan.graph.example_kwargs),
-            "plan": document,
-            "report": report,
-        }
-        _write_document(draft / DOCUMENT, body)
-        _commit(draft, place)
+            files["plan"] = _write(place, "plan", save_arrays, arrays, written)
+        text = _to_json({**body, "files": files})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        written.append(draft := place / f".{DOCUMENT}-{uuid4().hex}.tmp")
+        draft.write_text(f'{{"format": {FORMAT},\n"sha256": "{digest}",\n"body": {text}}}', encoding="utf-8")
+        _flush(draft)
+        old = _files_of_last_save(place)
+        draft.replace(place / DOCUMENT)
+        written = []
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"cannot save to {place}: {error}. Nothing there has changed; choose a folder that can be "
+            "written, with enough space"
+        ) from error
+    finally:
+        _remove(written)
+        if written and is_new:
+            with suppress(OSError):
+                place.rmdir()
+    _remove(old)
 
 
 def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
-    """Return the saved model, built by replaying the plan on a fresh instance of the original class.
+    """Return the saved model: the plan is applied to a new instance of the original class.
 
     Args:
         folder: A folder that `save` wrote.
-        factory: Makes the model as it was before the pruning; its weights do not matter.
+        factory: Returns the model as it was before pruning; its weights do not matter.
 
     Returns:
-        The model, on the device of the factory's, with the saved weights, buffers, ties and mode.
+        The model, on the device of the factory's, with the saved weights, buffers, ties and modes.
 
     Raises:
-        StoreError: The folder is missing, damaged, or of a newer version.
-        PlanError: The factory makes another model: other tensors, other modules, or with the saved
-            weights other outputs.
-        InputError: The factory fails, or makes no model.
+        StoreError: If the folder is missing, damaged, or of a newer version.
+        PlanError: If the factory returns another model: with other tensors, other modules, or with other
+            outputs once it has the saved weights.
+        InputError: If the factory fails or does not return a model.
     """
-    place, body = weights.place_of(folder), _read(folder, "model", "plan")
-    plan, fresh = _plan(place, body), _call(factory)
-    remedy = f"{place / DOCUMENT} needs a factory that makes the model as it was before the pruning"
-    weights.check(fresh, plan.graph.shapes, "the factory's model", remedy)
+    body, files = _read(folder, "model", "plan")
+    path = to_path(folder) / DOCUMENT
+    plan, fresh = _plan(body, files), _call(factory)
+    remedy = f"{path} needs a factory that returns the model as it was before pruning"
+    model_tensors.check(fresh, plan.graph.shapes, "the factory's model", remedy)
     try:
+        _check_sizes(fresh, plan)
         small = shrink(fresh, plan, check=False)
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise PlanError(
-            f"the plan in {place / DOCUMENT} cannot be replayed on {type(fresh).__name__}: "
-            f"{type(error).__name__}: {error}"
+            f"the plan in {path} cannot be applied to the factory's {type(fresh).__name__}: "
+            f"{type(error).__name__}: {error}. {remedy}"
         ) from error
-    weights.fill(small, _opened(place, body["files"]["model"], load_file), body["model"], remedy)
-    if "fingerprint" in body:
-        fingerprint.compare(small, body["fingerprint"], remedy)
+    model_tensors.fill(small, files["model"], body["model"], remedy)
+    settings = model_tensors.different_settings(small, body["model"])
+    hint = f"the factory's model has other settings than the saved one: {settings}"
+    if "outputs" in body.get("fingerprint", {}):
+        fingerprint.compare(small, body["fingerprint"], f"{hint}. {remedy}" if settings else remedy)
+    elif settings:
+        warnings.warn(f"{hint}. The outputs of this model cannot be compared", stacklevel=2)
     return small
 
 
 def load_plan(folder: str | Path) -> Plan:
-    """Return the saved plan; its network holds no example inputs.
+    """Return the saved plan; its graph holds no example inputs.
 
     Raises:
-        StoreError: The folder is missing, damaged, or of a newer version.
+        StoreError: If the folder is missing, damaged, or of a newer version.
     """
-    return _plan(weights.place_of(folder), _read(folder, "plan"))
+    return _plan(*_read(folder, "plan"))
 
 
 def load_report(folder: str | Path) -> dict[str, Any] | None:
-    """Return the saved report as JSON holds it, or None where none was saved.
+    """Return the saved report as JSON, or None if none was saved.
 
     Raises:
-        StoreError: The folder is missing, damaged, or of a newer version.
+        StoreError: If the folder is missing, damaged, or of a newer version.
     """
-    return _read(folder)["report"]
+    return _read(folder)[0]["report"]
 
 
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:
     if not callable(factory) or isinstance(factory, nn.Module):
-        raise InputError(f"factory must make the original model when called; got a {type(factory).__name__}")
+        raise InputError(
+            f"factory must be a function that returns the original model; got a {type(factory).__name__}"
+        )
     name = getattr(factory, "__qualname__", type(factory).__name__)
     try:
-        made = factory()
+        model = factory()
     except Exception as error:
         raise InputError(
             f"the factory {name} failed: {type(error).__name__}: {error}. It is called without "
             "arguments and must return the original model"
         ) from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"the factory {name} returned a {type(made).__name__}, not a torch.nn.Module")
-    return made
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the factory {name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _check_sizes(model: nn.Module, plan: Plan) -> None:
+    """Refuse size attributes that would change a class or a Python module instead of the model."""
+    for size in plan.graph.sizes:
+        holder: Any = model.get_submodule(size.module)
+        *path, attribute = size.attribute.split(".")
+        for name in path:
+            holder = getattr(holder, name)
+        if isinstance(holder, (type, ModuleType)) or any(x.startswith("__") for x in (*path, attribute)):
+            raise ValueError(f"{size.attribute!r} of {size.module!r} is not an attribute of the model")
 
 
 # --- writing
 
 
-def _refuse_foreign(path: Path) -> None:
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise StoreError(f"{path} is no file: move it, or save to another folder")
-    with path.open("rb") as file:
-        head = file.read(100)
-    if not MARK.match(head):
-        raise StoreError(
-            f"{path} is not of an earlier save, and would be overwritten: move it, or save to another folder"
-        )
+def _files_of_last_save(place: Path) -> list[Path]:
+    """Return the files that an existing plan.json names.
 
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and not place.is_dir():
-            raise NotADirectoryError(f"{place} is a file")
-        yield
-    except (OSError, SafetensorError) as error:
-        raise StoreError(
-            f"cannot save to {place}: {error}. What was there is as it was; choose a folder that can be "
-            "written, with enough space"
-        ) from error
-
-
-@contextmanager
-def _beside(place: Path) -> Iterator[Path]:
-    where = place if place.is_dir() else place.parent
-    for left in where.glob(f".{escape(place.name)}-*.tmp"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-    draft = where / f".{place.name}-{uuid4().hex}.tmp"
-    draft.mkdir()
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write(path: Path, write: Callable[[Any, Path], None], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Write tensors to a file whose name follows from its content, so that no other content takes it."""
-    path.touch()
-    usual = stat.S_IMODE(path.stat().st_mode)
-    write(tensors, path)  # safetensors makes a file anew, for its owner alone
-    path.chmod(usual)
-    digest = _sha256(path)
-    named = path.rename(path.with_name(f"{path.name}-{digest[:16]}.safetensors"))
-    _flush(named)
-    return {"name": named.name, "bytes": named.stat().st_size, "sha256": digest}
-
-
-def _write_document(path: Path, body: Mapping[str, Any]) -> None:
-    text = _canonical(body)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(f'{{"format": {FORMAT},\n"sha256": "{digest}",\n"body": {text}}}', encoding="utf-8")
-    _flush(path)
-
-
-def _canonical(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, allow_nan=False, separators=(",", ":"))
-
-
-def _commit(draft: Path, place: Path) -> None:
-    if not place.exists():
-        _flush(draft)
-        draft.replace(place)
-        _flush(place.parent)
-        return
-    stale, current = _stale(place), {file.name for file in draft.iterdir()}
-    for name in sorted(current - {DOCUMENT}):
-        (draft / name).replace(place / name)
-    _flush(place)
-    (draft / DOCUMENT).replace(place / DOCUMENT)
-    _flush(place)
-    for name in stale - current:
-        (place / name).unlink(missing_ok=True)
-
-
-def _stale(place: Path) -> set[str]:
-    """Return the files of earlier saves: those that plan.json names, and older ones that it does not.
-
-    Younger ones may belong to a save that is under way.
+    Raises:
+        StoreError: If `save` did not write that plan.json.
     """
     path = place / DOCUMENT
     if not path.exists():
-        return set()
+        return []
+    if not path.is_file():
+        raise StoreError(f"{path} is not a file: move it, or save to another folder")
+    with path.open("rb") as file:
+        start = file.read(100)
+    if not START.match(start):
+        raise StoreError(
+            f"{path} was not written by an earlier save and would be overwritten: move it, or save to "
+            "another folder"
+        )
     try:
-        named = {file["name"] for file in json.loads(path.read_text("utf-8"))["body"]["files"].values()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        named = set()
-    limit = path.stat().st_mtime_ns
-    ours = [file for file in place.iterdir() if OURS.fullmatch(file.name)]
-    return {file.name for file in ours if file.name in named or file.stat().st_mtime_ns <= limit}
+        return [_path_of(place, entry) for entry in _read_document(path)["files"].values()]
+    except StoreError:
+        return []  # damaged: it does not say which files belong to it
+
+
+def _write(
+    place: Path,
+    kind: str,
+    write: Callable[[Any, Path], None],
+    tensors: Mapping[str, Any],
+    written: list[Path],
+) -> dict[str, Any]:
+    """Write tensors to a file with a new name, added to `written`; return its entry for plan.json."""
+    path = place / f"{kind}-{uuid4().hex[:16]}.safetensors"
+    written.append(path)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    write(tensors, path)
+    path.chmod(mode)  # safetensors creates files that only the owner can read
+    _flush(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # it is gone, or a reader on Windows has it open
+            path.unlink()
+
+
+def _to_json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, allow_nan=False, separators=(",", ":"))
 
 
 def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Wait until a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:
@@ -286,83 +265,65 @@ def _sha256(path: Path) -> str:
 # --- reading
 
 
-def _read(folder: str | Path, *kinds: str) -> dict[str, Any]:
-    """Return the body of a folder's plan.json, after checking it and the files of these kinds."""
-    path = weights.place_of(folder) / DOCUMENT
+def _read(folder: str | Path, *kinds: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the body of a folder's plan.json, and the tensors of the files of these kinds."""
+    path = to_path(folder) / DOCUMENT
+    body = _read_document(path)
+    while True:
+        entries = {kind: body["files"][kind] for kind in kinds if kind in body["files"]}
+        try:
+            return body, {kind: _read_file(path.parent, entries[kind], READERS[kind]) for kind in entries}
+        except StoreError:
+            before, body = body, _read_document(path)
+            if body["files"] == before["files"]:  # else a save has replaced them meanwhile
+                raise
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    """Return the body of a plan.json after checking its format and its SHA-256."""
+    if not path.exists():
+        raise StoreError(f"{path} does not exist: {path.parent} is not a saved result")
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise StoreError(f"{path} is not a file of at most {LARGEST} bytes: {REMEDY}")
         document = json.loads(path.read_text(encoding="utf-8"))
-        written, body = document["format"], document["body"]
-        intact = hashlib.sha256(_canonical(body).encode()).hexdigest() == document["sha256"]
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist: {folder} is no saved result") from error
+        version, body = document["format"], document["body"]
+        intact = hashlib.sha256(_to_json(body).encode()).hexdigest() == document["sha256"]
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
-    if written != FORMAT:
-        raise StoreError(f"{path} has format {written!r}, and this secateur reads {FORMAT}: upgrade secateur")
+    if version != FORMAT:
+        raise StoreError(f"{path} has format {version!r}; this secateur reads {FORMAT}: upgrade secateur")
     if not intact:
-        raise StoreError(f"{path} was changed since it was saved: {REMEDY}")
-    _check_fields(path, body)
-    for kind in kinds:
-        if kind in body["files"]:
-            _check_file(path.parent, body["files"][kind])
+        raise StoreError(f"{path} was changed after it was saved: {REMEDY}")
     return body
 
 
-def _check_fields(path: Path, body: Any) -> None:
-    _check_kinds(path, body, FIELDS)
-    for name in body["files"]:
-        _check_kinds(path, body, {f"files/{name}/{key}": kind for key, kind in FILE_FIELDS.items()})
-    for name in ("training", "fixed"):
-        for i, entry in enumerate(body["model"][name]):
-            if not isinstance(entry, str):
-                raise StoreError(f"{path}: field 'model/{name}/{i}' is no name: {REMEDY}")
-    if "fingerprint" in body:
-        found = {f"fingerprint/{key}": kind for key, kind in FINGERPRINT_FIELDS.items()}
-        _check_kinds(path, body, {"fingerprint": dict, **found})
+def _path_of(place: Path, entry: Mapping[str, Any]) -> Path:
+    """Return the path of a file that plan.json names; it must lie in the same folder."""
+    if not FILE_NAME.fullmatch(entry["name"]):
+        raise StoreError(f"{place / DOCUMENT} names {entry['name']!r}, which save does not write: {REMEDY}")
+    return place / entry["name"]
 
 
-def _check_kinds(path: Path, body: Any, fields: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, kind in fields.items():
-        value = body
-        for key in name.split("/"):
-            if not isinstance(value, dict) or key not in value:
-                raise StoreError(f"{path} has no field {name!r}: {REMEDY}")
-            value = value[key]
-        if not isinstance(value, kind):
-            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise StoreError(f"{path}: field {name!r} is a {type(value).__name__}, not a {wanted}: {REMEDY}")
-
-
-def _check_file(place: Path, said: Mapping[str, Any]) -> None:
-    path = place / said["name"]
-    if not OURS.fullmatch(said["name"]):
-        raise StoreError(f"{place / DOCUMENT} names {said['name']!r}, which no save writes: {REMEDY}")
+def _read_file(
+    place: Path, entry: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    path = _path_of(place, entry)
     try:
         size = path.stat().st_size
-        if size != said["bytes"]:
-            raise StoreError(f"{path} has {size} bytes instead of {said['bytes']}: {REMEDY}")
-        if _sha256(path) != said["sha256"]:
-            raise StoreError(f"{path} was changed since it was saved: {REMEDY}")
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error}): {REMEDY}") from error
-
-
-def _plan(place: Path, body: Mapping[str, Any]) -> Plan:
-    file = body["files"].get("plan")
-    plan = decode(body["plan"], _opened(place, file, load_arrays) if file else {})
-    if not isinstance(plan, Plan):
-        raise StoreError(f"{place / DOCUMENT}: field 'plan' holds no plan: {REMEDY}")
-    return plan
-
-
-def _opened(place: Path, file: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    path = place / file["name"]
-    try:
+        if size != entry["bytes"]:
+            raise StoreError(f"{path} has {size} bytes instead of {entry['bytes']}: {REMEDY}")
+        if _sha256(path) != entry["sha256"]:
+            raise StoreError(f"{path} was changed after it was saved: {REMEDY}")
         return read(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a missing file as RuntimeError
         raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error}): {REMEDY}") from error
 
 
-__all__ = ["load", "load_plan", "load_report", "save"]
+def _plan(body: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> Plan:
+    plan = decode(body["plan"], files.get("plan", {}))
+    if not isinstance(plan, Plan):
+        raise PlanError(f"{DOCUMENT} holds a {type(plan).__name__} instead of a plan: {REMEDY}")
+    return plan

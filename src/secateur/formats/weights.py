@@ -1,9 +1,20 @@
-"""A model's tensors by name, with what is needed to put them back exactly: ties, modes, memory order."""
+"""Weights that the user has: safetensors files, files of `torch.save`, and sharded checkpoints.
+
+A checkpoint often holds more than the weights (a step, an optimizer's state, a second copy of the weights),
+and wrappers put a prefix before each name (``module.``, ``model.``, ``_orig_mod.``).  So a checkpoint is
+searched for every mapping and every prefix whose tensors have the names and shapes of the model's.
+"""
 
 from __future__ import annotations
 
+import json
+import pickle
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,278 +23,283 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.core import InputError, IntArray, PlanError, PruningGraph, StoreError
-from secateur.core.indices import kept_axes
+from secateur.core import InputError, StoreError, unknown
+from secateur.formats.model_tensors import LISTED, carry, check, shorten, ties
+from secateur.formats.paths import to_path
 
-LISTED = 3
+__all__ = ["carry", "check", "load_weights", "split_key"]
+
+DEPTH = 5  # of mappings in mappings that are searched
+LONGEST = 200  # characters of a name in a message
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of a compiled module
+OPTIONAL = "num_batches_tracked"  # BatchNorm before torch 0.4.1 did not save it
+IN_FOLDER = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
-def place_of(folder: str | Path) -> Path:
-    """Return a path that was given, if it can be one.
+@dataclass(frozen=True)
+class StateDict:
+    """A state dict found in a checkpoint.
 
-    Raises:
-        InputError: It cannot.
+    Attributes:
+        key: Where it is: the keys of the mappings around it and the prefix, joined by ``/``.
+        tensors: By the names that the model would use.
     """
-    if not isinstance(folder, (str, Path)):
-        raise InputError(f"a path is a str or a pathlib.Path; got {type(folder).__name__}")
-    if "\0" in str(folder):
-        raise InputError(f"a path cannot hold a NUL character; got {str(folder)!r}")
-    return Path(folder)
+
+    key: str
+    tensors: Mapping[str, Tensor]
 
 
-def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer under every name that it has."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+def split_key(text: str | Path) -> tuple[Path, str | None]:
+    """Split ``file:key`` into the file and the key; a name without a key has the key None.
 
-
-def ties(model: nn.Module) -> dict[str, str]:
-    """Return the further names of tensors that have several -> the first.
+    A file that exists under the whole name wins, so paths may hold colons.
 
     Example:
-        >>> a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        >>> b.weight = a.weight
-        >>> ties(nn.Sequential(a, b))
-        {'1.weight': '0.weight'}
+        >>> split_key("missing.pt")[1] is None
+        True
     """
-    first: dict[int, str] = {}
-    return {name: first[id(t)] for name, t in named(model) if first.setdefault(id(t), name) != name}
+    path = to_path(text)
+    head, key = str(text), None
+    while not Path(head).exists() and ":" in head:
+        head, _, last = head.rpartition(":")
+        key = last if key is None else f"{last}:{key}"
+    return (Path(head), key) if head and Path(head).exists() else (path, None)
 
 
-def collect_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Return every tensor once, on the CPU, each in storage of its own.
+def load_weights(model: nn.Module, path: str | Path, key: str | None = None, strict: bool = True) -> None:
+    """Fill a model in place with the weights of a checkpoint: all of them or, after an error, none.
+
+    The state dict is found by the names and shapes of its tensors; a warning names it unless it is the whole
+    file.  Tied tensors may be stored under one name or all.
+
+    Args:
+        model: The model.
+        path: A safetensors file, a file of `torch.save` that holds only tensors and plain values, the index
+            file of a sharded checkpoint, or a folder that transformers saved.
+        key: Which state dict of the checkpoint, as in ``"model_state"``; only needed if several fit.
+        strict: If False, names that only the model or only the checkpoint has are a warning, not an error.
+            Shapes must fit in any case.
 
     Raises:
-        StoreError: A tensor that a file of plain tensors cannot hold.
+        InputError: If the path or the key is not valid, or the model has no weights.
+        StoreError: If the file is missing or damaged, or if none or several of its state dicts fit the model.
     """
-    again, found = ties(model), {}
-    for name, tensor in named(model):
-        if name in again:
-            continue
-        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
-            raise StoreError(f"{name!r} is a {_kind(tensor)} tensor, which safetensors cannot hold")
-        held = tensor.detach().cpu().contiguous()
-        found[name] = held if held.untyped_storage().nbytes() == held.nbytes else held.clone()
-    return found
+    file = _find_file(to_path(path))
+    if not (key is None or isinstance(key, str)):
+        raise InputError(f"key must be a str or None; got {type(key).__name__}")
+    wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    if not wanted:
+        raise InputError(f"{type(model).__name__} has no weights to load")
+    tied = {other: first for other, first in ties(model).items() if {other, first} <= set(wanted)}
+    found = list(_state_dicts(_read(file), wanted, tied))
+    if key is not None:
+        named = [s for s in found if s.key == key or s.key.startswith(f"{key}/")]
+        if not named:
+            raise StoreError(f"{file}: {unknown('state dict', key, [s.key for s in found])}")
+        found = named
+    state = _choose(found, wanted, strict, file, type(model).__name__)
+    if state.key not in (key or "", ""):
+        warnings.warn(f"{file}: the weights were found under {state.key!r}", stacklevel=2)
+    missing, extra = _missing(state, wanted), [name for name in state.tensors if name not in wanted]
+    if missing or extra:
+        warnings.warn(f"{file}: {_compare(state.tensors, wanted)}; the rest is loaded", stacklevel=2)
+    try:
+        model.load_state_dict({n: t for n, t in state.tensors.items() if n in wanted}, strict=False)
+    except RuntimeError as error:
+        raise StoreError(f"{file} cannot be loaded into {type(model).__name__}: {error}") from error
 
 
-def _kind(tensor: Tensor) -> str:
-    return "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+# --- finding the state dict
 
 
-def _kinds(model: nn.Module) -> dict[str, str]:
-    return {name: type(m).__qualname__ for name, m in model.named_modules(remove_duplicate=False)}
+def _state_dicts(
+    checkpoint: Any, wanted: Mapping[str, Tensor], tied: Mapping[str, str], key: str = "", depth: int = 0
+) -> Iterator[StateDict]:
+    """Yield the tensors of every mapping in a checkpoint, once for each prefix that leads to wanted names.
 
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Return what a file of tensors does not say of a model, as JSON can hold it."""
-    return {
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "modules": _kinds(model),
-        "training": [name for name, module in model.named_modules() if module.training],
-        "fixed": [name for name, p in model.named_parameters() if not p.requires_grad],
-        "ties": ties(model),
-        "strides": {name: list(t.stride()) for name, t in named(model) if _reordered(t)},
-    }
-
-
-def _reordered(tensor: Tensor) -> bool:
-    """Say whether a tensor fills its memory in another order of axes than the usual (channels last)."""
-    usual = torch.empty(tensor.shape, device="meta").stride()
-    return tensor.stride() != usual and _dense(tensor.stride(), tuple(tensor.shape))
-
-
-def _dense(strides: Sequence[int], shape: tuple[int, ...]) -> bool:
-    filled = 1
-    for stride, size in sorted(zip(strides, shape, strict=True)):
-        if size > 1 and stride != filled:
-            return False
-        filled *= size
-    return True
-
-
-def check(model: nn.Module, wanted: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Compare a model's tensors, each by its first name, and their shapes with the wanted ones.
-
-    Raises:
-        PlanError: A tensor is missing, of another shape, or not wanted.
+    The prefix is what stands before a wanted name: ``module.0.weight`` has the prefix ``module.`` if the
+    model has ``0.weight``.  Without any wanted name the prefix is empty.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    have = {name: tuple(tensor.shape) for name, tensor in tensors}
-    wrong = [
-        f"{name} is {have.get(name, 'missing')}, not {wanted.get(name, 'wanted')}"
-        for name in {**wanted, **have}
-        if have.get(name) != wanted.get(name)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise PlanError(f"{what} does not fit the plan: {'; '.join(wrong[:3])}{more}. {remedy}")
-
-
-@torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str, Any], remedy: str) -> None:
-    """Put saved tensors into a model, in place, to the bit.
-
-    Raises:
-        PlanError: The model is not the one that was described.
-        StoreError: A tensor cannot be one of the model's.
-    """
-    _check_kinds(model, described, remedy)
-    if ties(model) != described["ties"]:
-        raise PlanError(f"the factory's model ties {ties(model)}, not {described['ties']}. {remedy}")
-    check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
-    for name, tensor in named(model):
-        if name in tensors:
-            _check_saved(name, tensors[name], tensor, described["strides"].get(name))
-    for name, tensor in named(model):
-        if name in tensors:
-            # In memory of its own: kernels give other bits where tensors are aligned otherwise.
-            saved, strides = tensors[name], described["strides"].get(name, tensors[name].stride())
-            held = torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=tensor.device)
-            tensor.data = held.copy_(saved)
-    _restore(model, described)
-
-
-def _check_kinds(model: nn.Module, described: Mapping[str, Any], remedy: str) -> None:
-    """Compare the classes of modules by name; a model that was renamed, and nothing else, is said."""
-    have, saved = _kinds(model), described["modules"]
-    unlike = [k for k in {**have, **saved} if have.get(k) != saved.get(k)]
-    if unlike == [""]:
-        warnings.warn(
-            f"the class was called {saved.get('')}, the factory makes {have.get('')}; the modules "
-            "in it and their tensors fit, so the weights are put there",
-            stacklevel=5,
-        )
-    elif unlike:
-        pairs = [(k, have.get(k, "missing"), saved.get(k, "wanted")) for k in unlike[:3]]
-        said = ", ".join(f"{name!r} is {one}, not {other}" for name, one, other in pairs)
-        more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""
-        raise PlanError(f"the factory's model has other modules: {said}{more}. {remedy}")
-
-
-def _check_saved(name: str, saved: Tensor, tensor: Tensor, strides: Any) -> None:
-    """Refuse a saved tensor of another kind of number, and an order of memory that cannot be."""
-    if (saved.is_floating_point(), saved.is_complex()) != (tensor.is_floating_point(), tensor.is_complex()):
-        raise StoreError(f"{name!r} was saved as {saved.dtype}, and is {tensor.dtype} in the factory's model")
-    if strides is None:
+    if isinstance(checkpoint, (list, tuple)):
+        checkpoint = dict(enumerate(checkpoint))
+    if not isinstance(checkpoint, Mapping) or depth > DEPTH:
         return
-    whole = isinstance(strides, list) and all(type(x) is int for x in strides)
-    if not whole or len(strides) != saved.ndim or not _dense(strides, tuple(saved.shape)):
-        raise StoreError(f"field 'model/strides/{name}' cannot be {strides} for {tuple(saved.shape)}")
+    tensors = {
+        name.replace(COMPILED, ""): t
+        for name, t in checkpoint.items()
+        if isinstance(name, str) and isinstance(t, Tensor)
+    }
+    prefixes = [p for name in tensors for p in _prefixes(name) if name.removeprefix(p) in wanted]
+    for prefix in dict.fromkeys(prefixes or [""] if tensors else []):
+        part = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        part |= {first: part[other] for other, first in tied.items() if other in part and first not in part}
+        part |= {other: part[first] for other, first in tied.items() if first in part and other not in part}
+        yield StateDict("/".join(x for x in (key, prefix) if x), part)
+    for name, value in checkpoint.items():
+        yield from _state_dicts(value, wanted, tied, f"{key}/{name}" if key else str(name), depth + 1)
 
 
-@torch.no_grad()
-def carry(source: nn.Module, target: nn.Module, graph: PruningGraph, keep: Mapping[str, IntArray]) -> None:
-    """Put into `target`, in place, the tensors of `source` without the units that go.
+def _prefixes(name: str) -> list[str]:
+    """Return what may stand before a name.
 
-    Args:
-        source: A model of the network.
-        target: The same model after the removal, with whatever values.
-        graph: What `keep` speaks of.
-        keep: Group name -> units that stay.
+    Example:
+        >>> _prefixes("module.0.weight")
+        ['', 'module.', 'module.0.']
     """
-    left = kept_axes(graph, keep)
-    found = dict(named(source))
-    for name, tensor in named(target):
-        held = found[name].detach()
-        for axis in range(held.ndim):
-            if (name, axis) in left:
-                index = torch.from_numpy(left[name, axis].nonzero()[0])
-                held = held.index_select(axis, index.to(held.device))
-        tensor.data = held.clone()
+    return [name[:i] for i in range(len(name)) if i == 0 or name[i - 1] == "."]
 
 
-def _restore(model: nn.Module, described: Mapping[str, Any]) -> None:
-    training, fixed = set(described["training"]), set(described["fixed"])
-    for name, module in model.named_modules():
-        module.training = name in training
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in fixed)
-
-
-def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> None:
-    """Fill a model, in place, with the weights in a file of the user's; all of them or none.
-
-    Args:
-        model: The model; the file must hold its state dict, tied tensors under one name or all.
-        path: A safetensors file; or, only with `allow_pickle`, a file that `torch.save` wrote.
-        allow_pickle: Whether a file that is no safetensors may be unpickled (tensors only).
+def _choose(
+    found: list[StateDict], wanted: Mapping[str, Tensor], strict: bool, file: Path, model: str
+) -> StateDict:
+    """Return the only state dict that fits.
 
     Raises:
-        StoreError: The file is missing, damaged or pickled, or does not fit the model.
+        StoreError: If none fits, or several do.
     """
-    file = place_of(path)
-    if not file.is_file():
-        raise StoreError(f"{file} does not exist")
-    state = _read_state(file, allow_pickle)
-    state.update({b: state[a] for a, b in ties(model).items() if a in state and b not in state})
-    state.update({a: state[b] for a, b in ties(model).items() if b in state and a not in state})
-    have = {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor)}
-    want = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, Tensor)}
-    if have != want:
+    if not found:
+        raise StoreError(f"{file} holds no tensors with names, so no state dict")
+    shared = {s.key: sum(name in wanted for name in s.tensors) for s in found}
+    usable = [s for s in found if shared[s.key] and not _misfits(s.tensors, wanted)]
+    fits = [s for s in usable if not _missing(s, wanted) and all(name in wanted for name in s.tensors)]
+    if not fits and not strict and usable:
+        most = max(shared[s.key] for s in usable)
+        fits = [s for s in usable if shared[s.key] == most]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        keys = shorten([repr(s.key) for s in fits])
         raise StoreError(
-            f"{file} does not fit {type(model).__name__}: {_unlike(have, want)}. Give weights "
-            "that were saved from this class with the same sizes, by its state_dict()'s names"
+            f"{file} holds {len(fits)} state dicts that fit {model}: {keys}. Choose one: "
+            f"{file}:{fits[0].key} on the command line, key={fits[0].key!r} in Python"
         )
-    model.load_state_dict(state)
-
-
-def _unlike(have: Mapping[str, tuple[int, ...]], want: Mapping[str, tuple[int, ...]]) -> str:
-    """Say how the tensors of a file differ from a model's."""
-    other = [name for name in want if name in have and have[name] != want[name]]
-    shapes = [f"{name!r} is {have[name]} there and {want[name]} in the model" for name in other]
-    kinds = (
-        ("only the file has", [repr(name) for name in sorted(have) if name not in want]),
-        ("only the model has", [repr(name) for name in want if name not in have]),
-        ("of another shape:", shapes),
+    best = max(found, key=lambda s: (shared[s.key], len(s.tensors)))
+    where = f"{file}:{best.key}" if best.key else str(file)
+    index = next(iter(file.parent.glob("*.index.json")), None)
+    shard = f" If this is one file of several, give {index}." if index and file != index else ""
+    others = [repr(s.key or "the whole file") for s in found if s is not best and shared[s.key]]
+    also = f" It also holds {shorten(others)}." if others else ""
+    raise StoreError(
+        f"{where} does not fit {model}: {_compare(best.tensors, wanted)}.{also}{shard} Give weights that "
+        "were saved from this class with the same sizes, or load what fits with strict=False in Python"
     )
-    return "; ".join(f"{words} {_some(names)}" for words, names in kinds if names)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+def _missing(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:
+    return [n for n in wanted if n not in state.tensors and not n.endswith(OPTIONAL)]
 
 
-def _read_state(file: Path, allow_pickle: bool) -> dict[str, Tensor]:
+def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Describe the tensors that cannot be loaded under their name: another shape or kind of number."""
+    return [
+        f"{name!r} is {_form(t)} in the file and {_form(wanted[name])} in the model"
+        for name, t in tensors.items()
+        if name in wanted and _form(t) != _form(wanted[name])
+    ]
+
+
+def _form(tensor: Tensor) -> str:
+    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    number = (
+        " complex" if tensor.is_complex() else "" if tensor.is_floating_point() else " integer or boolean"
+    )
+    return f"{tuple(tensor.shape)}{number if plain else ' sparse, quantized or without values'}"
+
+
+def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Describe how the tensors of a file differ from a model's, with near matches of names."""
+    only_file = sorted(name for name in tensors if name not in wanted)
+    comparable = [name for name in only_file if len(name) < LONGEST]
+    only_model: list[str] = []
+    for name in (n for n in wanted if n not in tensors and not n.endswith(OPTIONAL)):
+        near = get_close_matches(name, comparable, n=1) if len(only_model) < LISTED else []
+        only_model.append(f"{name!r} (the file has {near[0]!r})" if near else repr(name))
+    parts = {
+        "only the file has": [repr(name[:LONGEST]) for name in only_file],
+        "only the model has": only_model,
+        "shapes differ:": _misfits(tensors, wanted),
+    }
+    return "; ".join(f"{what} {shorten(items)}" for what, items in parts.items() if items)
+
+
+# --- reading files
+
+
+def _find_file(path: Path) -> Path:
+    """Return the file of weights; of a folder, the one that transformers wrote."""
+    file = (
+        next((path / name for name in IN_FOLDER if (path / name).is_file()), path) if path.is_dir() else path
+    )
+    if path.is_dir() and file == path:
+        raise StoreError(f"the folder {path} has no weights: none of {', '.join(IN_FOLDER)}")
+    if not file.is_file():
+        raise StoreError(f"{file} does not exist" if not file.exists() else f"{file} is not a file")
+    return file
+
+
+def _read(file: Path) -> Any:
+    """Return what a checkpoint holds, without running code of it."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if file.name.endswith(".index.json"):
+        return _read_shards(file)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return _read_torch(file)
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
-        if not allow_pickle:
-            raise StoreError(f"{file} is no safetensors file ({error}). {_conversion(file)}") from error
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise StoreError(
+            f"{file} is neither a safetensors file ({error}) nor a file of torch.save: save the weights again"
+        ) from error
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard lies outside its folder")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{index} is not the index of a sharded checkpoint: {error}") from error
+    shards = [_read(_find_file(index.parent / name)) for name in names]
+    return {name: t for shard in shards if isinstance(shard, Mapping) for name, t in shard.items()}
+
+
+def _read_torch(file: Path) -> Any:
+    target = str(file.with_suffix(".state.pt"))
+    if _is_torchscript(file):
+        raise StoreError(
+            f"{file} is a TorchScript archive: a compiled program with its weights. If you trust it, save "
+            "its weights once:\n  import torch\n  torch.save(dict(torch.jit.load("
+            f"{str(file)!r}, map_location='cpu').state_dict()), {target!r})"
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise StoreError(
+            f"{file} holds Python objects besides tensors, which could run code when they are read "
+            f"({_blocked(error)}). If you trust it, save its weights once:\n  import torch\n"
+            f"  content = torch.load({str(file)!r}, map_location='cpu', weights_only=False)\n"
+            "  # a whole model: content.state_dict(); a checkpoint: content['state_dict'] or another key\n"
+            f"  torch.save(dict(content.state_dict()), {target!r})"
+        ) from error
     except Exception as error:
-        raise StoreError(f"{file} cannot be read as tensors: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict):
-        raise StoreError(f"{file} holds a {type(state).__name__}, not a state dict")
-    return state
+        raise StoreError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _conversion(file: Path) -> str:
-    with file.open("rb") as opened:
-        pickled = opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04")
-    if not pickled:
-        return "Give one, or save the weights again"
-    target = str(file.with_suffix(".safetensors"))
-    return (
-        "It looks like torch.save's. If you trust it, say allow_pickle=True in Python, or convert it once:\n"
-        "  import torch, safetensors.torch\n"
-        "  safetensors.torch.save_file({k: v.contiguous().clone() for k, v in "
-        f"torch.load({str(file)!r}, map_location='cpu', weights_only=True).items()}}, {target!r})"
-    )
+def _is_torchscript(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
-__all__ = [
-    "carry",
-    "check",
-    "collect_statistics",
-    "describe",
-    "fill",
-    "load_weights",
-    "named",
-    "place_of",
-    "ties",
-]
+def _blocked(error: Exception) -> str:
+    """Return the part of torch's message that names the first refused object."""
+    name = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"the first: {name[1]}" if name else str(error)[:LONGEST]
