@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a pruned network, taken anew."""
+"""Update the BatchNorm statistics of a pruned model."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core import InputError
-from secateur.execution import call, duplicate, split_batch
+from secateur.execution import call, duplicate, read_batches
 
 __all__ = ["update_bn"]
 
 
 def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Return a copy whose BatchNorm layers have the means and variances of what reaches them now.
+    """Return a copy whose BatchNorm layers have the means and variances of their inputs on these batches.
 
-    Units that are gone change what reaches the layers behind them; the statistics of training are stale then,
-    and much of what a network without repair loses is due to that.  Nothing else changes, nothing is trained.
+    Removed units change the inputs of later layers, so the statistics of training no longer fit.  Much of
+    what a model without repair loses is due to that.  Nothing else changes; nothing is trained.
 
     Args:
-        model: Left as it is; the copy is in the same mode.
-        batches: Inputs, or (inputs, targets), of which the targets are not looked at; every batch counts
-            alike, so give batches of one size, of 32 examples or more.
+        model: The model; it is not changed.  The copy is in the same mode.
+        batches: Batches; targets are not needed.  Every batch counts equally, so give batches of one size, of
+            32 examples or more.
 
     Raises:
-        InputError: No BatchNorm layer keeps running statistics, or there are no batches.
+        InputError: If no BatchNorm layer keeps running statistics, or there are no batches.
 
     Example:
         >>> norm = nn.Sequential(nn.BatchNorm1d(2)).eval()
-        >>> found = update_bn(norm, [torch.tensor([[1.0, 0.0], [3.0, 0.0]])])
-        >>> found[0].running_mean.tolist(), norm[0].running_mean.tolist()
+        >>> updated = update_bn(norm, [torch.tensor([[1.0, 0.0], [3.0, 0.0]])])
+        >>> updated[0].running_mean.tolist(), norm[0].running_mean.tolist()
         ([2.0, 0.0], [0.0, 0.0])
     """
     copied = duplicate(model)
     norms = [m for m in copied.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         raise InputError(
-            f"{type(model).__name__} has no BatchNorm layer with running statistics: there is nothing to do"
+            f"{type(model).__name__} has no BatchNorm layer with running statistics: nothing to update"
         )
     momenta = [norm.momentum for norm in norms]
     copied.eval()
@@ -47,16 +47,11 @@ def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over batches
         norm.train()
-    seen = 0
     with torch.no_grad():
-        for batch in batches:
-            args, kwargs, _ = split_batch(batch)
+        for _, args, kwargs, _ in read_batches(batches, copied):
             call(copied, args, kwargs)
-            seen += 1
-    if not seen:
-        raise InputError("there are no batches to take statistics from")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for mine, theirs in zip(copied.modules(), model.modules(), strict=True):
-        mine.training = theirs.training
+    for module, original in zip(copied.modules(), model.modules(), strict=True):
+        module.training = original.training
     return copied

@@ -1,11 +1,19 @@
-"""Repair: fold what the removed units contributed into the weights that read the kept ones.
+"""Fold: add what the removed units contributed to the weights that read the kept ones.
 
-A reader computes W x with x = (x_K, x_R).  Where x_R ~ C x_K + c on the data, W_K + W_R C in the place
-of W_K, and b + W_R c in the place of b, keep its output.  C and c come in tiers: exact merges that the
-plan states; features that are dead on the data (nothing to fold); features that are positive multiples
-of a kept one on the data; and least squares with a small ridge for the rest, in float64 from streamed
-Gram matrices.  The same for every criterion.  A fold that does worse than none on held-out batches is
+A layer that reads a group, a consumer, computes W x with features x = (x_K, x_R), kept and removed.  If
+x_R = C x_K + c on the data, then (W_K + W_R C) x_K + (b + W_R c) gives the same output.  C and c come from
+
+1. exact merges, which the plan states;
+2. features that are zero on the data: nothing to fold;
+3. features that are a positive multiple of a kept one on the data;
+4. least squares with a small ridge for the rest, in float64 from Gram matrices.
+
+The fold is the same for every pruning method.  If it is no better than none on held-out batches, it is
 undone.
+
+Letters: K and R are the numbers of the kept and the removed features, m their means, S their covariance
+E[(x - m)(x - m)^T] (without a bias, m = 0).  Least squares gives C = S_RK (S_KK + ridge)^-1 and
+c = m_R - C m_K.
 
 Sources: Kim et al. 2020 (neuron merging), Chee et al. NeurIPS 2022 (interpolative decompositions).
 """
@@ -27,23 +35,25 @@ from secateur.core.indices import kept_indices
 __all__ = ["FARTHER", "as_matrix", "fold", "merge", "set_matrix"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
+Judge = Callable[[nn.Module], float]
 RIDGE = 1e-6
 FARTHER = "the whole model came out farther from the original"
+NO_BETTER = "no better on the batches kept apart"
 TINY = 1e-300
 PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How the removed features of one reader follow from its kept ones.
+    """How the removed features of a consumer follow from its kept ones.
 
     Attributes:
-        kept: Feature numbers [K].
-        removed: Feature numbers [R].
-        coefficients: float64 [R, K].
-        offset: float64 [R]; 0 where the reader has no bias to take it.
-        dead: Features that are 0 on the data.
-        parallel: Features that are multiples of a kept one on the data.
+        kept: Feature numbers K.
+        removed: Feature numbers R.
+        coefficients: C, float64 [R, K].
+        offset: c, float64 [R]; 0 if the layer has no bias to take it.
+        dead: Number of removed features that are 0 on the data.
+        parallel: Number of removed features that are multiples of a kept one on the data.
     """
 
     kept: IntArray
@@ -55,26 +65,28 @@ class Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
-    """A reading layer with its fits.
+class Consumer:
+    """A layer that reads removed units, with its fits.
 
     Attributes:
         layer: The layer.
         matrix: Its original weight as [out, in, taps], float64.
-        taps: Kernel positions that a feature number of the fits counts.
-        fits: Output rows, and the fit that holds for them.
-        note: What is reported; ``note["undone"]`` says that the fits are not applied.
+        taps: Kernel positions that the feature numbers of the fits count; 1 if all positions share a fit.
+        fits: Output rows, and the fit that holds for them: one pair for each group of a convolution.
+        note: What the report says about it.
+        better: Whether the fold is better than none on the held-out batches.
     """
 
     layer: Layer
     matrix: Tensor
     taps: int
     fits: tuple[tuple[IntArray, Fit], ...]
-    note: dict[str, Any]
+    note: Mapping[str, Any]
+    better: bool
 
 
 def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of the shrunk model with the plan's exact merges folded into the readers.
+    """Return a copy of the shrunk model with the plan's exact merges folded into the consumers.
 
     Args:
         model: The model that the plan was made for.
@@ -82,7 +94,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         plan: A plan with merges.
 
     Raises:
-        InputError: Merged units have a reader that cannot take them.
+        InputError: If a layer reads merged units in a way that takes no fold.
     """
     result = copy.deepcopy(small)
     graph, kept = plan.graph, kept_indices(plan.graph, plan.keep)
@@ -90,18 +102,18 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         group = graph.group(name)
         consumers = graph.consumers(group)
         if len(consumers) < len(group.slots_with("in")):
-            read = {slot.tensor for _, slot in consumers}
-            other = [slot.tensor for slot in group.slots_with("in") if slot.tensor not in read]
+            foldable = {slot.tensor for _, slot in consumers}
+            other = [slot.tensor for slot in group.slots_with("in") if slot.tensor not in foldable]
             raise InputError(
                 f"{name!r} cannot be merged exactly: {other} read it in a way that takes no fold"
             )
+        coefficients, offset = torch.from_numpy(merged.coefficients), torch.from_numpy(merged.offset)
         for layer, slot in consumers:
-            coefficients = torch.from_numpy(merged.coefficients)
-            offset = torch.from_numpy(merged.offset)
-            whole = as_matrix(model.get_parameter(layer.weight), layer).double()
-            for p in range(slot.index.shape[1]):
-                fit = Fit(slot.index[merged.kept, p], slot.index[merged.removed, p], coefficients, offset)
-                _apply(whole, result, layer, kept, fit, 1, np.arange(len(whole)))
+            matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
+            for position in range(slot.index.shape[1]):
+                indices = slot.index[:, position]
+                fit = Fit(indices[merged.kept], indices[merged.removed], coefficients, offset)
+                _add_fit(matrix, result, layer, kept, fit, 1, np.arange(len(matrix)))
     return result
 
 
@@ -111,27 +123,28 @@ def fold(
     plan: Plan,
     statistics: Statistics,
     guard: Statistics | None = None,
-    judge: Callable[[nn.Module], float] | None = None,
+    judge: Judge | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a repaired copy of the shrunk model, and by reading weight what the repair did.
+    """Return a repaired copy of the shrunk model, and what the repair did.
 
     Args:
         model: The model that the plan was made for.
         small: `shrink(model, plan)`.
         plan: What went.
-        statistics: Gram matrices of the original model's readers on calibration batches.
-        guard: The same on held-out batches: a fold whose output error there is no smaller than without
-            it is undone, and the note says so.
-        judge: Says how far a model is from the original on held-out batches (smaller is better).  The
-            fits are made one by one against the original's activations; where together they bring the
-            model no nearer, they are taken back, and tried again one after the other.
+        statistics: Gram matrices of the original model's consumers on calibration batches.
+        guard: The same on held-out batches.  A fold whose output error there is no smaller than without it is
+            undone.
+        judge: Measures how far a model is from the original on held-out batches; smaller is better.  The fits
+            are made one by one against the original's activations.  If together they bring the model no
+            nearer, they are tried one after the other, and those that do not help are undone.
 
     Returns:
-        The model, and notes: for each reader the relative output error without (`plain`) and with
-        (`folded`) repair, how many features were dead and parallel, and whether it was undone, and why.
+        The model, and by weight of each consumer: the relative output error without (`plain`) and with
+        (`folded`) the fold, the number of `dead` and `parallel` features, and whether it was `undone`, and
+        `why`.
 
     Raises:
-        InputError: The evidence has no Gram matrix for a reader.
+        InputError: If the statistics have no Gram matrix for a consumer.
 
     Example:
         >>> from secateur.core import Plan
@@ -153,82 +166,84 @@ def fold(
         if layer.in_axis in kept.get(layer.weight, {}) and layer.weight not in plan.masks:
             moments = _moments(statistics, plan.graph, layer)
             check = _moments(guard, plan.graph, layer) if guard is not None else None
-            consumers.append(_fit_reader(model, plan, layer, kept, moments, check))
-    result = _with(merged, kept, consumers)
+            consumers.append(_fit_consumer(model, plan, layer, kept, moments, check))
+    undone = {x.layer.weight: NO_BETTER for x in consumers if not x.better}
+    accepted = [x for x in consumers if x.better]
+    result = _add_fits(merged, kept, accepted)
     if judge is not None and not judge(result) < judge(merged):
-        result = _one_by_one(merged, kept, consumers, judge)
-    return result, {reader.layer.weight: reader.note for reader in consumers}
+        accepted = _select_helpful(merged, kept, accepted, judge)
+        helpful = {x.layer.weight for x in accepted}
+        undone |= {x.layer.weight: FARTHER for x in consumers if x.better and x.layer.weight not in helpful}
+        result = _add_fits(merged, kept, accepted)
+    return result, {x.layer.weight: _note(x, undone.get(x.layer.weight)) for x in consumers}
 
 
-def _with(merged: nn.Module, kept: Kept, consumers: Iterable[Reader]) -> nn.Module:
-    """Return a copy of the model with the fits that stand applied."""
+def _note(consumer: Consumer, why: str | None) -> dict[str, Any]:
+    return {**consumer.note, "undone": why is not None} | ({} if why is None else {"why": why})
+
+
+def _add_fits(merged: nn.Module, kept: Kept, consumers: Iterable[Consumer]) -> nn.Module:
+    """Return a copy of the model with the fits of these consumers added."""
     result = copy.deepcopy(merged)
-    for reader in consumers:
-        for rows, fit in reader.fits if not reader.note["undone"] else ():
-            _apply(reader.matrix, result, reader.layer, kept, fit, reader.taps, rows)
+    for consumer in consumers:
+        for rows, fit in consumer.fits:
+            _add_fit(consumer.matrix, result, consumer.layer, kept, fit, consumer.taps, rows)
     return result
 
 
-def _one_by_one(
-    merged: nn.Module, kept: Kept, consumers: list[Reader], judge: Callable[[nn.Module], float]
-) -> nn.Module:
-    """Apply the fits in the order of execution, and undo each that the judge does not like."""
-    best, accepted = judge(merged), list[Reader]()
-    for reader in consumers:
-        if reader.note["undone"]:
-            continue
-        found = judge(_with(merged, kept, [*accepted, reader]))
-        reader.note["undone"] = not found < best
-        if reader.note["undone"]:
-            reader.note["why"] = FARTHER
-        if found < best:
-            best = found
-            accepted.append(reader)
-    return _with(merged, kept, accepted)
+def _select_helpful(
+    merged: nn.Module, kept: Kept, consumers: Iterable[Consumer], judge: Judge
+) -> list[Consumer]:
+    """Return the consumers whose fits, tried in the order of execution, each bring the model nearer."""
+    best, accepted = judge(merged), list[Consumer]()
+    for consumer in consumers:
+        distance = judge(_add_fits(merged, kept, [*accepted, consumer]))
+        if distance < best:
+            best = distance
+            accepted.append(consumer)
+    return accepted
 
 
 def _moments(statistics: Statistics, graph: PruningGraph, layer: Layer) -> Moments:
     moments = statistics.moments.get(graph.input_key(layer))
     if moments is None or moments.gram is None:
         raise InputError(
-            f"a fold needs the Gram matrix of what reaches {layer.weight!r}; the evidence has "
+            f"a fold needs the Gram matrix of what reaches {layer.weight!r}; the statistics have "
             f"{sorted(k for k, m in statistics.moments.items() if m.gram is not None) or 'none'}: "
             "collect with 'gram' among the needs"
         )
     return moments
 
 
-def _fit_reader(
+def _fit_consumer(
     model: nn.Module, plan: Plan, layer: Layer, kept: Kept, moments: Moments, check: Moments | None
-) -> Reader:
-    """Fit one reader, group by group of a convolution, and note what that gives."""
+) -> Consumer:
+    """Fit a consumer, group by group of a convolution, and measure its errors."""
     matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
     alive = np.zeros(matrix.shape[1], dtype=bool)
-    alive[kept[layer.weight][_axis(layer)]] = True
-    skip = _merged_features(plan, layer)
+    alive[kept[layer.weight][_in_axis(layer)]] = True
+    merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
-    fits, here, held = [], np.zeros(3), np.zeros(3)
-    for rows, inside in _blocks(layer, matrix):
-        fit = _fit(moments, inside, alive, skip, centred)
+    fits, fitted, held_out = [], np.zeros(3), np.zeros(3)
+    for rows, features in _blocks(layer, matrix):
+        fit = _fit(moments, features, alive, merged, centred)
         fits.append((rows, fit))
-        here += _errors(matrix[rows], moments, inside, fit)
-        held += _errors(matrix[rows], check or moments, inside, fit)
-    note: dict[str, Any] = {"plain": float(here[0] / max(here[2], TINY))}
-    note["folded"] = float(here[1] / max(here[2], TINY))
+        fitted += _errors(matrix[rows], moments, features, fit)
+        held_out += _errors(matrix[rows], check or moments, features, fit)
+    note: dict[str, Any] = {"plain": float(fitted[0] / max(fitted[2], TINY))}
+    note["folded"] = float(fitted[1] / max(fitted[2], TINY))
     if check is not None:
-        note["held_out"] = float(held[1] / max(held[2], TINY))
+        note["held_out"] = float(held_out[1] / max(held_out[2], TINY))
     note["dead"], note["parallel"] = sum(f.dead for _, f in fits), sum(f.parallel for _, f in fits)
-    note["undone"] = bool(held[1] >= held[0] > 0)
-    if note["undone"]:
-        note["why"] = "no better on the batches kept apart"
-    return Reader(layer, matrix, moments.taps, tuple(fits), note)
+    better = not held_out[1] >= held_out[0] > 0
+    return Consumer(layer, matrix, moments.taps, tuple(fits), note, better)
 
 
-def _axis(layer: Layer) -> int:
-    """Return the axis along which a layer's weight reads."""
+def _in_axis(layer: Layer) -> int:
+    """Return the axis of a layer's weight along which it reads features."""
     if layer.in_axis is None:
-        raise InputError(f"{layer.weight!r} reads nothing")
+        raise InputError(f"{layer.weight!r} has no axis of features that it reads")
     return layer.in_axis
 
 
@@ -240,127 +255,142 @@ def _blocks(layer: Layer, matrix: Tensor) -> Iterator[tuple[IntArray, IntArray]]
 
 
 def _merged_features(plan: Plan, layer: Layer) -> IntArray:
-    """Return the in-features of a layer that an exact merge has already taken care of."""
-    found = [np.zeros(0, dtype=np.int64)]
+    """Return the in-features of a layer that an exact merge has already folded."""
+    features = [np.zeros(0, dtype=np.int64)]
     for name, merged in plan.merges.items():
         for slot in plan.graph.group(name).slots:
             if (slot.tensor, slot.axis) == (layer.weight, layer.in_axis):
-                found.append(slot.index[merged.removed].ravel())
-    return np.concatenate(found)
+                features.append(slot.index[merged.removed].ravel())
+    return np.concatenate(features)
 
 
-def _fit(moments: Moments, inside: IntArray, alive: Any, skip: IntArray, centred: bool) -> Fit:
-    """Express the removed features (taps included) by the kept ones, from the Gram matrix."""
-    removed = np.setdiff1d(np.flatnonzero(~alive), skip)
-    K, R = (_spread(f, moments.taps) for f in (np.flatnonzero(alive), removed))
-    gram, mean = _block(moments, inside)
+def _fit(moments: Moments, features: IntArray, alive: Any, merged: IntArray, centred: bool) -> Fit:
+    """Express the removed features, taps included, by the kept ones, from the Gram matrix.
+
+    Args:
+        moments: Of all features of the layer.
+        features: Those that this group of a convolution reads.
+        alive: Boolean, which of them stay.
+        merged: Removed features that are folded already.
+        centred: Whether the layer has a bias to take a constant.
+    """
+    removed = np.setdiff1d(np.flatnonzero(~alive), merged)
+    K, R = (_with_taps(f, moments.taps) for f in (np.flatnonzero(alive), removed))
+    gram, mean = _gram_and_mean(moments, features)
     mean = mean if centred else torch.zeros_like(mean)
     covariance = gram - torch.outer(mean, mean)
     k, r = (torch.from_numpy(i).to(gram.device) for i in (K, R))
-    SKK, SRK, SRR = covariance[k][:, k], covariance[r][:, k], covariance[r, r]
-    C = torch.zeros_like(SRK)
+    S_KK, S_RK = covariance[k][:, k], covariance[r][:, k]
+    C = torch.zeros_like(S_RK)
     second = gram.diagonal()
     floor = 1e-24 * second.max().clamp_min(torch.finfo(second.dtype).tiny)
     dead = second[r] <= floor
     parallel = torch.zeros_like(dead)
     if len(K) and len(R):
-        parallel = _parallel(gram, k, r, dead, C)
+        parallel = _fit_multiples(gram, k, r, dead, C)
         rest = ~(dead | parallel)
-        ridge = RIDGE * SKK.diagonal().mean().clamp_min(floor)
-        A = SKK + ridge * torch.eye(len(K), dtype=SKK.dtype, device=SKK.device)
-        C[rest] = torch.cholesky_solve(SRK[rest].T, torch.linalg.cholesky(A)).T
-    offset = mean[r] - C @ mean[k]
-    offset = (
-        torch.where(dead | parallel, torch.zeros_like(offset), offset) if centred else torch.zeros_like(SRR)
-    )
+        ridge = RIDGE * S_KK.diagonal().mean().clamp_min(floor)
+        A = S_KK + ridge * torch.eye(len(K), dtype=S_KK.dtype, device=S_KK.device)
+        C[rest] = torch.cholesky_solve(S_RK[rest].T, torch.linalg.cholesky(A)).T
+    # A dead feature and a multiple of a kept one have no constant part to give to the bias.
+    offset = torch.where(dead | parallel, 0.0, mean[r] - C @ mean[k])
     return Fit(K, R, C, offset, int(dead.sum()), int(parallel.sum()))
 
 
-def _parallel(gram: Tensor, k: Tensor, r: Tensor, dead: Tensor, C: Tensor) -> Tensor:
-    """Set the coefficient of features that are a positive multiple of a kept one; return which."""
-    inner, own, other = gram[r][:, k], gram[r, r], gram[k, k]
-    cosine = inner.clamp_min(0).square() / (own[:, None] * other[None]).clamp_min(torch.finfo(own.dtype).tiny)
-    best, partner = cosine.max(1)
-    found = (1 - best <= PARALLEL) & ~dead
-    rows = found.nonzero()[:, 0]
-    C[rows, partner[rows]] = inner[rows, partner[rows]] / other[partner[rows]]
-    return found
+def _fit_multiples(gram: Tensor, k: Tensor, r: Tensor, dead: Tensor, C: Tensor) -> Tensor:
+    """Set the coefficients of features that are a positive multiple of a kept one; return which they are.
+
+    x_r = a x_k on the data exactly if cos^2 = E[x_r x_k]^2 / (E[x_r^2] E[x_k^2]) is 1; then
+    a = E[x_r x_k] / E[x_k^2].
+    """
+    products, removed, kept = gram[r][:, k], gram[r, r], gram[k, k]
+    scale = (removed[:, None] * kept[None]).clamp_min(torch.finfo(gram.dtype).tiny)
+    best, partner = (products.clamp_min(0).square() / scale).max(1)
+    multiples = (1 - best <= PARALLEL) & ~dead
+    rows = multiples.nonzero()[:, 0]
+    C[rows, partner[rows]] = products[rows, partner[rows]] / kept[partner[rows]]
+    return multiples
 
 
-def _spread(features: IntArray, taps: int) -> IntArray:
+def _with_taps(features: IntArray, taps: int) -> IntArray:
+    """Return the numbers of all taps of these features."""
     return (features[:, None] * taps + np.arange(taps)).ravel()
 
 
-def _block(moments: Moments, inside: IntArray) -> tuple[Tensor, Tensor]:
+def _gram_and_mean(moments: Moments, features: IntArray) -> tuple[Tensor, Tensor]:
+    """Return the Gram matrix and the mean of some features, taps included."""
     gram = moments.gram
     if gram is None:
-        raise InputError("the moments hold no Gram matrix")
+        raise InputError("the moments have no Gram matrix")
     mean = moments.gram_mean if moments.gram_mean is not None else moments.mean
-    index = torch.from_numpy(_spread(inside, moments.taps)).to(gram.device)
+    index = torch.from_numpy(_with_taps(features, moments.taps)).to(gram.device)
     return gram[index][:, index], mean[index]
 
 
-def _errors(matrix: Tensor, moments: Moments, inside: IntArray, fit: Fit) -> Any:
-    """Return the mean squared output error without and with the fold, and the output's mean square."""
-    gram, mean = _block(moments, inside)
+def _errors(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> Any:
+    """Return the mean squared output error without and with the fold, and the output's mean square.
+
+    Without the fold the error is W_R x_R; with it D x - W_R c, with D_R = W_R and D_K = -W_R C.
+    """
+    gram, mean = _gram_and_mean(moments, features)
     matrix = matrix.to(gram.device)
     W = matrix.flatten(1) if moments.taps > 1 else matrix.transpose(1, 2).flatten(0, 1)
     r, k = (torch.from_numpy(i).to(gram.device) for i in (fit.removed, fit.kept))
-    WR = W[:, r]
-    D = torch.zeros(len(W), W.shape[1], dtype=W.dtype, device=W.device)
-    D[:, r] = WR
-    D[:, k] -= WR @ fit.coefficients.to(gram.device)
-    c = WR @ fit.offset.to(gram.device)
-    plain = float((WR @ gram[r][:, r] * WR).sum())
-    folded = float((D @ gram * D).sum() - 2 * (D @ mean * c).sum() + c.square().sum())
+    W_R = W[:, r]
+    D = torch.zeros_like(W)
+    D[:, r] = W_R
+    D[:, k] -= W_R @ fit.coefficients.to(gram.device)
+    shift = W_R @ fit.offset.to(gram.device)
+    plain = float((W_R @ gram[r][:, r] * W_R).sum())
+    folded = float((D @ gram * D).sum() - 2 * (D @ mean * shift).sum() + shift.square().sum())
     return np.array([plain, folded, float((W @ gram * W).sum())])
 
 
 def as_matrix(weight: Tensor, layer: Layer) -> Tensor:
     """View a weight as [out, in, taps]."""
-    matrix = weight.detach().movedim((layer.out_axis or 0, _axis(layer)), (0, 1))
+    matrix = weight.detach().movedim((layer.out_axis or 0, _in_axis(layer)), (0, 1))
     return matrix.flatten(2) if matrix.ndim > 2 else matrix[..., None]
 
 
 def set_matrix(weight: Tensor, layer: Layer, matrix: Tensor) -> None:
-    """Write a matrix [out, in, taps] into a weight, in place: the inverse of `as_matrix`."""
-    order = (layer.out_axis or 0, _axis(layer))
+    """Copy a matrix [out, in, taps] into a weight, in place: the inverse of `as_matrix`."""
+    order = (layer.out_axis or 0, _in_axis(layer))
     kernel = [n for axis, n in enumerate(weight.shape) if axis not in order]
     with torch.no_grad():
         weight.copy_(matrix.reshape(*matrix.shape[:2], *kernel).movedim((0, 1), order))
 
 
-def _apply(
-    whole: Tensor, result: nn.Module, layer: Layer, kept: Kept, fit: Fit, taps: int, rows: IntArray
+def _add_fit(
+    matrix: Tensor, result: nn.Module, layer: Layer, kept: Kept, fit: Fit, taps: int, rows: IntArray
 ) -> None:
-    """Add W_R C to the kept columns and W_R c to the bias of these rows of the shrunk layer.
+    """Add W_R C to the kept columns, and W_R c to the bias, of some rows of the shrunk layer.
 
     Args:
-        whole: The original weight as [out, in, taps], float64.
+        matrix: The original weight as [out, in, taps], float64.
         result: The shrunk model, changed in place.
-        layer: The reader.
-        kept: What stays of every tensor.
+        layer: The consumer.
+        kept: The indices of every tensor that stay.
         fit: The coefficients.
-        taps: Kernel positions that a feature number of the fit counts; 1 where all share the fit.
-        rows: Output rows that it holds for.
+        taps: Kernel positions that a feature number of the fit counts; 1 if all share the fit.
+        rows: Output rows, before shrinking, that the fit holds for.
     """
-    made = kept[layer.weight].get(layer.out_axis or 0, np.arange(whole.shape[0]))
-    read = kept[layer.weight].get(_axis(layer), np.arange(whole.shape[1]))
-    mine = np.intersect1d(made, rows)
-    if not len(mine):
-        return  # a group of the convolution that went whole
-    at = torch.from_numpy(np.searchsorted(made, mine))[:, None]
-    columns = torch.from_numpy(np.searchsorted(read, fit.kept // taps))
-    flat = whole[mine].flatten(1) if taps > 1 else whole[mine].transpose(1, 2)
-    gain = flat[..., fit.removed] @ fit.coefficients.to(whole.device)
-    shift = (flat[..., fit.removed] @ fit.offset.to(whole.device)).reshape(len(mine), -1).sum(1)
-    target = result.get_parameter(layer.weight)
-    view = as_matrix(target, layer).double()
+    outputs = kept[layer.weight].get(layer.out_axis or 0, np.arange(matrix.shape[0]))
+    inputs = kept[layer.weight].get(_in_axis(layer), np.arange(matrix.shape[1]))
+    rows = np.intersect1d(outputs, rows)
+    if not len(rows):
+        return  # the whole group of the convolution is gone
+    at = torch.from_numpy(np.searchsorted(outputs, rows))[:, None]
+    columns = torch.from_numpy(np.searchsorted(inputs, fit.kept // taps))
+    flat = matrix[rows].flatten(1) if taps > 1 else matrix[rows].transpose(1, 2)
+    gain = flat[..., fit.removed] @ fit.coefficients.to(matrix.device)
+    shift = (flat[..., fit.removed] @ fit.offset.to(matrix.device)).reshape(len(rows), -1).sum(1)
+    weight = result.get_parameter(layer.weight)
+    values = as_matrix(weight, layer).double()
     if taps > 1:
-        view[at, columns, torch.from_numpy(fit.kept % taps)] += gain
+        values[at, columns, torch.from_numpy(fit.kept % taps)] += gain
     else:
-        view[at, columns] += gain.transpose(1, 2)
-    set_matrix(target, layer, view)
+        values[at, columns] += gain.transpose(1, 2)
+    set_matrix(weight, layer, values)
     if layer.bias is not None:
         with torch.no_grad():
-            result.get_parameter(layer.bias)[at[:, 0]] += shift.to(target)
+            result.get_parameter(layer.bias)[at[:, 0]] += shift.to(weight)
