@@ -21,7 +21,7 @@ from secateur.core.markdown import markdown_table
 from secateur.data import Dataset
 from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.html import flatten
-from secateur.html.rows import brief
+from secateur.html.rows import short_budget
 from secateur.methods import METHODS
 from secateur.pruning import prune
 
@@ -155,7 +155,7 @@ def _run(
     """Prune once; a refusal is a run with its reason, and warnings are kept with the run."""
     calibration = dataset.batches("calibration", limit=CALIBRATION)
     holdout = dataset.batches("test", 500, limit=HELD_OUT)
-    short = brief(repr(budget))
+    short = short_budget(repr(budget))
     what = {"data": dataset.name, "model": title, "method": method, "budget": short, "repair": repair}
     try:
         with warnings.catch_warnings(record=True) as said:

@@ -20,7 +20,7 @@ from secateur.cli.demo import pivot, words
 from secateur.core import PruningGraph
 from secateur.core.markdown import format_value
 from secateur.html import flatten
-from secateur.html.rows import label
+from secateur.html.rows import column_label
 from secateur_studies import Outcome
 
 WIDE = 200  # columns where there is no terminal: a log or a pipe cuts no word
@@ -103,7 +103,7 @@ def show_run(report: Mapping[str, Any]) -> None:
     for head in ("before", "after"):
         table.add_column(head, justify="right")
     for key in (key for key in row if f"{key}_before" in row):
-        table.add_row(label(key), format_value(row[f"{key}_before"]), format_value(row[key]))
+        table.add_row(column_label(key), format_value(row[f"{key}_before"]), format_value(row[key]))
     if row["metric"]:
         table.add_row(row["metric"], format_value(row["before"]), format_value(row["after"]))
     table.add_row("same top class", "", format_value(row["top1"]))
@@ -143,23 +143,21 @@ def show_study(outcome: Outcome) -> None:
 def show_comparison(found: Comparison) -> None:
     """Print who wins where: a table for each repair, a row a method, a column a ratio."""
     for repair in dict.fromkeys(row["repair"] for row in found.means):
-        out.print(
-            _ranking_table([row for row in found.means if row["repair"] == repair], found.curves, repair)
-        )
-    say("* wins; = ties with the best (no significant difference); ? too few seeds")
-    for row in found.rankings:
-        say(f"repair {row['repair']}, {row['ratio']:g}: {_ranking_line(row)}")
+        out.print(_standings([row for row in found.means if row["repair"] == repair], found.curves, repair))
+    say("* wins; = tied with the best, as far as the seeds can tell; ? too few seeds to tell")
+    for row in found.standings:
+        say(f"repair {row['repair']}, {row['ratio']:g}: {_stands(row)}")
     for row in found.failures:
         where = f"{row['method']}, repair {row['repair']}, {row['ratios']}"
         complain(f"{where} ({row['runs']} {'run' if row['runs'] == 1 else 'runs'}): {row['why']}")
-    say(found.seed_note)
+    say(found.varies)
 
 
-def _ranking_line(row: Mapping[str, Any]) -> str:
-    """Return who wins in a setting, as text.
+def _stands(row: Mapping[str, Any]) -> str:
+    """Say who wins at a place.
 
     Example:
-        >>> _ranking_line({"verdict": "tie", "best": "taylor", "tied with": "lattice"})
+        >>> _stands({"verdict": "tie", "best": "taylor", "cannot be told from it": "lattice"})
         'taylor ties with lattice'
     """
     if row["verdict"] == "alone":
@@ -167,13 +165,11 @@ def _ranking_line(row: Mapping[str, Any]) -> str:
     if row["verdict"] == "wins":
         return f"{row['best']} wins"
     if row["verdict"] == "tie":
-        return f"{row['best']} ties with {row['tied with']}"
-    return f"{row['best']} is first, with {row['verdict']} to tell it from {row['tied with']}"
+        return f"{row['best']} ties with {row['cannot be told from it']}"
+    return f"{row['best']} is first, with {row['verdict']} to tell it from {row['cannot be told from it']}"
 
 
-def _ranking_table(
-    rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str
-) -> Table:
+def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:
     marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?"}
     title = f"repair: {repair}, before {rows[0]['before']:.3f}"
     table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
@@ -185,10 +181,10 @@ def _ranking_table(
     means = {(row["method"], row["ratio"]): row for row in rows}
     for method in dict.fromkeys([*areas, *(row["method"] for row in rows)]):
         cells = [means.get((method, ratio)) for ratio in ratios]
-        shown = [f"{cell['after']:.3f}{marks.get(cell['verdict'], ' ')}" if cell else "" for cell in cells]
+        shown = [f"{cell['after']:.3f}{marks.get(cell['standing'], ' ')}" if cell else "" for cell in cells]
         area = areas.get(method)
         if area and removed:
-            shown += [f"{area['area']:.3f}{marks.get(area['verdict'], ' ')}", f"{area[removed]:.0%}"]
+            shown += [f"{area['area']:.3f}{marks.get(area['standing'], ' ')}", f"{area[removed]:.0%}"]
         table.add_row(escape(method), *shown)
     return table
 

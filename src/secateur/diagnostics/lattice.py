@@ -217,7 +217,8 @@ def _profile(group: Group, profile: Sequence[Json]) -> Json:
         "The order of the strongest weights at other densities. It is informative if some, but not all, of "
         f"the {group.size} units are irreducible and no element has most of them."
     )
-    drawn = figure(traces, "share of the possible edges", "number", xaxis={"type": "log"})
+    xaxis = {"type": "log", "tickvals": density}
+    drawn = figure(traces, "share of the possible edges", "number", xaxis=xaxis)
     alternative = f"Numbers of {', '.join(counts)} in {group.name} against the density of edges"
     title = f"Profile of group {group.name} over density"
     return section(title, text, profile, drawn, alternative, layer=group.name)

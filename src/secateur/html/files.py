@@ -1,4 +1,4 @@
-"""Runs on disk: JSON and CSV, written whole or not at all."""
+"""JSON, CSV and text files, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from uuid import uuid4
 
 from secateur.core import StoreError
-from secateur.html.rows import Run, as_dicts, flatten, keys_of
+from secateur.html.rows import Run, as_dicts, columns_of, flatten
+
+__all__ = ["write_csv", "write_json", "write_text"]
 
 
 def write_json(runs: Run | Iterable[Run], path: str | Path) -> Path:
-    """Write runs whole as one JSON list; `read_runs` reads a ``runs.json`` back."""
+    """Write runs as one JSON list; `read_runs` reads a ``runs.json``."""
     return write_text(path, json.dumps(as_dicts(runs), indent=1, allow_nan=False))
 
 
@@ -23,21 +25,21 @@ def write_csv(runs: Run | Iterable[Run], path: str | Path) -> Path:
     """Write the numbers of runs as CSV, one line a run."""
     rows = [flatten(run) for run in as_dicts(runs)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, keys_of(rows), restval="")
+    writer = csv.DictWriter(text, columns_of(rows), restval="")
     writer.writeheader()
     writer.writerows(rows)
     return write_text(path, text.getvalue())
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file whole or not at all: under another name beside its place, then renamed.
+    """Write a text file to a temporary name next to its place and rename it.
 
     Raises:
         StoreError: If it cannot be written.
     """
     path = Path(path)
     if not path.name:
-        raise StoreError(f"cannot write {str(path)!r}: it names a folder; give the name of a file")
+        raise StoreError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
     draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,3 @@ def write_text(path: str | Path, text: str) -> Path:
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     return path
-
-
-__all__ = ["write_csv", "write_json", "write_text"]

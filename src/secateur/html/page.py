@@ -1,4 +1,4 @@
-"""The HTML page: it holds its scripts, styles and data, and shows every number that it plots in a table."""
+"""The HTML page: one file with its scripts, styles and data, and a table behind every plot."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from typing import Any
 import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from secateur.core.jsonable import versions
-from secateur.core.markdown import format_value
-from secateur.html.diagnostics import diagnostic_sections
 from secateur.html.files import write_text
-from secateur.html.payload import payload
-from secateur.html.rows import Found, Row, Run, as_dicts, flatten, is_report, network_of, varies
-from secateur.html.section import Section, chapters
+from secateur.html.page_data import page_data
+from secateur.html.rows import (
+    Row,
+    Run,
+    SavedRuns,
+    as_dicts,
+    column_label,
+    flatten,
+    has_several_values,
+    is_report,
+    key_before,
+    metric_of,
+    network_of,
+)
+from secateur.html.section import Section, chapters, diagnostic_sections
+
+__all__ = ["page_content", "write_html"]
 
 DETAILED_RUNS = 100
 LONGEST_NOTE = 4000
-Draft = tuple[list[Row], list[Section], Row, list[tuple[str, list[tuple[str, str]]]]]
-SCRIPTS = ("base", "plots", "tables", "sections", "main")
-STAGES = {
-    "notes": "Why, by group",
+FILTERS = ("method", "repair", "budget")
+DETAILS = {
+    "notes": "Reasons, by group",
     "folds": "Fold",
     "steps": "Steps",
     "finetune": "Fine-tuning",
@@ -43,17 +53,14 @@ def write_html(
     title: str = "What pruning changed",
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Write one HTML page about one or many runs; it asks the network for nothing.
-
-    Each run with diagnostics (`secateur.diagnose`) gets sections on the structure behind its method.
+    """Write one HTML page about one or many runs; the page makes no network requests.
 
     Args:
-        runs: Reports, their dictionaries, or flat dictionaries; the page of what `read_runs` returns names
-            the files that were skipped.  Runs that differ in "seed" alone are drawn as their mean, with a
-            95 % interval.
-        path: The file; written whole or not at all.
+        runs: Reports, their dictionaries, or flat dictionaries. Files that `read_runs` skipped are listed
+            on the page. Runs that differ only in "seed" are drawn as their mean with a 95 % interval.
+        path: The file; written completely or not at all.
         title: Heading of the page.
-        sections: Further parts, shown after the runs.
+        sections: Further sections, shown after the runs.
 
     Returns:
         The path.
@@ -62,34 +69,39 @@ def write_html(
         InputError: If there are no runs and no sections.
         StoreError: If the file cannot be written.
     """
-    values = as_dicts(runs, some=not sections)
-    rows, parts, data, detailed = draft(values, sections)
+    from plotly.offline import get_plotlyjs
+
+    values = as_dicts(runs, allow_none=bool(sections))
     page = _template().render(
         title=title,
-        summary=_summary(rows),
-        skipped=runs.skipped if isinstance(runs, Found) else {},
-        payload=data,
-        boxes=[(key, f"{key.capitalize()}s") for key in ("method", "repair", "budget") if varies(rows, key)],
-        chapters=chapters(parts),
-        details=detailed[:DETAILED_RUNS],
-        omitted=max(0, len(detailed) - DETAILED_RUNS),
+        skipped=runs.skipped if isinstance(runs, SavedRuns) else {},
         footer="Made by " + ", ".join(f"{name} {version}" for name, version in versions().items()) + ".",
         css=Markup(_file("report.css")),
-        js=Markup("\n".join(_file(f"report-{name}.js") for name in SCRIPTS)),
+        js=Markup(_file("report.js")),
         plotly=Markup(get_plotlyjs()),
+        **page_content(values, sections),
     )
     return write_text(path, page)
 
 
-def draft(values: list[Row], sections: Sequence[Section] = ()) -> Draft:
-    """Return what the page is made of: flat rows, parts, what its script works with, details of each run."""
-    rows = [flatten(run) for run in values]
-    parts = [*sections, *diagnostic_sections(values)]
-    data = payload(rows, values, parts)
-    detailed = [
-        (name, _details(run)) for name, run in zip(data["names"], values, strict=True) if is_report(run)
-    ]
-    return rows, parts, data, detailed
+def page_content(runs: Sequence[Row], sections: Sequence[Section] = ()) -> dict[str, Any]:
+    """Return what the template needs to know about runs and sections."""
+    rows = [flatten(run) for run in runs]
+    overview = _before_and_after(rows)
+    every = [*overview, *sections, *diagnostic_sections(runs)]
+    reports = [(row, run) for row, run in zip(rows, runs, strict=True) if is_report(run)]
+    details = [(_name(row, rows), _details(run)) for row, run in reports]
+    return {
+        "data": page_data(runs, every),
+        "summary": _summary(rows),
+        "networks": list(dict.fromkeys(map(network_of, rows))),
+        "filters": {key: _values(rows, key) for key in FILTERS if has_several_values(rows, key)},
+        "methods": _values(rows, "method"),
+        "overview": overview,
+        "chapters": chapters(every)[len(overview) :],
+        "details": details[:DETAILED_RUNS],
+        "omitted": max(0, len(details) - DETAILED_RUNS),
+    }
 
 
 def _file(name: str) -> str:
@@ -99,30 +111,55 @@ def _file(name: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters["text"] = format_value
     environment.filters["inline"] = _inline
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.from_string(_file("report.html.j2"))
 
 
 @cache
-def _words() -> MarkdownIt:
+def _markdown() -> MarkdownIt:
     return MarkdownIt("zero").enable(["emphasis", "backticks", "link"])
 
 
 def _inline(text: str) -> Markup:
-    """Return a paragraph with its emphasis, code and links marked up; everything else stands as it is."""
-    return Markup(_words().renderInline(text))
+    """Return a paragraph as HTML: emphasis, code and links are marked up, everything else is escaped."""
+    return Markup(_markdown().renderInline(text))
 
 
-def _details(values: Row) -> list[tuple[str, str]]:
-    frozen = [f"{f['tensor']}[{f['axis']}]: {f['reason']} {f.get('source', '')}" for f in values["frozen"]]
-    parts = [("Axes from which nothing was removed", "\n".join(frozen))]
-    parts += [(title, _short(values[key])) for key, title in STAGES.items() if values.get(key)]
-    return [(heading, text) for heading, text in parts if text]
+def _values(rows: Sequence[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(str(row[key]) for row in rows if row.get(key) is not None))
 
 
-def _short(value: Any) -> str:
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """Return a name of a run that distinguishes it from the others."""
+    keys = [key for key in ("data", "model", *FILTERS, "seed") if has_several_values(rows, key)] or ["method"]
+    return ", ".join(str(row[key]) for key in keys if row.get(key) is not None)
+
+
+def _before_and_after(rows: Sequence[Row]) -> list[Section]:
+    """Return the section that a page of one report shows instead of a plot."""
+    metric = metric_of(rows)
+    table = [
+        {
+            "measured": metric if key == "after" else column_label(key),
+            "before": row[key_before(key)],
+            "after": value,
+            "after / before": value / row[key_before(key)] if row[key_before(key)] else None,
+        }
+        for row in rows
+        for key, value in row.items()
+        if value is not None and row.get(key_before(key)) is not None
+    ]
+    return [Section("Before and after", rows=table)] if len(rows) == 1 and table else []
+
+
+def _details(run: Row) -> list[tuple[str, str]]:
+    frozen = [f"{f['tensor']}[{f['axis']}]: {f['reason']} {f.get('source', '')}" for f in run["frozen"]]
+    details = [("Axes that were not pruned", "\n".join(frozen))] if frozen else []
+    return details + [(heading, _shorten(run[key])) for key, heading in DETAILS.items() if run.get(key)]
+
+
+def _shorten(value: Any) -> str:
     text = json.dumps(value, indent=1)
     if len(text) <= LONGEST_NOTE:
         return text
@@ -132,18 +169,9 @@ def _short(value: Any) -> str:
 def _summary(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    failed = sum(row.get("status") not in (None, "", "ok") for row in rows)
-    words = [_count(len(rows), "run")]
     networks = {network_of(row) for row in rows if row.get("model") is not None}
-    words += [_count(len(networks), "network")] if len(networks) > 1 else []
-    words += [
-        _count(len({row[k] for row in rows if k in row}), k) for k in ("method", "seed") if varies(rows, k)
-    ]
-    return ", ".join(words) + (f"; {failed} could not run, and say why" if failed else "") + "."
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' if number != 1 else ''}"
-
-
-__all__ = ["draft", "write_html"]
+    counts = {"run": len(rows), "network": len(networks)}
+    counts |= {key: len(_values(rows, key)) for key in ("method", "seed")}
+    words = [f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n > 1 or name == "run"]
+    failed = sum(row.get("status") not in (None, "", "ok") for row in rows)
+    return ", ".join(words) + (f"; {failed} failed, with the reason in the table" if failed else "") + "."

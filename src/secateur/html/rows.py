@@ -1,4 +1,4 @@
-"""Runs as rows of a table: flat dictionaries, and words for what they hold."""
+"""Runs as rows of a table: flat dictionaries, with headings for their columns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,28 @@ from typing import Any, Protocol, runtime_checkable
 from secateur.core import InputError
 from secateur.core.jsonable import plain
 
+__all__ = [
+    "IDENTITY",
+    "Row",
+    "Run",
+    "SavedRuns",
+    "as_dicts",
+    "column_label",
+    "columns_of",
+    "flatten",
+    "has_several_values",
+    "is_report",
+    "key_before",
+    "metric_of",
+    "network_of",
+    "run_label",
+    "short_budget",
+]
+
 
 @runtime_checkable
 class Reported(Protocol):
-    """What says all that it knows as a dictionary, as `secateur.Report` does."""
+    """A value with `to_dict`, such as `secateur.Report`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -23,7 +41,7 @@ Run = Reported | Mapping[str, Any]
 Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
-USUAL = re.compile(r"(?<=\()(keep|density)=|, scope='layer'|, floor=1(?=[,)])|, round_to=1(?=[,)])")
+DEFAULTS = re.compile(r"(?<=\()(keep|density)=|, scope='layer'|, floor=1(?=[,)])|, round_to=1(?=[,)])")
 LABELS = {
     "parameters_before": "parameters before",
     "nonzero": "nonzero parameters",
@@ -34,34 +52,37 @@ LABELS = {
 }
 
 
-class Found(list[Row]):
+class SavedRuns(list[Row]):
     """Runs that were read from files.
 
     Attributes:
-        skipped: By file, why it is left out.
+        skipped: By file, why it was skipped.
     """
 
     def __init__(self, runs: Iterable[Row] = (), skipped: Mapping[str, str] | None = None) -> None:
-        """Start with runs and what was skipped."""
+        """Start with runs and skipped files."""
         super().__init__(runs)
         self.skipped = dict(skipped or {})
 
 
-def as_dict(run: Run) -> Row:
-    """Return a run as JSON can hold it."""
+def as_dicts(runs: Run | Iterable[Run], *, allow_none: bool = False) -> list[Row]:
+    """Return one or many runs as JSON can hold them.
+
+    Raises:
+        InputError: If there are no runs and `allow_none` is False.
+    """
+    many = [runs] if isinstance(runs, (Reported, Mapping)) else list(runs)
+    if not many and not allow_none:
+        raise InputError("there are no runs to report")
+    return [_as_dict(run) for run in many]
+
+
+def _as_dict(run: Run) -> Row:
     return run.to_dict() if isinstance(run, Reported) else plain(run)
 
 
-def as_dicts(runs: Run | Iterable[Run], some: bool = True) -> list[Row]:
-    """Return one or many runs as JSON can hold them; if there must be some, raise `InputError` for none."""
-    listed: list[Run] = [runs] if isinstance(runs, (Reported, Mapping)) else list(runs)
-    if some and not listed:
-        raise InputError("there are no runs to report")
-    return [as_dict(run) for run in listed]
-
-
 def is_report(values: Mapping[str, Any]) -> bool:
-    """Say whether a dictionary is that of a `Report`, rather than a flat row."""
+    """Return whether a dictionary is that of a `Report`, rather than a flat row."""
     return isinstance(values.get("before"), Mapping) and isinstance(values.get("after"), Mapping)
 
 
@@ -72,12 +93,14 @@ def flatten(run: Run) -> Row:
         >>> flatten({"model": "mlp", "method": "random", "status": "no data", "notes": {"a": 1}})
         {'model': 'mlp', 'method': 'random', 'status': 'no data'}
     """
-    values = as_dict(run)
+    values = _as_dict(run)
     flat = {key: value for key, value in values.items() if not isinstance(value, (dict, list))}
+    if isinstance(flat.get("budget"), str):
+        flat["budget"] = short_budget(flat["budget"])
     if not is_report(values):
-        return {**flat, "budget": brief(flat["budget"])} if isinstance(flat.get("budget"), str) else flat
+        return flat
     row = {key: flat.pop(key) for key in IDENTITY if key in flat}
-    row |= {"repair": row["repair"] or "none", "budget": brief(row["budget"])}
+    row["repair"] = row["repair"] or "none"
     return {**row, **_measured(values), **{key: flat[key] for key in flat if key not in ENVIRONMENT}}
 
 
@@ -95,46 +118,63 @@ def _measured(values: Row) -> Row:
     return {**row, "seconds": sum(values["seconds"].values())}
 
 
-def brief(budget: str) -> str:
-    """Word a budget without what goes without saying.
+def short_budget(budget: str) -> str:
+    """Shorten the text of a budget: options with their default values are omitted.
 
     Example:
-        >>> brief("Units(keep=0.5, scope='layer', floor=1, round_to=1)")
+        >>> short_budget("Units(keep=0.5, scope='layer', floor=1, round_to=1)")
         'Units(0.5)'
-        >>> brief("Macs(keep=0.3, scope='global', floor=2, round_to=1)")
+        >>> short_budget("Macs(keep=0.3, scope='global', floor=2, round_to=1)")
         "Macs(0.3, scope='global', floor=2)"
     """
-    return USUAL.sub("", budget)
+    return DEFAULTS.sub("", budget)
 
 
-def keys_of(rows: Sequence[Row]) -> list[str]:
-    """Return the columns of rows: what identifies a run first, then in the order of appearance."""
-    found = dict.fromkeys(key for row in rows for key in row)
-    return [*(key for key in IDENTITY if key in found), *(key for key in found if key not in IDENTITY)]
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Return the columns of rows: what identifies a run first, the others in the order of appearance."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [*(key for key in IDENTITY if key in keys), *(key for key in keys if key not in IDENTITY)]
 
 
-def varies(rows: Sequence[Row], key: str) -> bool:
-    """Say whether a column holds more than one value; rows without it do not count."""
+def key_before(key: str) -> str:
+    """Return the column with the value before pruning."""
+    return "before" if key == "after" else f"{key}_before"
+
+
+def has_several_values(rows: Sequence[Row], key: str) -> bool:
+    """Return whether a column has more than one value; missing values do not count."""
     return len({row[key] for row in rows if row.get(key) is not None}) > 1
 
 
+def metric_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the name of the metric if all rows that name one agree, else ``"quality"``."""
+    names = {str(row["metric"]) for row in rows if row.get("metric") is not None}
+    return names.pop() if len(names) == 1 else "quality"
+
+
 def network_of(row: Mapping[str, Any]) -> str:
-    """Name the network of a run, with its data."""
+    """Return the name of a run's network, with its data."""
     return ", ".join(str(row[key]) for key in ("data", "model") if row.get(key) is not None)
 
 
-def metric_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the name of the metric, if it is the same in all rows that have one; else ``"quality"``."""
-    found = {str(row["metric"]) for row in rows if row.get("metric") is not None}
-    return found.pop() if len(found) == 1 else "quality"
-
-
-def label(key: str, metric: str = "quality") -> str:
-    """Return a column's heading.
+def run_label(row: Mapping[str, Any]) -> str:
+    """Return network, method, budget, repair and seed of a run as text.
 
     Example:
-        >>> label("macs"), label("latency_64_ms_before"), label("top_k"), label("after", "accuracy")
-        ('MACs', 'ms at batch 64 before', 'top k', 'accuracy after')
+        >>> run_label({"data": "digits", "model": "mlp", "method": "mip", "budget": "Units(0.5)", "seed": 3})
+        'digits, mlp: mip, Units(0.5), repair none, seed 3'
+    """
+    parts = [str(row[key]) for key in ("method", "budget") if row.get(key) is not None]
+    parts += [f"{key} {row.get(key, missing)}" for key, missing in (("repair", "none"), ("seed", "unknown"))]
+    return f"{network_of(row)}: {', '.join(parts)}"
+
+
+def column_label(key: str, metric: str = "quality") -> str:
+    """Return the heading of a column.
+
+    Example:
+        >>> column_label("macs"), column_label("latency_64_ms_before"), column_label("after", "accuracy")
+        ('MACs', 'ms at batch 64 before', 'accuracy after')
     """
     if key in ("before", "after"):
         return f"{metric} {key}"
@@ -142,21 +182,3 @@ def label(key: str, metric: str = "quality") -> str:
         batch = key.split("_")[1]
         return f"ms at batch {batch}" + (" before" if key.endswith("_before") else "")
     return LABELS.get(key, key.replace("_", " "))
-
-
-__all__ = [
-    "IDENTITY",
-    "Found",
-    "Row",
-    "Run",
-    "as_dict",
-    "as_dicts",
-    "brief",
-    "flatten",
-    "is_report",
-    "keys_of",
-    "label",
-    "metric_of",
-    "network_of",
-    "varies",
-]

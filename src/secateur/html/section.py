@@ -1,29 +1,42 @@
-"""Parts of the page beside the runs: words, a figure, and the table behind it."""
+"""Sections of the page besides the runs: text, a figure, and the table behind it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from secateur.html.rows import Row, flatten, run_label
+
+__all__ = ["Chapter", "Section", "chapters", "diagnostic_sections"]
+
+DIAGNOSTICS = {
+    "matroid": "Matroid: which units depend on others",
+    "spectral": "Spectrum: how each layer hangs together",
+    "mip": "Integer program: how much each unit matters",
+    "lattice": "Lattice: the order of influence",
+}
+OLD = "This section was written by an older version of Secateur. Prune again to draw it."
+
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page: words, a figure, and the table behind it.
+    """A section of the page: text, a figure, and the table behind it.
 
     Colours in a figure may be ``"var(--c0)"`` to ``"var(--c11)"``, ``"var(--ink)"``, ``"var(--soft)"`` or
-    ``"var(--line)"``, which follow the page into the dark.
+    ``"var(--line)"``; they follow the light and dark colours of the page.
 
     Attributes:
         title: Heading.
-        text: Paragraphs, separated by blank lines; emphasis, code and links as in Markdown.
+        text: Paragraphs, separated by blank lines, with emphasis, code and links as in Markdown.
         rows: The table, flat dictionaries.
         figure: A plotly figure as a dictionary with "data" and "layout", or None.
-        alternative: What the figure shows, for those who cannot see it.
-        chapter: Heading that the section shares with its neighbours of the same chapter; "" for none.
-        network: Network that the section speaks of; the page shows one network of a chapter at a time.
-        layer: Layer or group that it speaks of, likewise.
+        alternative: A text that replaces the figure for readers who cannot see it.
+        chapter: Heading that neighbouring sections share; "" for none.
+        run: Run that the section is about; a chapter shows one run at a time.
+        layer: Layer or group that the section is about; a chapter shows one layer at a time.
     """
 
     title: str
@@ -32,7 +45,7 @@ class Section:
     figure: Mapping[str, Any] | None = None
     alternative: str = ""
     chapter: str = ""
-    network: str = ""
+    run: str = ""
     layer: str = ""
 
     @property
@@ -48,29 +61,29 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class Chapter:
-    """Neighbouring sections under one heading, each with its number on the page.
+    """Neighbouring sections under one heading.
 
     Attributes:
-        title: The heading; "" for a section that stands by itself.
-        sections: (number, section).
+        title: The heading; "" for a section of its own.
+        sections: Sections with their numbers on the page.
     """
 
     title: str
     sections: Sequence[tuple[int, Section]]
 
     @property
-    def networks(self) -> list[str]:
-        """What the sections speak of, in the order of appearance."""
-        return list(dict.fromkeys(s.network for _, s in self.sections if s.network))
+    def runs(self) -> list[str]:
+        """Runs of the sections, in the order of appearance."""
+        return list(dict.fromkeys(s.run for _, s in self.sections if s.run))
 
     @property
-    def layered(self) -> bool:
-        """Whether any section speaks of one layer."""
+    def has_layers(self) -> bool:
+        """Whether any section is about one layer."""
         return any(s.layer for _, s in self.sections)
 
 
 def chapters(sections: Iterable[Section]) -> list[Chapter]:
-    """Gather neighbouring sections of the same chapter.
+    """Group neighbouring sections of the same chapter.
 
     Example:
         >>> parts = [Section("a"), Section("b", chapter="C"), Section("c", chapter="C"), Section("d")]
@@ -78,8 +91,26 @@ def chapters(sections: Iterable[Section]) -> list[Chapter]:
         [('', ['a']), ('C', ['b', 'c']), ('', ['d'])]
     """
     numbered = list(enumerate(sections))
-    together = groupby(numbered, key=lambda x: (x[1].chapter, None if x[1].chapter else x[0]))
-    return [Chapter(title, list(parts)) for (title, _), parts in together]
+    groups = groupby(numbered, key=lambda x: (x[1].chapter, None if x[1].chapter else x[0]))
+    return [Chapter(title, list(parts)) for (title, _), parts in groups]
 
 
-__all__ = ["Chapter", "Section", "chapters"]
+def diagnostic_sections(runs: Sequence[Row]) -> list[Section]:
+    """Return the sections that `secateur.diagnose` stored in reports, one chapter a structure.
+
+    Args:
+        runs: Runs as dictionaries; runs without diagnostics of a known structure are ignored.
+    """
+    sections, seen = [], Counter[tuple[str, str]]()
+    for name, chapter in DIAGNOSTICS.items():
+        for run in runs:
+            structure = run.get("structure") or {}
+            if structure.get("structure") != name:
+                continue
+            label = run_label(flatten(run))
+            seen[name, label] += 1
+            if seen[name, label] > 1:
+                label += f", run {seen[name, label]}"
+            stored = structure.get("sections", [{"title": "Not drawn", "text": OLD}])
+            sections += [Section(**part, chapter=chapter, run=label) for part in stored]
+    return sections
