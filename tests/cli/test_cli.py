@@ -109,7 +109,7 @@ def test_version_and_help() -> None:
 def test_methods_lists_each_with_its_options() -> None:
     shown = run("methods").stdout
     assert all(name in shown for name in METHODS)
-    assert "over='makers'" in shown
+    assert "over='producers'" in shown
 
 
 def test_inspect_shows_groups_and_frozen_axes() -> None:

@@ -90,7 +90,7 @@ def test_magnitude_is_the_norm_of_a_row() -> None:
     W1, W2 = model[0].weight, model[2].weight
     close(scores(Magnitude())["0"], W1.abs().sum(1))
     close(scores(Magnitude(p=2))["0"], W1.norm(dim=1))
-    close(scores(Magnitude(p=2, over="readers"))["0"], W2.norm(dim=0))
+    close(scores(Magnitude(p=2, over="consumers"))["0"], W2.norm(dim=0))
     close(scores(Magnitude(over="both"))["0"], W1.abs().sum(1) + W2.abs().sum(0))
     close(scores(Magnitude(), weights=True)["0.weight"], W1.abs())
 
@@ -383,7 +383,7 @@ def test_set_methods_say_which_and_are_checked() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Activation(), "no activations were seen for group '0'"),
+        (Activation(), "there are no moments for group '0'"),
         (Taylor(), "'taylor' needs 'taylor' for '0'"),
         (SNIP(), "'snip' needs 'gradients' for '0.weight'"),
         (SynFlow(), "'synflow' needs 'flow'"),

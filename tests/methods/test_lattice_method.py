@@ -25,7 +25,7 @@ from secateur.core import (
 )
 from secateur.methods import METHODS
 from secateur.methods.during_training import prune_every
-from secateur.methods.lattice.connection_strength import across, entering, onto_readers, within
+from secateur.methods.lattice.connection_strength import across, entering, onto_consumers, within
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.statistics.collect import collect_statistics
@@ -33,7 +33,7 @@ from secateur.tracing.trace import trace
 from secateur_studies.lattice.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from secateur_studies.lattice.dynamics import lyapunov_spectrum
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*order says little", "ignore:.*units are irreducible")
+pytestmark = pytest.mark.filterwarnings("ignore:.*order is uninformative", "ignore:.*units are irreducible")
 WEIGHTS = Lattice(adjacency="weights", centrality="mu", density=0.2)
 
 
@@ -76,7 +76,7 @@ def test_strength_within_a_group_is_the_norm_over_gates_layers_and_directions():
     )
     assert np.allclose(within(graph, statistics, group), squares.sqrt().T.numpy(), atol=1e-12)
     assert np.allclose(across(graph, statistics, [group]), squares.sqrt().T.numpy(), atol=1e-12)
-    reads = onto_readers(graph, statistics, group)
+    reads = onto_consumers(graph, statistics, group)
     assert reads.shape == (5, 5 + 5 + 5 + 2)
     assert np.allclose(reads[:, -2:], model.fc.weight.detach().abs().T.numpy())
     inputs = model.rnn.weight_ih_l0.detach().reshape(4, 5, 3).square().sum(0).sqrt().sum(1)
@@ -135,7 +135,7 @@ def test_unrolled_units_are_irreducible_by_their_successor_sets(seed):
     model = recurrent_weights(rng.normal(size=(8, 8)))
     graph, statistics = traced(model, 4, 7, 3)
     method = Lattice(adjacency="weights", reading="unrolled", density=0.3)
-    onto = onto_readers(graph, statistics, graph.groups[0])
+    onto = onto_consumers(graph, statistics, graph.groups[0])
     kept = onto >= np.sort(onto, axis=None)[-round(0.3 * onto.size)]
     successors = [set(np.flatnonzero(row)) for row in kept]
     expected = [
@@ -252,7 +252,7 @@ def test_every_variant_keeps_exact_counts_twice_the_same_and_nests(options):
 def test_dense_recurrent_weights_raise_a_warning_and_the_profile_says_why():
     model = Recurrent(nn.LSTM, 24)
     graph, statistics = traced(model, 4, 7, 3)
-    with pytest.warns(UserWarning, match="'rnn': at density 0.5 the order says little.*24 of 24"):
+    with pytest.warns(UserWarning, match="'rnn': at density 0.5 the order is uninformative.*24 of 24"):
         plan = Lattice(adjacency="weights", density=0.5).plan(graph, statistics, Units(0.5))
     profile = plan.notes["order"]["rnn"]["profile"]
     assert [p["density"] for p in profile] == [0.005, 0.01, 0.02, 0.03, 0.06, 0.12, 0.25]

@@ -13,7 +13,7 @@ from torch import nn
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Merge, NothingToPrune, Tolerance, Units
 from secateur.methods.matroid import Matroid, partitions, permutation_audit
-from secateur.methods.matroid.permuted import permuted_evidence
+from secateur.methods.matroid.permuted import permuted_statistics
 from secateur.pruning import prune
 from secateur.repair.fold import fold, merge
 from secateur.statistics.collect import collect_statistics
@@ -163,7 +163,7 @@ def test_permuted_evidence_is_that_of_the_permuted_model():
     model, x = mlp(), inputs()
     graph, statistics = looked_at(model, x, Matroid())
     orders = {g.name: np.random.default_rng(2).permutation(g.size) for g in graph.groups}
-    permuted = permuted_evidence(graph, statistics, orders)
+    permuted = permuted_statistics(graph, statistics, orders)
     other = mlp()
     other.load_state_dict(permuted.weights)
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_permuted_chains_gradients_and_gates_are_those_of_the_permuted_model():
     statistics = collect_statistics(model, graph, batch, needs)
     orders = {g.name: np.random.default_rng(4).permutation(g.size) for g in graph.groups}
     assert len(orders) == 3
-    permuted = permuted_evidence(graph, statistics, orders)
+    permuted = permuted_statistics(graph, statistics, orders)
     other = convolutional()
     other.load_state_dict(permuted.weights)
     fresh = collect_statistics(other, graph, batch, needs)
@@ -212,9 +212,9 @@ def test_exact_merges_are_as_many_in_every_order():
     assert audit.counts == (12,) * 7
     assert audit.values == (12.0,) * 6
     assert not audit.order_free  # of two multiples either may stay
-    assert "12 go as they stand, 12 to 12 permuted" in audit.summary()
+    assert "12 go in the original order, 12 to 12 permuted" in audit.summary()
     with pytest.raises(InputError, match="flow"):
-        permuted_evidence(graph, replace(statistics, flow=dict), {})
+        permuted_statistics(graph, replace(statistics, flow=dict), {})
 
 
 def convolutional() -> nn.Sequential:

@@ -103,7 +103,7 @@ def test_every_mode_is_deterministic(setting, mode):
 def test_per_class_is_the_average_of_single_programs(setting):
     _, _, statistics, _, _ = setting
     method = MIP(images=3, mode="per_class")
-    drawn = method._drawn(statistics)
+    drawn = method._draw_programs(statistics)
     assert [sorted(set(part.labels)) for part in drawn] == [[0], [1], [2]]
     single = [importance_scores(part.chain, part.x, part.labels) for part in drawn]
     result = method.importance(statistics)

@@ -212,10 +212,10 @@ def test_units_are_scored_by_the_leverage_of_their_edges() -> None:
     graph, statistics = setting(MLP, 12)
     lev = Spectral().leverages(graph, statistics).values
     group = next(g for g in graph.groups if g.size == 20)
-    for over in ("makers", "readers", "both"):
+    for over in ("producers", "consumers", "both"):
         scores = Spectral(over=over).unit_scores(graph, statistics)[group.name]
         made, read = lev["1.weight"].sum(1).double(), lev["3.weight"].sum(0).double()
-        truth = {"makers": made, "readers": read, "both": made + read}[over]
+        truth = {"producers": made, "consumers": read, "both": made + read}[over]
         assert torch.allclose(scores, truth, rtol=1e-6)
     plan = Spectral().plan(graph, statistics, Units(0.25))
     small = shrink(MLP, plan)

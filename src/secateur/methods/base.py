@@ -1,8 +1,8 @@
-"""What a pruning method is: evidence in, plan out.
+"""The interface of a pruning method: statistics in, plan out.
 
-Two bases spare methods the arithmetic of budgets.  A `ScoreMethod` gives each unit (or weight) a score
-and the best stay.  A `SetMethod` is told how many units each group keeps and says which; the units of
-a set are judged together.  Both leave the counts to `secateur.allocation`.
+Two base classes do the arithmetic of budgets.  A `ScoreMethod` gives each unit (or weight) a score, and the
+highest stay.  A `SetMethod` gets the number of units that each group keeps and chooses them as a set.  Both
+leave the counts to `secateur.allocation`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Scores = Mapping[str, Tensor]
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to decide what goes.  Implementations are frozen dataclasses; options are fields."""
+    """Decides what to remove.  Implementations are frozen dataclasses whose fields are the options."""
 
     @property
     def name(self) -> str:
@@ -46,24 +46,24 @@ class Method(Protocol):
         ...
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Say what `Statistics` must hold.
+        """Return the statistics that the method requires.
 
-        Any of "moments", "gram", "gradients", "taylor", "flow", "chain", "images".
+        Any of "moments", "gram", "gradients", "taylor", "activations", "flow", "chain", "images".
         """
         ...
 
     def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Decide what goes.  `budget` is never a `Tolerance`: `prune` turns that into steps of `Units`."""
+        """Decide what to remove."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Which units stay, and what a method wants to say about it.
+    """The units that stay, with notes.
 
     Attributes:
         keep: Group name -> numbers of the units that stay.
-        merges: Group name -> exact merges for the readers.
+        merges: Group name -> exact merges, for the consumers of the group.
         notes: JSON-able notes, by group name or about the whole.
     """
 
@@ -73,18 +73,18 @@ class Choice:
 
 
 class SetMethod(ABC):
-    """A method that says which units stay once it is told how many.
+    """A method that chooses the units of each group as a set.
 
-    Subclasses are frozen dataclasses with a `name`, `needs` and `choose`.  Where `unit_scores` is given
-    too, budgets of global scope can rank groups against each other; where `weight_scores` is, `Weights`
-    budgets keep the best scored weights.
+    Subclasses are frozen dataclasses with a `name`, `needs` and `choose`.  With `unit_scores`, budgets of
+    global scope can rank groups against each other.  With `weight_scores`, `Weights` budgets keep the
+    weights of highest score.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Say what `Statistics` must hold for this budget."""
+        """Return the statistics that the method requires for this budget."""
 
     @abstractmethod
     def choose(
@@ -132,11 +132,11 @@ class SetMethod(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreMethod(SetMethod):
-    """A method that ranks: subclasses give `unit_scores`, and `weight_scores` where it is defined.
+    """A method that ranks: subclasses define `unit_scores`, and `weight_scores` if weights have scores.
 
     Args:
         normalize: Under a global scope, divide the unit scores of each group by their mean, so that
-            groups of different width and depth can be compared; single weights are compared as they are.
+            groups of different width and depth are comparable; single weights are compared as they are.
     """
 
     normalize: bool = False
@@ -148,11 +148,11 @@ class ScoreMethod(SetMethod):
     def choose(
         self, graph: PruningGraph, statistics: Statistics, counts: Mapping[str, int]
     ) -> Mapping[str, IntArray] | Choice:
-        """Keep the best scored units, the first of equals."""
+        """Keep the highest-scoring units; ties go to the lower index."""
         return best(self.unit_scores(graph, statistics), counts)
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Score once, decide how many, keep the best."""
+        """Score once, decide how many units stay, keep the highest."""
         scores = self.comparable(self.unit_scores(graph, statistics), budget)
         allocation = allocate(graph, budget, scores)
         choice = best(scores, allocation.counts)
@@ -164,18 +164,18 @@ class ScoreMethod(SetMethod):
 
 
 def best(scores: Scores, counts: Mapping[str, int]) -> Choice:
-    """Keep the best scored units of each group, the first of equals, and note where the cut falls."""
+    """Keep the highest-scoring units of each group (ties: lower index), and note the threshold."""
     keep, notes = {}, {}
     for name, count in counts.items():
         order = ranked(scores[name])
         keep[name] = np.sort(order[:count])
         falling = scores[name].detach().double().cpu().numpy()[order]
         if count < len(falling):
-            notes[name] = _cut(falling[:count], falling[count:])
+            notes[name] = _threshold_note(falling[:count], falling[count:])
     return Choice(keep, notes=notes)
 
 
-def _cut(kept: np.ndarray, removed: np.ndarray) -> dict[str, Any]:
+def _threshold_note(kept: np.ndarray, removed: np.ndarray) -> dict[str, Any]:
     return {"threshold": float(kept.min()), "kept scores": _range(kept), "removed scores": _range(removed)}
 
 
@@ -185,7 +185,7 @@ def _range(scores: np.ndarray) -> list[float]:
 
 
 def normalized(scores: Scores) -> Scores:
-    """Divide the scores of each group by the mean of their sizes.
+    """Divide the scores of each group by the mean of their absolute values.
 
     Example:
         >>> import torch
@@ -201,32 +201,37 @@ def normalized(scores: Scores) -> Scores:
     return {name: scaled(s) for name, s in scores.items()}
 
 
-def required(found: Mapping[str, Any], name: str, what: str, method: str) -> Any:
-    """Return one piece of evidence, or raise `InputError` that says which is missing."""
-    if name not in found:
+def required(statistics: Mapping[str, Any], name: str, what: str, method: str) -> Any:
+    """Return one of the statistics.
+
+    Raises:
+        InputError: If it is missing.
+    """
+    if name not in statistics:
         raise InputError(
-            f"{method!r} needs {what!r} for {name!r}, which the evidence does not hold: collect it with "
+            f"{method!r} needs {what!r} for {name!r}, which the statistics lack: collect them with "
             f"needs={{{what!r}}}, on data that reaches this layer"
         )
-    return found[name]
+    return statistics[name]
 
 
 def unit_plan(
     method: str, graph: PruningGraph, budget: Budget, allocation: Allocation, choice: Choice, seed: int
 ) -> Plan:
-    """Check a choice against the counts and put it into a plan, with what it costs and keeps.
+    """Check a choice against the counts and return it as a plan, with the shares that it leaves.
 
     Raises:
-        PlanError: The choice is not what the counts ask for.
-        NothingToPrune: Less than all was to stay, but rounding and floors leave nothing to remove.
+        PlanError: If the choice does not fit the counts.
+        NothingToPrune: If rounding and floors leave nothing to remove.
     """
     keep = {}
     for name, count in allocation.counts.items():
         kept = np.unique(np.asarray(choice.keep.get(name, ()), dtype=np.int64))
         size = graph.group(name).size
         if len(kept) != count:
-            chosen = f"it chose {kept.tolist()}"
-            raise PlanError(f"{method!r} was to keep {count} of {size} units of {name!r}; {chosen}")
+            raise PlanError(
+                f"{method!r} was to keep {count} of {size} units of {name!r}; it chose {kept.tolist()}"
+            )
         check_units(name, size, kept)
         if count < size:
             keep[name] = kept
@@ -238,10 +243,10 @@ def unit_plan(
 def weight_plan(
     method: str, graph: PruningGraph, budget: Weights, allocation: Allocation, scores: Scores, seed: int
 ) -> Plan:
-    """Keep the best scored weights of each layer, the first of equals.
+    """Keep the highest-scoring weights of each layer; ties go to the lower index.
 
     Raises:
-        NothingToPrune: Less than all was to stay, but rounding and floors leave nothing to remove.
+        NothingToPrune: If rounding and floors leave nothing to remove.
     """
     masks: dict[str, Any] = {}
     notes: dict[str, Any] = {}
@@ -255,9 +260,9 @@ def weight_plan(
     return replace(plan, notes={**notes, "reached": reached(plan)})
 
 
-def _check_removes(something: bool, allocation: Allocation, budget: Budget) -> None:
-    if not something and allocation.target < 1:
+def _check_removes(removes: bool, allocation: Allocation, budget: Budget) -> None:
+    if not removes and allocation.target < 1:
         raise NothingToPrune(
             f"{budget} removes nothing: the counts round to the whole of every group, "
-            f"{dict(allocation.counts)}; ask for less"
+            f"{dict(allocation.counts)}; keep less"
         )

@@ -1,4 +1,4 @@
-"""The criteria that every comparison needs, as their papers define them.
+"""Baseline criteria, as their papers define them.
 
 Random; magnitude (L1, L2); mean activation; sensitivity |W2| * ||W1||; Taylor (Molchanov, Mallya, Tyree,
 Frosio and Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771); SNIP (Lee,
@@ -32,7 +32,7 @@ __all__ = ["SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreMethod):
-    """Uniform scores, drawn for each group or weight from the evidence's seed and its name.
+    """Uniform scores, drawn for each group or weight from the seed and its name.
 
     Example:
         >>> Random().needs(Weights(0.5))
@@ -42,7 +42,7 @@ class Random(ScoreMethod):
     name: ClassVar[str] = "random"
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for nothing."""
+        """Return nothing."""
         return frozenset()
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
@@ -54,8 +54,8 @@ class Random(ScoreMethod):
         return {k: self._draw(statistics.seed, k, graph.shapes[k]) for k in weight_sizes(graph)}
 
     def _draw(self, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-        own = zlib.crc32(f"{seed}/{name}".encode())
-        return torch.rand(shape, generator=torch.Generator().manual_seed(own), dtype=torch.float64)
+        named_seed = zlib.crc32(f"{seed}/{name}".encode())
+        return torch.rand(shape, generator=torch.Generator().manual_seed(named_seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,33 +64,33 @@ class Magnitude(ScoreMethod):
 
     Args:
         p: 1 or 2.
-        over: Which weights: those that make the unit (rows), those that read it (columns), or both.
-        normalize: See `ScoreMethod`; on, because a norm grows with the fan-in.
+        over: The weights that produce the unit (rows), that consume it (columns), or both.
+        normalize: See `ScoreMethod`; True, because a norm grows with the fan-in.
     """
 
     name: ClassVar[str] = "magnitude"
     p: int = 1
-    over: Literal["makers", "readers", "both"] = "makers"
+    over: Literal["producers", "consumers", "both"] = "producers"
     normalize: bool = True
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.p not in (1, 2):
             raise InputError(f"Magnitude.p is 1 or 2; got {self.p!r}")
-        if self.over not in ("makers", "readers", "both"):
-            raise InputError(f"Magnitude.over is 'makers', 'readers' or 'both'; got {self.over!r}")
+        if self.over not in ("producers", "consumers", "both"):
+            raise InputError(f"Magnitude.over is 'producers', 'consumers' or 'both'; got {self.over!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for nothing but the weights."""
+        """Return nothing: the weights are always there."""
         return frozenset()
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the norm of what each unit owns."""
 
         def score(group: Group) -> Tensor:
-            made = producer_slots(graph, group) if self.over != "readers" else ()
-            read = consumer_slots(graph, group) if self.over != "makers" else ()
-            return power_sums(statistics.weights, made + read, group.size, self.p).pow(1 / self.p)
+            produced = producer_slots(graph, group) if self.over != "consumers" else ()
+            consumed = consumer_slots(graph, group) if self.over != "producers" else ()
+            return power_sums(statistics.weights, produced + consumed, group.size, self.p).pow(1 / self.p)
 
         return {g.name: score(g) for g in prunable(graph)}
 
@@ -101,13 +101,13 @@ class Magnitude(ScoreMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Activation(ScoreMethod):
-    """The mean activation of a unit where its readers read it, averaged over its readers.
+    """The mean activation of a unit as input of its consumers, averaged over them.
 
-    After a ReLU the mean and the mean absolute value are the same; elsewhere a mean may cancel.
+    After a ReLU the mean equals the mean absolute value; elsewhere positive and negative values may cancel.
 
     Args:
         statistic: ``"absolute"``: mean |x|; ``"mean"``: the plain mean; ``"second"``: mean square.
-        normalize: See `ScoreMethod`; on, because layers differ in scale.
+        normalize: See `ScoreMethod`; True, because layers differ in scale.
     """
 
     name: ClassVar[str] = "activation"
@@ -120,11 +120,11 @@ class Activation(ScoreMethod):
             raise InputError(f"statistic is 'absolute', 'mean' or 'second'; got {self.statistic!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for the means of what reaches each weight."""
+        """Return the moments of the weights' inputs."""
         return frozenset({"moments"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Average the statistic over the features that each unit is to its readers."""
+        """Average the statistic over the input features that each unit is to its consumers."""
         return {g.name: self._score(graph, statistics, g) for g in prunable(graph)}
 
     def _score(self, graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
@@ -136,7 +136,7 @@ class Activation(ScoreMethod):
         if not parts:
             weights = [slot.tensor for slot in group.slots_with("in")]
             raise InputError(
-                f"no activations were seen for group {group.name!r}, which {weights or 'no weight'} reads: "
+                f"there are no moments for group {group.name!r}, read by {weights or 'no weight'}: "
                 f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
             )
         return torch.stack([p.to(parts[0].device) for p in parts]).mean(0)
@@ -144,26 +144,28 @@ class Activation(ScoreMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(ScoreMethod):
-    """|W2[0, i]| * ||W1[i, :]||: the weight that reads a unit times the norm of those that make it.
+    """|W2[0, i]| * ||W1[i, :]||: the weight that consumes a unit times the norm of those that produce it.
 
-    With many outputs or readers the absolute value becomes the L2 norm over everything that reads the unit,
-    and with many makers the norm is over all their rows.  Biases do not enter.
+    With many outputs or consumers the absolute value becomes the L2 norm over all weights that consume the
+    unit; with many producers the norm is over all their rows.  Biases do not count.
     """
 
     name: ClassVar[str] = "sensitivity"
     normalize: bool = True
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for nothing but the weights."""
+        """Return nothing: the weights are always there."""
         return frozenset()
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Return the product of both norms; a unit that no weight reads is scored by its makers."""
+        """Return the product of both norms, or the first alone if no weight consumes the unit."""
 
         def score(group: Group) -> Tensor:
-            made = power_sums(statistics.weights, producer_slots(graph, group), group.size, 2).sqrt()
-            read = consumer_slots(graph, group)
-            return made * power_sums(statistics.weights, read, group.size, 2).sqrt() if read else made
+            produced = power_sums(statistics.weights, producer_slots(graph, group), group.size, 2).sqrt()
+            consumed = consumer_slots(graph, group)
+            if not consumed:
+                return produced
+            return produced * power_sums(statistics.weights, consumed, group.size, 2).sqrt()
 
         return {g.name: score(g) for g in prunable(graph)}
 
@@ -172,13 +174,13 @@ class Sensitivity(ScoreMethod):
 class Taylor(ScoreMethod):
     """The first-order change of the loss when a gate on the unit closes, squared, summed over examples.
 
-    For single weights, the square of gradient times weight: the same order as SNIP.
+    For single weights, the square of gradient times weight, which ranks as SNIP does.
     """
 
     name: ClassVar[str] = "taylor"
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for gates per example, or for gradients where single weights go."""
+        """Return "taylor" for units, "gradients" for single weights."""
         return frozenset({"gradients" if isinstance(budget, Weights) else "taylor"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
@@ -196,18 +198,18 @@ class Taylor(ScoreMethod):
 class SNIP(ScoreMethod):
     """Connection sensitivity |dL/dmask| = |gradient * weight|, the gradient summed over the batches.
 
-    A unit's score is the sum over the weights that make it.  Dropout is off and BatchNorm uses its
-    running statistics, as everywhere in the collection of evidence.
+    A unit's score is the sum over the weights that produce it.  Dropout is off and BatchNorm uses its
+    running statistics, as in all collection of statistics.
     """
 
     name: ClassVar[str] = "snip"
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for gradients."""
+        """Return the gradients."""
         return frozenset({"gradients"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Sum the sensitivities of the weights that make each unit."""
+        """Sum the sensitivities of the weights that produce each unit."""
 
         def score(group: Group) -> Tensor:
             slots = producer_slots(graph, group)

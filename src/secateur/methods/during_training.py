@@ -1,7 +1,7 @@
-"""Pruning while a network trains: every few epochs a method masks the weights as they are then.
+"""Pruning during training: every few epochs a method masks the current weights.
 
-Algorithms 2 and 3 of arXiv:2502.16525 prune so, and do not say whether masks persist.  Without, what was
-zeroed grows back in the epochs that follow.
+Algorithms 2 and 3 of arXiv:2502.16525 do this, and do not state whether masks persist.  Without persistence,
+zeroed weights grow back in the following epochs.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def prune_every(
     """Return a hook for `finetune(..., after_epoch=...)` that prunes single weights during training.
 
     Args:
-        epochs: Passes between two prunings; the last pass is followed by one if they divide its number.
-        method: Decides each time, from the weights as they are.
-        graph: Trace of the model that is trained.
+        epochs: Epochs from one pruning to the next: it happens after every epoch that they divide.
+        method: Decides each time, from the current weights.
+        graph: Trace of the model in training.
         budget: How many weights stay.
-        persist: Whether masked weights stay zero until the next pruning; else they are set to zero and train
+        persist: Keep masked weights at zero until the next pruning; otherwise they are set to zero and train
             on.
         seed: Seed of the method.
 
     Raises:
-        InputError: Epochs below 1, a budget that is no `Weights`, or a method that needs data.
+        InputError: If `epochs` is below 1, if the budget is not in `Weights`, or if the method needs data.
 
     Example:
         >>> from secateur.repair.finetune import finetune
@@ -48,12 +48,12 @@ def prune_every(
     if epochs < 1 or not isinstance(budget, Weights):
         raise InputError(
             f"pruning during training needs epochs of at least 1 and a budget in Weights (units "
-            f"go from a network that is trained); got {epochs} and {budget!r}"
+            f"are removed after training); got {epochs} and {budget!r}"
         )
     if needs := method.needs(budget):
         raise InputError(
             f"{method.name!r} needs {', '.join(sorted(needs))}: during training a method sees "
-            "the weights alone"
+            "only the weights"
         )
 
     def prune(epoch: int, model: nn.Module) -> Mapping[str, BoolArray] | None:

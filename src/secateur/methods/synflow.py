@@ -3,7 +3,7 @@
 Tanaka, Kunin, Yamins and Ganguli, "Pruning neural networks without any data by iteratively conserving
 synaptic flow" (NeurIPS 2020, arXiv:2006.05467).  With R the summed output of the network whose parameters
 are |theta|, for an input of ones, a parameter's score is |theta * dR/dtheta|.  In round t of T the best
-rho^(t/T) stay, and the scores are taken anew on what is left: in one shot, layers empty.
+rho^(t/T) stay, and the scores are computed again on what is left; in one shot, whole layers would go.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = ["SynFlow"]
 class SynFlow(ScoreMethod):
     """Iterative synaptic flow, for single weights (as published) and for units.
 
-    A unit's score is the flow into it: the sum over the weights and biases that make it.
+    A unit's score is the flow into it: the sum over the weights and biases that produce it.
 
     Args:
         rounds: T.
-        neutral_bn: Take BatchNorm as at initialisation (scale 1, shift 0, mean 0, variance 1) when
-            scoring: trained statistics break the conservation law.
+        neutral_bn: Score with BatchNorm as at initialisation (scale 1, shift 0, mean 0, variance 1),
+            because trained statistics break the conservation law.
     """
 
     name: ClassVar[str] = "synflow"
@@ -57,7 +57,7 @@ class SynFlow(ScoreMethod):
             raise InputError(f"SynFlow.rounds must be at least 1; got {self.rounds}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for the flow; no data."""
+        """Return the flow, which needs no data."""
         return frozenset({"flow"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
@@ -70,28 +70,28 @@ class SynFlow(ScoreMethod):
         return {k: flow[k] for k in weight_sizes(graph)}
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Remove units in rounds; a unit that went stays away."""
+        """Remove units in rounds; a removed unit does not come back."""
         keep: Mapping[str, IntArray] = {}
-        for part in _rounds(budget, self.rounds):
-            scores = _buried(self._unit_flow(graph, statistics, keep), keep)
+        for target in _rounds(budget, self.rounds):
+            scores = _without_removed(self._unit_flow(graph, statistics, keep), keep)
             if not keep:
-                allocate(graph, budget, scores)  # raises at once where the last round would
-            allocation = allocate(graph, part, self.comparable(scores, budget))
+                allocate(graph, budget, scores)  # if the last round would raise, raise now
+            allocation = allocate(graph, target, self.comparable(scores, budget))
             choice = best(scores, allocation.counts)
             keep = choice.keep
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
     def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
-        """Zero weights in rounds; a weight that went stays away."""
+        """Zero weights in rounds; a zeroed weight does not come back."""
         names = weight_sizes(graph)
         masks: dict[str, Tensor] = {}
-        for part in _rounds(budget, self.rounds):
+        for target in _rounds(budget, self.rounds):
             flow = self._flow(statistics, masks)
             scores = {k: flow[k] for k in names}
             if not masks:
                 allocate(graph, budget, scores)
             scores = {k: s.masked_fill(~masks[k], -torch.inf) if k in masks else s for k, s in scores.items()}
-            allocation = allocate(graph, part, scores)
+            allocation = allocate(graph, target, scores)
             masks = {k: top(scores[k], count) for k, count in allocation.counts.items()}
         return weight_plan(self.name, graph, budget, allocation, scores, statistics.seed)
 
@@ -110,20 +110,20 @@ def _rounds(budget: Budget, rounds: int) -> Iterable[Budget]:
 
 
 def _parameters(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
-    own = [s for s in group.slots if s.tensor in graph.parameters]
-    return tuple(s for s in own if s.role == "out") or tuple(own)
+    slots = [s for s in group.slots if s.tensor in graph.parameters]
+    return tuple(s for s in slots if s.role == "out") or tuple(slots)
 
 
-def _buried(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:
-    def bury(name: str, s: Tensor) -> Tensor:
+def _without_removed(scores: Scores, keep: Mapping[str, IntArray]) -> Scores:
+    def drop(name: str, s: Tensor) -> Tensor:
         if name not in keep:
             return s
-        buried = torch.full_like(s, -torch.inf)
-        alive = torch.as_tensor(keep[name], device=s.device)
-        buried[alive] = s[alive]
-        return buried
+        left = torch.full_like(s, -torch.inf)
+        kept = torch.as_tensor(keep[name], device=s.device)
+        left[kept] = s[kept]
+        return left
 
-    return {name: bury(name, s) for name, s in scores.items()}
+    return {name: drop(name, s) for name, s in scores.items()}
 
 
 def _masks(graph: PruningGraph, statistics: Statistics, keep: Mapping[str, IntArray]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pruning by the order of influence among units."""
+"""The lattice method: an order of influence among units."""
 
 from secateur.methods.lattice.method import Lattice
 

@@ -1,12 +1,12 @@
-"""Pruning by the order of influence among units.
+"""The lattice method: an order of influence among units.
 
 "Lattice-Based Pruning in Recurrent Neural Networks via Poset Modeling", arXiv:2502.16525.  Algorithm 1
-keeps the meet-irreducible units of the dependency lattice, and prunes of the others those with mu below a
-threshold.  Read rigorously, on the network's own weights: the strongest edges make a digraph, its strongly
-connected components a poset, and its Dedekind-MacNeille completion the smallest lattice around it.
-Algorithms 2 and 3 draw the adjacency at random, apart from the weights: `adjacency="binary"`, `"continuous"`.
+keeps the meet-irreducible units of the dependency lattice; of the others it prunes those with mu below a
+threshold.  Made rigorous on the network's own weights: the strongest edges form a digraph, its strongly
+connected components a poset, and its Dedekind-MacNeille completion is the smallest lattice around it.
+Algorithms 2 and 3 draw a random adjacency that ignores the weights: `adjacency="binary"`, `"continuous"`.
 
-What the paper leaves open, and how it is decided here, is in docs/lattice.md with measurements: the paper's
+docs/lattice.md lists what the paper leaves open and how it is decided here, with measurements: the paper's
 rule keeps the weakly driven units and is worse than chance on trained networks, so it is not the default.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from secateur.allocation import allocate, prunable, ranked
 from secateur.core import Budget, Group, InputError, Layer, Plan, PruningGraph, Statistics, Weights, unknown
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan
-from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, over_network, own_order
+from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, group_order, over_network
 
 __all__ = ["Lattice"]
 
@@ -47,24 +47,24 @@ class Lattice(ScoreMethod):
 
     Args:
         adjacency: ``"data"``: a context of (sample, time) against units that fire, in which a unit is
-            reducible if its extent is an intersection of others', as far as they are still there;
+            reducible if its extent is an intersection of the extents of other units that are still there;
             ``"weights"``: the order of influence along the network's own weights; ``"binary"`` and
-            ``"continuous"``: random, as in Algorithms 2 (first half decreed irreducible) and 3.
+            ``"continuous"``: random, as in Algorithm 2 (the first half is declared irreducible) and 3.
         reading: For weights, ``"condensed"``: components of the digraph among the units; ``"unrolled"``:
-            units at one time before what reads them at the next.  Units that no weight joins are always
-            unrolled.
+            units at one time step before their consumers at the next.  Units that no weight connects are
+            always unrolled.
         span: For weights, ``"layer"``: each group by itself; ``"network"``: one digraph over all groups.
-        density: For weights, share of the possible edges that make the digraph, the strongest.
+        density: For weights, share of the possible edges in the digraph; the strongest are taken.
         centrality: ``"in-strength"``: what enters a unit; ``"mu"``: its inverse, the paper's;
             ``"out-strength"``; ``"moebius"``: |mu(0, x)|, Moebius function; for data also ``"flow"``:
             out-strength times the root mean square of the activation; ``"gap"``: the sequence in which units
             become redundant.  By default ``"flow"`` for data, else ``"in-strength"``.
-        prefer: Which units stay first: irreducible ones (the paper's), reducible ones, or neither.
-        include_top: For weights, whether a greatest element counts as irreducible.
+        prefer: Which units stay first: irreducible ones (as in the paper), reducible ones, or neither.
+        include_top: For weights, count a greatest element as irreducible.
         quantile: For data, a unit fires where its absolute activation is above this quantile of the group's.
-        tolerance: For data, share of the objects by which an extent may miss an intersection.
+        tolerance: For data, share of the objects in which an extent may differ from an intersection.
 
-    Budgets in `Weights` zero rows of the recurrent matrices only, as the paper does; the units stay alive.
+    Budgets in `Weights` zero rows of the recurrent matrices only, as the paper does; the units stay.
 
     Example:
         >>> from secateur.core import Units
@@ -102,21 +102,21 @@ class Lattice(ScoreMethod):
             raise InputError(f"adjacency={self.adjacency!r} has no centrality {self.centrality!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for activations where the order is made from data."""
+        """Return the activations if the order comes from data."""
         return frozenset({"activations"} if self.adjacency == "data" else ())
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Return the place of each unit in the ranking, as a share of its group [units]."""
+        """Return the rank of each unit as a share of its group [units]; 1 is best."""
         return {name: self._score(order) for name, order in self.orders(graph, statistics).items()}
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Rank, keep the best, and note what the order looks like."""
+        """Rank, keep the best, and describe the order in the notes."""
         orders = self.orders(graph, statistics)
         scores = {name: self._score(order) for name, order in orders.items()}
         allocation = allocate(graph, budget, scores)
         choice = best(scores, allocation.counts)
         plan = unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
-        return replace(plan, notes={**plan.notes, **_noted(orders)})
+        return replace(plan, notes={**plan.notes, **_order_notes(orders)})
 
     def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
         """Zero rows of the recurrent matrices; for "binary", single entries drawn with the density."""
@@ -133,15 +133,15 @@ class Lattice(ScoreMethod):
                 "or Macs"
             )
         reached = float(np.mean([mask.mean() for mask in masks.values()]))
-        notes = {**_noted(orders), "reached": {"weights": reached}}
+        notes = {**_order_notes(orders), "reached": {"weights": reached}}
         return Plan(graph, self.name, {}, masks, {}, repr(budget), statistics.seed, notes)
 
     def orders(self, graph: PruningGraph, statistics: Statistics) -> dict[str, UnitOrder]:
-        """Return what the order says about each prunable group.
+        """Return the order of each group.
 
         Raises:
-            InputError: If evidence is missing, weights or activations are not finite, the density leaves no
-                edge, or a Moebius value that is asked for leaves the 64-bit integers.
+            InputError: If statistics are missing, weights or activations are not finite, the density leaves
+                no edge, or a requested Moebius value exceeds the 64-bit integers.
         """
         groups = prunable(graph)
         try:
@@ -153,7 +153,7 @@ class Lattice(ScoreMethod):
             if self.span == "network":
                 return over_network(graph, statistics, groups, self.density, self.include_top)
             options = (self.density, self.include_top, self.reading == "unrolled")
-            return {g.name: own_order(graph, statistics, g, *options) for g in groups}
+            return {g.name: group_order(graph, statistics, g, *options) for g in groups}
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
@@ -168,11 +168,11 @@ class Lattice(ScoreMethod):
             kind = order.irreducible == (self.prefer == "irreducible")
         if self.prefer == "irreducible" and order.place is not None:
             values = np.where(order.irreducible, values, order.place)
-        # Of equals the first stays: the position is the last key, descending.
+        # Ties go to the lower index: the position is the last key, descending.
         ascending = np.lexsort((-np.arange(n), values, kind))
-        place = np.empty(n)
-        place[ascending] = np.arange(1, n + 1) / n
-        return torch.from_numpy(place)
+        rank = np.empty(n)
+        rank[ascending] = np.arange(1, n + 1) / n
+        return torch.from_numpy(rank)
 
     def _rows(self, order: UnitOrder, group: Group, density: float) -> NDArray[np.bool_]:
         kept = ranked(self._score(order))[: max(1, round(density * group.size))]
@@ -196,9 +196,9 @@ class Lattice(ScoreMethod):
         return np.repeat(np.tile(rows, layer.gates)[:, None], shape[1], axis=1)
 
 
-def _noted(orders: Mapping[str, UnitOrder]) -> dict[str, Any]:
-    """Return the notes of all orders, and warn where one says little."""
-    found = [order.notes["warning"] for order in orders.values() if "warning" in order.notes]
-    for text in dict.fromkeys(found):
+def _order_notes(orders: Mapping[str, UnitOrder]) -> dict[str, Any]:
+    """Return the notes of all orders; warn if an order is uninformative."""
+    messages = [order.notes["warning"] for order in orders.values() if "warning" in order.notes]
+    for text in dict.fromkeys(messages):
         warnings.warn(text, stacklevel=4)
     return {"order": {name: order.notes for name, order in orders.items()}}

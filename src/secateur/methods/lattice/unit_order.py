@@ -1,4 +1,4 @@
-"""What an order says about the units of a group: which are irreducible, which central."""
+"""An order on the units of a group: which are irreducible, which central."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from secateur.core import Group, InputError, PruningGraph, Statistics
-from secateur.methods.lattice.connection_strength import across, entering, onto_readers, within
+from secateur.methods.lattice.connection_strength import across, entering, onto_consumers, within
 from secateur.structures.order import (
     Poset,
     attribute_order,
@@ -27,8 +27,8 @@ __all__ = [
     "condensed",
     "drawn",
     "from_data",
+    "group_order",
     "over_network",
-    "own_order",
     "unrolled",
 ]
 
@@ -38,16 +38,16 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class UnitOrder:
-    """What the order says about the units of a group.
+    """An order on the units of a group.
 
     Attributes:
         irreducible: Whether each unit is meet-irreducible [units].
-        enters: Strength of what enters each unit [units].
-        leaves: Strength of what leaves it [units].
-        notes: JSON-able description; "warning" where the order does not separate the units.
-        poset: The order itself, where there is one.
-        element: Element of the poset that each unit is [units].
-        place: For data, the sequence in which units become redundant, the last highest [units].
+        enters: Strength of the connections into each unit [units].
+        leaves: Strength of the connections out of each unit [units].
+        notes: JSON-able description; has "warning" if the order does not separate the units.
+        poset: The order itself, or None for a random adjacency.
+        element: The poset's element of each unit [units].
+        place: For data, when units become redundant, the last highest [units].
         active: For data, root mean square of each unit's activation [units].
     """
 
@@ -64,7 +64,7 @@ class UnitOrder:
         """Return "in-strength", "out-strength", "mu", "moebius", "flow" or "gap", as `Lattice` names them.
 
         Raises:
-            InputError: If the order has no such centrality, or a Moebius value leaves the 64-bit integers.
+            InputError: If the order has no such centrality, or a Moebius value exceeds the 64-bit integers.
         """
         if name == "mu":
             return np.divide(1.0, self.enters, out=np.full(len(self.enters), np.inf), where=self.enters > 0)
@@ -82,13 +82,13 @@ class UnitOrder:
 
 
 def condensed(strength: FloatArray, density: float, include_top: bool, name: str) -> UnitOrder:
-    """Order units by paths along the strongest edges among them; units on a cycle are one element.
+    """Order units by paths along the strongest edges between them; units on a cycle are one element.
 
     Args:
         strength: Strengths [from, to].
         density: Share of the possible edges.
-        include_top: Whether a greatest element counts as irreducible.
-        name: What to call the units in a warning.
+        include_top: Count a greatest element as irreducible.
+        name: Name of the units in a warning.
     """
     poset = Poset.from_digraph(strongest_edges(strength, density))
     *profile, here = (p.as_dict() for p in density_profile(strength, (*PROFILE_DENSITIES, density)))
@@ -97,7 +97,7 @@ def condensed(strength: FloatArray, density: float, include_top: bool, name: str
     notes: dict[str, Any] = {"reading": "condensed", "irreducible": count, "profile": profile}
     if not here["informative"]:
         notes["warning"] = (
-            f"{name!r}: at density {density} the order says little: the largest of {here['elements']} "
+            f"{name!r}: at density {density} the order is uninformative: the largest of {here['elements']} "
             f"components holds {here['largest']} of {len(strength)} units, {here['irreducible']} are "
             "irreducible; try another density (the plan's notes have the profile) or adjacency='data'"
         )
@@ -107,28 +107,28 @@ def condensed(strength: FloatArray, density: float, include_top: bool, name: str
 def over_network(
     graph: PruningGraph, statistics: Statistics, groups: Sequence[Group], density: float, include_top: bool
 ) -> dict[str, UnitOrder]:
-    """Order the units of all groups in one digraph, between layers and back."""
+    """Order the units of all groups in one digraph, across layers."""
     whole = condensed(across(graph, statistics, groups), density, include_top, "all groups together")
-    found, first = {}, 0
+    orders, first = {}, 0
     for group in groups:
-        own = slice(first, first := first + group.size)
-        element = None if whole.element is None else whole.element[own]
-        notes = {**whole.notes, "irreducible": int(whole.irreducible[own].sum())}
-        found[group.name] = replace(
+        units = slice(first, first := first + group.size)
+        element = None if whole.element is None else whole.element[units]
+        notes = {**whole.notes, "irreducible": int(whole.irreducible[units].sum())}
+        orders[group.name] = replace(
             whole,
-            irreducible=whole.irreducible[own],
-            enters=whole.enters[own],
-            leaves=whole.leaves[own],
+            irreducible=whole.irreducible[units],
+            enters=whole.enters[units],
+            leaves=whole.leaves[units],
             element=element,
             notes=notes,
         )
-    return found
+    return orders
 
 
-def own_order(
+def group_order(
     graph: PruningGraph, statistics: Statistics, group: Group, density: float, include_top: bool, unroll: bool
 ) -> UnitOrder:
-    """Order the units of one group, unrolled if that is asked for or no weight joins them."""
+    """Order the units of one group, unrolled if requested or if no weight connects them."""
     strength = None if unroll else within(graph, statistics, group)
     if strength is None or not strength.any():
         return unrolled(graph, statistics, group, density, include_top)
@@ -138,21 +138,22 @@ def own_order(
 def unrolled(
     graph: PruningGraph, statistics: Statistics, group: Group, density: float, include_top: bool
 ) -> UnitOrder:
-    """Order units before the units that read them at the next step, along the strongest connections.
+    """Order units before their consumers at the next step, along the strongest connections.
 
-    A unit is then irreducible exactly if one unit or none reads it, or all that read it read another as well.
+    A unit is then irreducible exactly if it has at most one consumer, or if another unit has all of its
+    consumers.
 
     Raises:
         InputError: If the density leaves no connection.
     """
-    onto = onto_readers(graph, statistics, group)
+    onto = onto_consumers(graph, statistics, group)
     n, consumers = onto.shape
     kept = min(round(density * onto.size), int(np.count_nonzero(onto)))
     if kept == 0:
-        needed = f"{0.5 / onto.size:.2g} would" if onto.any() else "nothing that reads them has weights"
+        needed = f"{0.5 / onto.size:.2g} would" if onto.any() else "their consumers have no weights"
         raise InputError(
             f"density {density} leaves no edge between the {n} units of {group.name!r} and the "
-            f"{consumers} that read them; {needed}"
+            f"{consumers} that consume them; {needed}"
         )
     source, target = np.unravel_index(np.argsort(-onto, axis=None, kind="stable")[:kept], onto.shape)
     digraph = sparse.coo_array((np.ones(kept), (source, n + target)), shape=(n + consumers, n + consumers))
@@ -174,16 +175,16 @@ def from_data(
 ) -> UnitOrder:
     """Order units by the objects (sample, time) at which they fire.
 
-    A unit fires where its absolute activation is above a quantile of all the group's.  It is irreducible
-    unless its extent is an intersection of others', up to the tolerance, when its turn comes.
+    A unit fires where its absolute activation is above a quantile of the group's.  Units are tested one after
+    the other: a unit is irreducible unless its extent is an intersection of others', up to the tolerance.
 
     Raises:
-        InputError: If there are no activations of the group, or they are not finite.
+        InputError: If the activations of the group are missing or not finite.
     """
     if group.name not in statistics.activations:
         raise InputError(
-            f"'lattice' needs 'activations' for {group.name!r}, which the evidence does not "
-            "hold: collect it with needs={'activations'}, on data that reaches what reads it"
+            f"'lattice' needs 'activations' for {group.name!r}, which the statistics lack: "
+            "collect them with needs={'activations'}, on data that reaches the group's consumers"
         )
     size = statistics.activations[group.name].detach().abs().double().cpu().numpy()
     if not np.isfinite(size).all():
@@ -200,17 +201,17 @@ def from_data(
         "irreducible": int(irreducible.sum()),
     }
     if not fires.any():
-        notes["warning"] = f"{group.name!r}: no unit ever fires; the order says nothing"
+        notes["warning"] = f"{group.name!r}: no unit ever fires, so the order is uninformative"
     poset = attribute_order(fires)
-    enters, leaves = entering(graph, statistics, group), onto_readers(graph, statistics, group).sum(1)
+    enters, leaves = entering(graph, statistics, group), onto_consumers(graph, statistics, group).sum(1)
     active = np.sqrt(np.square(size).mean(0))
     return UnitOrder(irreducible, enters, leaves, notes, poset, poset.component, place, active)
 
 
 def drawn(statistics: Statistics, group: Group, kind: str) -> UnitOrder:
-    """Draw an adjacency apart from the weights, as Algorithms 2 ("binary") and 3 ("continuous") do.
+    """Draw a random adjacency that ignores the weights: Algorithms 2 ("binary") and 3 ("continuous").
 
-    Algorithm 2 decrees the first half of the units irreducible; Algorithm 3 uses the centrality alone.
+    Algorithm 2 declares the first half of the units irreducible; Algorithm 3 uses only the centrality.
     """
     generator = np.random.default_rng([statistics.seed, zlib.crc32(group.name.encode())])
     n = group.size

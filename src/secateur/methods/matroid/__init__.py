@@ -1,8 +1,7 @@
 """Matroid-guided pruning: windows of rows, exact merges of rows, bases of activations.
 
 "Matroid-Guided Pruning: Removing 70% of Neurons for Free" (blog post) is ``ground="windows"``.  The other two
-grounds keep its idea, that what depends on other units may go, where it holds for ReLU networks as
-they are trained.
+grounds keep its idea, that units which depend on others may go, where it holds for trained ReLU networks.
 """
 
 from secateur.methods.matroid.audit import PermutationAudit, permutation_audit

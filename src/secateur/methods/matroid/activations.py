@@ -1,9 +1,9 @@
-"""Unit-level Gram matrices of what readers see, and the choice of a basis among the units.
+"""Gram matrices of a group's units as its consumers see them, and the choice of a basis among the units.
 
-A unit can be many features of a reader (positions behind a flatten, taps of a kernel).  A removed unit is
-expressed by kept units with the same coefficients at each of its places, so places count as samples: Gram
-matrices add up over them, and so do, divided by their number, the readers' W^T W.  Where several layers read
-a group, each weighs in relative to the size of its own output.
+A unit can be many input features of a consumer (positions behind a flatten, taps of a kernel).  A removed
+unit is expressed by kept units with the same coefficients at each of them, so they count as samples: Gram
+matrices add up over them, and so do, divided by their number, the consumers' W^T W.  If several layers
+consume a group, each counts relative to the size of its own output.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Objective = Literal["units", "output"]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What the readers of a group see and weigh.
+    """The inputs and the weights of a group's consumers, as matrices over its units.
 
     Attributes:
         gram: Covariance of the units, float64 [units, units].
-        consumer: Q, float64 [units, units]: tr(Q S) is the error of the readers' outputs, relative to
+        consumer: Q, float64 [units, units]: tr(Q S) is the error of the consumers' outputs, relative to
             their size.
     """
 
@@ -40,16 +40,16 @@ class Reading:
 
 
 def reading(graph: PruningGraph, statistics: Statistics, group: Group) -> Reading:
-    """Combine the readers of a group.
+    """Combine the consumers of a group.
 
     Raises:
-        InputError: No layer reads the group, or no Gram matrix was collected for any that does.
+        InputError: If no layer consumes the group, or if the statistics have no Gram matrix of any that does.
     """
-    found = graph.consumers(group)
-    parts = [(layer, slot, _covariance(graph, statistics, layer)) for layer, slot in found]
+    consumers = graph.consumers(group)
+    parts = [(layer, slot, _covariance(graph, statistics, layer)) for layer, slot in consumers]
     seen = [(layer, slot, *m) for layer, slot, m in parts if m is not None]
     if not seen:
-        names = ", ".join(repr(layer.weight) for layer, _ in found) or "no weight"
+        names = ", ".join(repr(layer.weight) for layer, _ in consumers) or "no weight"
         raise InputError(
             f"ground='activations' needs the Gram matrix of what reads {group.name!r} ({names}): "
             f"collect it with needs={{'gram'}}, or choose ground='windows' or 'rows'"
@@ -68,7 +68,7 @@ def _scaled(g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _covariance(graph: PruningGraph, statistics: Statistics, layer: Layer) -> tuple[Tensor, int] | None:
-    """Return the covariance of what reaches a layer, and its taps."""
+    """Return the covariance of a layer's input, and its taps."""
     moments = moments_of(graph, statistics, layer)
     if moments is None or moments.gram is None:
         return None
@@ -78,24 +78,24 @@ def _covariance(graph: PruningGraph, statistics: Statistics, layer: Layer) -> tu
 def _part(
     graph: PruningGraph, statistics: Statistics, layer: Layer, slot: Slot, g: Tensor, taps: int
 ) -> tuple[Tensor, Tensor]:
-    """Return covariance and W^T W of one reader, summed over the places of each unit."""
+    """Return covariance and W^T W of one consumer, summed over the input features of each unit."""
     units = reading_features(graph, layer, slot).to(g.device)
-    w = _reader(statistics.weights[layer.weight], layer).to(g)
+    w = _weight_matrix(statistics.weights[layer.weight], layer).to(g)
     if taps > 1:
         units = (units[:, :, None] * taps + torch.arange(taps, device=g.device)).flatten(1)
     spread = w.shape[1] // g.shape[0]
     q = w.new_zeros(len(units), len(units))
     gram = torch.zeros_like(q)
-    for place in units.T:
-        gram += g[place][:, place]
+    for feature in units.T:  # the k-th feature of every unit at once
+        gram += g[feature][:, feature]
         for tap in range(spread):
-            columns = w[:, place * spread + tap]
+            columns = w[:, feature * spread + tap]
             q += columns.T @ columns
     return gram, q / units.shape[1]
 
 
-def _reader(weight: Tensor, layer: Layer) -> Tensor:
-    """Return a reading weight as a float64 matrix [out, features * taps], tap fastest.
+def _weight_matrix(weight: Tensor, layer: Layer) -> Tensor:
+    """Return a consuming weight as a float64 matrix [out, features * taps], tap fastest.
 
     The weight of a grouped convolution becomes block-diagonal: its groups read different features.
     """
@@ -108,7 +108,7 @@ def _reader(weight: Tensor, layer: Layer) -> Tensor:
 def basis_order(
     graph: PruningGraph, statistics: Statistics, group: Group, objective: Objective
 ) -> tuple[Reading, ActivationBasis]:
-    """Return what the readers see, and the greedy order of the units."""
+    """Return the matrices of the consumers, and the greedy order of the units."""
     seen = reading(graph, statistics, group)
     return seen, activation_basis(seen.gram, consumer=seen.consumer if objective == "output" else None)
 
@@ -116,15 +116,15 @@ def basis_order(
 def choose_basis(
     graph: PruningGraph, statistics: Statistics, group: Group, count: int, objective: Objective, swaps: int
 ) -> tuple[IntArray, Mapping[str, Any]]:
-    """Return the units that stay, and what the plan should say of them."""
+    """Return the units that stay, and a note for the plan."""
     seen, basis = basis_order(graph, statistics, group, objective)
     q = seen.consumer if objective == "output" else None
     kept = basis.order[:count]
     total = output_error(seen.gram, [], q)
     errors = [output_error(seen.gram, kept, q)]
     if swaps and 0 < count < group.size:
-        kept, found = swapped(seen.gram, kept, q, limit=swaps)
-        errors = found.tolist()
+        kept, path = swapped(seen.gram, kept, q, limit=swaps)
+        errors = path.tolist()
     note = {
         "ground": "activations",
         "objective": objective,

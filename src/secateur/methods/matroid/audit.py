@@ -1,4 +1,4 @@
-"""How much of a plan depends on the order in which the units happen to stand."""
+"""Permutation audit: how much of a plan depends on the order of the units."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from secateur.core import Budget, InputError, IntArray, NothingToPrune, Plan, PruningGraph, Statistics
 from secateur.methods.base import Method
-from secateur.methods.matroid.permuted import permuted_evidence
+from secateur.methods.matroid.permuted import permuted_statistics
 
 __all__ = ["PermutationAudit", "permutation_audit"]
 
 
 @dataclass(frozen=True, eq=False)
 class PermutationAudit:
-    """A plan, and the plans for the same network with its units in other orders.
+    """A plan, and the plans for the same network with permuted units.
 
     Attributes:
-        plan: The plan for the units as they stand.
-        permuted: Plans for random orders, in the original numbers; None where nothing could go.
+        plan: The plan for the original order.
+        permuted: Plans for random orders, in the original unit numbers; None if nothing could be removed.
         overlap: For each of them, the share of the units removed by either plan that both remove.
-        value: What `measure` says of `plan`; NaN without it.
-        values: What it says of the permuted plans; NaN where there is none.
+        value: `measure` of `plan`; NaN without a measure.
+        values: `measure` of the permuted plans; NaN where there is none.
     """
 
     plan: Plan
@@ -39,23 +39,23 @@ class PermutationAudit:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many units go: as they stand, then in each order.
+        """Number of removed units: in the original order, then in each permuted one.
 
-        Of units that are multiples of one another any may stay, so that exact merges agree in this number
+        Of units that are multiples of one another any may stay, so exact merges agree in this number
         rather than in `overlap`.
         """
         return tuple(_count(p) for p in (self.plan, *self.permuted))
 
     def summary(self) -> str:
-        """Say it in a line."""
+        """Return a one-line summary."""
         shares, (first, *others) = np.array(self.overlap), self.counts
         text = f"{len(shares)} orders: {shares.mean():.0%} of the removed units agree"
         text += f", at least {shares.min():.0%}; "
-        text += f"{first} go as they stand, {min(others)} to {max(others)} permuted"
+        text += f"{first} go in the original order, {min(others)} to {max(others)} permuted"
         known = [v for v in self.values if v == v]
         if known:
             spread = f"{np.mean(known):.4g} ({min(known):.4g} to {max(known):.4g})"
-            text += f"; {self.value:.4g} as the units stand, {spread} permuted"
+            text += f"; {self.value:.4g} in the original order, {spread} permuted"
         return text
 
 
@@ -71,21 +71,21 @@ def permutation_audit(
 ) -> PermutationAudit:
     """Repeat a plan under random permutations of the units of every group.
 
-    Permuting hidden units leaves the function unchanged, so that what depends on their order is an artefact.
-    Weights, statistics, gradients and chains are permuted; the plans come back in the original numbers and
-    can be measured on the original model.
+    Permuting hidden units leaves the function unchanged, so whatever depends on their order is an artefact.
+    All statistics are permuted; the plans come back in the original unit numbers and can be measured on the
+    original model.
 
     Args:
-        method: What decides.
+        method: The method to audit.
         graph: The traced network.
-        statistics: Weights and moments.
-        budget: What is asked of the method.
+        statistics: What the method requires.
+        budget: The budget of every plan.
         draws: Number of permutations.
         seed: Their seed.
-        measure: Plan -> a figure, for instance the accuracy of the shrunk model.
+        measure: Plan -> a number, for instance the accuracy of the shrunk model.
 
     Raises:
-        InputError: No draws, or evidence that cannot be permuted (a flow).
+        InputError: If `draws` is below 1, or if the statistics have a flow, which cannot be permuted.
     """
     if draws < 1:
         raise InputError(f"an audit needs at least one permutation; got draws={draws}")
@@ -94,22 +94,22 @@ def permutation_audit(
     permuted = []
     for _ in range(draws):
         orders = {g.name: generator.permutation(g.size) for g in graph.groups}
-        other = permuted_evidence(graph, statistics, orders)
-        permuted.append(_planned(method, graph, other, budget, orders))
-    figure = measure or (lambda _: float("nan"))
-    values = tuple(float("nan") if p is None else figure(p) for p in permuted)
+        other = permuted_statistics(graph, statistics, orders)
+        permuted.append(_plan_permuted(method, graph, other, budget, orders))
+    evaluate = measure or (lambda _: float("nan"))
+    values = tuple(float("nan") if p is None else evaluate(p) for p in permuted)
     overlap = tuple(_overlap(plan, p) for p in permuted)
-    return PermutationAudit(plan, tuple(permuted), overlap, figure(plan), values)
+    return PermutationAudit(plan, tuple(permuted), overlap, evaluate(plan), values)
 
 
-def _planned(
+def _plan_permuted(
     method: Method,
     graph: PruningGraph,
     statistics: Statistics,
     budget: Budget,
     orders: Mapping[str, IntArray],
 ) -> Plan | None:
-    """Plan for permuted evidence; unit u there is unit orders[u] of the original."""
+    """Plan with permuted statistics, in which unit u is unit orders[u] of the original."""
     try:
         plan = method.plan(graph, statistics, budget)
     except NothingToPrune:

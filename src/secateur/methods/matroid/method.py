@@ -1,4 +1,4 @@
-"""Pruning along matroids: three grounds, one method."""
+"""The matroid method: three grounds of dependence among units."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Matroid(SetMethod):
-    """Units that depend on others, in one of three senses.
+    """Remove units that depend on others, in one of three senses.
 
-    ``ground="activations"`` keeps a basis of the activations on the data: units are taken greedily by
-    what they explain, then exchanged while that helps.  Meant to be followed by the least-squares fold.  Any
-    group that a weighted layer reads.
+    ``ground="activations"`` keeps a basis of the activations on the data: it takes units greedily by what
+    they explain, then exchanges them while that helps.  Follow it with the least-squares fold.  It works for
+    any group that a weighted layer consumes.
 
-    ``ground="rows"`` removes what can go without changing the function: dead units, positive multiples
-    (`Plan.merges` carries how they follow), and on a domain always active units that depend on others.  The
+    ``ground="rows"`` removes units without changing the function: dead units, positive multiples
+    (`Plan.merges` has the factors), and on a domain always active units that depend on others.  The
     network must be an affine-ReLU chain.  The budget is an upper bound.
 
     ``ground="windows"`` is the published partition: units in rank-deficient windows of neighbouring rows of
-    [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to go on beyond 75 %
-    while accuracy holds, raise `share` and prune under a `Tolerance`.  The order of the units decides:
-    see `permutation_audit`.
+    [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to remove more than
+    75 %, raise `share` and prune with a `Tolerance`.  The result depends on the order of the units: see
+    `permutation_audit`.
 
     Args:
         ground: Which matroid.
-        objective: For activations: ``"output"`` (the error of the layers that read the units) or ``"units"``
-            (what is unexplained of the units themselves; pivoted QR).
-        swaps: For activations: most exchanges a group.
-        order: For windows: in which order the tail goes.
+        objective: For activations: ``"output"`` (the error of the layers that consume the units) or
+            ``"units"`` (the unexplained part of the units themselves; pivoted QR).
+        swaps: For activations: largest number of exchanges in a group.
+        order: For windows: the order in which the tail goes.
         share: For windows: the share of the tail that may go.
-        exact: For windows: ranks over the rationals.
+        exact: For windows: compute ranks over the rationals.
         rtol: For windows: numerical tolerance, None for numpy's.
-        tolerance: For rows: by how much directions of parallel rows may differ; 0 asks for exact parallels
+        tolerance: For rows: how much directions of parallel rows may differ; 0 asks for exact parallels
             over the rationals, None allows for the rounding of the weights' dtype (4 eps).
-        domain: For rows: where the function must not change.
+        domain: For rows: the inputs on which the function must not change.
         box: For rows: smallest and largest input value, for `domain="box"`.
 
     Example:
@@ -92,7 +92,7 @@ class Matroid(SetMethod):
             raise InputError(f"Matroid.box is (smallest, largest) input value; got {self.box!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for Gram matrices, for the chain, or for the weights alone."""
+        """Return "gram", "chain" or nothing, by the ground."""
         if self.ground == "rows":
             return frozenset({"chain", "images"} if self.domain == "data" else {"chain"})
         return frozenset({"gram"} if self.ground == "activations" else ())
@@ -110,20 +110,20 @@ class Matroid(SetMethod):
         return Choice(keep, notes=notes)
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Score each unit by the share that is unexplained when it is taken."""
+        """Score each unit by the share that is unexplained when the greedy order takes it."""
         self._check_ranks()
         scores = {}
         for group in prunable(graph):
             _, basis = basis_order(graph, statistics, group, self.objective)
             left = torch.cummin(basis.residuals[:-1], 0).values
-            # A tiny slope keeps the greedy order where residuals are equal.
+            # A tiny slope keeps the greedy order among equal residuals.
             slope = torch.linspace(1e-12, 0, group.size, dtype=torch.float64)
             share = left / left[0] if float(left[0]) > 0 else torch.zeros_like(left)
             scores[group.name] = torch.empty_like(left).scatter_(0, basis.order.cpu(), share + slope)
         return scores
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Keep a basis, or remove what the ground vouches for, up to the budget."""
+        """Keep a basis, or remove what rows or windows offer, up to the budget."""
         if self.ground == "activations":
             return super().plan_units(graph, statistics, budget)
         if budget.scope == "global":

@@ -1,4 +1,4 @@
-"""Evidence for the same network with the units of its groups in another order."""
+"""Statistics of the same network with permuted units."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from secateur.core import Group, InputError, IntArray, Moments, PruningGraph, St
 from secateur.structures.relu_mip import Affine, Chain, ReLU
 from secateur.structures.relu_mip.chain import Step
 
-__all__ = ["permuted_chain", "permuted_evidence"]
+__all__ = ["permuted_chain", "permuted_statistics"]
 
 
-def permuted_evidence(
+def permuted_statistics(
     graph: PruningGraph, statistics: Statistics, orders: Mapping[str, IntArray]
 ) -> Statistics:
-    """Return the evidence of the network in which unit u of a group is what was unit orders[group][u].
+    """Return the statistics with permuted units: unit u of a group is unit orders[group][u] of the original.
 
     Raises:
-        InputError: The evidence holds a flow, which is a function of the network as it stands.
+        InputError: If the statistics have a flow, which is a function of the original network.
     """
     if statistics.flow is not None:
-        raise InputError("a synaptic flow is a function of the network as it stands and cannot be permuted")
+        raise InputError("a synaptic flow is a function of the original network and cannot be permuted")
     weights, gradients = dict(statistics.weights), dict(statistics.gradients)
     moments = dict(statistics.moments)
     rows: dict[str, IntArray] = {}
@@ -33,10 +33,10 @@ def permuted_evidence(
         group = graph.group(name)
         for slot in group.slots:
             size = weights[slot.tensor].shape[slot.axis]
-            axis = _moved(slot.index, order, size)
+            axis = _axis_permutation(slot.index, order, size)
             for tensors in (weights, gradients):
                 if slot.tensor in tensors:
-                    tensors[slot.tensor] = _taken(tensors[slot.tensor], slot.axis, axis)
+                    tensors[slot.tensor] = _permute(tensors[slot.tensor], slot.axis, axis)
             if slot.role == "out":
                 rows[slot.tensor] = rows.get(slot.tensor, np.arange(size))[axis]
         for weight, index in _features(graph, group).items():
@@ -47,18 +47,18 @@ def permuted_evidence(
         weights=weights,
         gradients=gradients,
         moments=moments,
-        taylor=_last_axes(statistics.taylor, orders),
-        activations=_last_axes(statistics.activations, orders),
+        taylor=_permute_last_axes(statistics.taylor, orders),
+        activations=_permute_last_axes(statistics.activations, orders),
         chain=None if statistics.chain is None else permuted_chain(statistics.chain, rows),
     )
 
 
 def permuted_chain(chain: Chain, rows: Mapping[str, IntArray]) -> Chain:
-    """Return the same function with the units of its ReLUs in another order.
+    """Return the same function with the units of its ReLUs permuted.
 
     Args:
         chain: An affine-ReLU chain.
-        rows: Name of a ReLU -> order: its unit u is what was unit rows[name][u].
+        rows: Name of a ReLU -> order: its unit u is unit rows[name][u] of the original.
 
     Example:
         >>> W1, W2 = np.array([[1.0], [-1.0]]), np.array([[1.0, 3.0]])
@@ -68,7 +68,7 @@ def permuted_chain(chain: Chain, rows: Mapping[str, IntArray]) -> Chain:
         ([-1.0, 1.0], [[2.0], [6.0]])
     """
     steps: list[Step] = []
-    came = np.arange(chain.inputs)  # where each coordinate that comes in now was before
+    came = np.arange(chain.inputs)  # original index of each incoming coordinate
     for i, step in enumerate(chain.steps):
         if isinstance(step, ReLU):
             places = np.argsort(rows[step.name]) if step.name in rows else np.arange(step.size)
@@ -78,44 +78,46 @@ def permuted_chain(chain: Chain, rows: Mapping[str, IntArray]) -> Chain:
             steps.append(Affine(step.W[:, came][leaves], step.b[leaves]))
             came = leaves
         else:
-            now = np.append(np.argsort(came), -1)  # the last entry stands for -1: nothing there
+            now = np.append(np.argsort(came), -1)  # so that window entries of -1 (padding) stay -1
             steps.append(replace(step, windows=now[step.windows]))
             came = np.arange(step.width)
     return Chain(tuple(steps), chain.inputs)
 
 
 def _leaving(following: Step | None, rows: Mapping[str, IntArray], width: int) -> IntArray:
-    """Return the order of the coordinates that a ReLU's new order of units asks for."""
+    """Return the order of the coordinates for a ReLU with permuted units."""
     if not isinstance(following, ReLU) or following.name not in rows:
         return np.arange(width)
     return np.argsort(np.argsort(rows[following.name])[following.units], kind="stable")
 
 
-def _taken(tensor: Tensor, axis: int, order: IntArray) -> Tensor:
+def _permute(tensor: Tensor, axis: int, order: IntArray) -> Tensor:
     return tensor.index_select(axis, torch.from_numpy(order).to(tensor.device))
 
 
-def _last_axes(found: Mapping[str, Tensor], orders: Mapping[str, IntArray]) -> dict[str, Tensor]:
-    return {name: _taken(x, x.ndim - 1, orders[name]) if name in orders else x for name, x in found.items()}
+def _permute_last_axes(values: Mapping[str, Tensor], orders: Mapping[str, IntArray]) -> dict[str, Tensor]:
+    return {
+        name: _permute(x, x.ndim - 1, orders[name]) if name in orders else x for name, x in values.items()
+    }
 
 
 def _features(graph: PruningGraph, group: Group) -> dict[str, IntArray]:
-    found = {}
+    features = {}
     for layer, slot in graph.consumers(group):
         width = graph.shapes[layer.weight][slot.axis]
-        found[layer.weight] = np.concatenate([slot.index + g * width for g in range(layer.groups)], axis=1)
-    return found
+        features[layer.weight] = np.concatenate([slot.index + g * width for g in range(layer.groups)], axis=1)
+    return features
 
 
-def _moved(index: IntArray, order: IntArray, size: int) -> IntArray:
-    """Return the permutation of an axis in which unit u takes the place of what was unit order[u]."""
+def _axis_permutation(index: IntArray, order: IntArray, size: int) -> IntArray:
+    """Return the permutation of an axis that moves unit order[u] to the indices of unit u."""
     axis = np.arange(size)
     axis[index.ravel()] = index[order].ravel()
     return axis
 
 
 def _permuted_moments(m: Moments, index: IntArray, order: IntArray) -> Moments:
-    axis = torch.from_numpy(_moved(index, order, len(m.mean))).to(m.mean.device)
+    axis = torch.from_numpy(_axis_permutation(index, order, len(m.mean))).to(m.mean.device)
     wide = (axis[:, None] * m.taps + torch.arange(m.taps, device=axis.device)).flatten()
     return replace(
         m,

@@ -3,8 +3,8 @@
 relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  A row of
 zeros is a unit that is always 0.  Units that stay on one side of their kink over a whole domain are 0 or
 affine there; affine units whose rows of W depend on others' follow from them and a constant, on that domain
-only.  What relu and rank can vouch for beyond this is nothing: dependence of three or more rows says nothing
-about ReLU units that switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
+only.  Nothing else is exact: linear dependence of three or more rows says nothing about ReLU units that
+switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Expression = tuple[dict[int, float], float]
 
 HINT = (
     "no unit is dead, a positive multiple of another, or (on a domain) affine and dependent on others; "
-    "ground='activations' removes units at a price it states"
+    "ground='activations' removes units at a stated error"
 )
 _WHERE = {"everywhere": "for every input", "box": "for inputs in the box", "data": "on the calibration data"}
 
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """A ReLU stage of the chain: its rows, and what is known of its inputs.
+    """A ReLU stage of the chain: its rows, and bounds of its inputs.
 
     Attributes:
-        rows: [W | b] of each unit, all its coordinates side by side, [units, features].
-        lower: Lower bound of each unit before its ReLU, [units]; -inf where nothing is known.
-        upper: Upper bound, likewise.
-        affine_next: Whether an affine map of single-coordinate units follows at once.
+        rows: [W | b] of each unit, for all its coordinates side by side, [units, features].
+        lower: Lower bound of each unit before its ReLU, [units]; -inf if unknown.
+        upper: Upper bound of each unit; inf if unknown.
+        affine_next: Whether an affine map of single-coordinate units follows directly.
     """
 
     rows: Floats
@@ -63,10 +63,10 @@ def row_offers(
     box: tuple[float, float],
     tolerance: float | None,
 ) -> dict[str, Offer]:
-    """Return what can go exactly from each group.
+    """Return the exact removals of each group.
 
     Raises:
-        InputError: The evidence holds no chain, or no images for `domain="data"`.
+        InputError: If the statistics lack the chain, or the images for `domain="data"`.
     """
     stages = _stages(statistics, domain, box)
     names = {layer.weight: g.name for g in prunable(graph) for layer, _ in graph.producers(g)}
@@ -80,7 +80,7 @@ def row_offers(
 
 
 def _constants_fit(graph: PruningGraph, name: str) -> bool:
-    """Whether all readers are linear with a bias, which can take a constant."""
+    """Return whether all consumers are linear with a bias, which can absorb a constant."""
     consumers = graph.consumers(graph.group(name))
     return all(layer.kind == "linear" and layer.bias is not None for layer, _ in consumers)
 
@@ -109,7 +109,7 @@ def _stages(statistics: Statistics, domain: Domain, box: tuple[float, float]) ->
 def _start(
     statistics: Statistics, chain: Chain, domain: Domain, box: tuple[float, float]
 ) -> tuple[Floats, Floats]:
-    """Return lower and upper inputs, one row for all or one a calibration image."""
+    """Return lower and upper inputs: one row for all, or one for each calibration image."""
     if domain == "data":
         if statistics.images is None:
             raise InputError("domain='data' needs calibration images: collect with needs={'chain', 'images'}")
@@ -119,7 +119,7 @@ def _start(
 
 
 def _stage(before: Affine, relu: ReLU, lower: Floats, upper: Floats, affine_next: bool) -> _Stage:
-    """Lay the coordinates of each unit side by side; columns that nobody uses are left out."""
+    """Lay the coordinates of each unit side by side; drop unused columns."""
     order = np.argsort(relu.units, kind="stable")
     places = relu.width // relu.size
     w = before.W[order].reshape((relu.size, places * before.W.shape[1])).tocsc()
@@ -131,25 +131,25 @@ def _stage(before: Affine, relu: ReLU, lower: Floats, upper: Floats, affine_next
 
 
 def _offer(stage: _Stage, constants_fit: bool, domain: Domain, tolerance: float) -> Offer:
-    """Dead units first, then parallel ones, then affine ones that depend on others."""
+    """Offer dead units first, then parallel ones, then affine ones that depend on others."""
     n = len(stage.rows)
     dead = np.flatnonzero((stage.upper <= 0) | ~stage.rows.any(axis=1))
-    found = parallel_rows(stage.rows, tolerance=tolerance)
+    parallels = parallel_rows(stage.rows, tolerance=tolerance)
     express: dict[int, Expression] = {int(i): ({}, 0.0) for i in dead}
-    for star, scales in zip(found.classes, found.scales, strict=True):
-        if star[0] not in express:
-            express |= {i: ({star[0]: c}, 0.0) for i, c in zip(star[1:], scales[1:], strict=True)}
+    for members, scales in zip(parallels.classes, parallels.scales, strict=True):
+        if members[0] not in express:
+            express |= {i: ({members[0]: c}, 0.0) for i, c in zip(members[1:], scales[1:], strict=True)}
     parallel = len(express) - len(dead)
     if domain != "everywhere" and stage.affine_next and constants_fit:
         affine = _always_active(stage, express)
-        express = {i: _resolved(e, affine) for i, e in express.items()} | affine
+        express = {i: _substitute(e, affine) for i, e in express.items()} | affine
     order = np.array(list(express), dtype=np.int64)
     note = {
         "ground": "rows",
         "dead": len(dead),
         "parallel": parallel,
         "always active": len(express) - parallel - len(dead),
-        "deviation": found.deviation,
+        "deviation": parallels.deviation,
         "rank": int(np.linalg.matrix_rank(stage.rows)),
         "holds": _holds(stage, dead, len(express) - parallel - len(dead), domain),
     }
@@ -161,8 +161,8 @@ def _holds(stage: _Stage, dead: IntArray, affine: int, domain: Domain) -> str:
     return _WHERE["everywhere" if everywhere else domain]
 
 
-def _resolved(expression: Expression, affine: Mapping[int, Expression]) -> Expression:
-    """Replace a leader that goes by what it follows from."""
+def _substitute(expression: Expression, affine: Mapping[int, Expression]) -> Expression:
+    """Express a unit by kept units, if the unit that it is a multiple of goes as well."""
     (parts, offset), (leader, scale) = expression, next(iter(expression[0].items()), (-1, 0.0))
     if leader not in affine:
         return parts, offset
@@ -191,7 +191,7 @@ def _always_active(stage: _Stage, taken: Mapping[int, object]) -> dict[int, Expr
 
 
 def _merge(removed: IntArray, express: Mapping[int, Expression], n: int) -> Merge:
-    """Put the expressions of removed units into one matrix over the units that stay."""
+    """Return the expressions of the removed units as one matrix over the units that stay."""
     kept = np.setdiff1d(np.arange(n), removed)
     place = {int(k): j for j, k in enumerate(kept)}
     rows = np.sort(removed)

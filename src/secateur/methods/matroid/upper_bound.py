@@ -1,4 +1,4 @@
-"""Plans of methods that remove only what they can vouch for: the budget is a bound, not a count to be met."""
+"""Plans in which the budget is an upper bound: only units on offer go, however many the budget asks for."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Offer", "capped_plan"]
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """What can go from one group.
+    """The units that may go from one group.
 
     Attributes:
-        order: Units that may go, the first first.
+        order: Units that may go, in the order in which they go.
         note: For the plan.
-        merge: Given the units that go, how they follow from units that stay; None: they are just left out.
+        merge: Returns, for units that go, how they follow from units that stay; None: they are only removed.
     """
 
     order: IntArray
@@ -38,10 +38,10 @@ def capped_plan(
     offers: Mapping[str, Offer],
     hint: str,
 ) -> Plan:
-    """Remove what is on offer, up to what the budget asks of each group.
+    """Remove the units on offer, at most as many as the budget asks of each group.
 
     Raises:
-        NothingToPrune: Nothing is on offer; the message ends with `hint`.
+        NothingToPrune: If nothing is on offer; the message ends with `hint`.
     """
     if not any(len(offer.order) for offer in offers.values()):
         raise NothingToPrune(f"{method!r} removes nothing: {hint}")

@@ -1,4 +1,4 @@
-"""The augmented matrix [W | b] of a group, where there is one."""
+"""The augmented matrix [W | b] of a group whose units are rows of one linear layer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ __all__ = ["augmented_rows", "eligible"]
 
 
 def eligible(graph: PruningGraph, group: Group) -> str:
-    """Say why a group has no matrix [W | b] of one row a unit, or nothing if it has.
+    """Return why a group has no matrix [W | b] with one row for each unit, or "" if it has one.
 
-    A linear layer makes its units, one row each, and nothing acts on them in place.
+    It has one if one linear layer produces the units, one row each, and nothing acts on them in place.
     """
-    made = graph.producers(group)
-    if len(made) != 1 or made[0][0].kind != "linear" or made[0][1].index.shape[1] != 1:
-        return f"{group.name}: its units are no single rows of one linear layer"
+    producers = graph.producers(group)
+    one_row = len(producers) == 1 and producers[0][1].index.shape[1] == 1
+    if not one_row or producers[0][0].kind != "linear":
+        return f"{group.name}: its units are not single rows of one linear layer"
     if any(slot.role == "scale" for slot in group.slots):
         return f"{group.name}: a normalisation acts on its units"
     return ""
 
 
 def augmented_rows(graph: PruningGraph, statistics: Statistics, group: Group) -> NDArray[np.float64]:
-    """Return [W | b] of a group, float64 [units, inputs + 1]; zeros where there is no bias.
+    """Return [W | b] of a group, float64 [units, inputs + 1]; zeros if there is no bias.
 
     Raises:
-        InputError: The group has none (see `eligible`), or its weights are not finite.
+        InputError: If the group has none (see `eligible`), or if its weights are not finite.
     """
     reason = eligible(graph, group)
     if reason:

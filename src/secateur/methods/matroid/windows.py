@@ -1,4 +1,4 @@
-"""The first seed's criterion: the tail of [W | b] by rank-deficient windows of neighbouring units."""
+"""The published criterion: the tail of [W | b] by rank-deficient windows of neighbouring units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HINT", "partitions", "window_offers"]
 HINT = (
     "no window of k neighbouring rows of [W | b] (k its rank) is deficient. A tail can exist only where a "
     "layer has more than d + 1 units for d inputs, and shows where weights are structured (totally positive "
-    "parametrizations, biases left at exactly 0, duplicated neighbours); layers trained without constraint "
+    "parametrizations, biases left at exactly 0, duplicated neighbours); layers trained without constraints "
     "have none. ground='activations' works on those"
 )
 
@@ -24,10 +24,10 @@ HINT = (
 def partitions(
     graph: PruningGraph, statistics: Statistics, exact: bool = False, rtol: float | None = None
 ) -> Mapping[str, Tail]:
-    """Return the partition of every eligible group, in the order in which its units stand.
+    """Return the partition of every eligible group, its units in their order.
 
     Raises:
-        NothingToPrune: No group is eligible; the message says why for each.
+        NothingToPrune: If no group is eligible; the message gives the reason for each.
     """
     reasons = {g.name: eligible(graph, g) for g in prunable(graph)}
     if all(reasons.values()):

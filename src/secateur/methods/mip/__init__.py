@@ -1,4 +1,4 @@
-"""Pruning by the scores of an integer program."""
+"""The mip method: scores from a mixed-integer program."""
 
 from secateur.methods.mip.method import MIP
 

@@ -1,7 +1,8 @@
 """Importance by mixed-integer programming, after ElAraby, Wolf and Carvalho (arXiv:2002.07376, CPAIOR 2023).
 
-A few images, one a class, decide how much of each neuron's or feature map's activity must stay for their
-labels to stay.  The program is in `secateur.structures.relu_mip`; here its scores meet groups and budgets.
+The program asks how much of each neuron's or feature map's activity must stay so that a few images, one of
+each class, keep their labels.  It is in `secateur.structures.relu_mip`; this module turns its scores into a
+plan.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ __all__ = ["MIP", "group_scores"]
 class MIP(ScoreMethod):
     """Scores of a mixed-integer program over the network and a few calibration images.
 
-    Works on sequential networks of Linear, Conv2d, BatchNorm, ReLU and pooling.  Groups that are not made by
-    a layer with a ReLU have no score and must be ignored when tracing.
+    Works on sequential networks of Linear, Conv2d, BatchNorm, ReLU and pooling.  A group needs a score: it
+    must be produced by a layer with a ReLU, or ignored in tracing.
 
     Args:
         lam: Weight of the softmax loss against sparsity; 5 as published, 1 at initialisation.
         epsilon: Half width of the box from which the published bounds grow.
-        images: Images drawn from the calibration data, the classes as equally often as can be.
-        mode: ``"joint"``: all images in one program (SIM); ``"per_class"``: a program a class, scores
-            averaged (IDP); ``"imbalanced"``: likewise with a random number of images a class (IMIDP), about
-            `images` in all.
+        images: Images drawn from the calibration data, classes as balanced as possible.
+        mode: ``"joint"``: all images in one program (SIM); ``"per_class"``: one program for each
+            class, scores averaged (IDP); ``"imbalanced"``: the same with a random number of images of each
+            class (IMIDP), about `images` in all.
         bounds: ``"paper"`` as published; ``"valid"`` or ``"free"`` let live neurons go; see
             `relu_mip.importance_scores`.
-        threshold: What scores below it goes, as published, but never more than the budget lets go: give
+        threshold: Units that score below it go, as published, but never more than the budget allows: use
             ``Units(0.01)`` for the threshold alone.  None: the budget decides how many go.
         relax: Leave binaries in [0, 1].
         objective: ``"layer_mean"`` or ``"paper"``; see `relu_mip.build`.
         rescale: c in s - c.
         gap: Relative gap at which a solve stops.
-        time_limit: Seconds for all programs together, each an equal share.  Where it ends a solve, scores
-            depend on the machine: a warning and ``notes["mip"]["status"]`` say so.
-        nodes: Limit on branch-and-bound nodes of each program, which ends a solve alike everywhere.
+        time_limit: Seconds for all programs together, in equal shares.  If it ends a solve, scores depend on
+            the machine: a warning and ``notes["mip"]["status"]`` say so.
+        nodes: Limit on branch-and-bound nodes of each program; the result is the same on every machine.
         solver: ``"highs"``, ``"scip"``, ``"mosek"`` or ``"clarabel"``; see `relu_mip.importance_scores`.
         draws: Independent draws of images whose scores are averaged.
-        correct: Draw only from images that the network gets right.
-        jobs: Programs that are solved at once, by joblib; None leaves it to joblib's settings.
-        parts: Programs prepared layer by layer (`network.decoupled.parts`) instead of the whole network;
-            `images`, `mode`, `draws` and `correct` were then decided when they were made.
+        correct: Draw only from images that the network classifies correctly.
+        jobs: Programs to solve in parallel, with joblib; None uses joblib's settings.
+        parts: Programs for single layers (`secateur.statistics.auxiliary_heads.parts`) instead of the whole
+            network; then `images`, `mode`, `draws` and `correct` have no effect.
 
     Example:
         >>> from secateur.core import Units
@@ -83,7 +84,7 @@ class MIP(ScoreMethod):
     parts: tuple[mip.Part, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check what `relu_mip` will not."""
+        """Check the options that `relu_mip` does not check."""
         if self.mode not in ("joint", "per_class", "imbalanced"):
             raise InputError(f"mode must be 'joint', 'per_class' or 'imbalanced'; got {self.mode!r}")
         if self.threshold is not None and not 0 < self.threshold <= 1:
@@ -96,15 +97,15 @@ class MIP(ScoreMethod):
             )
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for the chain and the images, unless parts were given."""
+        """Return the chain and the images, or nothing if `parts` are given."""
         return frozenset() if self.parts is not None else frozenset({"chain", "images"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Solve, and give each group the scores of its layers; units of equal score by their activity."""
+        """Solve, and return the scores of each group's layers; activity breaks ties."""
         return self._scores(graph, self.importance(statistics))
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Solve once; what goes is decided by the threshold and the budget."""
+        """Solve once; the threshold and the budget decide what goes."""
         groups = prunable(graph)
         result = self.importance(statistics)
         scores = self._scores(graph, result)
@@ -119,8 +120,8 @@ class MIP(ScoreMethod):
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
     def importance(self, statistics: Statistics) -> mip.Scores:
-        """Solve the programs, in parallel where there are several, and average or join their scores."""
-        parts = self.parts if self.parts is not None else self._drawn(statistics)
+        """Solve the programs, in parallel if there are several, and average or join their scores."""
+        parts = self.parts if self.parts is not None else self._draw_programs(statistics)
         at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
         seconds = self.time_limit * at_once / len(parts)
         solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
@@ -129,7 +130,7 @@ class MIP(ScoreMethod):
     def _solve(self, part: mip.Part, seconds: float) -> mip.Scores:
         try:
             with warnings.catch_warnings():
-                if self.parts is not None:  # an auxiliary network's mistakes are not the network's
+                if self.parts is not None:  # an auxiliary head's mistakes are not the network's
                     warnings.filterwarnings("ignore", message="the network misclassifies")
                 return mip.importance_scores(
                     part.chain,
@@ -151,12 +152,10 @@ class MIP(ScoreMethod):
         except ArithmeticError as error:
             raise SecateurError(f"mip, {part.name}: {error}") from error
 
-    def _drawn(self, statistics: Statistics) -> list[mip.Part]:
-        """Draw images and divide them among programs."""
+    def _draw_programs(self, statistics: Statistics) -> list[mip.Part]:
+        """Draw images and return the programs over them."""
         if statistics.chain is None or statistics.images is None:
-            raise InputError(
-                "'mip' needs the evidence 'chain' and 'images': collect it with both, with targets"
-            )
+            raise InputError("'mip' needs 'chain' and 'images': collect both, on batches with targets")
         inputs, targets = statistics.images
         x = inputs.detach().reshape(len(inputs), -1).to("cpu", torch.float64).numpy()
         y = targets.detach().cpu().numpy()
@@ -182,7 +181,7 @@ class MIP(ScoreMethod):
             raise InputError(f"calibration data: {error}") from error
 
     def _scores(self, graph: PruningGraph, result: mip.Scores) -> Scores:
-        """Scores with ties broken by how active a unit is on the images, by less than any score differs."""
+        """Add a tiny share of each unit's activity to its score, which breaks ties and nothing else."""
         groups = prunable(graph)
         exact, activity = group_scores(groups, result.scores), group_scores(groups, result.activity)
         top = max((float(a.max()) for a in activity.values()), default=0.0) or 1.0
@@ -197,33 +196,33 @@ def _part_name(draw: int, labels: np.ndarray) -> str:
 
 
 def group_scores(groups: Sequence[Group], layers: Any) -> dict[str, np.ndarray]:
-    """Give the units of every group the largest score that a layer which makes them has.
+    """Return the scores of every group's units: the largest among the layers that produce them.
 
     Args:
-        groups: Groups to be scored.
-        layers: Values [units] by name of the weight that makes the units.
+        groups: Groups to score.
+        layers: Scores [units] by name of the weight that produces the units.
 
     Raises:
-        InputError: A group that no scored layer makes.
+        InputError: If no scored layer produces a group.
     """
-    found = {}
+    scores = {}
     for group in groups:
         slots = [slot for slot in group.slots_with("out") if slot.tensor in layers and slot.axis == 0]
         if not slots:
             raise InputError(
-                f"group {group.name!r} has no score: no layer that makes it ({_makers(group)}) has a ReLU in "
-                f"the chain; trace with ignored_layers=[{group.name!r}]"
+                f"group {group.name!r} has no score: no layer that produces it ({_producer_names(group)}) "
+                f"has a ReLU in the chain; trace with ignored_layers=[{group.name!r}]"
             )
-        found[group.name] = np.max([layers[s.tensor][s.index].max(1) for s in slots], axis=0)
-    return found
+        scores[group.name] = np.max([layers[s.tensor][s.index].max(1) for s in slots], axis=0)
+    return scores
 
 
-def _makers(group: Group) -> str:
+def _producer_names(group: Group) -> str:
     return ", ".join(slot.tensor for slot in group.slots_with("out")) or "none"
 
 
 def _notes(result: mip.Scores, threshold: float | None) -> dict[str, Any]:
-    """What the solver proved, in plain numbers."""
+    """Return what the solver proved, as numbers for the plan's notes."""
     return {
         "status": result.status,
         "objective": round(result.objective, 6),

@@ -1,4 +1,4 @@
-"""Pruning by the spectra of layer graphs: effective resistance, sparsifiers, leverage of units."""
+"""The spectral method: effective resistances, sparsifiers and leverages of layer graphs."""
 
 from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages
 from secateur.methods.spectral.method import Spectral

@@ -1,8 +1,8 @@
-"""How the layers of a network hang together, before and after pruning.
+"""Connectivity of the layers of a network, before and after pruning.
 
 Each layer's weights are a bipartite graph (Laenen, arXiv:2306.08849, section 2.4); the paper reports lambda_2
 of the normalised Laplacian of its largest component.  That number rises to 1 as the component shrinks to
-a few nodes, so it stands here beside the share, the number of components and the dead units.
+a few nodes, so it is reported with the share, the number of components and the dead units.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def layer_connectivity(
     Args:
         graph: The traced network.
         weights: Its tensors by name, as in `model.state_dict()`.
-        masks: Boolean masks by weight name; weights not named count whole.
+        masks: Boolean masks by weight name; other weights stay whole.
 
     Raises:
-        InputError: A weight is missing or has another shape than when traced.
+        InputError: If a weight is missing or has another shape than when traced.
 
     Example:
         >>> from secateur.tracing.trace import trace
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
-        >>> found = layer_connectivity(trace(model, torch.ones(1, 4)), model.state_dict())
-        >>> {name: (layer.components, layer.edges) for name, layer in found.items()}
+        >>> layers = layer_connectivity(trace(model, torch.ones(1, 4)), model.state_dict())
+        >>> {name: (layer.components, layer.edges) for name, layer in layers.items()}
         {'0.weight': (1, 24), '2.weight': (1, 12)}
     """
-    found = {}
+    layers = {}
     for name, graphs in _graphs(graph, weights, masks or {}).items():
         parts = [connectivity(bipartite) for bipartite in graphs]
-        found[name] = Connectivity(
+        layers[name] = Connectivity(
             min(x.lambda2 for x in parts),
             sum(x.share for x in parts) / len(parts),
             *(
@@ -53,15 +53,15 @@ def layer_connectivity(
                 for key in ("components", "dead_inputs", "dead_outputs", "edges")
             ),
         )
-    return found
+    return layers
 
 
 def condition_number(
     graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Return the condition number of every masked layer's graph against the whole one, the worst of several.
+    """Return the condition number of every masked layer's graph relative to the whole one.
 
-    It is infinite where the mask disconnects what was connected.
+    A layer of several graphs gets the largest.  It is infinite if the mask disconnects connected nodes.
     """
     whole, left = _graphs(graph, weights, {}), _graphs(graph, weights, masks)
     return {

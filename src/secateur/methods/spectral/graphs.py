@@ -1,4 +1,4 @@
-"""From a traced network and scores of its weights to the leverage of every weight."""
+"""Leverages of all weights of a network, from scores and the graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Leverages:
 
     Attributes:
         values: By weight, in its shape; 0 where the score is 0.
-        nodes: By weight, the number of nodes of the graph it belongs to.
+        nodes: By weight, the number of nodes of its graph.
         notes: By weight, how the resistances were computed.
     """
 
@@ -41,24 +41,24 @@ def layer_leverages(graph: PruningGraph, scores: Mapping[str, Tensor], tol: floa
     Args:
         graph: The traced network.
         scores: By weight, non-negative.
-        tol: Relative error of the resistances that is accepted.
+        tol: Accepted relative error of the resistances.
     """
     graphs = {name: unfold(_layer(graph, name), value) for name, value in scores.items()}
     values, notes = {}, {}
-    for names in _together(graphs):
-        own = [graphs[name].scores for name in names]
-        S = own[0] if len(own) == 1 else torch.cat(own)
-        found = _solved(", ".join(names), S, tol)
-        parts = spectral.leverage(S, found).split([len(x) for x in own])
+    for names in _batches(graphs):
+        scores_of = [graphs[name].scores for name in names]
+        S = scores_of[0] if len(scores_of) == 1 else torch.cat(scores_of)
+        solved = _resistances(", ".join(names), S, tol)
+        parts = spectral.leverage(S, solved).split([len(x) for x in scores_of])
         for name, part in zip(names, parts, strict=True):
             values[name] = graphs[name].fold(part)
-            notes[name] = {"resistances": found.method, "bound": found.bound, "foster": found.foster}
+            notes[name] = {"resistances": solved.method, "bound": solved.bound, "foster": solved.foster}
     nodes = {name: sum(bipartite.scores.shape[1:]) for name, bipartite in graphs.items()}
     return Leverages({name: values[name] for name in scores}, nodes, notes)
 
 
-def _together(graphs: Mapping[str, spectral.LayerGraph]) -> list[list[str]]:
-    """Say which layers are solved at once: on a processor each alone, since batches gain nothing there."""
+def _batches(graphs: Mapping[str, spectral.LayerGraph]) -> list[list[str]]:
+    """Return the layers to solve together: those of one shape on a GPU; on a CPU batches gain nothing."""
     alike: dict[Any, list[str]] = {}
     for name, bipartite in graphs.items():
         S = bipartite.scores
@@ -71,7 +71,7 @@ def _batched(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _solved(name: str, scores: Tensor, tol: float) -> spectral.Resistance:
+def _resistances(name: str, scores: Tensor, tol: float) -> spectral.Resistance:
     try:
         return spectral.effective_resistance(scores, tol=tol)
     except (ArithmeticError, ValueError, MemoryError) as error:
@@ -81,17 +81,17 @@ def _solved(name: str, scores: Tensor, tol: float) -> spectral.Resistance:
 def network_leverages(graph: PruningGraph, scores: Mapping[str, Tensor]) -> Leverages:
     """Compute the leverages in the graph of the whole network (Algorithm 1), exactly.
 
-    Nodes are the units of the traced groups, and the features of frozen axes.  What tracing coupled (residual
-    additions, flattened copies, the gates of a recurrent unit) is one node; taps of a kernel read one node.
+    Nodes are the units of the traced groups, and the features of frozen axes.  Coupled features (residual
+    additions, flattened copies, the gates of a recurrent unit) are one node, as are all taps of a kernel.
     """
     links = {name: _link(graph, _layer(graph, name), value) for name, value in scores.items()}
     try:
-        found = spectral.chain_resistance(list(links.values()))
+        resistance = spectral.chain_resistance(list(links.values()))
     except (ArithmeticError, ValueError) as error:
         raise InputError(f"the graph of the network has no effective resistances: {error}") from error
-    values = dict(zip(links, found.leverage(list(links.values())), strict=True))
-    note = {"resistances": "network", "foster": found.foster, "components": found.components}
-    return Leverages(values, dict.fromkeys(links, found.nodes), dict.fromkeys(links, note))
+    values = dict(zip(links, resistance.leverage(list(links.values())), strict=True))
+    note = {"resistances": "network", "foster": resistance.foster, "components": resistance.components}
+    return Leverages(values, dict.fromkeys(links, resistance.nodes), dict.fromkeys(links, note))
 
 
 def _layer(graph: PruningGraph, weight: str) -> Layer:
@@ -99,21 +99,28 @@ def _layer(graph: PruningGraph, weight: str) -> Layer:
 
 
 def _link(graph: PruningGraph, layer: Layer, scores: Tensor) -> spectral.Link:
-    """Join the features along axes 0 and 1; which of them is made and which read changes no resistance."""
-    own = _features(graph, layer, 0)
+    """Connect the features along axes 0 and 1; resistances do not depend on the direction."""
+    rows = _features(graph, layer, 0)
     width = graph.shapes[layer.weight][1]
-    depthwise = layer.groups > 1 and width == 1 and layer.groups == len(own)
-    return spectral.Link(scores, own if depthwise else _features(graph, layer, 1), own, layer.groups)
+    # A depthwise convolution couples its input and output channels, so both ends are the same nodes.
+    depthwise = layer.groups > 1 and width == 1 and layer.groups == len(rows)
+    return spectral.Link(scores, rows if depthwise else _features(graph, layer, 1), rows, layer.groups)
 
 
 def _features(graph: PruningGraph, layer: Layer, axis: int) -> Tensor:
-    """Return level and node of each feature along an axis: the unit that owns it, else one of its own."""
+    """Return (level, node) of each feature along an axis [features, 2].
+
+    A feature of a group's unit has the group's number as level and the unit as node.  Other features are
+    nodes of a level that belongs to this axis alone.  Axis 1 of a grouped convolution covers the inputs of
+    one of its groups, so its features are repeated for each.
+    """
     width = graph.shapes[layer.weight][axis]
     copies = layer.groups if axis == 1 else 1
-    own = 2 * len(graph.groups) + 2 * [x.weight for x in graph.layers].index(layer.weight) + axis
+    level = 2 * len(graph.groups) + 2 * [x.weight for x in graph.layers].index(layer.weight) + axis
     nodes = torch.arange(width * copies)
-    ends = torch.stack([torch.full_like(nodes, own), nodes], 1)
-    # Where units of two groups share an index (heads, and dimensions in them), the larger group's count.
+    ends = torch.stack([torch.full_like(nodes, level), nodes], 1)
+    # Units of two groups may share an index (heads, and dimensions in them).  The larger group comes last
+    # and wins, because its units are finer.
     for number, group in sorted(enumerate(graph.groups), key=lambda x: x[1].size):
         for slot in group.slots:
             if (slot.tensor, slot.axis) == (layer.weight, axis):

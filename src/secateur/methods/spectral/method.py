@@ -1,9 +1,9 @@
-"""Pruning by spectral graph sparsification, after Laenen, arXiv:2306.08849 (TAG-ML 2023).
+"""Spectral graph sparsification, after Laenen, arXiv:2306.08849 (TAG-ML 2023).
 
 Algorithm 2 scores the weights, takes each layer's scores as a bipartite graph, and keeps a weight with
-probability min(1, 5 ln n * leverage * epsilon); Algorithm 1 does so on the graph of the whole network.  What
-the paper leaves open is an option here: whether one epsilon serves all layers or each its own, how the exact
-number is reached, and whether what stays is multiplied by 1 / probability (the paper's masks are not).
+probability min(1, 5 ln n * leverage * epsilon); Algorithm 1 does so on the graph of the whole network.
+Options cover what the paper leaves open: one epsilon for all layers or one for each, and how the exact
+number is reached.  `Spectral.factors` returns 1 / probability, by which the paper's masks are not scaled.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ Choose = Literal["systematic", "paper", "coverage", "top"]
 
 @dataclass(frozen=True, kw_only=True)
 class Spectral(ScoreMethod):
-    """Keep weights so that each layer's graph stays connected as it was; or units of large leverage.
+    """Keep the weights that keep each layer's graph connected, or the units of large leverage.
 
     Args:
-        score: What a weight's edge weighs: "magnitude", "activation" (|w| times the root mean square of what
-            it reads), "snip" or "synflow".
+        score: The weight of an edge: "magnitude", "activation" (|w| times the root mean square of its input),
+            "snip" or "synflow".
         power: Exponent on the score.
         allocation: How many weights each layer keeps.  "one-epsilon": one parameter for all layers, as many
             as it keeps on average; "uniform": the same share; "erk"; "global": leverages ranked together.  By
-            default the budget's scope decides: "layer" is uniform, "erk" itself, and "global" one-epsilon,
-            or global where nothing is drawn.
+            default the budget's scope decides: "layer" is uniform, "erk" is erk, and "global" is one-epsilon,
+            or global for modes without random draws.
         graph: "layer" (Algorithm 2) or "network" (Algorithm 1).
         mode: "systematic": exact counts and probabilities; "paper": independent draws topped up; "coverage":
-            grown for connectivity, nothing drawn; "top": largest leverage.
+            grown for connectivity, not random; "top": largest leverage.
         pattern: "2:4" and the like: of every m weights along the input axis the n of largest leverage stay,
             and the budget must ask for the share n / m.
-        rounds: Rounds of SynFlow: the density falls geometrically, and scores are taken anew on what is left.
-        over: For units: the edges of the weights that make a unit, that read it, or both.
-        tol: Relative error accepted in resistances of layers.
+        rounds: Rounds of SynFlow: the share falls geometrically, and each round scores what is left.
+        over: For units: the edges of the weights that produce a unit, that consume it, or both.
+        tol: Accepted relative error of the resistances of layers.
 
     Example:
         >>> sorted(Spectral(score="snip").needs(Weights(0.1)))
@@ -75,7 +75,7 @@ class Spectral(ScoreMethod):
     mode: Choose = "systematic"
     pattern: str | None = None
     rounds: int = 1
-    over: Literal["makers", "readers", "both"] = "both"
+    over: Literal["producers", "consumers", "both"] = "both"
     tol: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Spectral(ScoreMethod):
             "mode": list(get_args(Choose)),
             "graph": ["layer", "network"],
             "allocation": [*get_args(Spread), None],
-            "over": ["makers", "readers", "both"],
+            "over": ["producers", "consumers", "both"],
         }.items():
             if getattr(self, field) not in known:
                 raise InputError(
@@ -106,7 +106,7 @@ class Spectral(ScoreMethod):
             _pattern(self.pattern)
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Ask for what the score needs."""
+        """Return what the score needs."""
         return NEEDS[self.score]
 
     def leverages(self, graph: PruningGraph, statistics: Statistics) -> Leverages:
@@ -124,9 +124,9 @@ class Spectral(ScoreMethod):
         return {g.name: self._unit_score(graph, g, values) for g in prunable(graph)}
 
     def _unit_score(self, graph: PruningGraph, group: Group, values: Mapping[str, Tensor]) -> Tensor:
-        made = producer_slots(graph, group) if self.over != "readers" else ()
-        read = consumer_slots(graph, group) if self.over != "makers" else ()
-        slots = [slot for slot in made + read if slot.tensor in values]
+        produced = producer_slots(graph, group) if self.over != "consumers" else ()
+        consumed = consumer_slots(graph, group) if self.over != "producers" else ()
+        slots = [slot for slot in produced + consumed if slot.tensor in values]
         if not slots:
             raise InputError(
                 f"group {group.name!r} has no weight matrix among its {self.over}: no edge to score"
@@ -143,40 +143,40 @@ class Spectral(ScoreMethod):
             return self._plan_pattern(graph, statistics, budget)
         masks: dict[str, Tensor] = {}
         for t in range(1, self.rounds + 1):
-            part = budget.after(t / self.rounds)
+            target = budget.after(t / self.rounds)
             scores = edge_scores(graph, statistics, self.score, self.power, masks)
-            found = self._solve(graph, scores)
-            allocation = self._allocate(graph, part, found)
+            leverages = self._solve(graph, scores)
+            allocation = self._allocate(graph, target, leverages)
             masks = {
-                name: self._mask(graph, statistics.seed, name, count, scores[name], found)
+                name: self._mask(graph, statistics.seed, name, count, scores[name], leverages)
                 for name, count in allocation.counts.items()
             }
-        return self._plan(graph, budget, statistics.seed, masks, found, allocation)
+        return self._plan(graph, budget, statistics.seed, masks, leverages, allocation)
 
     def factors(self, graph: PruningGraph, statistics: Statistics, plan: Plan) -> dict[str, Tensor]:
-        """Return what to multiply the kept weights by so that the sparsifier is unbiased: 1 / probability.
+        """Return the factors of the kept weights that make the sparsifier unbiased: 1 / probability.
 
-        The paper's masks leave this out; see `secateur.apply.scale.scaled` for its use.
+        The paper's masks do not use them; `secateur.apply.scale.scaled` applies them.
 
         Args:
             graph: The traced network, unpruned.
-            statistics: The evidence of the plan.
+            statistics: The statistics of the plan.
             plan: A plan of this method for single weights.
 
         Returns:
-            By masked weight, in its shape; 1 where the weight goes or was certain to stay.
+            By masked weight, in its shape; 1 if the weight goes or was certain to stay.
         """
-        found = self.leverages(graph, statistics)
+        leverages = self.leverages(graph, statistics)
         factors = {}
         for name, mask in plan.masks.items():
-            lev, stays = found.values[name], torch.as_tensor(mask, device=found.values[name].device)
+            lev, stays = leverages.values[name], torch.as_tensor(mask, device=leverages.values[name].device)
             count = min(int(mask.sum()), int((lev > 0).sum()))
-            epsilon = spectral.epsilon_for_count([lev], [found.nodes[name]], count)
-            p = spectral.inclusion(lev, found.nodes[name], epsilon)
+            epsilon = spectral.epsilon_for_count([lev], [leverages.nodes[name]], count)
+            p = spectral.inclusion(lev, leverages.nodes[name], epsilon)
             factors[name] = torch.where(stays & (p > 0), 1 / p.clamp_min(1e-300), 1.0)
         return factors
 
-    def _allocate(self, graph: PruningGraph, budget: Weights, found: Leverages) -> Allocation:
+    def _allocate(self, graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:
         drawn = self.mode in ("systematic", "paper")
         by_scope: dict[str, Spread] = {
             "layer": "uniform",
@@ -185,21 +185,21 @@ class Spectral(ScoreMethod):
         }
         spread = self.allocation or by_scope[budget.scope]
         if spread == "one-epsilon":
-            return _one_epsilon(graph, budget, found)
+            return _one_epsilon(graph, budget, leverages)
         scope: Any = {"uniform": "layer", "erk": "erk", "global": "global"}[spread]
-        return allocate(graph, replace(budget, scope=scope), found.values)
+        return allocate(graph, replace(budget, scope=scope), leverages.values)
 
     def _mask(
-        self, graph: PruningGraph, seed: int, name: str, count: int, scores: Tensor, found: Leverages
+        self, graph: PruningGraph, seed: int, name: str, count: int, scores: Tensor, leverages: Leverages
     ) -> Tensor:
-        """Choose the weights of one layer; those of score 0 are no edges and come last, in order."""
-        lev = found.values[name]
+        """Choose the weights of one layer; weights of score 0 are not edges and come last, in order."""
+        lev = leverages.values[name]
         edges = int((lev > 0).sum())
         if self.mode == "top" or count >= edges:
             return top(lev, count)
         layer = graph.layer(name)
-        bipartite, own = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
-        generator = torch.Generator().manual_seed(own)
+        bipartite, named_seed = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
+        generator = torch.Generator().manual_seed(named_seed)
         if self.mode == "coverage":
             return bipartite.fold(spectral.sparsify(bipartite.scores, count, mode="coverage").mask)
         kept = spectral.sparsify(
@@ -208,7 +208,7 @@ class Spectral(ScoreMethod):
             mode=self.mode,
             generator=generator,
             leverages=unfold(layer, lev).scores,
-            nodes=found.nodes[name],
+            nodes=leverages.nodes[name],
         )
         return bipartite.fold(kept.mask)
 
@@ -216,15 +216,15 @@ class Spectral(ScoreMethod):
         n, m = _pattern(self.pattern or "")
         if abs(budget.keep - n / m) > 1e-9:
             raise InputError(f"pattern {self.pattern!r} keeps {n / m:g} of the weights; got {budget}")
-        found = self.leverages(graph, statistics)
+        leverages = self.leverages(graph, statistics)
         masks = {
-            name: top_of_every(found.values[name], n, m, graph.layer(name).in_axis or 0)
+            name: top_of_every(leverages.values[name], n, m, graph.layer(name).in_axis or 0)
             for name in weight_sizes(graph)
         }
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
         allocation = Allocation(kept, "weights", budget.keep, sum(kept.values()) / total)
-        return self._plan(graph, budget, statistics.seed, masks, found, allocation)
+        return self._plan(graph, budget, statistics.seed, masks, leverages, allocation)
 
     def _plan(
         self,
@@ -232,24 +232,24 @@ class Spectral(ScoreMethod):
         budget: Weights,
         seed: int,
         masks: Mapping[str, Tensor],
-        found: Leverages,
+        leverages: Leverages,
         allocation: Allocation,
     ) -> Plan:
         zeroed = {name: mask.cpu().numpy() for name, mask in masks.items() if not bool(mask.all())}
         if not zeroed and budget.keep < 1:
             raise NothingToPrune(
-                f"{budget} removes nothing: the counts are {dict(allocation.counts)}; ask for less"
+                f"{budget} removes nothing: the counts are {dict(allocation.counts)}; keep less"
             )
-        notes: dict[str, Any] = {name: dict(found.notes.get(name, {})) for name in zeroed}
+        notes: dict[str, Any] = {name: dict(leverages.notes.get(name, {})) for name in zeroed}
         notes["reached"] = {"weights": allocation.reached}
         return Plan(graph, self.name, {}, zeroed, {}, repr(budget), seed, notes)
 
 
-def _one_epsilon(graph: PruningGraph, budget: Weights, found: Leverages) -> Allocation:
-    """Give each layer the number of weights that one epsilon keeps on average, rounded to the total."""
+def _one_epsilon(graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:
+    """Return the number of weights of each layer that one epsilon keeps on average, rounded to the total."""
     checked = allocate(graph, replace(budget, scope="erk")).counts
     names, total = list(checked), sum(checked.values())
-    levs, nodes = [found.values[x] for x in names], [found.nodes[x] for x in names]
+    levs, nodes = [leverages.values[x] for x in names], [leverages.nodes[x] for x in names]
     edges = sum(int((x > 0).sum()) for x in levs)
     if total > edges:
         raise InputError(
@@ -265,7 +265,7 @@ def _one_epsilon(graph: PruningGraph, budget: Weights, found: Leverages) -> Allo
 
 
 def _to_total(counts: list[int], allowed: list[AllowedCounts], total: int) -> list[int]:
-    """Take from the largest what floors gave too much."""
+    """Reduce the largest counts until they sum to the total, which floors may exceed."""
     counts = list(counts)
     while sum(counts) > total:
         largest = max(range(len(counts)), key=lambda i: (counts[i] - allowed[i].first, -i))

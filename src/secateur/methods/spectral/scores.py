@@ -1,4 +1,4 @@
-"""Scores of single weights that become the edge weights of layer graphs."""
+"""Scores of single weights: the edge weights of layer graphs."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def edge_scores(
 
     Args:
         graph: The traced network.
-        statistics: Weights, and what `NEEDS` says.
-        score: ``"magnitude"``: |w|; ``"activation"``: |w| times the root mean square of the feature it reads;
+        statistics: Weights, and the statistics in `NEEDS`.
+        score: ``"magnitude"``: |w|; ``"activation"``: |w| times the root mean square of its input feature;
             ``"snip"``: |gradient * w|; ``"synflow"``: |w dR/dw|.
-        power: Exponent put on the scores.
-        masks: Weights already gone, for ``"synflow"``; their scores are zero.
+        power: Exponent on the scores.
+        masks: Masks of earlier rounds, for ``"synflow"``; their scores are zero.
 
     Returns:
         Non-negative tensors in the shape of each weight.
 
     Raises:
-        InputError: Evidence is missing, or the scores of a layer are all zero or not finite.
+        InputError: If statistics are missing, or if the scores of a layer are all zero or not finite.
     """
     flow = _flow(statistics, masks or {}) if score == "synflow" else {}
-    found = {}
+    scores = {}
     for name in weight_sizes(graph):
         layer = next(x for x in graph.prunable_weights() if x.weight == name)
         w = statistics.weights[name].detach()
@@ -59,8 +59,8 @@ def edge_scores(
             value = (w.double() * required(statistics.gradients, name, "gradients", "spectral")).abs()
         else:
             value = w.abs() * (_input_norm(graph, statistics, layer) if score == "activation" else 1)
-        found[name] = _checked(value if power == 1 else value.pow(power), name, score)
-    return found
+        scores[name] = _check_scores(value if power == 1 else value.pow(power), name, score)
+    return scores
 
 
 def _flow(statistics: Statistics, masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -73,7 +73,7 @@ def _flow(statistics: Statistics, masks: Mapping[str, Tensor]) -> Mapping[str, T
 
 
 def _input_norm(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Tensor:
-    """Return the root mean square of what each weight reads, broadcast over the weight's shape."""
+    """Return the root mean square of each weight's input, broadcast over the weight's shape."""
     moments = moments_of(graph, statistics, layer)
     if moments is None:
         required({}, graph.input_key(layer), "moments", "spectral")
@@ -88,7 +88,7 @@ def _input_norm(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Te
     return norm.view([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _checked(value: Tensor, name: str, score: str) -> Tensor:
+def _check_scores(value: Tensor, name: str, score: str) -> Tensor:
     if not bool(value.isfinite().all()):
         raise InputError(f"the {score} scores of {name!r} hold NaN or infinities: check weights and data")
     if not bool(value.any()):
