@@ -141,7 +141,7 @@ def test_missing_files_and_names(tmp_path: Path) -> None:
         data.fashion(tmp_path)
     with pytest.raises(InputError, match="did you mean 'fashion'"):
         data.load("fasion")
-    with pytest.raises(InputError, match="name the folder"):
+    with pytest.raises(InputError, match="folder with its files"):
         data.load("mnist")
 
 

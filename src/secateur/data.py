@@ -1,9 +1,8 @@
 """Small classification data sets in four parts that never overlap.
 
-`train` trains, `calibration` is what pruning methods and repairs look at, `selection` chooses between
-candidates, and `test` is read once, for the figure that is reported.  Where a data set has an official
-test part, that is `test`.  Pixels are float32 in [0, 1], images are [n, channels, height, width],
-targets are int64 [n].
+`train` is for training, `calibration` for pruning methods and repairs, `selection` for choosing between
+candidates, and `test` is read once, for the figure that is reported; it is the official test set if there is
+one.  Pixels are float32 in [0, 1], images are [n, channels, height, width], targets are int64 [n].
 
 IDX, the format of MNIST and Fashion-MNIST: two zero bytes, a byte for the type (8: unsigned byte), a
 byte for the number of axes, each axis length as a big-endian 32-bit integer, then the values.
@@ -27,6 +26,21 @@ from torch import Tensor
 
 from secateur.core import InputError, unknown
 
+__all__ = [
+    "DATASETS",
+    "PARTS",
+    "Batch",
+    "Dataset",
+    "cifar10",
+    "digits",
+    "fashion",
+    "fashion_available",
+    "load",
+    "mnist",
+    "read_idx",
+    "split",
+]
+
 Batch = tuple[Tensor, Tensor]
 PARTS = ("train", "calibration", "selection", "test")
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -44,7 +58,7 @@ class Dataset:
     """Images and targets in four disjoint parts.
 
     Attributes:
-        name: What it is called in tables.
+        name: Name in tables.
         parts: Part name -> (inputs [n, channels, height, width], targets [n]).
         classes: Number of classes.
     """
@@ -67,7 +81,7 @@ class Dataset:
             limit: At most this many examples, the first ones.
 
         Raises:
-            InputError: For an unknown part, or a size or limit below 1.
+            InputError: If the part is unknown, or the size or limit is below 1.
 
         Example:
             >>> [len(targets) for _, targets in digits().batches("calibration", size=100)]
@@ -82,7 +96,7 @@ class Dataset:
 
 
 def split(inputs: Tensor, targets: Tensor, shares: Mapping[str, float], seed: int) -> dict[str, Batch]:
-    """Divide examples among parts at random; the first part takes what rounding leaves.
+    """Divide examples among parts at random; the first part takes the remainder of rounding.
 
     Args:
         inputs: [n, ...].
@@ -135,10 +149,10 @@ def fashion(folder: str | Path | None = None, seed: int = 0, download: bool = Fa
     """Return Fashion-MNIST: 60,000 + 10,000 grey 28 x 28 images of clothing.
 
     Args:
-        folder: Where the four IDX files lie, gzipped or not; by default where Debian's package
-            `dataset-fashion-mnist` puts them.
-        seed: Seed that divides the official training part.
-        download: Fetch the files into `folder` (or a cache) with pooch, from its public repository.
+        folder: Folder with the four IDX files, gzipped or not; by default the one of Debian's package
+            `dataset-fashion-mnist`.
+        seed: Seed of the division of the official training set.
+        download: Download the files into `folder` (or a cache) with pooch, from the public repository.
 
     Raises:
         InputError: If the files are missing or damaged.
@@ -156,7 +170,7 @@ def mnist(folder: str | Path, seed: int = 0) -> Dataset:
 def cifar10(folder: str | Path, seed: int = 0) -> Dataset:
     """Return CIFAR-10 from a folder with the six ``.bin`` files of its binary version.
 
-    The Python version of CIFAR-10 consists of pickles, which are not read here.
+    The Python version of CIFAR-10 consists of pickles, which are not supported.
     """
     folder = Path(folder)
     train = [_read_cifar(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
@@ -174,7 +188,7 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0) -> Dataset:
     """Return a data set by name.
 
     Raises:
-        InputError: For an unknown name, or where a folder is needed and none or a wrong one is given.
+        InputError: If the name is unknown, or a needed folder is missing or wrong.
 
     Example:
         >>> load("digits").name
@@ -185,14 +199,14 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0) -> Dataset:
     if name == "digits":
         return digits(seed)
     if folder is None and name != "fashion":
-        raise InputError(f"{name} has no default place: name the folder that holds its files")
+        raise InputError(f"{name} has no default folder: give the folder with its files")
     return DATASETS[name](folder, seed=seed)
 
 
 def fashion_available(folder: str | Path | None = None) -> bool:
-    """Say whether the four Fashion-MNIST files lie in `folder`."""
-    where = Path(folder or FASHION_FOLDER)
-    return all(_with_or_without_gz(where, name) is not None for name in FASHION_MD5)
+    """Return whether the four Fashion-MNIST files are in `folder`."""
+    folder = Path(folder or FASHION_FOLDER)
+    return all(_with_or_without_gz(folder, name) is not None for name in FASHION_MD5)
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
@@ -235,8 +249,8 @@ def _idx_pair(folder: Path, part: str) -> Batch:
     for name, path in zip(names, paths, strict=True):
         if path is None:
             raise InputError(
-                f"no {name} (nor without .gz) in {folder}: name the folder that holds the four IDX files, "
-                "or for Fashion-MNIST install Debian's package dataset-fashion-mnist"
+                f"no {name} (nor without .gz) in {folder}: give the folder with the four IDX files; for "
+                "Fashion-MNIST, Debian's package dataset-fashion-mnist has them"
             )
     images, labels = (read_idx(path) for path in paths if path is not None)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
@@ -257,7 +271,7 @@ def _with_test(name: str, inputs: Tensor, targets: Tensor, test: Batch, seed: in
 def _read_cifar(path: Path) -> Batch:
     raw = np.frombuffer(_read_bytes(path), np.uint8)
     if len(raw) == 0 or len(raw) % 3073:
-        raise InputError(f"{path} is damaged: {len(raw)} bytes are no multiple of 3073 (1 + 3x32x32)")
+        raise InputError(f"{path} is damaged: {len(raw)} bytes are not a multiple of 3073 (1 + 3x32x32)")
     records = raw.reshape(-1, 3073)
     return _pixels(records[:, 1:].reshape(-1, 3, 32, 32)), torch.from_numpy(records[:, 0].astype(np.int64))
 
@@ -271,26 +285,10 @@ def _download_fashion(folder: str | Path | None) -> Path:
         import pooch
     except ImportError as error:
         raise InputError("downloading needs pooch: pip install 'secateur[download]'") from error
-    where = Path(folder) if folder else Path(pooch.os_cache("secateur")) / "fashion-mnist"
+    target = Path(folder) if folder else Path(pooch.os_cache("secateur")) / "fashion-mnist"
     for name, md5 in FASHION_MD5.items():
         try:
-            pooch.retrieve(FASHION_URL + name, f"md5:{md5}", fname=name, path=where)
+            pooch.retrieve(FASHION_URL + name, f"md5:{md5}", fname=name, path=target)
         except (OSError, ValueError) as error:
-            raise InputError(f"could not download {name} into {where}: {error}") from error
-    return where
-
-
-__all__ = [
-    "DATASETS",
-    "PARTS",
-    "Batch",
-    "Dataset",
-    "cifar10",
-    "digits",
-    "fashion",
-    "fashion_available",
-    "load",
-    "mnist",
-    "read_idx",
-    "split",
-]
+            raise InputError(f"could not download {name} into {target}: {error}") from error
+    return target

@@ -1,4 +1,4 @@
-"""Derivatives of a loss by gates on units, example by example."""
+"""Derivatives of a loss by gates on units, one for each example."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Gates"]
 
 
 class Gates:
-    """Derivatives of the loss by a gate on each unit, example by example.
+    """Derivatives of the loss by a gate on each unit, one for each example.
 
     A gate z multiplies a unit wherever a weight reads it; at z = 1 nothing changes, at z = 0 the unit is
-    gone.  A unit that no weight reads has its gate on everything that makes it.
+    gone.  A unit that no weight reads has its gate on all that produces it.
 
-    Where it can be done, the gates multiply what the weights read, and one backward pass serves a whole
-    batch.  Otherwise (recurrent kernels, units that nothing reads, models that cannot be vectorised over
-    examples) they multiply the weights, W[:, i] z_i, which comes to the same, and examples go one by one.
+    If possible, the gates multiply the inputs of the weights, and one backward pass is enough for a batch.
+    Otherwise (recurrent kernels, units that nothing reads, models that cannot be vectorised over examples)
+    they multiply the weights, W[:, i] z_i, which is equivalent, and the examples are run one by one.
 
     Args:
         model: The model.
@@ -38,7 +38,7 @@ class Gates:
     """
 
     def __init__(self, model: nn.Module, graph: PruningGraph, loss: Loss) -> None:
-        """Find where each group's gates sit."""
+        """Find the weights and inputs that each group's gates multiply."""
         self._model, self._loss = model, loss
         self._parameters = {k: p.detach() for k, p in model.named_parameters()}
         self._sizes = {g.name: g.size for g in graph.groups}
@@ -47,10 +47,10 @@ class Gates:
         self._reading: dict[str, tuple[str, int]] = {}
         self._batched = True
         for group in graph.groups:
-            self._place(graph, group)
+            self._add_group(graph, group)
         self._split: tuple[int, int] | None = None
 
-    def _place(self, graph: PruningGraph, group: Group) -> None:
+    def _add_group(self, graph: PruningGraph, group: Group) -> None:
         consumers = graph.consumers(group)
         for slot in [slot for _, slot in consumers] or group.slots_with("out"):
             if slot.tensor in self._parameters:
@@ -105,7 +105,7 @@ class Gates:
             with sdpa_kernel(SDPBackend.MATH):
                 found = vmap(grad_and_value(loss), (None, *axes))(self._gates(), inputs, targets)[0]
         except (RuntimeError, TypeError, ValueError):
-            # One by one gives the same numbers, or the model's own error.
+            # The examples one by one give the same numbers, or the model's own error.
             return None
         return found if seen == set(self._reading) else None
 
@@ -123,7 +123,7 @@ class Gates:
         return self._loss(functional_call(self._model, gated, args, kwargs), targets)
 
     def _find_split(self, inputs: Any, targets: Any) -> tuple[int, int]:
-        """Find along which axes of inputs and targets the examples lie: there their losses add up best."""
+        """Return the axes of inputs and targets that count the examples: their losses add up best."""
         with torch.no_grad():
             gates = self._gates()
             whole = float(self._weighted(gates, inputs, targets))
@@ -134,8 +134,8 @@ class Gates:
                     misfits[split] = min(abs(total / len(losses) - whole), abs(total - whole))
         if not misfits:
             raise InputError(
-                "the loss cannot be taken of one example at a time, along the first or second axis of "
-                "inputs and targets, which Taylor needs"
+                "Taylor needs the loss of one example at a time, and the loss or the model cannot take one, "
+                "along the first or second axis of inputs and targets"
             )
         return min(misfits, key=lambda split: (round(misfits[split] / (abs(whole) + 1e-12), 2), split))
 
@@ -149,13 +149,13 @@ class Gates:
 
 
 def _spread(gates: Tensor, owner: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Return the gate of each index of an axis, 1 where none owns it, in a shape that multiplies `like`."""
+    """Return the gate of each index of an axis, 1 if it has no owner, in a shape that multiplies `like`."""
     z = torch.cat([gates, gates.new_ones(1)])[owner].to(like.dtype)
     return z.reshape([-1 if d == axis else 1 for d in range(like.ndim)])
 
 
 def _owners(slot: Slot, size: int) -> Iterator[Tensor]:
-    """Yield which unit owns each index of the axis, -1: none; more than once where owners overlap."""
+    """Yield which unit owns each index of the axis (-1: none), several times if owners overlap."""
     index = slot.index.reshape(-1)
     unit = np.repeat(np.arange(len(slot.index)), slot.index.shape[1])
     while len(index):
@@ -167,7 +167,10 @@ def _owners(slot: Slot, size: int) -> Iterator[Tensor]:
 
 
 def _axes(inputs: Any, targets: Any, split: tuple[int, int]) -> tuple[int, Any]:
-    """Return the number of examples, and the axis of each tensor that counts them (None: shared)."""
+    """Return the number of examples, and the axis of each tensor that counts them (None if it is shared).
+
+    The targets say how many there are; without targets, the first input.
+    """
     counted, main = (targets, split[1]) if _tensors(targets) else (inputs, split[0])
     count = _tensors(counted)[0].shape[main]
 

@@ -1,6 +1,6 @@
-"""Ordinary small networks, trained from scratch: what the demonstration, the studies and the tests prune.
+"""Ordinary small networks for the demonstration, the studies and the tests.
 
-Every factory takes sizes and a `seed` for the initial weights, can be called without any argument, and has an
+Every factory takes sizes and a `seed` for the initial weights, can be called without arguments, and has an
 attribute `example_inputs` that fits its default sizes.  Images are [batch, channels, side, side].
 """
 

@@ -1,4 +1,4 @@
-"""What the factories share: weights that a seed decides, and example inputs."""
+"""The decorator of the factories: seeded weights and example inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import nn
 
+__all__ = ["factory"]
+
 P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
 
 
 def factory(*shape: int) -> Callable[[Callable[P, M]], Callable[P, M]]:
-    """Make a function that builds a network a factory: seeded by its `seed`, with example inputs.
+    """Return a decorator that seeds a network's weights by its `seed` and adds example inputs.
 
-    The global generator is left as it was.
+    The global random generator is not changed.
 
     Args:
         shape: Shape of one example with the default arguments.
@@ -41,6 +43,3 @@ def factory(*shape: int) -> Callable[[Callable[P, M]], Callable[P, M]]:
         return seeded
 
     return decorate
-
-
-__all__ = ["factory"]

@@ -16,6 +16,8 @@ from torch import nn
 from secateur.core import InputError
 from secateur.zoo.factory import factory
 
+__all__ = ["VGG_PLANS", "lenet5", "mlp", "small_cnn", "vgg11", "vgg16", "vgg_small"]
+
 VGG_PLANS: dict[str, tuple[int | Literal["M"], ...]] = {
     "small": (32, 32, "M", 64, 64, "M", 128, 128, "M"),
     "11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
@@ -145,6 +147,3 @@ def vgg11(*, channels: int = 3, side: int = 32, classes: int = 10, seed: int = 0
 def vgg16(*, channels: int = 3, side: int = 32, classes: int = 10, seed: int = 0) -> nn.Sequential:
     """Return VGG-16 with batch normalisation and one linear layer."""
     return _vgg("16", channels, side, classes)
-
-
-__all__ = ["VGG_PLANS", "lenet5", "mlp", "small_cnn", "vgg11", "vgg16", "vgg_small"]

@@ -16,14 +16,16 @@ from torch.nn import functional
 from secateur.core import InputError
 from secateur.zoo.factory import factory
 
+__all__ = ["Block", "Padded", "ResNet", "resnet18", "resnet20"]
+
 Shortcut = Literal["pad", "projection"]
 
 
 class Padded(nn.Module):
-    """Option A: every `stride`-th pixel, and zeros for the channels that are new."""
+    """Option A: every `stride`-th pixel, and zeros for the new channels."""
 
     def __init__(self, new: int, stride: int) -> None:
-        """Remember how many channels are new."""
+        """Store the number of new channels and the stride."""
         super().__init__()
         self.new, self.stride = new, stride
 
@@ -36,7 +38,7 @@ class Block(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation, and a shortcut around them."""
 
     def __init__(self, channels: int, out: int, stride: int, shortcut: Shortcut) -> None:
-        """Build the block; the shortcut is the identity where nothing changes."""
+        """Build the block; the shortcut is the identity if no size changes."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out)
@@ -117,6 +119,3 @@ def _resnet(blocks: Sequence[int], width: int, shortcut: Shortcut, channels: int
     if min(width, channels, classes) < 1:
         raise InputError(f"width, channels and classes are positive; got {width}, {channels}, {classes}")
     return ResNet(blocks, width, shortcut, channels, classes)
-
-
-__all__ = ["Block", "Padded", "ResNet", "resnet18", "resnet20"]

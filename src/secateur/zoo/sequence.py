@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from secateur.core import InputError
 from secateur.zoo.factory import factory
 
+__all__ = ["RowRecurrent", "RowTransformer", "gru", "lstm", "transformer"]
+
 Cell = type[nn.LSTM] | type[nn.GRU]
 
 
@@ -76,6 +78,3 @@ def transformer(
     if width % heads:
         raise InputError(f"width must be a multiple of heads; got {width} and {heads}")
     return RowTransformer(side, width, heads, layers, classes)
-
-
-__all__ = ["RowRecurrent", "RowTransformer", "gru", "lstm", "transformer"]

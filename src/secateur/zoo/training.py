@@ -1,4 +1,4 @@
-"""Training from scratch: Adam with a one-cycle learning rate, every order decided by a seed."""
+"""Training from scratch: Adam with a one-cycle learning rate and seeded orders."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from secateur.core import InputError
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy
 from secateur.repair.finetune import finetune
+
+__all__ = ["Shuffled", "Trained", "train"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """Batches of examples in a new order at each pass, all of them decided by the seed."""
+    """Batches of examples in a new random order at each pass, from one generator."""
 
     inputs: Tensor
     targets: Tensor
@@ -68,7 +70,7 @@ def train(
 
     Args:
         model: The network; it is not changed.
-        data: Its `train` part trains, its `test` part is measured once at the end.
+        data: Data set; the `train` part is trained on, the `test` part measured once at the end.
         epochs: Passes over the training part.
         lr: Largest learning rate.
         batch_size: Examples in a batch.
@@ -104,6 +106,3 @@ def train(
     trained.eval()
     score = accuracy(trained, data.batches("test", 1000))
     return Trained(trained, score, history.losses, time.perf_counter() - start)
-
-
-__all__ = ["Shuffled", "Trained", "train"]
