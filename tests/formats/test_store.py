@@ -257,6 +257,23 @@ def test_a_failed_first_save_leaves_no_folder(tmp_path: Path, monkeypatch: pytes
         assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
 
+def test_an_interrupt_right_after_the_new_plan_json_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old, old_plan), (new, new_plan) = pruned(), pruned()
+    save(tmp_path / "run", old, old_plan)
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> None:
+        replace(self, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", interrupted)
+        save(tmp_path / "run", new, new_plan)
+    assert torch.equal(outputs(load(tmp_path / "run", make)), outputs(new))
+
+
 def test_a_save_while_another_one_loads_or_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader finds one result whole; of two savers the last wins, and no plan.json loses its files."""
     (first, first_plan), (second, second_plan), (third, third_plan) = pruned(), pruned(), pruned()

@@ -222,6 +222,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         (torch.ones(3), "holds no tensors with names"),
         ({}, "holds no tensors with names"),
         ({"n" * 10**6: torch.ones(1)}, "only the file has 'nnn"),
+        ({"." * 10**6 + "3.bias": torch.ones(1)}, r"only the file has '\.\.\."),
     ]
     for content, words in forms:
         torch.save(content, tmp_path / "w.pt")

@@ -96,17 +96,20 @@ def save(
         _flush(draft)
         old = _files_of_last_save(place)
         draft.replace(place / DOCUMENT)
-        written = []
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"cannot save to {place}: {error}. Nothing there has changed; choose a folder that can be "
             "written, with enough space"
         ) from error
     finally:
-        _remove(written)
-        if written and is_new:
+        if written:
+            named = _files_of_last_save(
+                place
+            )  # after an interrupt, only plan.json says whether this was saved
+            _remove([path for path in written if path not in named])
+        if is_new:
             with suppress(OSError):
-                place.rmdir()
+                place.rmdir()  # if it is empty
     _remove(old)
 
 

@@ -30,7 +30,7 @@ from secateur.formats.paths import to_path
 __all__ = ["carry", "check", "load_weights", "split_key"]
 
 DEPTH = 5  # of mappings in mappings that are searched
-LONGEST = 200  # characters of a name in a message
+LONGEST = 200  # characters of a prefix, and of a name in a message
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of a compiled module
 OPTIONAL = "num_batches_tracked"  # BatchNorm before torch 0.4.1 did not save it
 IN_FOLDER = (
@@ -145,13 +145,13 @@ def _state_dicts(
 
 
 def _prefixes(name: str) -> list[str]:
-    """Return what may stand before a name.
+    """Return what may stand before a name, up to a limit: a long name must not fill the memory.
 
     Example:
         >>> _prefixes("module.0.weight")
         ['', 'module.', 'module.0.']
     """
-    return [name[:i] for i in range(len(name)) if i == 0 or name[i - 1] == "."]
+    return [name[:i] for i in range(min(len(name), LONGEST)) if i == 0 or name[i - 1] == "."]
 
 
 def _choose(
@@ -204,11 +204,13 @@ def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> lis
 
 
 def _form(tensor: Tensor) -> str:
-    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-    number = (
-        " complex" if tensor.is_complex() else "" if tensor.is_floating_point() else " integer or boolean"
-    )
-    return f"{tuple(tensor.shape)}{number if plain else ' sparse, quantized or without values'}"
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = " sparse, quantized or without values"
+    else:
+        kind = (
+            " complex" if tensor.is_complex() else "" if tensor.is_floating_point() else " integer or boolean"
+        )
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
@@ -232,14 +234,14 @@ def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str
 
 def _find_file(path: Path) -> Path:
     """Return the file of weights; of a folder, the one that transformers wrote."""
-    file = (
-        next((path / name for name in IN_FOLDER if (path / name).is_file()), path) if path.is_dir() else path
-    )
-    if path.is_dir() and file == path:
-        raise StoreError(f"the folder {path} has no weights: none of {', '.join(IN_FOLDER)}")
-    if not file.is_file():
-        raise StoreError(f"{file} does not exist" if not file.exists() else f"{file} is not a file")
-    return file
+    if path.is_file():
+        return path
+    if path.is_dir():
+        files = [path / name for name in IN_FOLDER if (path / name).is_file()]
+        if not files:
+            raise StoreError(f"the folder {path} has no weights: none of {', '.join(IN_FOLDER)}")
+        return files[0]
+    raise StoreError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
 
 
 def _read(file: Path) -> Any:
