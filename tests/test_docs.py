@@ -61,8 +61,21 @@ def common() -> dict[str, Any]:
         return sc.accuracy(sc.shrink(model, plan), digits.batches("selection"))
 
     vgg = zoo.vgg_small(side=8)
-    names = {"model": model, "net": net, "network": net, "example_inputs": images[:2], "batches": batches}
-    rest = {"images": images[:2], "labels": labels[:2], "evidence": evidence, "vgg": vgg}
+    names = {
+        "model": model,
+        "graph": net,
+        "net": net,
+        "network": net,
+        "example_inputs": images[:2],
+        "batches": batches,
+    }
+    rest = {
+        "images": images[:2],
+        "labels": labels[:2],
+        "evidence": evidence,
+        "statistics": evidence,
+        "vgg": vgg,
+    }
     return {**names, **rest, "accuracy_of_plan": accuracy_of_plan}
 
 
