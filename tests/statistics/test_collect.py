@@ -602,7 +602,7 @@ def poison(model: nn.Module, name: str, value: float) -> None:
         ([(torch.ones(3, 4), torch.tensor([0, 1, 3]))], {"gradients"}, "from 0 to 2 for 3 classes; got 3"),
         ([(torch.ones(3, 4), torch.ones(3))], {"gradients"}, "pass loss="),
         ([(torch.ones(3, 4), torch.ones(2).long())], {"gradients"}, "do not belong together"),
-        ([], {"grams"}, "no evidence 'grams'; did you mean 'gram'"),
+        ([], {"grams"}, "no statistic 'grams'; did you mean 'gram'"),
         ([(torch.full((3, 4), 3e38), None)], {"gram"}, "infinite activations reach layer '4'"),
     ],
 )
@@ -623,9 +623,9 @@ def test_bad_models_are_named() -> None:
     model[1].running_mean[0] = torch.nan
     with pytest.raises(InputError, match=r"buffer '1.running_mean'"):
         collect_statistics(model, graph, batches, ())
-    with pytest.raises(InputError, match=r"of another model: '0.weight'"):
+    with pytest.raises(InputError, match=r"from another model: '0.weight'"):
         collect_statistics(nn.Sequential(nn.Linear(3, 6)), graph, batches, ())
-    with pytest.raises(InputError, match=r"no reading weight '5.weight'"):
+    with pytest.raises(InputError, match=r"no weight with an input '5.weight'"):
         collect_statistics(small()[0], graph, batches, {"gram"}, grams=["5.weight"])
 
 
@@ -641,5 +641,5 @@ def test_a_loss_that_no_unit_changes_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     x = torch.randn(5, 4)
     batches = [(x, torch.zeros(5, dtype=torch.long))]
-    with pytest.raises(InputError, match="does not change with any unit"):
+    with pytest.raises(InputError, match="no unit changes the loss"):
         collect_statistics(model, trace(model, x), batches, {"taylor"}, loss=lambda y, t: y.detach().sum())

@@ -1,7 +1,7 @@
-"""Normalisation over an axis that has lost units, computing what the masked model computes.
+"""LayerNorm and RMSNorm over an axis that has lost units, with the results of the masked model.
 
-LayerNorm and RMSNorm take statistics over all n features.  In the masked model the dead ones are 0, so
-with k features left the sums run over k and are still divided by n:
+Both take statistics over all n features.  In the masked model the removed ones are 0.  With k features left,
+the sums run over k features and are still divided by n; the removed features differ from the mean by -mean:
 
     mean = sum(x) / n,   variance = (sum((x - mean)^2) + (n - k) mean^2) / n.
 """
@@ -23,7 +23,7 @@ class NormForm:
     """Which normalisation a module computes.
 
     Attributes:
-        centred: Whether the mean is taken off (LayerNorm) or not (RMSNorm).
+        centred: Whether the mean is subtracted (LayerNorm) or not (RMSNorm).
         shift: Added to the weight: 1 where a weight of 0 means a gain of 1.
     """
 
@@ -35,13 +35,13 @@ FORMS = (NormForm(True, 0.0), NormForm(False, 0.0), NormForm(False, 1.0))
 
 
 class NarrowNorm(nn.Module):
-    """LayerNorm or RMSNorm over the features that are left, with the statistics of all.
+    """LayerNorm or RMSNorm over the kept features, with the statistics of all features.
 
     Args:
-        weight: Gain of the features that are left [k], or None.
-        bias: Likewise.
+        weight: Gain of the kept features [k], or None.
+        bias: Shift of the kept features [k], or None.
         eps: Added to the variance; None for the resolution of the input's type, as in `nn.RMSNorm`.
-        count: Number of features n that the statistics are taken over.
+        count: Number of features n before the removal.
         form: Which normalisation.
 
     Example:
@@ -56,7 +56,7 @@ class NarrowNorm(nn.Module):
     def __init__(
         self, weight: Tensor | None, bias: Tensor | None, eps: float | None, count: int, form: NormForm
     ) -> None:
-        """Take the tensors over."""
+        """Use the given tensors; they are not copied."""
         super().__init__()
         self.weight: Tensor | None
         self.bias: Tensor | None
@@ -68,14 +68,14 @@ class NarrowNorm(nn.Module):
         self.eps, self.count, self.form = eps, count, form
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis; half precision is computed in float32."""
+        """Normalise the last axis [..., k]; half precision is computed in float32."""
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.form.centred:
             mean = h.sum(-1, keepdim=True) / self.count
             h = h - mean
-            rest = (self.count - h.shape[-1]) * mean.square()
-            variance = (h.square().sum(-1, keepdim=True) + rest) / self.count
+            removed = (self.count - h.shape[-1]) * mean.square()
+            variance = (h.square().sum(-1, keepdim=True) + removed) / self.count
         else:
             variance = h.square().sum(-1, keepdim=True) / self.count
         y = h * torch.rsqrt(variance + eps)
@@ -90,7 +90,7 @@ class NarrowNorm(nn.Module):
 
 
 def norm_form(module: nn.Module) -> NormForm | None:
-    """Say which normalisation a module computes over its last axis, found by trying; None if none of these.
+    """Return which normalisation a module computes over its last axis, found by a trial; None if none.
 
     Example:
         >>> norm_form(nn.LayerNorm(5)), norm_form(nn.Linear(5, 5))
@@ -112,12 +112,15 @@ def norm_form(module: nn.Module) -> NormForm | None:
 
 
 def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
-    """Return the normalisation that takes the place of one whose tensors have been cut.
+    """Return the normalisation that replaces one whose tensors have lost features.
 
     Args:
-        original: The module before.
-        small: The module with fewer features.
-        count: Features before.
+        original: The module before the removal.
+        small: The same module with shorter tensors.
+        count: Number of features before the removal.
+
+    Returns:
+        The module, or None if `original` has none of the known forms.
     """
     form = norm_form(original)
     weight, bias, eps = norm_tensors(small)
@@ -128,13 +131,13 @@ def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> Narr
 
 
 def norm_tensors(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
-    """Return weight, bias and eps of a normalisation, under the names that they go by."""
+    """Return weight, bias and eps of a normalisation."""
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     return getattr(module, "weight", None), getattr(module, "bias", None), eps
 
 
 def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | None:
-    """Compare a float32 copy with random gains against each form."""
+    """Return the form that gives the results of a float32 copy with random gains."""
     generator = torch.Generator().manual_seed(0)
     trial: Any = copy.deepcopy(module).cpu().float()
     with torch.no_grad():
@@ -142,13 +145,13 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
         x = torch.randn(3, width, generator=generator) + 0.5
         try:
-            found = trial(x)
+            result = trial(x)
         except (RuntimeError, ValueError, TypeError, IndexError):
-            return None  # it wants more axes than one, so it is none of these
-        own, other, _ = norm_tensors(trial)
+            return None  # it needs more than one axis, so it has none of the forms
+        weight, bias, _ = norm_tensors(trial)
         for form in FORMS:
-            if isinstance(found, Tensor) and found.shape == x.shape:
-                expected = NarrowNorm(own, other, eps, width, form)(x)
-                if torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
+            if isinstance(result, Tensor) and result.shape == x.shape:
+                expected = NarrowNorm(weight, bias, eps, width, form)(x)
+                if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
                     return form
     return None

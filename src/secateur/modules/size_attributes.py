@@ -1,4 +1,4 @@
-"""The one table: layer type -> which size attribute states which axis of which tensor."""
+"""The table of size attributes: which attribute of a layer states the length of which axis."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def resize(module: nn.Module) -> None:
 
 
 def _resize_convolution(module: nn.modules.conv._ConvNd) -> None:
-    """Set the channels; `groups` is set beforehand, since no tensor states it."""
-    made, read = module.weight.shape[:2]
+    """Set the channels; `groups` must be set before, because no tensor states it."""
+    first, second = module.weight.shape[:2]
     if module.transposed:
-        module.in_channels, module.out_channels = made, read * module.groups
+        module.in_channels, module.out_channels = first, second * module.groups
     else:
-        module.in_channels, module.out_channels = read * module.groups, made
+        module.in_channels, module.out_channels = second * module.groups, first

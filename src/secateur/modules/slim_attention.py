@@ -1,7 +1,7 @@
-"""Multi-head attention whose inner width need not be its outer width.
+"""Multi-head attention whose inner width may differ from its outer width.
 
-`torch.nn.MultiheadAttention` takes its inner width from `embed_dim`, so it cannot lose a head.  This
-module computes the same from the same tensors with widths of their own.
+`torch.nn.MultiheadAttention` takes its inner width from `embed_dim`, so it cannot lose a head.  This module
+computes the same results from the same tensors, and takes the widths from the tensors.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["SlimAttention"]
 
 
 class SlimAttention(nn.Module):
-    """Drop-in for an `nn.MultiheadAttention` that has lost heads or features.
+    """Replacement of an `nn.MultiheadAttention` that has lost heads or features.
 
     Args:
-        attention: A module whose tensors have their final shapes; they are taken over, not copied.
+        attention: A module whose tensors have their final shapes; they are used, not copied.
         head_dim: Length of a head.  The scale stays 1 / sqrt(head_dim).
 
     Example:
@@ -32,7 +32,7 @@ class SlimAttention(nn.Module):
     _qkv_same_embed_dim = False  # keeps nn.TransformerEncoder off its fused path, which assumes one width
 
     def __init__(self, attention: nn.MultiheadAttention, head_dim: int) -> None:
-        """Take the tensors over."""
+        """Use the tensors of the given module."""
         super().__init__()
         self.head_dim = head_dim
         self.batch_first = attention.batch_first
@@ -63,7 +63,7 @@ class SlimAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as `nn.MultiheadAttention.forward` does: same arguments, same results."""
+        """Attend, with the arguments and results of `nn.MultiheadAttention.forward`."""
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
@@ -100,7 +100,7 @@ class SlimAttention(nn.Module):
         ]
 
     def _mask(self, q: Tensor, k: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """Add up the masks as floats that broadcast over [batch, heads, queries, keys]."""
+        """Return the sum of the masks as floats that broadcast over [batch, heads, queries, keys]."""
         total = None
         if mask is not None:
             total = _as_float(mask, q)

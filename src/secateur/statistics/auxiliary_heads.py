@@ -1,12 +1,12 @@
-"""Auxiliary networks for deep models: a small classifier behind every convolution.
+"""Auxiliary networks for deep models: a small classifier after every convolution.
 
 Decoupled greedy learning (Belilovsky, Eickenberg and Oyallon, arXiv:1901.08164) as used in appendix D.2 of
-arXiv:2002.07376: each convolution but the last gets a network of its own (average pooling by 4, a 1x1
+arXiv:2002.07376: each convolution but the last gets an auxiliary network (average pooling by 4, a 1x1
 convolution with BatchNorm and ReLU, reduction to 2 x 2, a linear layer) with its own optimiser.  The
 mixed-integer program of a layer then needs that layer and its auxiliary network only.
 
-What enters a layer is a constant of the program, and so is what its convolution gives: only what follows is
-built as matrices, so all positions of early layers are kept and none needs to be sampled.
+The input of a layer is a constant of its program, and so is the output of its convolution.  Only what follows
+is built as matrices, so all positions of early layers are kept and none needs to be sampled.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["Block", "Decoupled", "attach_auxiliaries", "auxiliary", "parts"]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A convolution with its BatchNorm (`head`), what follows up to the next (`tail`), and its classifier.
+    """A convolution with its BatchNorm, the modules up to the next convolution, and a classifier.
 
     Attributes:
         weight: Name of the convolution's weight in the model.
         head: The affine part.
-        tail: ReLU, pooling and the like; of the last block the whole rest of the network.
-        auxiliary: Classifier on what `tail` gives; None for the last block.
+        tail: ReLU, pooling and the like; for the last block all remaining modules.
+        auxiliary: Classifier on the output of `tail`; None for the last block.
         names: Weight names in `tail` -> names in the model.
     """
 
@@ -51,7 +51,7 @@ class Decoupled:
     """A model cut into blocks, each with a trained auxiliary network.
 
     Attributes:
-        model: The model (a copy): trained with its auxiliaries where that was asked for.
+        model: A copy of the model, trained with its auxiliaries if `train_layers` was set.
         blocks: Its blocks in order; they share its tensors.
     """
 
@@ -85,13 +85,13 @@ def attach_auxiliaries(
     train_layers: bool = False,
     seed: int = 0,
 ) -> Decoupled:
-    """Cut a copy of a model behind each convolution and train an auxiliary network for every piece.
+    """Cut a copy of a model after each convolution and train an auxiliary network for every block.
 
-    Every piece has an Adam of its own, and no gradient flows from one piece into another.
+    Every block has its own Adam, and no gradient passes from one block to another.
 
     Args:
-        model: Modules applied one after the other (found by running it once); it is not changed.
-        batches: Pairs (inputs, targets), each used for one step; iterated once an epoch.
+        model: A model that applies its modules one after the other (it runs once to check); not changed.
+        batches: Pairs (inputs, targets), one step each; iterated once per epoch.
         epochs: Passes over the batches.
         width: Channels of the auxiliary networks.
         classes: Number of classes; the model's outputs by default.
@@ -100,7 +100,8 @@ def attach_auxiliaries(
         seed: Seed of the auxiliary networks' weights.
 
     Raises:
-        InputError: Functional calls between modules, fewer than two convolutions, no batches or epochs.
+        InputError: If there are functional calls between modules, fewer than two convolutions, no batches or
+            no epochs.
     """
     copied = copy.deepcopy(model)
     data = batches if isinstance(batches, Sized) else list(batches)
@@ -146,8 +147,8 @@ def _leaves(model: nn.Module, x: Tensor) -> list[tuple[str, nn.Module]]:
 
 def _functional(model: nn.Module, where: str) -> str:
     return (
-        f"{type(model).__name__} is not its modules applied one after the other (it differs at {where}): "
-        "functional calls or branches cannot be cut; write them as modules in nn.Sequential"
+        f"{type(model).__name__} does not apply its modules one after the other (it differs at {where}): "
+        "functional calls and branches cannot be cut; write them as modules in nn.Sequential"
     )
 
 
@@ -176,7 +177,7 @@ def _blocks(leaves: list[tuple[str, nn.Module]], x: Tensor, width: int, classes:
 def _train(
     blocks: tuple[Block, ...], data: Iterable[Any], epochs: int, lr: float, train_layers: bool
 ) -> None:
-    """One step a batch for every piece, inputs detached."""
+    """Train every block by one step a batch, on detached inputs."""
     rules: list[torch.optim.Optimizer | None] = []
     for block in blocks:
         own = [*block.head.parameters(), *block.tail.parameters()] if train_layers else []
@@ -211,9 +212,9 @@ def _step(
 
 
 def parts(decoupled: Decoupled, images: Tensor, labels: Tensor) -> tuple[Part, ...]:
-    """Return one program a block: its inputs are what the convolution gives for the images.
+    """Return one program for each block; its inputs are the outputs of the convolution for the images.
 
-    Auxiliary units are not scored.  The published bounds' box is around what the convolution gives.
+    Auxiliary units are not scored.  The box of the published bounds is around the convolution's outputs.
 
     Args:
         decoupled: From `attach_auxiliaries`.
@@ -242,7 +243,7 @@ def _part(block: Block, a: Tensor, labels: Tensor) -> Part:
 
 
 def _renamed(step: ReLU, block: Block) -> ReLU:
-    """Name a later ReLU as in the model; those of the auxiliary network are not scored."""
+    """Name a later ReLU as in the model; ReLUs of the auxiliary network are not scored."""
     if block.auxiliary is not None or step.name not in block.names:
         return ReLU(step.name, step.units, False)
     return ReLU(block.names[step.name], step.units)

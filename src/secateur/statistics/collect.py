@@ -1,4 +1,4 @@
-"""Gather the evidence that a method asks for, in one pass over the batches."""
+"""Collect the statistics that a method asks for, in one pass over the batches."""
 
 from __future__ import annotations
 
@@ -46,33 +46,35 @@ def collect_statistics(
     max_patch: int = 1152,
     grams: Iterable[str] | None = None,
 ) -> Statistics:
-    """Look at a model, and run it on data, for what a method wants to know.
+    """Run a model on data and collect the statistics that a method needs.
 
-    The model runs in evaluation mode on its own device and comes back as it was: modes, buffers,
-    `requires_grad`, `.grad` and the random generators.  Activations are never kept, but for
-    the sample of them that "activations" asks for.
+    The model runs in evaluation mode on its own device and is restored afterwards: modes, buffers,
+    `requires_grad`, `.grad` and the random generators.  Activations are not kept, except for the
+    sample that "activations" asks for.
 
     Args:
         model: The model that was traced.
         graph: Its trace.
         batches: Iterable of batches; `secateur.batches` says what one may be.
-        needs: What to gather: any of `NEEDS`.  The weights are always there.
-        seed: Seed of the pass (a shuffling loader, sampling inside the model) and of the evidence.
+        needs: What to collect: any of `NEEDS`.  The weights are always included.
+        seed: Seed of the pass (a shuffling loader, sampling inside the model) and of the statistics.
         loss: (outputs, targets) -> one number, the mean over a batch's examples; by default the
             cross-entropy for class numbers, the mean squared error for floating targets, and a random
             projection of the outputs if there are no targets (`draw_projections`).
         max_patch: A convolution gets the Gram matrix of its patches up to this many features (channels
             times kernel positions), and above it that of its channels, shared by all positions.
-        grams: Names of the weights whose inputs get a Gram matrix; by default those that read a group.
+        grams: Names of the weights whose inputs get a Gram matrix; by default the
+            consumers of the groups.
 
     Returns:
-        Moments and Gram matrices in float64 by reading weight (a tied weight adds up its uses; a grouped
-        convolution has the features of all its groups, in the order of the channels); gradients summed over
-        the batches in float64; Taylor gates by group; the flow as a function of masks.
+        Moments and Gram matrices in float64 by the weight that multiplies the input (the uses of a tied
+        weight add up; a grouped convolution has the features of all its groups, in the order of the
+        channels); gradients in float64, summed over the batches; Taylor scores by group; the synaptic
+        flow as a function of masks.
 
     Raises:
-        InputError: Unknown needs, no data, no targets, NaN or infinities in weights, inputs or activations
-            (naming the layer), or data that the model or the loss cannot take.
+        InputError: If a need is unknown, data or targets are missing, weights, inputs or activations hold
+            NaN or infinities (the message names the layer), or the model or the loss rejects the data.
 
     Example:
         >>> from secateur.tracing.trace import trace
@@ -86,28 +88,28 @@ def collect_statistics(
     check_seed(seed)
     _check_weights(model, graph)
     run = _Pass(model, graph, wanted, loss, seed)
-    streams = _streams(model, graph, wanted, max_patch, grams)
+    moments = _input_moments(model, graph, wanted, max_patch, grams)
     with untouched(model, seed):
         for where, args, kwargs, targets in checked_batches(batches, model, wanted):
-            run(where, args, kwargs, targets, streams)
+            run(where, args, kwargs, targets, moments)
         chain = _chain(model, graph) if "chain" in wanted else None
     if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
-        raise InputError("taylor: the loss does not change with any unit, so that it tells none from another")
+        raise InputError("taylor: no unit changes the loss, so it cannot rank them")
     return Statistics(
         weights=tensors_of(model),
-        moments=_moments(graph, streams),
+        moments=_finished_moments(graph, moments),
         gradients=run.gradients,
         taylor=run.taylor,
         flow=SynapticFlow(model, graph) if "flow" in wanted else None,
         chain=chain,
-        images=_joined(run.images) if "images" in wanted else None,
-        activations=run.rows.activations() if run.rows is not None else {},
+        images=_concatenated(run.images) if "images" in wanted else None,
+        activations=run.sample.activations() if run.sample is not None else {},
         seed=seed,
     )
 
 
 class _Pass:
-    """What the batches add up to."""
+    """Sums over the batches."""
 
     def __init__(
         self, model: nn.Module, graph: PruningGraph, wanted: set[str], loss: Loss | None, seed: int
@@ -115,18 +117,18 @@ class _Pass:
         self.gradients: dict[str, Tensor] = {}
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
-        self.rows = ActivationSample(graph) if "activations" in wanted else None
-        self._model, self._network, self._wanted, self._loss = model, graph, wanted, loss
+        self.sample = ActivationSample(graph) if "activations" in wanted else None
+        self._model, self._graph, self._wanted, self._loss = model, graph, wanted, loss
         self._generator = torch.Generator().manual_seed(seed)
         self._gates: Gates | None = None
 
     def __call__(
-        self, where: str, args: Args, kwargs: Kwargs, targets: Any, streams: Mapping[str, InputMoments]
+        self, where: str, args: Args, kwargs: Kwargs, targets: Any, moments: Mapping[str, InputMoments]
     ) -> None:
-        """Take one batch."""
+        """Add one batch."""
         with explain_errors(where, args, kwargs):
-            if streams or self.rows is not None:
-                with torch.no_grad(), observe_inputs(self._model, self._network, self._recorder(streams)):
+            if moments or self.sample is not None:
+                with torch.no_grad(), observe_inputs(self._model, self._graph, self._recorder(moments)):
                     self._model(*args, **kwargs)
             if self._wanted & _DERIVATIVES:
                 self._derive(where, args, kwargs, targets)
@@ -141,29 +143,29 @@ class _Pass:
             with torch.no_grad():
                 targets = draw_projections(self._model(*args, **kwargs), self._generator)
         if "gradients" in self._wanted:
-            found = gradients(self._model, args, kwargs, targets, self._loss)
-            self._add(self.gradients, found, where, args, kwargs)
+            gradient = gradients(self._model, args, kwargs, targets, self._loss)
+            self._add(self.gradients, gradient, where, args, kwargs)
         if "taylor" in self._wanted:
-            self._gates = self._gates or Gates(self._model, self._network, self._loss)
+            self._gates = self._gates or Gates(self._model, self._graph, self._loss)
             self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
 
-    def _recorder(self, streams: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
-        def record(read: WeightInput) -> None:
-            if streams:
-                streams[read.key].add(read)
-            if self.rows is not None:
-                self.rows.add(read)
+    def _recorder(self, moments: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
+        def record(entry: WeightInput) -> None:
+            if moments:
+                moments[entry.key].add(entry)
+            if self.sample is not None:
+                self.sample.add(entry)
 
         return record
 
     def _add(
-        self, total: dict[str, Tensor], found: Mapping[str, Tensor], where: str, args: Args, kwargs: Kwargs
+        self, total: dict[str, Tensor], terms: Mapping[str, Tensor], where: str, args: Args, kwargs: Kwargs
     ) -> None:
-        for name, x in found.items():
+        for name, x in terms.items():
             if not all_finite(x):
                 raise InputError(
                     f"the derivative of the loss by {name!r} is not finite in {where}"
-                    f"{_culprit(self._model, self._network, args, kwargs)}"
+                    f"{_culprit(self._model, self._graph, args, kwargs)}"
                 )
             total[name] = x.double() if name not in total else total[name] + x.double()
 
@@ -184,14 +186,14 @@ def checked_batches(
 
 
 def consumer_layers(graph: PruningGraph) -> dict[str, Layer]:
-    """Return the layers that read, by the key of their input."""
+    """Return the layers with an input, by the key of that input."""
     return {graph.input_key(layer): layer for layer in graph.layers if layer.in_axis is not None}
 
 
 def observe_inputs(
     model: nn.Module, graph: PruningGraph, record: Callable[[WeightInput], None]
 ) -> InputHooks:
-    """Return a context in which each use of a reading weight of the model is reported."""
+    """Return a context in which `record` gets the input of each layer's weight, at every use."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     axes = {key: (layer.weight, layer.in_axis) for key, layer in consumer_layers(graph).items()}
     return InputHooks(
@@ -199,7 +201,7 @@ def observe_inputs(
     )
 
 
-def _streams(
+def _input_moments(
     model: nn.Module, graph: PruningGraph, wanted: set[str], max_patch: int, grams: Iterable[str] | None
 ) -> dict[str, InputMoments]:
     if not wanted & {"gram", "moments"}:
@@ -210,31 +212,31 @@ def _streams(
     else:
         full = set(grams)
         for name in full - set(names):
-            raise InputError(unknown("reading weight", name, list(names)))
+            raise InputError(unknown("weight with an input", name, list(names)))
     return {name: InputMoments("gram" in wanted and name in full, max_patch) for name in names}
 
 
-def _moments(graph: PruningGraph, streams: Mapping[str, InputMoments]) -> dict[str, Moments]:
-    found = {}
-    for name, stream in streams.items():
-        moments = stream.moments()
+def _finished_moments(graph: PruningGraph, inputs: Mapping[str, InputMoments]) -> dict[str, Moments]:
+    finished = {}
+    for name, accumulated in inputs.items():
+        moments = accumulated.moments()
         if moments is not None:
-            # Every NaN or infinity that came by is in the sum of the squares.
+            # Any NaN or infinity in the input is also in the sum of its squares.
             if not torch.isfinite(moments.second).all():
                 raise InputError(f"NaN or infinite activations reach {_layer_name(graph, name)}")
-            found[name] = moments
-    return found
+            finished[name] = moments
+    return finished
 
 
 def _culprit(model: nn.Module, graph: PruningGraph, args: Args, kwargs: Kwargs) -> str:
     """Name the first layer that NaN or infinite activations reach."""
     reached: list[str] = []
 
-    def look(read: WeightInput) -> None:
-        if not all_finite(read.x):
-            reached.append(read.key)
+    def check(entry: WeightInput) -> None:
+        if not all_finite(entry.x):
+            reached.append(entry.key)
 
-    with torch.no_grad(), observe_inputs(model, graph, look):
+    with torch.no_grad(), observe_inputs(model, graph, check):
         model(*args, **kwargs)
     return f": NaN or infinite activations reach {_layer_name(graph, reached[0])}" if reached else ""
 
@@ -251,7 +253,7 @@ def _chain(model: nn.Module, graph: PruningGraph) -> Any:
     return affine_relu_chain(model, to_model(inputs[0], model))
 
 
-def _joined(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+def _concatenated(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     for inputs, targets in kept:
         if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
             raise InputError("images: inputs and targets must be one tensor each")
@@ -261,7 +263,7 @@ def _joined(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
 def _check_needs(needs: Iterable[str]) -> set[str]:
     wanted = {needs} if isinstance(needs, str) else set(needs)
     for need in wanted - set(NEEDS):
-        raise InputError(unknown("evidence", str(need), NEEDS))
+        raise InputError(unknown("statistic", str(need), NEEDS))
     return wanted
 
 
@@ -270,7 +272,9 @@ def _check_weights(model: nn.Module, graph: PruningGraph) -> None:
     for name, shape in graph.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
             here = tuple(tensors[name].shape) if name in tensors else "missing"
-            raise InputError(f"the network is of another model: {name!r} is {shape} there and {here} here")
+            raise InputError(
+                f"the graph was traced from another model: {name!r} has shape {shape} there and {here} here"
+            )
     for name, _ in model.named_parameters():
         if tensors[name].is_meta:
             raise InputError(f"{name!r} is on the meta device and has no values: load weights first")

@@ -1,9 +1,8 @@
-"""Streamed statistics of what reaches a weight: means and Gram matrices, in float64.
+"""Means and Gram matrices of the inputs of weights, added up batch by batch in float64.
 
-Rows are converted to float64 and multiplied there, in blocks: activations are never held.  Measured on
-a CPU, blocks multiplied in float32 take half the time (twice the speed of the product), but leave
-errors of 1e-7 of the largest entry in a matrix whose small eigenvalues decide which units are
-dependent; in float64 they are exact to 1e-15.
+Rows are converted to float64 and multiplied in blocks; activations are not kept.  In float32 the products
+take half the time on a CPU, but their errors are 1e-7 of the largest entry of a matrix whose small
+eigenvalues decide which units are dependent; in float64 they are 1e-15.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ BLOCK = 1 << 22
 
 
 class InputMoments:
-    """Statistics of one weight's input, added up read by read.
+    """Statistics of one weight's inputs, added up use by use.
 
     Args:
         gram: Whether to keep the Gram matrix too.
@@ -33,7 +32,7 @@ class InputMoments:
     """
 
     def __init__(self, gram: bool, cap: int) -> None:
-        """Start with nothing seen."""
+        """Start with empty sums."""
         self._wants_gram, self._cap = gram, cap
         self._count = self._rows = 0
         self._sums: Tensor | None = None
@@ -41,21 +40,21 @@ class InputMoments:
         self._patch_sum: Tensor | None = None
         self._taps = 1
 
-    def add(self, read: WeightInput) -> None:
-        """Add everything that one read holds."""
-        features = read.x.shape[read.axis]
-        taps = math.prod(read.window.kernel) if read.window else 1
-        if taps == 1 and read.window is not None:
+    def add(self, entry: WeightInput) -> None:
+        """Add one use of the weight."""
+        features = entry.x.shape[entry.axis]
+        taps = math.prod(entry.window.kernel) if entry.window else 1
+        if taps == 1 and entry.window is not None:
             # A strided 1 x 1 convolution reads only some of the positions.
-            for block in _patch_blocks(read.x, read.window):
+            for block in _patch_blocks(entry.x, entry.window):
                 self._add_rows(block, self._wants_gram)
             return
         spans = self._wants_gram and taps > 1 and features * taps <= self._cap
-        for block in read.x.movedim(read.axis, -1).reshape(-1, features).split(max(1, BLOCK // features)):
+        for block in entry.x.movedim(entry.axis, -1).reshape(-1, features).split(max(1, BLOCK // features)):
             self._add_rows(block.double(), self._wants_gram and not spans)
-        if spans and read.window is not None:
+        if spans and entry.window is not None:
             self._taps = taps
-            for block in _patch_blocks(read.x, read.window):
+            for block in _patch_blocks(entry.x, entry.window):
                 self._add_gram(block)
 
     def _add_rows(self, rows: Tensor, gram: bool) -> None:
@@ -75,7 +74,7 @@ class InputMoments:
         self._rows += len(rows)
 
     def moments(self) -> Moments | None:
-        """Return the statistics, or None if nothing was read."""
+        """Return the statistics, or None if there was no input."""
         if self._sums is None or not self._count:
             return None
         mean, absolute, second = self._sums / self._count

@@ -1,8 +1,12 @@
-"""From a module to its affine-ReLU chain, read from the exported graph.
+"""Read a model's affine-ReLU chain from its exported graph.
+
+A chain is a sequence of affine maps y = A x + b with ReLUs and max pooling between them, on the flattened
+values of one example: what the mixed-integer programs of `structures.relu_mip` work on.  Linear layers,
+convolutions, BatchNorm in evaluation mode and average pooling are affine, each as a sparse matrix.
 
 The graph of `torch.export` shows functional calls (`F.relu`, `x.view`) as well as modules.  Everything is
-checked before any matrix is built: an operation that is neither affine, nor ReLU, nor pooling, a branch, a
-BatchNorm in training mode and a chain too large for memory are refused by name.
+checked before a matrix is built.  An operation that is not affine, ReLU or pooling, a branch, a BatchNorm in
+training mode and a chain too large for memory are errors that name the operation.
 """
 
 from __future__ import annotations
@@ -60,11 +64,11 @@ class _Operation:
 
     Attributes:
         name: The operation, without its overload.
-        args: Its arguments after the first, tensors filled in.
-        weight: Name of its weight, where the first of `args` is one.
-        before: Shape of one example that comes in.
-        after: Shape of one example that goes out.
-        where: Module and source line, for messages.
+        args: Its arguments after the first; tensors as float64 arrays.
+        weight: Name of its weight if the first of `args` is one, else "".
+        before: Shape of the input of one example.
+        after: Shape of the output of one example.
+        where: The module, for messages.
     """
 
     name: str
@@ -93,20 +97,20 @@ def affine_relu_chain(
 ) -> Chain:
     """Return the affine-ReLU chain that a sequential model computes in evaluation mode.
 
-    Understood are Linear, Conv2d, BatchNorm, ReLU, max and average pooling, flattening and dropout (which
-    does nothing in evaluation mode), as modules or as functions.  A layer's ReLU is named after the weight
-    tensor that makes its units.  A final log-softmax is left out: scores do not change.
+    Supported are Linear, Conv2d, BatchNorm, ReLU, max and average pooling, flattening and dropout (which
+    does nothing in evaluation mode), as modules or as functions.  A ReLU is named after the weight tensor
+    that produces its units.  A final log-softmax is omitted: scores do not change.
 
     Args:
         model: The module; it is not changed.
         example_input: Inputs [batch, ...] of the model.
         unscored: Weight names whose ReLUs get no scores.
-        memory: Bytes that the matrices may take.
+        memory: Largest number of bytes of the matrices.
 
     Raises:
-        secateur.core.CaptureError: The model cannot be exported.
-        InputError: An operation that a chain cannot express, BatchNorm in training mode, NaN among the
-            weights, or matrices over the memory cap (with the estimate).
+        secateur.core.CaptureError: If the model cannot be exported.
+        InputError: If the model has an operation that a chain cannot express, a BatchNorm in training mode or
+            NaN weights, or if the matrices would exceed `memory` (the message has the estimate).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
@@ -118,13 +122,13 @@ def affine_relu_chain(
     try:
         return Chain(tuple(steps), math.prod(example_input.shape[1:])).fused()
     except ValueError as error:
-        raise InputError(f"{type(model).__name__} gives no affine-ReLU chain: {error}") from error
+        raise InputError(f"{type(model).__name__} is not an affine-ReLU chain: {error}") from error
 
 
 def chain_steps(
     model: nn.Module, example_input: Tensor, *, unscored: Sequence[str] = (), memory: float = 4e9
 ) -> list[Affine | ReLU | MaxPool]:
-    """Return the steps of a model's chain, the last one affine; see `affine_relu_chain`.
+    """Return the steps of a model's chain, the last of them affine; see `affine_relu_chain`.
 
     A ReLU before any weight is named after the input and is not scored.
     """
@@ -132,12 +136,12 @@ def chain_steps(
     operations = _operations(export_model(model, (example_input,), {}))
     _check_memory(operations, memory)
     steps: list[Affine | ReLU | MaxPool] = []
-    maker, channels = "", 0
+    producer, channels = "", 0
     for op in operations:
         if op.name in ("linear", "conv2d"):
-            maker, channels = op.weight, len(op.args[0])
+            producer, channels = op.weight, len(op.args[0])
         if op.name in _RELU:
-            steps.append(_relu(op, maker, channels, unscored))
+            steps.append(_relu(op, producer, channels, unscored))
         elif op.name in _BUILD:
             steps.append(_BUILD[op.name](op))
     if not steps or not isinstance(steps[-1], Affine):
@@ -147,7 +151,7 @@ def chain_steps(
 
 
 def _check_mode(model: nn.Module) -> None:
-    """Refuse BatchNorm in training mode: it would compute with the statistics of the batch."""
+    """Raise `InputError` if a BatchNorm would use the statistics of the batch."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             module.training or not module.track_running_stats
@@ -158,37 +162,37 @@ def _check_mode(model: nn.Module) -> None:
             )
 
 
-def _operations(found: ExportedModel) -> list[_Operation]:
-    """Read the graph as one line of calls; name everything that does not fit."""
-    names = first_names(found.model)
-    model = found.model
+def _operations(exported: ExportedModel) -> list[_Operation]:
+    """Return the calls of the graph in order; raise `InputError` if they are not a chain."""
+    names = first_names(exported.model)
+    model = exported.model
     both = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     tensors = {names[name]: tensor for named in both for name, tensor in named}
-    graph = found.graph_module.graph
-    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in found.parameters]
+    graph = exported.graph_module.graph
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in exported.parameters]
     current: Node | None = inputs[0] if inputs else None
     operations, refused = [], []
     needed = _needed(graph)
     for node in graph.nodes:
         called = node.op == "call_function" and _name(node) not in _SILENT
         if node in needed and (node.op == "get_attr" or called):
-            reason = _refusal(node, current, found)
+            reason = _refusal(node, current, exported)
             if reason:
                 refused.append(reason)
             else:
-                operations.append(_operation(node, found, tensors))
+                operations.append(_operation(node, exported, tensors))
             current = node
     if refused:
         listed = "; ".join(dict.fromkeys(refused[:5]))
         raise InputError(
-            f"{type(model).__name__} is no affine-ReLU chain: {listed}. Understood are Linear, Conv2d, "
+            f"{type(model).__name__} is not an affine-ReLU chain: {listed}. Supported are Linear, Conv2d, "
             "BatchNorm, ReLU, max and average pooling, flattening and dropout, one after the other"
         )
     return [op for op in operations if op.name != "log_softmax"]
 
 
 def _needed(graph: Graph) -> set[Node]:
-    """Return what an output depends on; what is computed for nobody does not matter."""
+    """Return the nodes that the output depends on."""
     needed: set[Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or node in needed:
@@ -200,21 +204,21 @@ def _name(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
-def _refusal(node: Node, current: Node | None, found: ExportedModel) -> str:
-    """Say why a call does not belong in a chain, or nothing."""
+def _refusal(node: Node, current: Node | None, exported: ExportedModel) -> str:
+    """Return why a call does not fit a chain; "" if it does."""
     name = _name(node)
     where = f"{name} in {module_of(node)[0] or 'the model'}" + (
         f" ({source_line(node)})" if source_line(node) else ""
     )
-    known = _IDENTITY | _RESHAPE | _RELU | set(_BUILD) | {"log_softmax"}
-    if name not in known or node.op != "call_function":
+    supported = _IDENTITY | _RESHAPE | _RELU | set(_BUILD) | {"log_softmax"}
+    if name not in supported or node.op != "call_function":
         return f"unsupported operation {where}"
     others = [n for n in node.all_input_nodes if n is not current]
-    loose = [n for n in others if n.name not in found.parameters]
+    loose = [n for n in others if n.name not in exported.parameters]
     if current not in node.all_input_nodes or node.args[0] is not current:
         return f"a branch at {where}: its input is not what came just before"
     if loose:
-        return f"{where} uses {loose[0].name}, which is no parameter, as an operand"
+        return f"{where} uses {loose[0].name}, which is not a parameter, as an operand"
     if name == "log_softmax" and set(node.users) - {n for n in node.users if n.op == "output"}:
         return f"{where} before the end"
     rank, needed = len(_shape(node.args[0])), _AXES.get(name)
@@ -224,7 +228,7 @@ def _refusal(node: Node, current: Node | None, found: ExportedModel) -> str:
 
 
 def _odd_arguments(node: Node, name: str, where: str) -> str:
-    """Say which argument of a known operation is beyond a chain, or nothing."""
+    """Return which argument of a known operation does not fit a chain; "" if all do."""
     if name == "batch_norm" and (node.args[5] or node.args[3] is None):
         return f"{where} uses the statistics of the batch"
     axes: Any = node.args[1] if name == "mean" else ()
@@ -243,23 +247,23 @@ def _shape(node: Any) -> Shape:
     return tuple(int(n) for n in node.meta["val"].shape[1:])
 
 
-def _operation(node: Node, found: ExportedModel, tensors: Mapping[str, Tensor]) -> _Operation:
-    """Fill a call's tensors in, in float64."""
+def _operation(node: Node, exported: ExportedModel, tensors: Mapping[str, Tensor]) -> _Operation:
+    """Return a call with its tensors in float64."""
 
     def fill(arg: Any) -> Any:
         if not isinstance(arg, Node):
             return arg
-        return tensors[found.parameters[arg.name]].detach().to("cpu", torch.float64).numpy()
+        return tensors[exported.parameters[arg.name]].detach().to("cpu", torch.float64).numpy()
 
     first = node.args[1] if len(node.args) > 1 else None
-    weight = found.parameters.get(first.name, "") if isinstance(first, Node) else ""
+    weight = exported.parameters.get(first.name, "") if isinstance(first, Node) else ""
     args = tuple(fill(arg) for arg in node.args[1:])
     where = module_of(node)[0] or _name(node)
     return _Operation(_name(node), args, weight, _shape(node.args[0]), _shape(node), where)
 
 
 def _check_memory(operations: Sequence[_Operation], cap: float) -> None:
-    """Refuse matrices whose non-zeros, at 36 bytes each while they are built, exceed the cap."""
+    """Raise `InputError` if the matrices' non-zeros, 36 bytes each while they are built, exceed the cap."""
     total = 0.0
     for op in operations:
         if op.name == "linear":
@@ -269,16 +273,18 @@ def _check_memory(operations: Sequence[_Operation], cap: float) -> None:
     if 36 * total > cap:
         raise InputError(
             f"the matrices would hold {total:.3g} non-zeros and need about {36 * total / 1e9:.1f} GB, "
-            f"more than memory={cap / 1e9:.1f} GB: take it layer by layer with auxiliary networks"
+            f"more than memory={cap / 1e9:.1f} GB: "
+            "use one program for each layer, with auxiliary networks (attach_auxiliaries)"
         )
 
 
-def _relu(op: _Operation, maker: str, channels: int, unscored: Sequence[str]) -> ReLU:
-    """Units are the maker's output channels: values of one channel lie side by side."""
+def _relu(op: _Operation, producer: str, channels: int, unscored: Sequence[str]) -> ReLU:
+    """Return a ReLU whose units are the output channels of the layer that produces them."""
+    # Flattened maps are channel by channel, so the values of one channel are adjacent.
     width = math.prod(op.before)
-    if not maker:
+    if not producer:
         return ReLU(f"input of {op.where}", np.arange(width), False)
-    return ReLU(maker, np.repeat(np.arange(channels), width // channels), maker not in unscored)
+    return ReLU(producer, np.repeat(np.arange(channels), width // channels), producer not in unscored)
 
 
 def _linear(op: _Operation) -> Affine:
@@ -307,6 +313,7 @@ def _conv(op: _Operation) -> Affine:
 
 
 def _batch_norm(op: _Operation) -> Affine:
+    # weight (x - mean) / sqrt(variance + eps) + bias = scale x + shift
     weight, bias, mean, variance = op.args[:4]
     scale = (1.0 if weight is None else weight) / np.sqrt(variance + op.args[6])
     shift = (0.0 if bias is None else bias) - mean * scale
@@ -332,6 +339,7 @@ def _average_pool(op: _Operation) -> Affine:
     if divisor is not None:
         counts = np.full(len(windows), float(divisor))
     elif op.arg(4, True):
+        # How many positions of each window lie inside the padded image: torch divides by these.
         axes = [
             np.minimum(s * np.arange(n) - p + k, extent + p) - (s * np.arange(n) - p)
             for n, extent, k, s, p in zip(size, shape[1:], kernel, stride, padding, strict=True)
@@ -347,6 +355,7 @@ def _adaptive_average(op: _Operation) -> Affine:
     h, w = (1, 1) if op.name == "mean" else _pair(op.after[1:])
     rows = [np.arange(i * H // h, -(-(i + 1) * H // h)) for i in range(h)]
     cols = [np.arange(j * W // w, -(-(j + 1) * W // w)) for j in range(w)]
+    # Windows differ in size: shorter ones are filled up with -1, which stands for no value.
     cells = [np.add.outer(r * W, c).ravel() for r in rows for c in cols]
     longest = max(map(len, cells))
     cell = np.stack([np.pad(c, (0, longest - len(c)), constant_values=-1) for c in cells])

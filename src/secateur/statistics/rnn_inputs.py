@@ -1,8 +1,8 @@
-"""What the weights inside a recurrent kernel read.
+"""The inputs of the weights inside a recurrent kernel.
 
-`torch.lstm`, `torch.gru` and `torch.rnn_*` run all layers and directions in one call.  Run layer by layer,
-each layer's output is its hidden states h_1 ... h_T, so that W_hh reads h_0 ... h_{T-1}, or in the other
-direction h_2 ... h_T and the initial state, and the next W_ih reads the output.
+`torch.lstm`, `torch.gru` and `torch.rnn_*` run all layers and directions in one call.  If they run layer by
+layer, the output of each layer is its hidden states h_1 ... h_T.  So the inputs of W_hh are h_0 ... h_{T-1},
+or in the other direction h_2 ... h_T and the initial state, and the input of the next W_ih is the output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["recurrent_inputs"]
 
 
 def recurrent_inputs(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Replay a recurrent kernel; yield each matrix with what it reads, features last.
+    """Run a recurrent kernel layer by layer; yield each matrix with its input, features last.
 
     Args:
         kernel: `torch.lstm`, `torch.gru`, `torch.rnn_tanh` or `torch.rnn_relu`.
@@ -27,8 +27,8 @@ def recurrent_inputs(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[T
             biases, layers, dropout, training, bidirectional).
 
     Yields:
-        (weight, x): every W_ih and W_hh with rows [..., features].  The matrix of a projection
-        (`proj_size`) reads cells that no kernel returns, and is left out.
+        (weight, x): every W_ih and W_hh with its input [..., features].  The matrix of a projection
+        (`proj_size`) is omitted: no kernel returns its input.
     """
     sizes: Tensor | None = None
     if isinstance(args[3], (list, tuple)):
@@ -40,15 +40,15 @@ def recurrent_inputs(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[T
     per = len(parameters) // (layers * directions)
     for layer in range(layers):
         first = layer * directions
-        own = list(parameters[first * per : (first + directions) * per])
+        weights = list(parameters[first * per : (first + directions) * per])
         start = _part(states, first, directions)
         tail = (biases, 1, 0.0, False, bidirectional)
         where = (x, start) if sizes is None else (x, sizes, start)
-        y = kernel(*where, own, *tail, *(() if sizes is not None else (batch_first,)))[0]
+        y = kernel(*where, weights, *tail, *(() if sizes is not None else (batch_first,)))[0]
         h0 = start if isinstance(start, Tensor) else start[0]
         for d, h in enumerate(y.chunk(directions, -1)):
-            yield own[d * per], x
-            yield own[d * per + 1], _previous(h, h0[d], sizes, batch_first, reverse=d == 1)
+            yield weights[d * per], x
+            yield weights[d * per + 1], _previous(h, h0[d], sizes, batch_first, reverse=d == 1)
         x = y
 
 
@@ -59,7 +59,7 @@ def _part(states: Tensor | Sequence[Tensor], first: int, count: int) -> Any:
 
 
 def _previous(h: Tensor, h0: Tensor, sizes: Tensor | None, batch_first: bool, reverse: bool) -> Tensor:
-    """Return the states that each step starts from, given those it ends with."""
+    """Return the hidden states before each step, given those after it."""
     if sizes is not None:
         return _previous_packed(h, h0, sizes, reverse)
     time = 1 if batch_first else 0

@@ -1,9 +1,10 @@
-"""Find what reaches each weight while a model runs, whatever way the weight is used.
+"""Record the input of each weight while a model runs, in whatever way the weight is used.
 
-A `TorchFunctionMode` sees every torch function with its arguments, and a weight is recognised among them by
-identity: in modules, in functional calls on bare parameters, when it is tied, reused, transposed,
-sliced, or scaled element by element.  Recurrent kernels and multi-head attention hide what
-their inner weights read; `replay` and an identity in place of the output projection bring it out.
+A `TorchFunctionMode` sees every torch function with its arguments, and recognises weights among them by
+identity: in modules, in functional calls on bare parameters, tied, reused, transposed, sliced, or scaled
+element by element.  Two kinds of functions hide the inputs of their inner weights.  Recurrent kernels run
+again layer by layer (`rnn_inputs`).  Multi-head attention runs with an identity matrix as its output
+projection, so that its result is the input of that projection, which is then applied by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Call = tuple[Args, Kwargs]
 
 
 class Window(NamedTuple):
-    """How a convolution slides, one entry a spatial axis."""
+    """How a convolution slides: one entry for each spatial axis."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -38,13 +39,13 @@ class Window(NamedTuple):
 
 
 class WeightInput(NamedTuple):
-    """One use of a reading weight.
+    """The input of one weight, at one use.
 
     Attributes:
-        key: What it was given as.
-        x: What it is multiplied with.
-        axis: The axis of `x` that holds the features; the others are samples and positions.
-        window: For a convolution, how it slides over the axes behind `axis`.
+        key: The key of the weight in `InputHooks`.
+        x: The tensor that the weight multiplies.
+        axis: The axis of `x` that holds the features; the others are examples and positions.
+        window: For a convolution, how it slides over the axes after `axis`.
     """
 
     key: str
@@ -57,23 +58,29 @@ Record = Callable[[WeightInput], Tensor | None]
 
 
 class _Origin(NamedTuple):
-    # Axis along which the weight reads -> key.
+    """The weight that a tensor is, or is a view of.
+
+    Attributes:
+        keys: Axis of the weight that multiplies an input -> key.
+        axes: For each axis of the tensor, the axis of the weight that it is, or None.
+    """
+
     keys: Mapping[int, str]
-    # For each axis of the tensor at hand, the axis of the weight that it is, or None.
     axes: tuple[int | None, ...]
 
 
 class InputHooks(TorchFunctionMode):
-    """Report every use of the given weights to a callback, which may change what is read.
+    """Report every input of the given weights to a callback, which may replace it.
 
     Args:
-        weights: Key -> a weight and an axis along which it reads; a weight may come more than once.
-        record: Called with each `WeightInput` before the operation runs.  A tensor that it returns is read in
-            place of `x`, in this use only; not so in recurrent kernels and cells, whose answer is ignored.
+        weights: Key -> a weight and the axis of it that multiplies the input; a weight may occur several
+            times with different axes.
+        record: Called with each `WeightInput` before the operation runs.  A tensor that it returns replaces
+            `x` for this use.  For recurrent kernels and cells the returned tensor is ignored.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
-        >>> with InputHooks({"weight": (layer.weight, 1)}, lambda read: print(read.key, tuple(read.x.shape))):
+        >>> with InputHooks({"weight": (layer.weight, 1)}, lambda i: print(i.key, tuple(i.x.shape))):
         ...     y = layer(torch.ones(5, 3))
         weight (5, 3)
     """
@@ -85,12 +92,12 @@ class InputHooks(TorchFunctionMode):
         keys: dict[int, dict[int, str]] = defaultdict(dict)
         for key, (weight, axis) in weights.items():
             keys[id(weight)][axis] = key
-        self._own = {id(w): (w, _Origin(keys[id(w)], tuple(range(w.ndim)))) for w, _ in weights.values()}
-        self._known = dict(self._own)
+        self._weights = {id(w): (w, _Origin(keys[id(w)], tuple(range(w.ndim)))) for w, _ in weights.values()}
+        self._known = dict(self._weights)
 
     def __enter__(self) -> Self:
         """Forget the tensors that were derived from weights before."""
-        self._known = dict(self._own)
+        self._known = dict(self._weights)
         super().__enter__()
         return self
 
@@ -101,15 +108,15 @@ class InputHooks(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._attention(*args, **kwargs)
-        if (reader := _READERS.get(func)) is not None:
-            args, kwargs = reader(self, func, args, kwargs)
+        if (handler := _HANDLERS.get(func)) is not None:
+            args, kwargs = handler(self, func, args, kwargs)
         result = func(*args, **kwargs)
         if getattr(func, "__name__", "") in _SAME_AXES and isinstance(result, Tensor):
             self._follow(result, args)
         return result
 
     def origin(self, tensor: Any) -> _Origin | None:
-        """Say which weight a tensor is, or is a view of."""
+        """Return which weight a tensor is, or is a view of; else None."""
         if not isinstance(tensor, Tensor):
             return None
         if (known := self._known.get(id(tensor))) is not None:
@@ -117,7 +124,7 @@ class InputHooks(TorchFunctionMode):
         base = tensor._base
         if base is None or (known := self._known.get(id(base))) is None:
             return None
-        # In a view an axis keeps its stride and its length.
+        # An axis of a view that has the stride and the length of an axis of the weight is that axis.
         found = {(base.stride(i), base.shape[i]): axis for i, axis in enumerate(known[1].axes)}
         axes = (found.get((tensor.stride(i), n)) for i, n in enumerate(tensor.shape))
         return _Origin(known[1].keys, tuple(axes))
@@ -128,20 +135,27 @@ class InputHooks(TorchFunctionMode):
                 self._known[id(result)] = (result, origin)
                 return
 
-    def note(
+    def report(
         self, weight: Any, contracted: int, x: Tensor, axis: int, window: Window | None = None
     ) -> Tensor:
-        """Record that `x` met a tensor, if this is a weight contracted along the axis that it reads.
+        """Report `x` if it is multiplied by a known weight along the axis that was given for it.
+
+        Args:
+            weight: The other operand.
+            contracted: The axis of `weight` that is summed over.
+            x: The input.
+            axis: The axis of `x` that is summed over.
+            window: For a convolution, how it slides.
 
         Returns:
-            What is to be read: `x`, or what the callback put in its place.
+            The tensor to use: `x`, or what the callback returned instead.
         """
         origin = self.origin(weight)
-        own = None if origin is None else origin.axes[contracted]
-        if origin is None or own is None or own not in origin.keys:
+        weight_axis = None if origin is None else origin.axes[contracted]
+        if origin is None or weight_axis is None or weight_axis not in origin.keys:
             return x
-        other = self._record(WeightInput(origin.keys[own], x, axis % x.ndim, window))
-        return x if other is None else other
+        replacement = self._record(WeightInput(origin.keys[weight_axis], x, axis % x.ndim, window))
+        return x if replacement is None else replacement
 
     def _attention(self, *args: Any, **kwargs: Any) -> Any:
         call = _ATTENTION.bind(*args, **kwargs)
@@ -150,16 +164,16 @@ class InputHooks(TorchFunctionMode):
         q, k, v = a["query"], a["key"], a["value"]
         if a["use_separate_proj_weight"]:
             names = ("query", "q_proj_weight"), ("key", "k_proj_weight"), ("value", "v_proj_weight")
-            a |= {name: self.note(a[weight], 1, a[name], -1) for name, weight in names}
+            a |= {name: self.report(a[weight], 1, a[name], -1) for name, weight in names}
         elif q is k is v:
-            a["query"] = a["key"] = a["value"] = self.note(a["in_proj_weight"], 1, q, -1)
+            a["query"] = a["key"] = a["value"] = self.report(a["in_proj_weight"], 1, q, -1)
         else:
-            a |= {n: self.note(a["in_proj_weight"], 1, a[n], -1) for n in ("query", "key", "value")}
+            a |= {n: self.report(a["in_proj_weight"], 1, a[n], -1) for n in ("query", "key", "value")}
         weight, bias = a["out_proj_weight"], a["out_proj_bias"]
         a["out_proj_weight"] = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         a["out_proj_bias"] = None
         mixed, attention = F.multi_head_attention_forward(*call.args, **call.kwargs)
-        return F.linear(self.note(weight, 1, mixed, -1), weight, bias), attention
+        return F.linear(self.report(weight, 1, mixed, -1), weight, bias), attention
 
 
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
@@ -195,38 +209,38 @@ _SAME_AXES = frozenset(
 )
 
 
-def _linear(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _linear(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, weight, bias = _named(("input", "weight", "bias"), args, kwargs)
-    return (reads.note(weight, -1, input, -1), weight, bias), {}
+    return (hooks.report(weight, -1, input, -1), weight, bias), {}
 
 
 def _named(names: tuple[str, ...], args: Args, kwargs: Kwargs) -> list[Any]:
     return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
 
 
-def _product(reads: InputHooks, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    first = reads.note(b, -2 if b.ndim > 1 else 0, a, -1)
-    return first, reads.note(a, -1, b, -2 if b.ndim > 1 else 0)
+def _product(hooks: InputHooks, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    first = hooks.report(b, -2 if b.ndim > 1 else 0, a, -1)
+    return first, hooks.report(a, -1, b, -2 if b.ndim > 1 else 0)
 
 
 def _factors(*names: str, skip: int = 0) -> Callable[..., Call]:
-    """Return a reader of a product whose two factors come after `skip` arguments, or by these names."""
+    """Return the handler of a product whose two factors follow `skip` arguments, or have these names."""
 
-    def read(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+    def handle(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
         values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         one, two = [*range(skip, len(args)), *(name for name in names if name in kwargs)][:2]
-        values[one], values[two] = _product(reads, values[one], values[two])
+        values[one], values[two] = _product(hooks, values[one], values[two])
         return tuple(values[i] for i in range(len(args))), {name: values[name] for name in kwargs}
 
-    return read
+    return handle
 
 
-def _reflected_matmul(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
-    left, right = _product(reads, args[1], args[0])
+def _reflected_matmul(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+    left, right = _product(hooks, args[1], args[0])
     return (right, left), {}
 
 
-def _einsum(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _einsum(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     equation, *operands = args
     if not isinstance(equation, str):
         return args, kwargs
@@ -236,7 +250,7 @@ def _einsum(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     terms = left.split(",")
     new = list(operands)
     for weight, term in zip(operands, terms, strict=True):
-        if (origin := reads.origin(weight)) is None:
+        if (origin := hooks.origin(weight)) is None:
             continue
         for letter in set(term) - set(result) - {"."}:
             contracted = _place(term, letter)
@@ -244,7 +258,7 @@ def _einsum(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
                 continue
             for i, other in enumerate(terms):
                 if operands[i] is not weight and letter in other:
-                    new[i] = reads.note(weight, contracted, operands[i], _place(other, letter))
+                    new[i] = hooks.report(weight, contracted, operands[i], _place(other, letter))
     return (equation, *new), {}
 
 
@@ -253,12 +267,12 @@ def _place(term: str, letter: str) -> int:
     return before.index(letter) if letter in before else after.index(letter) - len(after)
 
 
-def _convolution(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _convolution(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     input, weight, bias, stride, padding, dilation, groups = _named(names, args, kwargs)
     stride, padding, dilation = (d if x is None else x for x, d in ((stride, 1), (padding, 0), (dilation, 1)))
     x = input if input.ndim == weight.ndim else input.unsqueeze(0)
-    x = reads.note(weight, 1, x, 1, _window(weight, stride, padding, dilation))
+    x = hooks.report(weight, 1, x, 1, _window(weight, stride, padding, dilation))
     x = x if input.ndim == weight.ndim else x.squeeze(0)
     return (x, weight, bias, stride, padding, dilation, 1 if groups is None else groups), {}
 
@@ -274,9 +288,9 @@ def _window(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Window:
     return Window(kernel, _each(stride, dims), pads, dilation)
 
 
-def _transposed_convolution(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _transposed_convolution(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, weight = _named(("input", "weight"), args, kwargs)
-    x = reads.note(weight, 0, input, 1 if input.ndim == weight.ndim else 0)
+    x = hooks.report(weight, 0, input, 1 if input.ndim == weight.ndim else 0)
     rest = {k: v for k, v in kwargs.items() if k not in ("input", "weight")}
     return (x, weight, *args[2:]), rest
 
@@ -286,24 +300,24 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _recurrent(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _recurrent(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     parameters: Any = args[3] if isinstance(args[3], (list, tuple)) else args[2]
-    if any(reads.origin(p) is not None for p in parameters):
+    if any(hooks.origin(p) is not None for p in parameters):
         for weight, x in recurrent_inputs(func, *args):
-            reads.note(weight, 1, x, -1)
+            hooks.report(weight, 1, x, -1)
     return args, kwargs
 
 
-def _cell(reads: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+def _cell(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     input, hx, w_ih, w_hh = _named(("input", "hx", "w_ih", "w_hh"), args, kwargs)
-    reads.note(w_ih, 1, input, -1)
-    reads.note(w_hh, 1, hx if isinstance(hx, Tensor) else hx[0], -1)
+    hooks.report(w_ih, 1, input, -1)
+    hooks.report(w_hh, 1, hx if isinstance(hx, Tensor) else hx[0], -1)
     return args, kwargs
 
 
 _MATMUL = _factors("input", "mat2", "other", "vec")
 _ADDED = _factors("mat1", "batch1", "mat", "mat2", "batch2", "vec", skip=1)
-_READERS: dict[Any, Callable[..., Call]] = {
+_HANDLERS: dict[Any, Callable[..., Call]] = {
     F.linear: _linear,
     torch.einsum: _einsum,
     **dict.fromkeys((torch.matmul, torch.mm, torch.bmm, torch.mv), _MATMUL),

@@ -1,9 +1,9 @@
-"""Packed sequences in a capture: they run as if all had the full length.
+"""Export models that pack sequences: all sequences run at full length.
 
-The number of rows of a packed sequence is a sum of lengths, which `torch.export` cannot hold.  Which units
-live and die together does not depend on lengths, so a capture packs whole sequences, padding included: rows
-[time * batch, ...], one step after the other.  Masked and shrunk models are compared, as always, by running
-the model itself, with its lengths.
+The number of rows of a packed sequence is a sum of lengths, which `torch.export` cannot represent.  Which
+units live and die together does not depend on the lengths.  So the export packs whole sequences, padding
+included, into rows [time * batch, ...], one step after the other.  The check that compares the masked with
+the shrunk model runs the model itself, with its lengths.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _FUNCTIONS: Any = torch._C._VariableFunctions
 
 
 def check_not_packed(inputs: Iterable[Any]) -> None:
-    """Raise `InputError` if one of a model's example inputs is a packed sequence itself."""
+    """Raise `InputError` if an example input is itself a packed sequence."""
     if any(isinstance(x, PackedSequence) for x in inputs):
         raise InputError(
-            "an example input is a PackedSequence, whose rows no graph can count: trace with a padded "
-            "tensor, which recurrent layers take as well; the pruned model takes packed sequences as ever"
+            "an example input is a PackedSequence, whose number of rows a graph cannot represent: "
+            "trace with a padded tensor; the pruned model takes packed sequences as before"
         )
 
 
 class Unpacked(TorchFunctionMode):
-    """While it is entered, packing gives all rows, and sizes that stand for full lengths."""
+    """Inside this context, packing returns all rows, with the batch sizes of full lengths."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer for `torch._pack_padded_sequence` (input, lengths, batch first)."""
+        """Replace `torch._pack_padded_sequence` (input, lengths, batch_first)."""
         if func is not _FUNCTIONS._pack_padded_sequence:
             return func(*args, **(kwargs or {}))
         x, _, batch_first = args
@@ -45,7 +45,7 @@ class Unpacked(TorchFunctionMode):
 
 
 class _FullSizes:
-    """The batch sizes of full sequences: no tensor, but torch takes it for one and asks it what to do."""
+    """The batch sizes of full sequences; torch asks this object, instead of a tensor, how to run."""
 
     device = torch.device("cpu")
 
@@ -61,7 +61,7 @@ class _FullSizes:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer for `torch._pad_packed_sequence`, and for kernels (rows, sizes, states, parameters, ...)."""
+        """Replace `torch._pad_packed_sequence` and kernels (rows, sizes, states, parameters, ...)."""
         if not isinstance(args[1], cls):
             return NotImplemented
         rows, sizes, *rest = args
@@ -74,5 +74,5 @@ class _FullSizes:
     def padded(self, x: Tensor, batch_first: bool, value: float, steps: int) -> tuple[Tensor, Tensor]:
         """Return full sequences and their lengths."""
         if value:
-            x = x + value  # padding other than 0: a feature is not 0 wherever its unit is
+            x = x + value  # with padding other than 0, a feature is not 0 at its dead units
         return x.transpose(0, 1) if batch_first else x, torch.full((self.batch,), self.steps)

@@ -1,4 +1,4 @@
-"""Modules that no capture can look into, or that are no longer the Python that a plan could be applied to."""
+"""Detect modules that cannot be exported or pruned (compiled, scripted, quantised, DataParallel)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check_supported"]
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raise `CaptureError`, with what to pass instead, for a model that is wrapped, compiled or quantised."""
+    """Raise `CaptureError` if a model is wrapped, compiled or quantised; the message says what to pass."""
     for name, module in model.named_modules():
         if remedy := _remedy(module):
             where = f"its module {name!r}" if name else "it"

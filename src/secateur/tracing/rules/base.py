@@ -1,4 +1,4 @@
-"""The table of rules and the way to enter one."""
+"""The table of rules, and the decorator that adds one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from secateur.tracing.propagate import TensorAxes
 
-__all__ = ["RULES", "Rule", "aligned", "rule", "words"]
+__all__ = ["RULES", "Rule", "axes_of", "rule", "words"]
 
 Rule = Callable[..., TensorAxes | list[TensorAxes]]
 R = TypeVar("R", bound=Rule)
@@ -15,7 +15,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[R], R]:
-    """Enter a function in the table under these operation names."""
+    """Return a decorator that adds a function to the table under these operation names."""
 
     def enter(function: R) -> R:
         for name in names:
@@ -25,13 +25,13 @@ def rule(*names: str) -> Callable[[R], R]:
     return enter
 
 
-def aligned(axes: Any, ndim: int) -> list[int]:
-    """Return the axes that an operation takes as `dim` (int, list, None for all), from 0 on."""
-    if axes is None or (isinstance(axes, Sequence) and not axes):
+def axes_of(dim: Any, ndim: int) -> list[int]:
+    """Return the axes that `dim` names (int, list, None for all), counted from 0."""
+    if dim is None or ndim == 0 or (isinstance(dim, Sequence) and not dim):
         return list(range(ndim))
-    return [a % ndim for a in (axes if isinstance(axes, Sequence) else [axes])]
+    return [a % ndim for a in (dim if isinstance(dim, Sequence) else [dim])]
 
 
 def words(text: str) -> list[str]:
-    """Split a text into the names in it."""
+    """Return the names in a text."""
     return text.split()

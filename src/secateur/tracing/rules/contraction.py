@@ -24,13 +24,13 @@ def linear(
         label = propagation.equate(label, bias.labels[0])
     propagation.record_layer("linear", weight, 0, 1, math.prod(out[0][:-1]), bias)
     zero = weight.zero[0] and (bias is None or bias.zero[0])
-    lead = x.zero[:-1] if bias is None else (False,) * (x.ndim - 1)  # a bias stands where x is 0
+    lead = x.zero[:-1] if bias is None else (False,) * (x.ndim - 1)  # where x is 0, the result is the bias
     return TensorAxes(out[0], (*x.labels[:-1], label), (*lead, zero))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) -> TensorAxes:
-    """Matrix product with broadcast batch axes."""
+    """Multiply matrices; batch axes broadcast."""
     j = -2 if y.ndim > 1 else -1
     propagation.contract(x, x.ndim - 1, y, y.ndim + j)
     _record_product(propagation, out, x, y)
@@ -51,7 +51,7 @@ def matmul(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) 
 
 
 def _record_product(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) -> None:
-    """Note a product with a parameter on either side as a linear layer."""
+    """Record a product with a parameter on either side as a linear layer."""
     if y.parameter is not None and y.ndim == 2:
         propagation.record_layer("linear", y, 1, 0, math.prod(out[0]) / y.shape[1])
     elif x.parameter is not None and x.ndim == 2:
@@ -79,7 +79,7 @@ def addmm(
 def einsum(
     propagation: Propagation, out: Shapes, equation: str, operands: list[TensorAxes], **options: Any
 ) -> TensorAxes:
-    """Tie axes of one letter; contracted letters need dead zeros on one side."""
+    """Tie axes with the same letter; where a letter is summed over, one operand must be 0 at dead indices."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "." in equation or (not right and "->" not in equation) or any(len(set(t)) < len(t) for t in terms):
@@ -132,7 +132,7 @@ def bilinear(
     weight: TensorAxes,
     bias: TensorAxes | None = None,
 ) -> TensorAxes:
-    """y_o = x^T W_o y + b_o."""
+    """Compute y_o = x^T W_o y + b_o."""
     propagation.contract(x, -1, weight, 1)
     propagation.contract(y, -1, weight, 2)
     label = weight.labels[0] if bias is None else propagation.equate(weight.labels[0], bias.labels[0])
@@ -154,8 +154,8 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> TensorAxes:
-    """Convolve: in = (group, j), out = (group, o), weight [out, j, *kernel]."""
-    return _convolution(propagation, out, x, weight, bias, groups, reader=1, maker=0)
+    """Convolve; input channels are (group, j), outputs (group, o), the weight is [out, j, *kernel]."""
+    return _convolution(propagation, out, x, weight, bias, groups, in_axis=1, out_axis=0)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -171,8 +171,8 @@ def conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> TensorAxes:
-    """Convolve transposed: weight [in, o, *kernel]."""
-    return _convolution(propagation, out, x, weight, bias, groups, reader=0, maker=1)
+    """Convolve transposed; the weight is [in, o, *kernel]."""
+    return _convolution(propagation, out, x, weight, bias, groups, in_axis=0, out_axis=1)
 
 
 def _convolution(
@@ -182,17 +182,17 @@ def _convolution(
     weight: TensorAxes,
     bias: TensorAxes | None,
     groups: int,
-    reader: int,
-    maker: int,
+    in_axis: int,
+    out_axis: int,
 ) -> TensorAxes:
     spatial = weight.ndim - 2
     channel = x.ndim - spatial - 1
     weight = propagation.freeze(weight, range(2, weight.ndim), "kernel")
     x = propagation.freeze(x, range(channel + 1, x.ndim), "positions")
     if groups == 1:
-        propagation.contract(x, channel, weight, reader)
-        label = weight.labels[maker]
-    elif reader == 1:
+        propagation.contract(x, channel, weight, in_axis)
+        label = weight.labels[out_axis]
+    elif in_axis == 1:
         label = _grouped(propagation, x.labels[channel], x.shape[channel], weight, groups)
     else:
         propagation.freeze(x, [channel], "grouped transposed convolution")
@@ -200,19 +200,19 @@ def _convolution(
         label = None
     if bias is not None:
         label = propagation.equate(label, bias.labels[0])
-    kind = "conv" if reader == 1 else "conv_transpose"
-    uses = math.prod(out[0] if reader == 1 else x.shape) / (out[0] if reader == 1 else x.shape)[channel]
-    propagation.record_layer(kind, weight, maker, reader, uses, bias, groups=groups)
+    kind = "conv" if in_axis == 1 else "conv_transpose"
+    uses = math.prod(out[0] if in_axis == 1 else x.shape) / (out[0] if in_axis == 1 else x.shape)[channel]
+    propagation.record_layer(kind, weight, out_axis, in_axis, uses, bias, groups=groups)
     if bias is not None and label is None:
         propagation.record_role(bias, 0, "out")
     positions = (None,) * spatial
-    zero = weight.zero[maker] and (bias is None or bias.zero[0])
+    zero = weight.zero[out_axis] and (bias is None or bias.zero[0])
     lead = x.labels[:channel]
     return TensorAxes(out[0], (*lead, label, *positions), (*x.zero[:channel], zero, *(True,) * spatial), True)
 
 
 def _grouped(propagation: Propagation, label: Any, channels: int, weight: TensorAxes, groups: int) -> Any:
-    """Split both channel axes by group and tie the groups; depthwise is one channel a group."""
+    """Split both channel axes by group and tie the groups; a depthwise group has one channel."""
     outs = weight.shape[0] // groups
     g_in, j = propagation.algebra.split(label, groups, channels // groups)
     g_out, _ = propagation.algebra.split(weight.labels[0], groups, outs)
@@ -229,7 +229,7 @@ def _grouped(propagation: Propagation, label: Any, channels: int, weight: Tensor
 def embedding(
     propagation: Propagation, out: Shapes, weight: TensorAxes, indices: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Look rows up: the rows stay, the columns are features."""
+    """Look up rows: the rows are frozen, the columns are features."""
     weight = propagation.freeze(weight, [0], "rows are looked up by number")
     propagation.freeze_all(indices, "used as row numbers")
     propagation.record_layer("embedding", weight, 1, None, 0.0)
@@ -251,7 +251,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> TensorAxes:
-    """Attend: heads tie; the inner axis of q and k stays, because scales are computed from its length."""
+    """Attend: tie heads; freeze the inner axis of q and k, whose length may enter the scale."""
     propagation.equate(q.labels[-1], k.labels[-1])
     q = propagation.freeze(q, [-1], "its length may be the scale of the attention")
     k = propagation.freeze(k, [-1], "its length may be the scale of the attention")
@@ -276,7 +276,7 @@ def attention(
 def distance(
     propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Compare vectors: nothing goes."""
+    """Compare vectors: freeze everything."""
     propagation.freeze_all(x, "compared by distance")
     propagation.freeze_all(y, "compared by distance")
     return propagation.unlabelled(out[0])

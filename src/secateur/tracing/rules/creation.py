@@ -1,4 +1,4 @@
-"""Operations that make tensors, and those that pool over positions."""
+"""Operations that create tensors, and those that pool over positions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ones(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> T
     "triu_indices",
 )
 def constant(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> TensorAxes:
-    """Create or mark by position: nothing here can go."""
+    """Create a tensor whose values depend on positions: freeze everything."""
     for state in rest:
         if isinstance(state, TensorAxes):
             propagation.freeze_all(state, "used by position")
@@ -59,7 +59,7 @@ RESIZES = words(
 
 @rule(*POOLS, *RESIZES)
 def pool(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any, **options: Any) -> Any:
-    """Pass batch and channels; positions stay."""
+    """Pool or resize: pass batch and channels, freeze positions."""
     spatial = int(next(c for c in propagation.operation if c.isdigit()))
     x = propagation.freeze(x, range(x.ndim - spatial, x.ndim), "positions")
     results = [x.derived(shape=shape) for shape in out]

@@ -1,11 +1,11 @@
-"""Operations that act on every entry alone: operands tie axis by axis."""
+"""Operations on single entries, which tie their operands axis by axis, and reductions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from secateur.tracing.propagate import Propagation, TensorAxes
-from secateur.tracing.rules.base import rule, words
+from secateur.tracing.rules.base import axes_of, rule, words
 
 __all__: list[str] = []
 
@@ -35,7 +35,7 @@ UNIFY = words(
 def same(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Pass labels, zeros and parameterhood on."""
+    """Return the operand unchanged: labels, zeros, and whether it is a parameter."""
     return x
 
 
@@ -43,7 +43,7 @@ def same(
 def keeps_zero(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Pass labels on through a function with f(0) = 0."""
+    """Apply a function with f(0) = 0: labels and zeros pass."""
     return x.derived()
 
 
@@ -51,7 +51,7 @@ def keeps_zero(
 def loses_zero(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Pass labels on through a function with f(0) finite and not 0."""
+    """Apply a function with f(0) finite and not 0: labels pass, zeros do not."""
     return x.nonzero()
 
 
@@ -59,7 +59,7 @@ def loses_zero(
 def singular(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Freeze axes whose dead values may be 0: the masked model would be infinite there."""
+    """Apply a function that is not finite at 0: freeze, as the masked model would give infinities or NaN."""
     return propagation.freeze(x, range(x.ndim), "not finite at 0").nonzero()
 
 
@@ -67,7 +67,7 @@ def singular(
 def clamp(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *bounds: Any, **options: Any
 ) -> TensorAxes:
-    """Tie tensor bounds to the operand; 0 stays 0 only if it lies between number bounds."""
+    """Tie bounds that are tensors to the operand; 0 stays 0 only between bounds that are numbers."""
     given = [b for b in (*bounds, *options.values()) if b is not None]
     tensors = [b for b in given if isinstance(b, TensorAxes)]
     shape, labels = propagation.broadcast(x, *tensors)
@@ -79,7 +79,7 @@ def clamp(
 
 @rule("add", "sub", "rsub", "subtract", "lerp")
 def add(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **options: Any) -> TensorAxes:
-    """Tie; the sum is 0 at dead indices only where every term is."""
+    """Add: tie the terms; the sum is 0 at dead indices only if every term is."""
     states = [o for o in operands if isinstance(o, TensorAxes)]
     for state in states if propagation.module in propagation.norms else ():
         for axis in range(state.ndim):
@@ -92,7 +92,7 @@ def add(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **
 
 @rule("mul", "multiply")
 def mul(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **options: Any) -> TensorAxes:
-    """Tie; the product is 0 at dead indices where any factor is."""
+    """Multiply: tie the factors; the product is 0 at dead indices if any factor is."""
     states = [o for o in operands if isinstance(o, TensorAxes)]
     for state in states:
         for axis in range(state.ndim):
@@ -105,7 +105,7 @@ def mul(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **
 
 @rule("div", "divide", "true_divide", "floor_divide")
 def div(propagation: Propagation, out: list[tuple[int, ...]], x: Any, y: Any, **options: Any) -> TensorAxes:
-    """Tie; a denominator that is 0 at dead indices freezes them."""
+    """Divide: tie the operands; freeze where the denominator is 0 at dead indices."""
     states = [o for o in (x, y) if isinstance(o, TensorAxes)]
     if isinstance(y, TensorAxes):
         risky = [a for a in range(y.ndim) if y.labels[a] is not None and y.zero[a]]
@@ -122,13 +122,13 @@ def div(propagation: Propagation, out: list[tuple[int, ...]], x: Any, y: Any, **
 def addc(
     propagation: Propagation, out: list[tuple[int, ...]], *operands: TensorAxes, **options: Any
 ) -> TensorAxes:
-    """Tie the three operands; promise nothing about dead values."""
+    """Tie the three operands; dead values may be anything."""
     return unify(propagation, out, *operands)
 
 
 @rule(*UNIFY)
 def unify(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **options: Any) -> Any:
-    """Tie operands; promise nothing about dead values.  `max(x, dim)` and the like freeze."""
+    """Tie the operands; dead values may be anything.  Reductions such as `max(x, dim)` freeze."""
     states = [o for o in operands if isinstance(o, TensorAxes)]
     if (
         len(out) != 1
@@ -159,7 +159,7 @@ def where(
     *branches: Any,
     **options: Any,
 ) -> TensorAxes:
-    """Tie all three; 0 where both branches are."""
+    """Tie condition and branches; the result is 0 at dead indices if both branches are."""
     states = [b for b in branches if isinstance(b, TensorAxes)]
     shape, labels = propagation.broadcast(condition, *states)
     exact = all(isinstance(b, TensorAxes) or b == 0 for b in branches)
@@ -171,7 +171,7 @@ def where(
 def masked_fill(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, mask: TensorAxes, value: Any
 ) -> TensorAxes:
-    """Tie; filling with 0 keeps zeros."""
+    """Tie operand and mask; filling with 0 keeps zeros."""
     shape, labels = propagation.broadcast(x, mask)
     zero = propagation.zero_flags(shape, [x], every=True) if value == 0 else (False,) * len(shape)
     return TensorAxes(shape, labels, zero, x.data or mask.data)
@@ -181,7 +181,7 @@ def masked_fill(
 def prelu(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, weight: TensorAxes
 ) -> TensorAxes:
-    """Tie the slopes, one a channel or one for all, to the channel axis (1)."""
+    """Tie the slopes to the channel axis (1); one slope for all channels ties nothing."""
     if weight.ndim == 1 and weight.shape[0] > 1:
         propagation.equate(x.labels[1], weight.labels[0])
         propagation.record_role(weight, 0, "scale")
@@ -192,7 +192,7 @@ def prelu(
 
 @rule("glu")
 def glu(propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, dim: int = -1) -> TensorAxes:
-    """Tie the halves of an axis; the first is gated by the second."""
+    """Gate the first half of an axis by the second: tie the halves."""
     half = x.shape[dim] // 2
     label = x.labels[dim]
     if label is None:
@@ -215,7 +215,7 @@ def glu(propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, dim
 def along(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, dim: int, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Freeze the axis that is normalised or accumulated over; pass the others."""
+    """Normalise or accumulate along an axis: freeze it, pass the others."""
     return propagation.freeze(x, [dim], "every entry of the axis enters").nonzero()
 
 
@@ -228,8 +228,8 @@ def sum_(
     keepdim: bool = False,
     **options: Any,
 ) -> TensorAxes:
-    """Drop the axes; dead values must be 0."""
-    axes = _axes(dim, x.ndim)
+    """Sum over axes: dead values must be 0 there."""
+    axes = axes_of(dim, x.ndim)
     if axes != [x.ndim - 1] or not propagation.can_narrow(x):
         risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
         x = propagation.freeze(x, risky, "dead values are not 0 where they are summed")
@@ -262,13 +262,13 @@ def sum_(
 def reduce(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> Any:
-    """Freeze the axes that a statistic is taken over: it would notice what is missing."""
+    """Take a statistic over axes: freeze them, because their lengths enter it."""
     dim = options.get(
         "dim", next((r for r in rest if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), None)
     )
     if "norm" in propagation.operation_name:
         dim = options.get("dim", rest[1] if len(rest) > 1 else None)
-    axes = _axes(dim, x.ndim)
+    axes = axes_of(dim, x.ndim)
     if propagation.operation_name != "mean" or axes != [x.ndim - 1] or not propagation.can_narrow(x):
         x = propagation.freeze(x, axes, "a statistic over the axis")
     dropped = _drop(x, axes, len(out[0]) == x.ndim).nonzero()
@@ -278,18 +278,12 @@ def reduce(
 def reduce_all(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> Any:
-    """Reduce with `max(x)` or `max(x, dim, keepdim)`: freeze the axes."""
-    axes = _axes(rest[0] if rest else None, x.ndim)
+    """Take `max(x)` or `max(x, dim, keepdim)`: freeze the axes."""
+    axes = axes_of(rest[0] if rest else None, x.ndim)
     dropped = _drop(
         propagation.freeze(x, axes, "an extreme over the axis"), axes, len(out[0]) == x.ndim
     ).nonzero()
     return dropped if len(out) == 1 else [dropped] * len(out)
-
-
-def _axes(dim: Any, ndim: int) -> list[int]:
-    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
-        return list(range(ndim))
-    return [a % ndim for a in (dim if isinstance(dim, (list, tuple)) else [dim])] if ndim else []
 
 
 def _drop(x: TensorAxes, axes: list[int], keep: bool) -> TensorAxes:

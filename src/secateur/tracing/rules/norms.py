@@ -1,4 +1,4 @@
-"""Normalisations: what they compute statistics over cannot shrink; what they scale goes along."""
+"""Normalisations: an axis that they take a statistic over is frozen; their scales go with the units."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def channel_norm(
     *rest: Any,
     **options: Any,
 ) -> Any:
-    """Normalise every channel (axis 1) alone."""
+    """Normalise every channel (axis 1) by itself: tie the tensors of the norm to the channels."""
     label = x.labels[1]
     for state in (weight, bias, mean, var):
         if isinstance(state, TensorAxes):
@@ -54,7 +54,7 @@ def layer_norm(
     *rest: Any,
     **options: Any,
 ) -> Any:
-    """Normalise over the last axes: they stay, unless the module can be replaced by a narrower one."""
+    """Normalise over the last axes: freeze them, unless `NarrowNorm` can replace the module."""
     n = len(normalized_shape)
     states = [s for s in (weight, bias) if isinstance(s, TensorAxes)]
     for state in states:
@@ -86,7 +86,7 @@ def group_norm(
     *rest: Any,
     **options: Any,
 ) -> TensorAxes:
-    """Normalise within groups of channels: a group goes whole."""
+    """Normalise within groups of channels: only whole groups can go."""
     channels = x.shape[1]
     label = x.labels[1]
     for state in (weight, bias):

@@ -26,7 +26,7 @@ def recurrent(
     num_layers: Any,
     *rest: Any,
 ) -> Any:
-    """Run whole layers over a sequence."""
+    """Run all layers and directions over a sequence."""
     if isinstance(parameters, TensorAxes) or isinstance(num_layers, float):
         return packed(propagation, out, x, hidden, parameters, has_biases)
     _, _, bidirectional, batch_first = rest
@@ -104,7 +104,7 @@ def one_step(
 
 
 def packed(propagation: Propagation, out: Shapes, *operands: Any) -> Any:
-    """Refuse packed sequences: their rows mix batch and time."""
+    """Freeze everything for packed sequences, whose rows mix batch and time."""
     flat: list[TensorAxes] = []
     for operand in operands:
         flat += [

@@ -1,4 +1,7 @@
-"""Operations that only move entries: views, permutations, slices, joins, and creation."""
+"""Operations that only move or repeat entries: views, permutations, expansions, joins, padding, shuffles.
+
+Slices are in `slices`, creation is in `creation`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from secateur.tracing.propagate import Propagation, TensorAxes, concatenate
-from secateur.tracing.rules.base import aligned, rule
+from secateur.tracing.rules.base import axes_of, rule
 
 __all__: list[str] = []
 
@@ -16,7 +19,7 @@ Shapes = list[tuple[int, ...]]
 
 @rule("view", "reshape", "_unsafe_view", "_reshape_alias")
 def view(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: list[int]) -> TensorAxes:
-    """Regroup the axes; remember the sizes that the code wrote."""
+    """Regroup the axes; record the sizes that the call states."""
     if not isinstance(sizes, (list, tuple)):
         propagation.freeze_all(x, "a view as another type")
         return propagation.unlabelled(out[0], x.data)
@@ -38,13 +41,13 @@ def view(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: list[int])
     "atleast_3d",
 )
 def regroup(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any, **options: Any) -> TensorAxes:
-    """Regroup the axes where the code wrote no size."""
+    """Regroup the axes where the call states no size."""
     return propagation.reshape(x, out[0])
 
 
 @rule("unflatten")
 def unflatten(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int, sizes: list[int]) -> TensorAxes:
-    """Split one axis into written sizes."""
+    """Split one axis into the stated sizes."""
     result = propagation.reshape(x, out[0])
     for i, size in enumerate(sizes):
         propagation.record_size(i, size, result.labels[dim % x.ndim + i])
@@ -81,17 +84,17 @@ def permute(propagation: Propagation, out: Shapes, x: TensorAxes, order: list[in
 def movedim(
     propagation: Propagation, out: Shapes, x: TensorAxes, source: Any, destination: Any
 ) -> TensorAxes:
-    """Move axes to other places."""
-    source, destination = aligned(source, x.ndim), aligned(destination, x.ndim)
+    """Move axes to other positions."""
+    source, destination = axes_of(source, x.ndim), axes_of(destination, x.ndim)
     order = [i for i in range(x.ndim) if i not in source]
-    for place, axis in sorted(zip(destination, source, strict=True)):
-        order.insert(place, axis)
+    for position, axis in sorted(zip(destination, source, strict=True)):
+        order.insert(position, axis)
     return x.permute(order)
 
 
 @rule("expand", "broadcast_to", "expand_as")
 def expand(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, **options: Any) -> TensorAxes:
-    """Repeat axes of length 1: new atoms there, which may turn out to be units (grouped queries)."""
+    """Repeat axes of length 1: each gets new atoms, which may turn out to be units (grouped queries)."""
     shape = out[0]
     lead = len(shape) - x.ndim
     labels, zero = [], []
@@ -131,7 +134,7 @@ def repeat_interleave(
 
 @rule("cat", "concat", "concatenate")
 def cat(propagation: Propagation, out: Shapes, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
-    """Join along one axis, tie the others."""
+    """Join tensors along one axis; tie the other axes."""
     parts = [t for t in tensors if t.shape != (0,)]
     dim %= len(out[0])
     labels = list(parts[0].labels)
@@ -147,7 +150,7 @@ def cat(propagation: Propagation, out: Shapes, tensors: list[TensorAxes], dim: i
 
 @rule("stack")
 def stack(propagation: Propagation, out: Shapes, tensors: list[TensorAxes], dim: int = 0) -> TensorAxes:
-    """Tie the operands; the new axis stays."""
+    """Stack tensors: tie them; the new axis has no units."""
     shape, labels = propagation.broadcast(*tensors)
     zero = propagation.zero_flags(shape, tensors, every=True)
     dim %= len(out[0])
@@ -170,7 +173,7 @@ def pad(
     mode: Any = "constant",
     value: Any = None,
 ) -> TensorAxes:
-    """Lengthen axes by entries that are always there."""
+    """Pad axes with entries that are always alive."""
     fill = mode if not isinstance(mode, str) else (value or 0)
     for i in range(len(padding) // 2):
         axis = x.ndim - 1 - i
@@ -192,7 +195,7 @@ def pad(
 
 @rule("pixel_shuffle")
 def pixel_shuffle(propagation: Propagation, out: Shapes, x: TensorAxes, factor: int) -> TensorAxes:
-    """Turn channels (C, r^2) into positions: the inner part stays."""
+    """Turn channels (C, r^2) into positions: freeze the r^2."""
     squared = factor**2
     channels, inner = propagation.algebra.split(x.labels[-3], x.shape[-3] // squared, squared)
     propagation.algebra.freeze(inner, f"its length is squared: {propagation.location}")
@@ -210,7 +213,7 @@ def pixel_unshuffle(propagation: Propagation, out: Shapes, x: TensorAxes, factor
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(propagation: Propagation, out: Shapes, x: TensorAxes, groups: int) -> TensorAxes:
-    """Swap (group, channel) to (channel, group); the number of groups stays."""
+    """Swap (group, channel) to (channel, group): freeze the groups."""
     outer, inner = propagation.algebra.split(x.labels[1], groups, x.shape[1] // groups)
     propagation.algebra.freeze(outer, f"the number of groups is written: {propagation.location}")
     label = propagation.algebra.merge(propagation.algebra.normal(inner), x.shape[1] // groups, None, groups)

@@ -1,4 +1,4 @@
-"""Operations that take or write a part of a tensor: slices, splits, indices."""
+"""Operations that read or write a part of a tensor: slices, splits, indices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from secateur.tracing.propagate import Propagation, TensorAxes
-from secateur.tracing.rules.base import aligned, rule
+from secateur.tracing.rules.base import axes_of, rule
 
 __all__: list[str] = []
 
@@ -24,7 +24,7 @@ def slice_(
     end: int | None = None,
     step: int = 1,
 ) -> TensorAxes:
-    """Take a range of an axis; remember the bounds that the code wrote."""
+    """Take a range of an axis; record the bounds that the call states."""
     n = x.shape[dim]
     taken = slice(start, None if end is None or end >= n else end, step)
     label = x.labels[dim]
@@ -49,7 +49,7 @@ def narrow(
 
 @rule("split", "chunk", "split_with_sizes", "tensor_split")
 def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim: int = 0) -> list[TensorAxes]:
-    """Cut an axis in parts; equal parts lose the same indices, so that counting still works."""
+    """Cut an axis into parts; equal parts lose the same indices, so the number of parts stays."""
     lengths = [shape[dim] for shape in out]
     ends = np.cumsum(lengths)
     label = x.labels[dim]
@@ -71,19 +71,19 @@ def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim:
 
 @rule("unbind")
 def unbind(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int = 0) -> list[TensorAxes]:
-    """Take an axis apart: it stays as long as it is."""
+    """Take an axis apart into its entries: freeze it."""
     return [propagation.freeze(x, [dim], "taken apart by position").without([dim])] * len(out)
 
 
 @rule("select")
 def select(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int, index: int) -> TensorAxes:
-    """Take one position of an axis: it stays."""
+    """Take one position of an axis: freeze it."""
     return propagation.freeze(x, [dim], "indexed by position").without([dim])
 
 
 @rule("index_select", "gather", "take_along_dim", "roll", "sort", "topk", "flip", "fliplr", "flipud")
 def by_position(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any, **options: Any) -> Any:
-    """Freeze the axes that are addressed by position; pass the others where the shape allows."""
+    """Freeze the axes that are addressed by position; pass the others if their lengths stay."""
     dim: Any
     if propagation.operation_name in ("roll", "flip"):
         dim = next((r for r in reversed(rest) if isinstance(r, (list, tuple))), None)
@@ -91,7 +91,7 @@ def by_position(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any
         dim = rest[1] if len(rest) > 1 else -1
     else:
         dim = next((r for r in rest if isinstance(r, int) and not isinstance(r, bool)), None)
-    axes = aligned(options.get("dim", dim), x.ndim)
+    axes = axes_of(options.get("dim", dim), x.ndim)
     x = propagation.freeze(x, axes, "addressed by position")
     if any(len(shape) != x.ndim for shape in out):
         propagation.freeze_all(x, "addressed by position")
@@ -109,7 +109,7 @@ def by_position(propagation: Propagation, out: Shapes, x: TensorAxes, *rest: Any
 def index(
     propagation: Propagation, out: Shapes, x: TensorAxes, indices: list[TensorAxes | None]
 ) -> TensorAxes:
-    """Freeze the axes indexed by tensors; pass the others when the indices stand together."""
+    """Freeze the axes that are indexed by tensors; pass the others."""
     used = [i for i, index in enumerate(indices) if index is not None]
     x = propagation.freeze(x, used, "indexed by a tensor")
     together = used == list(range(used[0], used[-1] + 1))
@@ -125,7 +125,7 @@ def index(
 def select_scatter(
     propagation: Propagation, out: Shapes, x: TensorAxes, source: TensorAxes, dim: int, index: int
 ) -> TensorAxes:
-    """Write one position of an axis: it stays, the others tie."""
+    """Write one position of an axis: freeze it, tie the others."""
     x = propagation.freeze(x, [dim], "written by position")
     rest = x.without([dim])
     shape, labels = propagation.broadcast(rest, source)
@@ -147,7 +147,7 @@ def slice_scatter(
     end: int | None = None,
     step: int = 1,
 ) -> TensorAxes:
-    """Write a range of an axis: tie what is written with what was there."""
+    """Write a range of an axis: tie the new entries to the old ones."""
     piece = slice_(propagation, [source.shape], x, dim, start, end, step)
     propagation.broadcast(piece, source)
     zero = propagation.zero_flags(x.shape, [source], every=True)
@@ -158,7 +158,7 @@ def slice_scatter(
 
 @rule("copy", "fill")
 def copy(propagation: Propagation, out: Shapes, x: TensorAxes, source: Any, *rest: Any) -> TensorAxes:
-    """Overwrite: tie, and take over the zeros of the source."""
+    """Overwrite a tensor: tie it to the source, whose zeros it takes."""
     if not isinstance(source, TensorAxes):
         return x.derived() if source == 0 else x.nonzero()
     shape, labels = propagation.broadcast(x, source)
