@@ -1,9 +1,8 @@
-"""What a grid costs beside its cells, and what a second worker gains: ``python benchmarks/grid.py``.
+"""The overhead of running trials, and the gain of a second worker: ``python benchmarks/grid.py``.
 
-Cells compute for a fixed processor time, so that nothing but the grid differs.  Overhead is the time of the
-workers that no cell fills: (time on the clock x workers - time in cells) / time in cells, once with the start
-of the workers, and once from the first cell on.  The load of the machine is printed: one that is busy with
-other work makes the start of the workers long, and the end, where one worker waits for the other.
+Trials compute for a fixed processor time. Overhead is the time of the workers that no trial fills, over the
+time in trials: (wall time x workers - time in trials) / time in trials, with the start of the workers and
+without. The load of the machine is printed: on a busy one the workers start slowly, and one waits at the end.
 """
 
 from __future__ import annotations
@@ -20,28 +19,35 @@ from secateur.bench import Trial, run_trials
 from secateur.core.markdown import markdown_table
 
 
+def spin(seconds: float, at: int) -> list[dict[str, Any]]:
+    """Compute for a time that the processor counts."""
+    start, total = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        total += sum(range(1000))
+    return [{"at": at, "total": total}]
+
+
 def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
-    """Run cells and return times."""
-    cells = [Trial("secateur.bench.checks:spin", {"seconds": seconds, "at": at}) for at in range(count)]
+    """Run trials and return times."""
+    trials = [Trial("grid:spin", {"seconds": seconds, "at": at}) for at in range(count)]
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         used, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        records = run_trials(
-            cells, Path(folder) / "cells.jsonl", jobs=jobs, log=lambda _: ends.append(time.perf_counter())
+        results = run_trials(
+            trials, Path(folder) / "trials.jsonl", jobs=jobs, log=lambda _: ends.append(time.perf_counter())
         )
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
-    inside = sum(record.wall for record in records)
-    own = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    work = sum(record.seconds for record in records)
-    begun = min(ends[1] - start - record.wall for record in records[:jobs])
+    inside = sum(result.wall for result in results)
+    runner = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    first = min(ends[1] - start - result.wall for result in results[:jobs])
     return {
         "workers": jobs,
-        "cells": count,
-        "seconds on the clock": wall,
-        "of them in cells": inside / jobs,
+        "trials": count,
+        "wall time, s": wall,
+        "of it in trials, s": inside / jobs,
         "overhead with start": wall * jobs / inside - 1,
-        "overhead once started": (wall - begun) * jobs / inside - 1,
-        "processor time of the grid beside that of cells": own / work,
+        "overhead once started": (wall - first) * jobs / inside - 1,
+        "processor time of the runner over that of trials": runner / sum(r.seconds for r in results),
         "load": os.getloadavg()[0],
     }
 
@@ -49,12 +55,12 @@ def measure(jobs: int, count: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     """Print the table, and how much faster two workers are."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=5.0, help="processor time of a cell")
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=5.0, help="processor time of a trial")
     given = parser.parse_args()
-    rows = [measure(jobs, given.cells, given.seconds) for jobs in (1, 2)]
+    rows = [measure(jobs, given.trials, given.seconds) for jobs in (1, 2)]
     print(markdown_table(rows))
-    one, two = (row["seconds on the clock"] for row in rows)
+    one, two = (row["wall time, s"] for row in rows)
     print(f"\nTwo workers are {one / two:.2f} times as fast as one, on {os.cpu_count()} processors.")
 
 

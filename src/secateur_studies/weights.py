@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from secateur.bench.models import hash_batches
+from secateur.bench.models import hash_values
 from secateur.bench.trial import key_versions
 from secateur.data import Dataset
 
@@ -30,7 +30,7 @@ def weights_file(folder: str | Path, stem: str, data: Dataset, said: Sequence[An
         data: Of which the training part counts, to the last bit.
         said: All else that the training depends on, as JSON can hold it.
     """
-    whole = json.dumps([*said, hash_batches([data.parts["train"]]), key_versions()], sort_keys=True)
+    whole = json.dumps([*said, hash_values([data.parts["train"]]), key_versions()], sort_keys=True)
     return Path(folder) / f"{stem}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.safetensors"
 
 

@@ -1,8 +1,9 @@
-"""The comparison of methods: a planted winner, twins, fairness, resumption, bad input, the command."""
+"""The comparison of methods: a planted winner, twins, fairness, resumption, invalid input, the command."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from secateur.bench.compare import comparison, failures, places
-from secateur.bench.models import model_hash, overlap, part, sample, takes_seed
+from secateur.bench.benchmark import Bench, make_trials, parse_methods, parse_numbers, run_bench
+from secateur.bench.compare import compare_methods, failures, settings
+from secateur.bench.models import hash_model, hash_source, part, sample, share_known, takes_seed
 from secateur.bench.output import write_comparison
 from secateur.bench.run import run_trials
-from secateur.bench.setting import Bench, make_grid, ratios_of, run_bench, seeds_of, split_methods
 from secateur.bench.trial import Trial
 from secateur.cli import main as cli
 from secateur.core import InputError
@@ -155,67 +156,71 @@ def bench(model: str = "make", **more) -> Bench:
 
 @pytest.mark.parametrize("model", ["make", pytest.param("single", marks=pytest.mark.slow)])
 def test_a_planted_winner_wins_and_twins_tie(model: str, place: Path) -> None:
-    rows, varies = run_bench(bench(model), place / "out", engine="inline")
-    assert ("the factory makes for each seed" in varies) == (model == "make")
-    found = comparison(rows, varies)
-    (stands,) = found.standings
-    assert stands["verdict"] == "tie"
-    assert {stands["best"], stands["cannot be told from it"]} == {"planted.py:Truth", "planted.py:Twin"}
+    rows, seed_note = run_bench(bench(model), place / "out", engine="inline")
+    assert ("the factory makes for each seed" in seed_note) == (model == "make")
+    found = compare_methods(rows, seed_note)
+    (ranking,) = found.rankings
+    assert ranking["verdict"] == "tie"
+    assert {ranking["best"], ranking["tied with"]} == {"planted.py:Truth", "planted.py:Twin"}
     verdicts = {(row["first"], row["second"]): row["verdict"] for row in found.differences}
     assert verdicts["planted.py:Truth", "planted.py:Twin"] == "tie"
     assert verdicts["planted.py:Truth", "magnitude"] == verdicts["planted.py:Twin", "random"] == "better"
-    alone = comparison([row for row in rows if row["method"] != "planted.py:Twin"])
-    assert (alone.standings[0]["best"], alone.standings[0]["verdict"]) == ("planted.py:Truth", "wins")
+    alone = compare_methods([row for row in rows if row["method"] != "planted.py:Twin"])
+    assert (alone.rankings[0]["best"], alone.rankings[0]["verdict"]) == ("planted.py:Truth", "wins")
     means = {row["method"]: row for row in found.means}
     assert means["planted.py:Truth"]["after"] > 0.99 > 0.6 > means["magnitude"]["after, high"]
     assert found.curves[0]["method"] in ("planted.py:Truth", "planted.py:Twin")
 
 
 @pytest.mark.slow
-def test_the_same_cell_gives_the_same_row_in_another_process(place: Path) -> None:
-    grid = make_grid(bench(methods=["random"], repairs=["fold+finetune"], seeds=[3, 5]))
+def test_the_same_trial_gives_the_same_row_in_another_process(place: Path) -> None:
+    trials = make_trials(bench(methods=["random"], repairs=["fold+finetune"], seeds=[3, 5]))
     rows = []
     for engine in ("inline", "local"):
-        records = run_trials(grid.cells, place / f"{engine}.jsonl", engine=engine, jobs=1)
-        assert [record.status for record in records] == ["ok"] * len(grid.cells)
-        rows.append([{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records])
+        results = run_trials(trials, place / f"{engine}.jsonl", engine=engine, jobs=1)
+        assert [result.status for result in results] == ["ok"] * len(trials)
+        rows.append([{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in results])
     assert rows[0] == rows[1]
     assert rows[0][0]["after"] != rows[0][1]["after"] and rows[0][0]["agreement"]["examples"] == 400
 
 
 def test_a_comparison_resumes_and_says_what_went_wrong(place: Path) -> None:
     one = bench("single", methods=["planted.py:Refuses", "planted.py:Broken", "magnitude"], seeds=[0, 1])
-    said: list[str] = []
+    lines: list[str] = []
     rows, _ = run_bench(one, place / "out", engine="inline")
-    again, _ = run_bench(one, place / "out", engine="inline", tell=said.append)
-    assert said[1].startswith("6 of 8 cells (6 from before)")
+    again, _ = run_bench(one, place / "out", engine="inline", log=lines.append)
+    assert lines[1].startswith("6 of 8 trials (6 from before)")
     plain = [{**row, "memory": 0} for row in rows]
     assert [{**row, "memory": 0} for row in again] == plain
     bad = {row["method"]: row for row in failures(rows)}
     assert bad["planted.py:Refuses"]["why"] == "PlanError: not for this network"
     assert bad["planted.py:Broken"]["why"].startswith("failed: ZeroDivisionError")
     assert bad["planted.py:Broken"]["runs"] == 2
-    found = comparison(rows)
+    found = compare_methods(rows)
     assert {row["method"] for row in found.means} == {"magnitude", "random"}
-    with pytest.raises(InputError, match="no pruning went well"):
-        comparison([row for row in rows if row["status"] != "ok"])
+    with pytest.raises(InputError, match="every pruning failed"):
+        compare_methods([row for row in rows if row["status"] != "ok"])
 
 
-def test_everyone_gets_the_same_examples_and_what_is_held_out_is_divided(place: Path) -> None:
-    one, many = (make_grid(bench(model, seeds=[4, 7]), inline=True) for model in ("single", "make"))
-    parts = {(c.params["seed"], tuple(c.params["part_of_holdout"])) for c in one.cells}
+def test_every_method_gets_the_same_examples_and_held_out_ones_are_divided(place: Path) -> None:
+    one, many = (make_trials(bench(model, seeds=[4, 7]), inline=True) for model in ("single", "make"))
+    parts = {(t.params["seed"], tuple(t.params["part_of_holdout"])) for t in one}
     assert parts == {(4, (0, 2)), (7, (1, 2))}
-    assert {tuple(c.params["part_of_holdout"]) for c in many.cells} == {(0, 1)}
-    assert len({c.params["model_hash"] for c in many.cells}) == 2
-    assert {c.params["model_seed"] for c in one.cells} == {None}
-    shared = ("data_hash", "scope", "repair", "epochs", "lr", "examples_at_most")
-    assert len({tuple(c.params[key] for key in shared) for c in one.cells}) == 1
-    assert {c.params["method"] for c in one.cells} == {
-        "planted.py:Truth",
-        "planted.py:Twin",
-        "magnitude",
-        "random",
-    }
+    assert {tuple(t.params["part_of_holdout"]) for t in many} == {(0, 1)}
+    assert len({t.params["hashes"]["model"] for t in many}) == 2
+    assert {t.params["model_seed"] for t in one} == {None}
+    methods = {"planted.py:Truth", "planted.py:Twin", "magnitude", "random"}
+    assert {t.params["pruning"]["method"] for t in one} == methods
+    for seed in (4, 7):
+        mine = [t.params for t in one if t.params["seed"] == seed]
+        assert len({t["hashes"]["data"] for t in mine}) == 1
+        of_methods = ("method", "hashes", "diagnosed")
+        rest = [{**t, **t["pruning"]} for t in mine]
+        assert all(
+            {k: v for k, v in t.items() if k not in (*of_methods, "pruning")}
+            == {k: v for k, v in rest[0].items() if k not in (*of_methods, "pruning")}
+            for t in rest
+        )
 
 
 def test_parts_are_disjoint_and_samples_are_of_their_seed() -> None:
@@ -231,18 +236,22 @@ def test_parts_are_disjoint_and_samples_are_of_their_seed() -> None:
     assert sum(len(ys) for _, ys in sample(batches, 3, count=7)) == 7
     words = [({"ids": torch.tensor([at])}, torch.tensor([at])) for at in range(5)]
     assert len(sample(words, 0)) == 4 and {b[1].item() for b in part(words, 1, 2)} == {1, 3}
-    assert overlap(words[:3], words[2:]) == pytest.approx(1 / 3)
+    assert share_known(words[:3], words[2:]) == pytest.approx(1 / 3)
     with pytest.raises(InputError, match="cannot be divided among 6 seeds"):
         part(words, 0, 6)
 
 
-def test_models_are_told_apart_by_each_weight(place: Path) -> None:
+def test_each_weight_and_buffer_and_the_code_tell_models_apart(place: Path) -> None:
     a, b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     b.load_state_dict(a.state_dict())
-    assert model_hash(a) == model_hash(b)
+    assert hash_model(a) == hash_model(b)
     with torch.no_grad():
         b.bias[2] += 1e-6
-    assert model_hash(a) != model_hash(b)
+    assert hash_model(a) != hash_model(b)
+    for module, other in ((a, b), (b, a)):
+        module.register_buffer("scale", torch.tensor(float(module is a)), persistent=False)
+        other.load_state_dict(a.state_dict())
+    assert hash_model(a) != hash_model(b)
     assert takes_seed("planted.py:make", None) and not takes_seed("planted.py:single", None)
     assert not takes_seed("planted.py:make", "w.safetensors")
 
@@ -260,11 +269,18 @@ def test_models_are_told_apart_by_each_weight(place: Path) -> None:
         ({"kind": "unit"}, "did you mean 'units'"),
         ({"kind": "tolerance"}, "has no ratio"),
         ({"scope": "globl"}, "globl"),
-        ({"seeds": [-1]}, "not negative"),
-        ({"draws": 0}, "positive"),
+        ({"metric": "acuracy"}, "did you mean 'accuracy'"),
+        ({"lr": math.nan}, "positive and finite.*got nan"),
+        ({"lr": -1e-3}, "got -0.001"),
+        ({"seeds": [3, 2**63]}, f"at most .*got {2**63}"),
+        ({"seeds": [2**63 - 1]}, f"below 2.*63; got {2**63 - 1}"),
+        ({"seeds": [-1]}, "not negative .*got -1"),
+        ({"draws": 0}, "draws must be positive.*got 0"),
+        ({"epochs": -2}, "epochs must be positive.*got -2"),
+        ({"examples": 0}, "examples must be positive.*got 0"),
     ],
 )
-def test_what_cannot_be_compared(more: dict, words: str) -> None:
+def test_invalid_comparisons(more: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         bench(**more)
 
@@ -273,27 +289,23 @@ def test_what_cannot_be_compared(more: dict, words: str) -> None:
     ("model", "data", "holdout", "words"),
     [
         ("planted.py:mke", "planted.py:fit", "planted.py:held", "did you mean 'make'"),
-        ("planted.py:single", "planted.py:fit", None, "Name other batches with --holdout"),
+        ("planted.py:single", "planted.py:fit", None, "name other batches with --holdout"),
         ("planted.py:single", "planted.py:held", "planted.py:held", "100% of the held-out examples"),
         ("planted.py:branching", "planted.py:fit", "planted.py:held", "CaptureError"),
         ("planted.py:single", "nowhere", None, "no data set"),
     ],
 )
-def test_models_and_data_that_cannot_be(model: str, data: str, holdout: str | None, words: str) -> None:
+def test_invalid_models_and_data(model: str, data: str, holdout: str | None, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        make_grid(Bench(model, data, holdout, seeds=[0]), inline=True)
+        make_trials(Bench(model, data, holdout, seeds=[0]), inline=True)
 
 
-def test_a_model_or_data_that_are_not_what_they_were_are_told(place: Path) -> None:
-    cell = make_grid(bench("single", seeds=[0]), inline=True).cells[0]
-    kinds = ("model_hash", "data_hash", "method_hash")
-    others = [Trial(cell.function, {**cell.params, key: "0" * 64}, cell.paths) for key in kinds]
-    errors = [record.error for record in run_trials(others, place / "cells.jsonl", engine="inline")]
-    assert "gives another model each time" in errors[0] and "gives other batches each time" in errors[1]
-    assert "the code of planted.py:Truth changed since the run began" in errors[2]
-    before = make_grid(bench("single", seeds=[0]), inline=True).cells[0].params["model_hash"]
-    (place / "planted.py").write_text(PLANTED.replace("return make(0)", "return make(1)"))
-    assert make_grid(bench("single", seeds=[0]), inline=True).cells[0].params["model_hash"] != before
+@pytest.mark.parametrize("what", ["model", "data", "method"])
+def test_a_model_data_or_method_that_changes_under_way_gives_no_result(place: Path, what: str) -> None:
+    trial = make_trials(bench("single", seeds=[0]), inline=True)[0]
+    other = {**trial.params, "hashes": {**trial.params["hashes"], what: "0" * 64}}
+    (result,) = run_trials([Trial(trial.function, other, trial.paths)], place / "t.jsonl", engine="inline")
+    assert result.status == "error" and f"is not the same {what} as when" in result.error
 
 
 def test_edited_code_runs_again_and_a_moved_folder_does_not(
@@ -303,35 +315,35 @@ def test_edited_code_runs_again_and_a_moved_folder_does_not(
     run_bench(one, place / "out", engine="inline")
 
     def again() -> str:
-        said: list[str] = []
-        rows, _ = run_bench(one, place / "out", engine="inline", tell=said.append)
+        lines: list[str] = []
+        rows, _ = run_bench(one, place / "out", engine="inline", log=lines.append)
         assert [row["method"] for row in rows] == ["planted.py:Truth", "magnitude", "random"]
-        return said[1].partition(",")[0]
+        return lines[1].partition(",")[0]
 
-    assert again() == "3 of 3 cells (3 from before)"
+    assert again() == "3 of 3 trials (3 from before)"
     other = tmp_path_factory.mktemp("moved")
     for name in ("planted.py", "out"):
         (place / name).rename(other / name)
     (place / "planted.py").symlink_to(other / "planted.py")
     (place / "out").symlink_to(other / "out")
-    assert again() == "3 of 3 cells (3 from before)"
+    assert again() == "3 of 3 trials (3 from before)"
     changed = PLANTED.replace(".abs().amax(0)", ".abs().sum(0)")
     (other / "planted.py").write_text(changed)
-    assert again() == "2 of 3 cells (2 from before)"
+    assert again() == "2 of 3 trials (2 from before)"
     (other / "planted.py").write_text(changed.replace("nn.ReLU()", "Loud()") + LOUD)
-    before = {cell.key for cell in make_grid(one, inline=True).cells}
+    before = {trial.key for trial in make_trials(one, inline=True)}
     (other / "planted.py").write_text(changed.replace("nn.ReLU()", "Loud()") + LOUD.replace("2 *", "3 *"))
-    after = {cell.key for cell in make_grid(one, inline=True).cells}
+    after = {trial.key for trial in make_trials(one, inline=True)}
     assert not before & after
 
 
 def test_lists_on_the_command_line() -> None:
-    assert split_methods("all")[0] == "matroid"
-    assert split_methods("m.py:A:x=1,y=2,random") == ["m.py:A:x=1,y=2", "random"]
+    assert parse_methods("all")[0] == "matroid"
+    assert parse_methods("m.py:A:x=1,y=2,random") == ["m.py:A:x=1,y=2", "random"]
     with pytest.raises(InputError, match="whole numbers"):
-        seeds_of("0,1.5")
+        parse_numbers("0,1.5", int, "seeds")
     with pytest.raises(InputError, match="ratios are numbers"):
-        ratios_of("0.5;0.3")
+        parse_numbers("0.5;0.3", float, "ratios")
 
 
 def test_the_command_leaves_a_report_and_all_numbers(place: Path) -> None:
@@ -365,15 +377,12 @@ def test_the_command_leaves_a_report_and_all_numbers(place: Path) -> None:
     assert "repair none, 0.25: planted.py:Truth" in done.stdout
     runs = json.loads((place / "out" / "runs.json").read_text())
     assert len(runs) == 2 * 3 * 3 and all(run["status"] == "ok" for run in runs)
-    names = {"cells.jsonl", "runs.json", "runs.csv", "table.md", "report.html"}
-    names |= {f"{t}.{e}" for t in ("standings", "curves", "means", "differences") for e in ("csv", "json")}
+    names = {"trials.jsonl", "runs.json", "runs.csv", "table.md", "report.html"}
+    names |= {f"{t}.{e}" for t in ("rankings", "curves", "means", "differences") for e in ("csv", "json")}
     assert {path.name for path in (place / "out").iterdir()} == names
     assert "Who wins where" in (place / "out" / "report.html").read_text()
     assert CliRunner().invoke(cli.app, ["report", "out"]).exit_code == 0
-    assert [(p.repair, p.ratio) for p in places([{**r, "ratio": r["ratio"]} for r in runs])] == [
-        ("none", 0.5),
-        ("none", 0.25),
-    ]
+    assert [(s.repair, s.ratio) for s in settings(runs)] == [("none", 0.5), ("none", 0.25)]
 
 
 def test_the_command_refuses_engines_and_addresses_that_are_not_there(place: Path) -> None:
@@ -396,23 +405,57 @@ def test_the_command_refuses_engines_and_addresses_that_are_not_there(place: Pat
 
 
 def test_one_seed_is_too_few(place: Path) -> None:
-    rows, varies = run_bench(bench(seeds=[0]), place / "out", engine="inline")
-    found = comparison(rows, varies)
-    assert found.standings[0]["verdict"] == "too few seeds"
+    rows, seed_note = run_bench(bench(seeds=[0]), place / "out", engine="inline")
+    found = compare_methods(rows, seed_note)
+    assert found.rankings[0]["verdict"] == "too few seeds"
     assert found.means[0]["after, low"] is None
     assert write_comparison(found, place / "page", "One").exists()
 
 
-def test_cells_carry_what_they_are() -> None:
-    cell = make_grid(bench(seeds=[0]), inline=True).cells[0]
-    assert {"model_hash", "data_hash", "method", "budget", "repair", "seed"} <= set(cell.params)
-
-
 def test_a_structure_that_took_part_has_its_chapter(place: Path) -> None:
     one = bench(methods=["spectral", "magnitude"], seeds=[0, 1], ratios=[0.5, 0.25])
-    rows, varies = run_bench(one, place / "out", engine="inline")
+    rows, seed_note = run_bench(one, place / "out", engine="inline")
     drawn = [row for row in rows if row.get("structure")]
     assert [(row["method"], row["seed"], row["ratio"]) for row in drawn] == [("spectral", 0, 0.5)]
     assert drawn[0]["structure"]["structure"] == "spectral"
-    page = write_comparison(comparison(rows, varies), place / "page", "One").read_text()
+    page = write_comparison(compare_methods(rows, seed_note), place / "page", "One").read_text()
     assert "lambda" in page
+
+
+def test_an_edited_function_that_makes_a_method_of_ours_tells_methods_apart(place: Path) -> None:
+    maker = "from secateur.methods import Magnitude\ndef mk():\n    return Magnitude(p=2)\n"
+    (place / "maker.py").write_text(maker)
+    before = hash_source("maker.py:mk")
+    assert before not in (None, hash_source("secateur.methods:Magnitude"))
+    (place / "maker.py").write_text(maker.replace("p=2", "p=1"))
+    assert hash_source("maker.py:mk") != before
+    assert hash_source("magnitude:p=2") is None
+
+
+def test_folders_named_like_a_method_or_data_change_nothing(place: Path) -> None:
+    one = bench("single", methods=["magnitude:p=1", "planted.py:Truth"], seeds=[0])
+    before = [trial.key for trial in make_trials(one, inline=True)]
+    for name in ("random", "magnitude", "digits", "p=1", "magnitude:p=1", "saved"):
+        (place / name).mkdir()
+    trials = make_trials(one, inline=True)
+    assert [trial.key for trial in trials] == before
+    methods = ["magnitude:p=1", f"{place}/planted.py:Truth", "random"]
+    assert [trial.paths["files"]["method"] for trial in trials] == methods
+    files = Bench("saved", "mnist:files").files
+    assert (files["data"], files["model"]) == (f"mnist:{place}/files", f"{place}/saved")
+    assert Bench("secateur.zoo:lenet5", "digits:").files["data"] == "digits:"
+
+
+def test_a_model_that_hangs_is_stopped_at_the_start(place: Path) -> None:
+    (place / "hangs.py").write_text("import time\ndef make():\n    time.sleep(600)\n")
+    one = Bench("hangs.py:make", "planted.py:fit", "planted.py:held", seeds=[0])
+    with pytest.raises(InputError, match=r"hangs\.py:make.* longer than 0.5 s.*raise the limit"):
+        make_trials(one, limit=0.5)
+
+
+def test_code_that_ends_the_program_is_a_failure(place: Path) -> None:
+    (place / "leaves.py").write_text("import sys\ndef make(seed=0):\n    sys.exit(0)\n")
+    (place / "gone.py").write_text("raise SystemExit(3)")
+    for name in ("leaves.py:make", "gone.py:make"):
+        with pytest.raises(InputError, match=r"(leaves|gone)\.py.* failed: SystemExit: [03] \("):
+            make_trials(Bench(name, "planted.py:fit", "planted.py:held", seeds=[0]), inline=True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from report_runs import several_seeds
 
-from secateur.bench.compare import Comparison, comparison
-from secateur.bench.output import sections, write_comparison
+from secateur.bench.compare import Comparison, compare_methods
+from secateur.bench.output import report_sections, write_comparison
 from secateur.cli.printing import show_comparison
 from secateur.html import method_styles
 from secateur.html.page_data import page_data
@@ -30,17 +30,17 @@ def failed() -> dict[str, Any]:
 
 def test_a_method_has_one_style_on_the_whole_page() -> None:
     rows = rows_of(("taylor", "random", "magnitude"))
-    found = comparison(rows)
+    found = compare_methods(rows)
     assert found.means[0]["method"] != "taylor"  # the order of ranks is another than that of appearance
     styles = method_styles(rows)
     assert page_data(rows)["styles"] == styles
-    (curves,) = [s for s in sections(found) if s.title.startswith("After")]
+    (curves,) = [s for s in report_sections(found) if s.title.startswith("After")]
     drawn = {t["name"]: (t["marker"]["color"], t["marker"]["symbol"]) for t in curves.figure["data"]}
     assert drawn == {name: (style["colour"], style["symbol"]) for name, style in styles.items()}
 
 
 def test_bars_of_one_ratio_stand_apart_and_say_what_they_are() -> None:
-    (curves,) = [s for s in sections(comparison(rows_of())) if s.title.startswith("After")]
+    (curves,) = [s for s in report_sections(compare_methods(rows_of())) if s.title.startswith("After")]
     first, second = curves.figure["data"]
     assert not set(first["x"]) & set(second["x"])
     assert all(abs(x - r) < 0.05 for x, r in zip(first["x"], (0.25, 0.5), strict=True))
@@ -49,9 +49,9 @@ def test_bars_of_one_ratio_stand_apart_and_say_what_they_are() -> None:
 
 
 def test_tables_of_an_earlier_run_go(tmp_path: Path) -> None:
-    write_comparison(comparison([*rows_of(), failed()]), tmp_path, "One")
+    write_comparison(compare_methods([*rows_of(), failed()]), tmp_path, "One")
     assert (tmp_path / "failures.csv").exists() and (tmp_path / "failures.json").exists()
-    write_comparison(comparison(rows_of()), tmp_path, "Two")
+    write_comparison(compare_methods(rows_of()), tmp_path, "Two")
     assert not list(tmp_path.glob("failures.*")) and (tmp_path / "means.csv").exists()
 
 
@@ -62,22 +62,22 @@ def said_of(found: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_one_method_wins_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    found = comparison(rows_of(("taylor",)))
-    assert {(row["best"], row["verdict"]) for row in found.standings} == {(None, "alone")}
-    assert {row["standing"] for row in found.means} == {"alone"} and found.differences == []
+    found = compare_methods(rows_of(("taylor",)))
+    assert {(row["best"], row["verdict"]) for row in found.rankings} == {(None, "alone")}
+    assert {row["verdict"] for row in found.means} == {"alone"} and found.differences == []
     text = said_of(found, capsys)
     assert "0.5: one method only" in text and "*" not in text.replace("* wins", "")
 
 
 def test_sentences_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    text = said_of(comparison([*rows_of(seeds=1), failed()]), capsys)
+    text = said_of(compare_methods([*rows_of(seeds=1), failed()]), capsys)
     assert "taylor is first, with too few seeds to tell it from random" in text or "random is first" in text
     assert "(1 run)" in text
     twin = [{**row, "method": "twin"} for row in rows_of(("taylor",))]
-    assert "taylor ties with twin" in said_of(comparison([*rows_of(("taylor",)), *twin]), capsys)
+    assert "taylor ties with twin" in said_of(compare_methods([*rows_of(("taylor",)), *twin]), capsys)
 
 
 def test_columns_say_what_they_hold() -> None:
-    found = comparison(rows_of())
-    assert found.standings[0]["methods compared"] == 2 and "of" not in found.standings[0]
+    found = compare_methods(rows_of())
+    assert found.rankings[0]["methods compared"] == 2 and "of" not in found.rankings[0]
     assert found.curves[0]["times smaller"] >= 1

@@ -1,8 +1,9 @@
-"""The same grid on a Ray cluster: the same rows, nothing lost with a machine, clear errors."""
+"""The same trials on a Ray cluster: the same rows, nothing lost with a machine, clear errors."""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from secateur.bench import EngineError, Trial, run_trials
-from secateur.bench.cluster import TRIES, Desk
-from secateur.bench.setting import Bench, make_grid
+from secateur.bench.benchmark import Bench, make_trials
 from secateur.core import InputError
 
-JOBS = "secateur.bench.checks:"
+HERE = str(Path(__file__).parent)
+F = "bench_functions:"
 CLOCKS = {"seconds", "latency", "memory"}
 TRAINED = """
 from secateur import data, zoo
@@ -26,59 +27,38 @@ ray = pytest.importorskip("ray")
 
 
 @pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No usage statistics are sent from tests, and workers are as important as other processes."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send no usage statistics, run workers at normal priority, and let them import bench_functions."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")]))
 
 
 def draws(count: int) -> list[Trial]:
-    return [Trial(f"{JOBS}draw", {"seed": seed}) for seed in range(count)]
+    return [Trial(f"{F}draw", {"seed": seed}) for seed in range(count)]
 
 
-def test_an_address_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+def test_an_address_that_does_not_answer_is_reported_at_once(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        start = time.monotonic()
-        with pytest.raises(EngineError, match=f"no Ray cluster answers at 127.0.0.1:{port} .*refused"):
-            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=f"127.0.0.1:{port}")
-        assert time.monotonic() - start < 10
+    start = time.monotonic()
+    with pytest.raises(EngineError, match=f"no Ray cluster answers at 127.0.0.1:{port} .*refused"):
+        run_trials(draws(1), tmp_path / "trials.jsonl", engine="ray", address=f"127.0.0.1:{port}")
+    assert time.monotonic() - start < 10
 
 
-def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
-    for wrong in ("here", "host:", "http://host:1", "host:port"):
-        with pytest.raises(InputError, match="HOST:PORT"):
-            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=wrong)
+@pytest.mark.parametrize("address", ["here", "host:", "http://host:1", "host:port"])
+def test_invalid_addresses(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="HOST:PORT"):
+        run_trials(draws(1), tmp_path / "trials.jsonl", engine="ray", address=address)
 
 
 def test_nothing_to_do_needs_no_cluster(tmp_path: Path) -> None:
-    run_trials(draws(2), tmp_path / "cells.jsonl", engine="inline")
-    records = run_trials(draws(2), tmp_path / "cells.jsonl", engine="ray", address="127.0.0.1:1")
-    assert [r.status for r in records] == ["ok", "ok"]
-
-
-def test_a_desk_hands_out_each_cell_once() -> None:
-    desk = Desk({3: ("a:b", {}), 5: ("a:b", {"x": 1})})
-    assert [desk.take(), desk.take(), desk.take()] == [(3, ("a:b", {})), (5, ("a:b", {"x": 1})), None]
-    desk.give(5, {"status": "ok"})
-    assert (desk.collect(), desk.collect(), desk.taken()) == (
-        [(5, {"status": "ok"})],
-        [],
-        [3, 5],
-    )
-
-
-@pytest.mark.slow
-def test_a_listener_that_is_no_cluster_is_told_within_seconds(tmp_path: Path) -> None:
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
-        address = f"127.0.0.1:{mute.getsockname()[1]}"
-        start = time.monotonic()
-        with pytest.raises(EngineError, match="does not speak Ray"):
-            run_trials(draws(1), tmp_path / "cells.jsonl", engine="ray", address=address)
-        assert time.monotonic() - start < 30
+    run_trials(draws(2), tmp_path / "trials.jsonl", engine="inline")
+    results = run_trials(draws(2), tmp_path / "trials.jsonl", engine="ray", address="127.0.0.1:1")
+    assert [r.status for r in results] == ["ok", "ok"]
 
 
 @pytest.fixture
@@ -95,40 +75,30 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_a_node_dies_midway_and_nothing_is_lost(tmp_path: Path, cluster) -> None:
+def test_nothing_is_lost_with_a_node_or_a_bad_trial(tmp_path: Path, cluster) -> None:
     nodes, second = cluster
-    spins = [Trial(f"{JOBS}spin", {"seconds": 2.0, "at": at}) for at in range(10)]
-    late = Trial(f"{JOBS}sleep", {"seconds": 99.0})
-    bad = [Trial(f"{JOBS}fail", {"text": "as told"}), Trial(f"{JOBS}crash"), late]
-    cells, killed = [*spins, *draws(4), *bad], []
+    spins = [Trial(f"{F}spin", {"seconds": 2.0, "at": at}) for at in range(8)]
+    late = Trial(f"{F}sleep", {"seconds": 999.0})
+    bad = [Trial(f"{F}fail", {"text": "on purpose"}), Trial(f"{F}kill"), Trial(f"{F}kill_parent"), late]
+    trials, killed = [*spins, *draws(4), *bad], []
 
-    def tell(words: str) -> None:
-        if words.startswith("2 of 17") and not killed:
+    def log(line: str) -> None:
+        if line.startswith("2 of 16") and not killed:
             killed.append(len([node for node in ray.nodes() if node["Alive"]]))
             nodes.remove_node(second, allow_graceful=False)
 
-    path = tmp_path / "cells.jsonl"
-    records = run_trials(cells, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, log=tell)
+    path = tmp_path / "trials.jsonl"
+    results = run_trials(trials, path, engine="ray", jobs=4, address=nodes.address, limit=60.0, log=log)
     assert killed == [2]
-    assert [r.status for r in records] == [*["ok"] * 14, "error", "error", "timeout"]
-    assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == len(cells)
-    here = run_trials(cells[:14], tmp_path / "local.jsonl", engine="inline")
-    assert [r.rows for r in here] == [r.rows for r in records[:14]]
+    assert [r.status for r in results] == [*["ok"] * 12, *["error"] * 3, "timeout"]
+    assert "SIGKILL" in results[13].error and "lost 3 times" in results[14].error
+    assert len({json.loads(line)["key"] for line in path.read_text().splitlines()}) == len(trials)
+    here = run_trials(trials[:12], tmp_path / "local.jsonl", engine="inline")
+    assert [r.rows for r in here] == [r.rows for r in results[:12]]
 
 
 @pytest.mark.slow
-def test_one_job_runs_on_the_cluster_too_and_a_cell_that_takes_its_worker_along_ends(
-    tmp_path: Path, cluster
-) -> None:
-    nodes, _ = cluster
-    cells = [Trial(f"{JOBS}crash_all"), *draws(1)]
-    records = run_trials(cells, tmp_path / "cells.jsonl", engine="ray", jobs=1, address=nodes.address)
-    assert [r.status for r in records] == ["error", "ok"]
-    assert f"lost {TRIES} times" in records[0].error
-
-
-@pytest.mark.slow
-def test_prunings_are_the_same_on_every_engine(tmp_path: Path, cluster) -> None:
+def test_prunings_are_the_same_on_every_engine(tmp_path: Path) -> None:
     (tmp_path / "trained.py").write_text(TRAINED)
     bench = Bench(
         f"{tmp_path / 'trained.py'}:make",
@@ -140,10 +110,10 @@ def test_prunings_are_the_same_on_every_engine(tmp_path: Path, cluster) -> None:
         draws=1,
         latency=False,
     )
-    cells, found = make_grid(bench).cells, {}
-    for engine, address in (("inline", None), ("local", None), ("ray", cluster[0].address)):
-        records = run_trials(cells, tmp_path / f"{engine}.jsonl", engine=engine, jobs=2, address=address)
-        assert [record.error for record in records] == [""] * (4 * 2 * 2)
-        found[engine] = [{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in records]
-    assert found["inline"] == found["local"] == found["ray"]
-    assert len({row["after"]["metric"] for row in found["ray"]}) > 4
+    trials, rows = make_trials(bench), {}
+    for engine in ("inline", "local", "ray"):
+        results = run_trials(trials, tmp_path / f"{engine}.jsonl", engine=engine, jobs=2)
+        assert [result.error for result in results] == [""] * (4 * 2 * 2)
+        rows[engine] = [{k: v for k, v in r.rows[0].items() if k not in CLOCKS} for r in results]
+    assert rows["inline"] == rows["local"] == rows["ray"]
+    assert len({row["after"]["metric"] for row in rows["ray"]}) > 4

@@ -1,4 +1,4 @@
-"""The bench: grids of cells that run in worker processes or on a cluster, resume, and lose nothing."""
+"""Compare methods: trials that run in processes or on a cluster, resume, and lose nothing."""
 
 from secateur.bench.run import run_trials
 from secateur.bench.trial import Trial, TrialResult

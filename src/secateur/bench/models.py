@@ -1,9 +1,8 @@
-"""What a comparison is made on: a model for each seed, and examples that every method gets alike.
+"""What methods are compared on: a model for each seed, and the same examples for every method.
 
-Nothing is shared between what methods look at and what the metric is taken on.  With one trained model, each
-seed has a part of its own of the held-out examples, so that seeds are independent of each other there, and a
-sample of its own of the examples to calibrate on.  With a model for each seed, all held-out examples are used
-each time.
+Methods never see the examples of the metric. With one trained model, each seed has its own part of the
+held-out examples, so that seeds are independent of each other there, and its own sample of the examples to
+calibrate on. With a model for each seed, all held-out examples are used each time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.cli.specs import (
-    Batches,
     example_of,
     find_function,
     is_folder,
@@ -31,18 +29,33 @@ from secateur.cli.specs import (
     make_model,
     run_theirs,
 )
-from secateur.core import InputError, PruningGraph
+from secateur.core import InputError
+from secateur.data import DATASETS
 from secateur.execution import tensors_of
-from secateur.methods import METHODS
-from secateur.tracing.export import export_model
+from secateur.methods.registry import BUILT_IN, METHODS
+
+__all__ = [
+    "SAMPLE",
+    "absolute_name",
+    "example_inputs",
+    "hash_model",
+    "hash_source",
+    "hash_values",
+    "load_batches",
+    "load_model",
+    "part",
+    "sample",
+    "share_known",
+    "takes_seed",
+]
 
 SAMPLE = 0.8
-SHARED = 0.01  # of the held-out examples: some data repeat themselves
-KNOWN = 2
+KNOWN = 0.01  # of the held-out examples: some data sets repeat a few
+CACHED = 2
 
 
 def takes_seed(model: str, weights: str | None) -> bool:
-    """Say whether a model is made anew for each seed: its factory has a parameter `seed`, and no weights.
+    """Return whether there is a model for each seed: the factory has a parameter `seed`, and no weights.
 
     Example:
         >>> takes_seed("secateur.zoo:lenet5", None), takes_seed("secateur.zoo:lenet5", "w.safetensors")
@@ -56,182 +69,151 @@ def takes_seed(model: str, weights: str | None) -> bool:
         return False
 
 
-@lru_cache(maxsize=KNOWN)
-def subject(name: str, weights: str | None, seed: int | None) -> tuple[nn.Module, Any, str]:
+@lru_cache(maxsize=CACHED)
+def load_model(name: str, weights: str | None, seed: int | None) -> tuple[nn.Module, Any, str]:
     """Return a model in evaluation mode, the example inputs that it brings (or None), and its hash.
 
     Args:
-        name: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.
-        weights: Safetensors file with its state, or None.
-        seed: Given to the factory; None for one that takes none.
+        name: ``package.module:factory``, ``file.py:factory``, or a folder saved by transformers.
+        weights: Safetensors file with the model's state, or None.
+        seed: Argument of the factory; None if it takes none.
     """
     if seed is None:
         model, example = make_model(name, weights)
-        return model, example, model_hash(model)
+        return model, example, hash_model(model)
     factory = find_function(name)
     model = run_theirs(f"{name}(seed={seed})", lambda: factory(seed=seed))
     if not isinstance(model, nn.Module):
         raise InputError(f"{name}(seed={seed}) returned a {type(model).__name__}, not a torch.nn.Module")
     example = getattr(factory, "example_inputs", None)
     example = run_theirs(f"{name}.example_inputs", example) if callable(example) else example
-    return model.eval(), example, model_hash(model)
+    return model.eval(), example, hash_model(model)
 
 
-@lru_cache(maxsize=KNOWN)
-def examples(data: str, holdout: str | None, tuned: bool) -> tuple[Batches, str]:
-    """Return the batches to calibrate on and those held out, and the hash of both.
+@lru_cache(maxsize=CACHED)
+def load_batches(data: str, holdout: str | None, finetune: bool) -> tuple[list[Any], list[Any], Any, str]:
+    """Return the batches to calibrate on, those held out, example inputs, and the hash of the batches.
 
     Args:
-        data: As ``--data``: a data set, or a function that returns batches.
+        data: A data set, or a function that returns batches.
         holdout: Function that returns the held-out batches; a data set brings its own.
-        tuned: Whether the batches are for fine-tuning as well: a data set's training part then.
+        finetune: Whether the batches are for fine-tuning too: then a data set's training part.
 
     Raises:
-        InputError: Nothing is held out, or the same examples are.
+        InputError: If nothing is held out, or methods look at the held-out examples.
     """
-    found = make_data(data, "finetune" if tuned else None)
-    held = make_data(holdout).fit if holdout is not None else found.holdout
-    if found.fit is None or held is None:
+    batches = make_data(data, "finetune" if finetune else None)
+    held_out = batches.holdout if holdout is None else make_data(holdout).fit
+    if batches.fit is None or held_out is None:
         raise InputError(
-            f"what is {data} judged on? Name other batches with --holdout: methods must not see them"
+            f"{data} brings no held-out examples: name other batches with --holdout, which methods do not see"
         )
-    batches = Batches(found.fit, held, found.example)
-    shared = overlap(found.fit, held)
-    if shared > SHARED:
+    known = share_known(batches.fit, held_out)
+    if known > KNOWN:
         raise InputError(
-            f"{shared:.0%} of the held-out examples are among those that methods look at: hold others out"
+            f"{known:.0%} of the held-out examples are among those that methods look at: hold others out"
         )
-    return batches, hash_batches([*found.fit, *held])
+    return batches.fit, held_out, batches.example, hash_values([batches.fit, held_out])
 
 
-def example_inputs(example: Any, shape: str | None, batches: Batches) -> Any:
-    """Return what the model is called with: of the shape that is named, or from the data, or its own.
+def example_inputs(shape: str | None, of_data: Any, of_model: Any) -> Any:
+    """Return example inputs of the given shape; else those of the data; else those that the model brings.
 
     Raises:
-        InputError: There is none.
+        InputError: If there are none.
     """
-    found = example_of(shape) if shape is not None else batches.example
-    if found is None and example is None:
-        raise InputError("what is the model called with? Give --example-shape, as in 2,3,32,32")
-    return example if found is None else found
+    inputs = example_of(shape) if shape is not None else of_data
+    if inputs is None and of_model is None:
+        raise InputError("the model's inputs are unknown: give --example-shape, as in 2,3,32,32")
+    return of_model if inputs is None else inputs
 
 
-def model_hash(model: nn.Module) -> str:
-    """Return what tells a model from others: SHA-256 of its structure, parameters and buffers.
+def absolute_name(name: str) -> str:
+    """Return the name of a data set, or of code in a file, with an absolute path.
 
-    Buffers that are not saved with the state count as well: they decide what the model computes.
+    Example:
+        >>> absolute_name("digits"), absolute_name("mnist:/data/mnist"), absolute_name("/x/mine.py:make")
+        ('digits', 'mnist:/data/mnist', '/x/mine.py:make')
+    """
+    head, colon, rest = name.partition(":")
+    if head in DATASETS and rest:
+        return f"{head}:{Path(rest).resolve()}"
+    return f"{Path(head).resolve()}{colon}{rest}" if head.endswith(".py") else name
+
+
+def hash_values(values: Any) -> str:
+    """Return the SHA-256 of the tensors, and of the text of all else, in nested lists, tuples and dicts."""
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            tensor = leaf.detach().cpu().contiguous()
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{leaf!r}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_model(model: nn.Module) -> str:
+    """Return the hash of a model: its structure, parameters, all buffers, and the source of its classes.
 
     Example:
         >>> torch.manual_seed(0) and None
         >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-        >>> model_hash(a) == model_hash(a), model_hash(a) == model_hash(b)
+        >>> hash_model(a) == hash_model(a), hash_model(a) == hash_model(b)
         (True, False)
     """
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in tensors_of(model).items():
-        digest.update(name.encode())
-        _update(digest, tensor)
-    return digest.hexdigest()
+    classes = {type(module) for module in model.modules()}
+    sources = set()
+    for kind in classes:
+        if kind.__module__.partition(".")[0] != "torch":
+            with suppress(OSError, TypeError):  # a class made by exec, or in C, has none
+                sources.add(inspect.getsource(kind))
+    return hash_values([repr(model), sorted(sources), list(tensors_of(model).items())])
 
 
-def code_hash(network: PruningGraph, model: nn.Module, tuned: bool = False) -> str:
-    """Return what tells a model's code from another's: SHA-256 of the traced operations and constants.
+def hash_source(spec: str) -> str | None:
+    """Return the hash of the code of a method, or None if it is one of Secateur's own.
 
-    A model whose ``forward`` was edited has the same modules and weights as before, and another hash.
-
-    Args:
-        network: The trace, which is of the model in evaluation mode.
-        model: The model.
-        tuned: Whether the model is trained on: then the files of its classes count too, but for torch's.
-    """
-    exported = export_model(model, network.example_inputs, network.example_kwargs)
-    digest = hashlib.sha256()
-    for module in exported.graph_module.modules():
-        digest.update(getattr(module, "code", "").encode())
-    for name, value in sorted(exported.constants.items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            _update(digest, value)
-        else:
-            digest.update(repr(value).encode())
-    for file in _files(model) if tuned else ():
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
-
-
-def _files(model: nn.Module) -> list[str]:
-    """Return the files with the classes of a model's modules, torch's aside."""
-    kinds = {kind for kind in map(type, model.modules()) if kind.__module__.partition(".")[0] != "torch"}
-    found = set()
-    for kind in kinds:
-        with suppress(OSError, TypeError):  # a class made by exec or in C has none
-            found.add(inspect.getfile(kind))
-    return sorted(file for file in found if Path(file).is_file())
-
-
-def method_hash(spec: str) -> str | None:
-    """Return what tells a method's code from another's; None for one that Secateur knows by name.
-
-    It is the SHA-256 of the file that the name leads to, and of the file with the method's class where that
-    is another: a function may make a method of a class from elsewhere.
+    The code is the file that the name leads to, and the file of the method's class if that is another.
 
     Example:
-        >>> method_hash("magnitude:p=2") is None, len(method_hash("secateur.methods:Magnitude"))
+        >>> hash_source("magnitude:p=2") is None, len(hash_source("secateur.methods:Magnitude"))
         (True, 64)
     """
-    if spec.partition(":")[0] in METHODS:
+    place = spec.partition(":")[0]
+    if place in BUILT_IN:
         return None
     kind = type(make_method(spec))
     try:
-        files = [_file_of(spec.partition(":")[0]), Path(inspect.getfile(kind)).resolve()]
-        return hashlib.sha256(b"".join(file.read_bytes() for file in dict.fromkeys(files))).hexdigest()
+        files = [inspect.getfile(kind)]
+        if place not in METHODS:
+            files.append(place if place.endswith(".py") else inspect.getfile(sys.modules[place]))
+        return hash_values([Path(file).read_bytes() for file in files])
     except (OSError, TypeError) as error:
         raise InputError(f"{spec}: the file of {kind.__name__} cannot be read: {error}") from error
 
 
-def _file_of(place: str) -> Path:
-    """Return the file behind ``file.py`` or a module that is imported."""
-    return Path(place if place.endswith(".py") else inspect.getfile(sys.modules[place])).resolve()
-
-
-def hash_batches(batches: Iterable[Any]) -> str:
-    """Return what tells batches from others: SHA-256 of their tensors."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        for leaf in tree_leaves(batch):
-            if isinstance(leaf, Tensor):
-                _update(digest, leaf)
-            else:
-                digest.update(repr(leaf).encode())
-    return digest.hexdigest()
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    held = tensor.detach().cpu().contiguous()
-    digest.update(f"{held.dtype} {tuple(held.shape)}".encode())
-    digest.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def overlap(fit: Sequence[Any], held: Sequence[Any]) -> float:
-    """Return the share of held-out examples (or batches, where examples cannot be told apart) also in `fit`.
+def share_known(fit: Sequence[Any], held_out: Sequence[Any]) -> float:
+    """Return the share of held-out examples that are also in `fit`; of batches, if examples are not rows.
 
     Example:
         >>> one, other = (torch.eye(3), torch.arange(3)), (2 * torch.eye(3), torch.arange(3))
-        >>> overlap([one], [one, other])
+        >>> share_known([one], [one, other])
         0.5
     """
-    seen, asked = set(_units(fit)), _units(held)
-    return sum(unit in seen for unit in asked) / max(1, len(asked))
+    known, asked = set(_example_hashes(fit)), _example_hashes(held_out)
+    return sum(example in known for example in asked) / max(1, len(asked))
 
 
-def _units(batches: Sequence[Any]) -> list[str]:
-    if not _plain(batches):
-        return [hash_batches([batch]) for batch in batches]
-    return [hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for b in batches for x in b[0].cpu()]
+def _example_hashes(batches: Sequence[Any]) -> list[str]:
+    if not _are_rows(batches):
+        return [hash_values(batch) for batch in batches]
+    return [hash_values(x) for batch in batches for x in batch[0]]
 
 
-def _plain(batches: Sequence[Any]) -> bool:
-    """Say whether all batches are (inputs, targets) of tensors that can be put one after the other."""
+def _are_rows(batches: Sequence[Any]) -> bool:
+    """Return whether the batches are (inputs, targets), tensors that can be concatenated."""
     pairs = [b for b in batches if isinstance(b, (tuple, list)) and len(b) == 2]
     if len(pairs) < len(batches) or not all(isinstance(x, Tensor) and x.ndim for b in pairs for x in b):
         return False
@@ -241,14 +223,14 @@ def _plain(batches: Sequence[Any]) -> bool:
 
 
 def sample(batches: Sequence[Any], seed: int, share: float = SAMPLE, count: int | None = None) -> list[Any]:
-    """Return a share of the examples, drawn by the seed and in its order, in batches of the same size.
+    """Return a share of the examples, drawn and ordered by the seed, in batches of the same size.
 
-    Where examples cannot be told apart (inputs that are no single tensor), whole batches are drawn.
+    If examples are not rows of tensors, whole batches are drawn.
 
     Args:
-        batches: Pairs (inputs, targets).
+        batches: The batches.
         seed: Seed of the draw.
-        share: Share that is drawn, at least one.
+        share: Share that is drawn; at least one example.
         count: At most so many examples.
 
     Example:
@@ -257,20 +239,19 @@ def sample(batches: Sequence[Any], seed: int, share: float = SAMPLE, count: int 
         (8, True)
     """
     generator = torch.Generator().manual_seed(seed)
-    if not _plain(batches):
+    if not _are_rows(batches):
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[at] for at in order[: max(1, round(share * len(batches)))]]
     inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
     drawn = torch.randperm(len(targets), generator=generator)[: max(1, round(share * len(targets)))][:count]
-    size = len(batches[0][1])
-    return [(inputs[at], targets[at]) for at in drawn.split(size)]
+    return [(inputs[at], targets[at]) for at in drawn.split(len(batches[0][1]))]
 
 
 def part(batches: Sequence[Any], number: int, of: int) -> list[Any]:
-    """Return one of several disjoint parts of the examples (or batches), the same whatever it is used for.
+    """Return one of several disjoint parts of the examples (or batches); the division is always the same.
 
     Raises:
-        InputError: There are fewer examples (or batches) than parts.
+        InputError: If there are fewer examples (or batches) than parts.
 
     Example:
         >>> whole = [(torch.arange(5.0)[:, None], torch.arange(5))]
@@ -279,30 +260,12 @@ def part(batches: Sequence[Any], number: int, of: int) -> list[Any]:
     """
     if of == 1:
         return list(batches)
-    if not _plain(batches):
-        chosen = list(batches)[number::of]
-        _enough(len(batches), of, "batches")
-        return chosen
+    rows = _are_rows(batches)
+    count, what = (sum(len(b[1]) for b in batches), "examples") if rows else (len(batches), "batches")
+    if count < of:
+        raise InputError(f"{count} held-out {what} cannot be divided among {of} seeds: hold out more")
+    if not rows:
+        return list(batches)[number::of]
     inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
-    _enough(len(targets), of, "examples")
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))[number::of]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[number::of]
     return [(inputs[at], targets[at]) for at in order.split(len(batches[0][1]))]
-
-
-def _enough(there: int, parts: int, what: str) -> None:
-    if there < parts:
-        raise InputError(f"{there} held-out {what} cannot be divided among {parts} seeds: hold out more")
-
-
-__all__ = [
-    "SAMPLE",
-    "example_inputs",
-    "examples",
-    "hash_batches",
-    "model_hash",
-    "overlap",
-    "part",
-    "sample",
-    "subject",
-    "takes_seed",
-]

@@ -1,23 +1,20 @@
-"""The job behind a cell of a comparison: prune the user's model once, and measure."""
+"""The function of a comparison's trials: prune the user's model once, and measure."""
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from secateur.bench.models import (
-    code_hash,
     example_inputs,
-    examples,
-    method_hash,
+    hash_source,
+    load_batches,
+    load_model,
     part,
     sample,
-    subject,
     takes_seed,
 )
 from secateur.bench.trial import Row
@@ -26,244 +23,155 @@ from secateur.core import InputError, SecateurError
 from secateur.core.jsonable import plain
 from secateur.diagnostics import diagnose
 from secateur.methods import Method
-from secateur.pruning import Repair, Result, prune
-from secateur.report import Report
+from secateur.pruning import Result, prune
 from secateur.tracing.trace import trace
 
+__all__ = ["ChangedError", "check_inputs", "prune_once"]
+
 LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {}}
-DRAWN = 1_000_003
-WORDS = ("NaN", "Infinity", "-Infinity")  # as `plain` writes them
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """One pruning, in words.
+class ChangedError(InputError):
+    """The model, the data or a method is not what the trials were made for; there is no result."""
 
-    Attributes:
-        model: As on the command line.
-        model_hash: What the model must be.
-        weights: Safetensors file, or None.
-        model_seed: Seed that its factory gets, or None.
-        shape: Shape of the example inputs, or None.
-        ignore: Layers whose units all stay.
-        data: As on the command line.
-        data_hash: What the data must be.
-        holdout: Function that returns the batches for the metric, or None.
-        examples_at_most: Examples that methods and repairs get, at most.
+
+def prune_once(
+    *,
+    files: Mapping[str, Any],
+    hashes: Mapping[str, str | None],
+    model_seed: int | None,
+    example_shape: str | None,
+    examples: int | None,
+    part_of_holdout: Sequence[int],
+    seed: int,
+    draw: int,
+    pruning: Mapping[str, Any],
+    metric: str,
+    latency: bool,
+    diagnosed: bool,
+) -> list[Row]:
+    """Prune a model once and return one row: the report, and what was pruned how.
+
+    If the method refuses the model, the row's "status" says why.
+
+    Args:
+        files: Names with absolute paths: "model", "weights", "data", "holdout", "method".
+        hashes: Hashes that "model", "data" and "method" must have.
+        model_seed: Argument of the model's factory, or None.
+        example_shape: Shape of the example inputs, or None.
+        examples: Examples that methods and repairs get at most, or None.
         part_of_holdout: Number of the part of the held-out examples, and of how many.
-        method: Name with options, without folders.
-        method_at: The same with folders.
-        method_hash: What the code of the method must be; None for one of Secateur's.
+        seed: Seed of the sample of examples.
         draw: Number of the draw, for methods that only draw.
-        budget: What stays, as in ``units=0.5``.
-        scope: ``layer``, ``global`` or ``erk``.
-        repair: A repair, or None.
-        epochs: Epochs of a fine-tuning; None where there is none.
-        lr: Its learning rate; None likewise.
-        metric: ``accuracy`` or ``log_likelihood``.
-        latency: Whether to measure it.
-        portrait: Whether the row shows what the method's structure looks like.
-        seed: Seed of the sample, the method and the fine-tuning.
+        pruning: Keyword arguments of `secateur.prune` as JSON: method, budget and scope, repair,
+            ignored_layers, seed, and epochs and lr of a fine-tuning.
+        metric: Name of the metric.
+        latency: Whether to measure latencies.
+        diagnosed: Whether the row explains the structure of the method.
+
+    Raises:
+        ChangedError: If a hash is another.
     """
-
-    model: str
-    model_hash: str
-    weights: str | None
-    model_seed: int | None
-    shape: str | None
-    ignore: Sequence[str]
-    data: str
-    data_hash: str
-    holdout: str | None
-    examples_at_most: int | None
-    part_of_holdout: Sequence[int]
-    method: str
-    method_at: str
-    method_hash: str | None
-    draw: int
-    budget: str
-    scope: str
-    repair: str | None
-    epochs: int | None
-    lr: float | None
-    metric: str
-    latency: bool
-    portrait: bool
-    seed: int
-
-    def run(self) -> Result:
-        """Make model and data, and prune.
-
-        Raises:
-            InputError: Model, data or method are not the same as when the cells were made.
-        """
-        made, example, found = subject(self.model, self.weights, self.model_seed)
-        if found != self.model_hash:
-            raise ChangedError(
-                f"{self.model} gives another model each time (or on each machine): seed it, or give --weights"
-            )
-        batches, hashed = examples(self.data, self.holdout, "finetune" in (self.repair or ""))
-        if hashed != self.data_hash:
-            raise ChangedError(f"{self.data} gives other batches each time it is called: seed it")
-        if method_hash(self.method_at) != self.method_hash:
-            raise ChangedError(f"the code of {self.method} changed since the run began: run it again")
-        first, of = self.part_of_holdout
-        method = make_method(self.method_at)
-        fitting = sample(batches.fit or [], self.seed, count=self.examples_at_most)
-        tuning: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs, "lr": self.lr}
-        result = prune(
-            made,
-            example_inputs(example, self.shape, batches),
-            method,
-            make_budget(self.budget, self.scope),
-            fitting,
-            holdout=part(batches.holdout or [], first, of),
-            repair=cast(Repair, self.repair),
-            metric=self.metric,
-            ignored_layers=self.ignore,
-            **tuning,
-            batch_sizes=(1, 64) if self.latency else (),
-            progress=False,
-            seed=self.seed + DRAWN * self.draw,
-        )
-        return _portrayed(result, made, fitting, method) if self.portrait else result
-
-
-def _portrayed(result: Result, made: nn.Module, fitting: list[Any], method: Method) -> Result:
+    model, model_example, model_hash = load_model(files["model"], files["weights"], model_seed)
+    fit, held_out, data_example, data_hash = load_batches(
+        files["data"], files["holdout"], "finetune" in (pruning["repair"] or "")
+    )
+    _check_hashes(
+        files, hashes, {"model": model_hash, "data": data_hash, "method": hash_source(files["method"])}
+    )
+    budget = make_budget(pruning["budget"], pruning["scope"])
+    row = {
+        "method": pruning["method"],
+        "budget": repr(budget),
+        "repair": pruning["repair"],
+        "seed": seed,
+        "draw": draw,
+    }
     try:
-        return diagnose(result, made, fitting, method)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = sample(fit, seed, count=examples)
+            method = make_method(files["method"])
+            more = {name: pruning[name] for name in ("epochs", "lr") if name in pruning}
+            result = prune(
+                model,
+                example_inputs(example_shape, data_example, model_example),
+                method,
+                budget,
+                data,
+                holdout=part(held_out, *part_of_holdout),
+                repair=pruning["repair"],
+                metric=metric,
+                ignored_layers=pruning["ignored_layers"],
+                **more,
+                batch_sizes=(1, 64) if latency else (),
+                progress=False,
+                seed=pruning["seed"],
+            )
+            if diagnosed:
+                result = _diagnose(result, model, data, method)
+    except SecateurError as error:
+        return [{**row, "status": f"{type(error).__name__}: {' '.join(str(error).split())}"}]
+    report = result.report.to_dict()
+    if not diagnosed:
+        del report["structure"]
+    messages = sorted({" ".join(str(warning.message).split()) for warning in caught})
+    return [plain({**report, **LIGHT, **row, "status": "ok", "warnings": messages})]
+
+
+def _check_hashes(files: Mapping[str, Any], wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `ChangedError` if trials of one comparison would not be about the same things."""
+    for what, value in given.items():
+        if value != wanted[what]:
+            raise ChangedError(
+                f"{files[what]} is not the same {what} as when the comparison began: if it was edited, run "
+                "the command again; if it differs each time it is made, seed it, or give the weights"
+            )
+
+
+def _diagnose(result: Result, model: nn.Module, data: list[Any], method: Method) -> Result:
+    try:
+        return diagnose(result, model, data, method)
     except SecateurError as error:
         warnings.warn(f"no page on the structure of {method.name!r}: {error}", stacklevel=2)
         return result
 
 
-class ChangedError(InputError):
-    """A model or data that are not what the cells were made for: no result, rather than a refusal."""
-
-
-def prune_once(**params: Any) -> list[Row]:
-    """Prune a model once and return one row: the report, and what the cell was.
-
-    A method that refuses is a row whose "status" says why.
-
-    Args:
-        params: The attributes of a `Pruning`.
-
-    Raises:
-        InputError: The model or the data are not the same as when the cells were made.
-    """
-    work = Pruning(**params)
-    what = {
-        "data": work.data,
-        "method": work.method,
-        "budget": repr(make_budget(work.budget, work.scope)),
-        "repair": work.repair,
-        "seed": work.seed,
-        "draw": work.draw,
-    }
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            result = work.run()
-    except ChangedError:
-        raise
-    except SecateurError as error:
-        status = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return [{"model": work.model, **what, "status": status}]
-    report = result.report.to_dict()
-    if not work.portrait:
-        del report["structure"]
-    warned = sorted({" ".join(str(warning.message).split()) for warning in said})
-    return [plain({**report, **LIGHT, **what, "status": "ok", "warnings": warned})]
-
-
-def check_rows(rows: Sequence[Row], params: Mapping[str, Any]) -> None:
-    """Check that rows are what `prune_once` returns: the file that kept them may have been edited.
-
-    Args:
-        rows: The rows.
-        params: What `prune_once` was called with.
-
-    Raises:
-        InputError: They are not; names the field.
-    """
-    if len(rows) != 1:
-        raise InputError(f"a pruning leaves one row, not {len(rows)}")
-    (row,) = rows
-    for name in ("repair", "seed", "draw"):
-        if name not in row or row[name] != params[name]:
-            raise InputError(f"{name!r} should be {params[name]!r}, not {ascii(row.get(name))[:60]}")
-    if not isinstance(row.get("status"), str):
-        raise InputError(f"'status' should be words, not {ascii(row.get('status'))[:60]}")
-    if row["status"] != "ok":
-        return
-    report = Report.from_dict({field.name: row[field.name] for field in fields(Report) if field.name in row})
-    for name in ("groups", "masks", "seconds", "versions"):
-        if not isinstance(getattr(report, name), Mapping):
-            raise InputError(f"{name!r} should be a mapping, not {ascii(getattr(report, name))[:60]}")
-    for name, value in _numbers(report):
-        if not (value in WORDS if isinstance(value, str) else _finite(value)):
-            raise InputError(f"{name} should be a number, not {ascii(value)[:60]}")
-
-
-def _numbers(report: Report) -> Iterator[tuple[str, Any]]:
-    for name, side in (("before", report.before), ("after", report.after)):
-        yield f"the metric {name}", side.metric
-        yield from ((f"{key} {name}", value) for key, value in asdict(side.cost).items())
-        yield from ((f"a latency {name}", latency.median) for latency in side.latency)
-    yield from ((f"the time to {key}", value) for key, value in report.seconds.items())
-
-
-def _finite(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def look(
+def check_inputs(
     *,
-    model: str,
-    weights: str | None,
-    shape: str | None,
-    ignore: list[str],
-    data: str,
-    holdout: str | None,
-    tuned: list[bool],
-    seeds: list[int],
+    files: Mapping[str, Any],
+    example_shape: str | None,
+    ignored_layers: Sequence[str],
+    finetune: Sequence[bool],
+    seeds: Sequence[int],
 ) -> list[Row]:
-    """Make model and data, find out what would make every pruning fail, and return their hashes.
+    """Load the models and the data, report what would make every pruning fail, and return the hashes.
 
     Args:
-        model: As on the command line, as all that follows.
-        weights: Safetensors file, or None.
-        shape: Shape of the example inputs, or None.
-        ignore: Layers whose units all stay.
-        data: Data set or function.
-        holdout: Function, or None.
-        tuned: Whether batches are for fine-tuning as well, and whether not.
+        files: As in `prune_once`.
+        example_shape: The same.
+        ignored_layers: Layers whose units all stay.
+        finetune: Whether the batches are for fine-tuning: False, True or both.
         seeds: Seeds.
 
     Returns:
-        One row: "models" holds hashes in the order of `seeds`, "data" and "code" in that of `tuned`; "seeded"
-        says whether the factory takes the seed.
+        One row: "models" holds hashes in the order of `seeds`, "data" in that of `finetune`; "seeded" is
+        whether the factory takes the seed.
 
     Raises:
-        InputError: The model or the data cannot be.
-        CaptureError: The model cannot be captured.
+        InputError: If the model or the data are invalid.
+        CaptureError: If the model cannot be traced.
     """
-    seeded = takes_seed(model, weights)
-    hashed = []
-    for kind in tuned:
-        batches, found = examples(data, holdout, kind)
-        sample(batches.fit or [], seeds[0])
-        part(batches.holdout or [], 0, len(seeds))
-        hashed.append(found)
-    made, example, _ = subject(model, weights, seeds[0] if seeded else None)
-    inputs = example_inputs(example, shape, batches)
-    try_inputs(made, inputs)
-    network = trace(made, inputs, ignored_layers=ignore)
-    models = [subject(model, weights, seed if seeded else None)[2] for seed in seeds]
-    code = [code_hash(network, made, kind) for kind in tuned]
-    return [{"seeded": seeded, "models": models, "data": hashed, "code": code}]
-
-
-__all__ = ["ChangedError", "Pruning", "check_rows", "look", "prune_once"]
+    seeded = takes_seed(files["model"], files["weights"])
+    data_hashes = []
+    for kind in finetune:
+        fit, held_out, data_example, data_hash = load_batches(files["data"], files["holdout"], kind)
+        sample(fit, seeds[0])
+        part(held_out, 0, len(seeds))
+        data_hashes.append(data_hash)
+    models = [load_model(files["model"], files["weights"], seed if seeded else None) for seed in seeds]
+    model, model_example, _ = models[0]
+    inputs = example_inputs(example_shape, data_example, model_example)
+    try_inputs(model, inputs)
+    trace(model, inputs, ignored_layers=ignored_layers)
+    return [{"seeded": seeded, "models": [model_hash for *_, model_hash in models], "data": data_hashes}]

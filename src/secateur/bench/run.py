@@ -1,39 +1,29 @@
-"""Run a grid of cells in worker processes, and write each result down as it comes."""
+"""Run trials in worker processes or on a cluster, and write each result as it comes."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import queue
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
-
-from joblib import Parallel, delayed
+from statistics import fmean
 
 from secateur.bench.results_file import ResultsFile
-from secateur.bench.runner import execute
-from secateur.bench.trial import Row, Trial, TrialResult
-from secateur.bench.worker import EngineError, Worker
+from secateur.bench.trial import Trial, TrialResult
+from secateur.bench.worker import EngineError, Worker, run_here
 from secateur.core import InputError, unknown
 
+__all__ = ["EngineError", "check_engine", "format_duration", "run_trials"]
+
 Log = Callable[[str], None]
-Outcome = tuple[Trial, Row]
-Outcomes = Generator[Outcome, None, None]
-
-
-class Engine(Protocol):
-    """What runs cells: yields each with what became of it, in the order in which they finish."""
-
-    def __call__(
-        self, cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None
-    ) -> Outcomes:
-        """Run the cells."""
-        ...
+Results = Generator[TrialResult, None, None]
+ENGINES = ("local", "ray", "inline")
 
 
 def run_trials(
-    cells: Sequence[Trial],
+    trials: Sequence[Trial],
     path: str | Path,
     *,
     engine: str = "local",
@@ -42,162 +32,139 @@ def run_trials(
     limit: float | None = None,
     log: Log | None = None,
 ) -> list[TrialResult]:
-    """Run cells that are not done yet, and return the records of all.
+    """Run the trials that are not done yet, and return the results of all.
 
-    Each finished cell is a line in the file at once.  The same call again goes on from there: it runs only
-    cells that are missing there, failed, or took too long.  Lines of other versions and other cells stay and
-    do not count.  Ctrl-C stops the cells that run and keeps those that are done.
+    Each result is written to the file at once. The same call continues from there: it runs only trials that
+    are missing, failed, or took too long. Ctrl-C stops the running trials and keeps the finished ones.
 
     Args:
-        cells: What to run; a cell that is named twice runs once.
-        path: The file with the results.
-        engine: ``"local"``: processes on this machine, one thread each.  ``"ray"``: a Ray cluster (extra
-            ray).  ``"inline"``: one after the other in this process, to debug a job.
-        jobs: Cells at a time.
-        address: Of the Ray cluster; one is started here if None.
-        limit: Seconds on the clock after which a cell is stopped and recorded as ``"timeout"``.
-        log: Called with a few words after each cell: how many are done, and the time left.
+        trials: What to run; equal trials run once.
+        path: The file of results.
+        engine: ``"local"``: processes on this machine, with one thread each. ``"ray"``: a Ray cluster (extra
+            ray). ``"inline"``: in this process, to debug a function.
+        jobs: Trials at a time.
+        address: Address of the Ray cluster; by default one is started on this machine.
+        limit: Seconds after which a trial is stopped and recorded as ``"timeout"``.
+        log: Called with a line of progress after each trial.
 
     Returns:
-        One record a cell, in the order of `cells`.
+        One result for each trial, in the order of `trials`.
 
     Raises:
-        InputError: An unknown engine, or arguments that cannot be.
-        StoreError: The file is damaged, written by another run, or cannot be written (a full disk).
-        EngineError: No process starts, or no cluster answers.
+        InputError: If an argument is invalid.
+        StoreError: If another run writes the file, or it cannot be read or written.
+        EngineError: If no process starts, or no cluster answers.
 
     Example:
         >>> import tempfile
-        >>> cells = [Trial("secateur.bench.checks:draw", {"seed": seed, "count": 1}) for seed in (0, 1)]
-        >>> records = run_trials(cells, Path(tempfile.mkdtemp()) / "cells.jsonl", engine="inline")
-        >>> [(record.status, record.rows[0]["seed"]) for record in records]
-        [('ok', 0), ('ok', 1)]
+        >>> trials = [Trial("json:loads", {"s": f'[{{"seed": {seed}}}]'}) for seed in (0, 1)]
+        >>> results = run_trials(trials, Path(tempfile.mkdtemp()) / "trials.jsonl", engine="inline")
+        >>> [(result.status, result.rows) for result in results]
+        [('ok', [{'seed': 0}]), ('ok', [{'seed': 1}])]
     """
-    run = find_engine(engine, jobs, address, limit)
-    say = log or (lambda _: None)
-    with ResultsFile(path) as ledger:
-        if ledger.said:
-            say(ledger.said)
-        if ledger.strangers:
-            say(f"{ledger.strangers} results of other versions in {path} are kept apart")
-        asked = list({cell.key: cell for cell in cells}.values())
-        done = [ledger.records[cell.key] for cell in asked if _good(ledger, cell)]
-        left = [cell for cell in asked if not _good(ledger, cell)]
-        progress = _Progress(done, left, min(jobs, max(1, len(left))))
-        say(progress.words())
-        with closing(run(left, jobs, limit, address)) as outcomes:
-            for cell, outcome in outcomes:
-                record = TrialResult(cell, **outcome)
-                ledger.append(record)
-                progress.count(record)
-                say(progress.words())
-        return [ledger.records[cell.key] for cell in cells]
+    check_engine(engine, jobs, address, limit)
+    log = log or (lambda _: None)
+    with ResultsFile(path) as file:
+        if file.other_versions:
+            log(f"{file.other_versions} results of other versions in {path} do not count")
+        distinct = list({trial.key: trial for trial in trials}.values())
+        done = [trial for trial in distinct if _is_done(file, trial)]
+        left = [trial for trial in distinct if not _is_done(file, trial)]
+        progress = _Progress(len(distinct), len(done), min(jobs, max(1, len(left))))
+        log(progress.line())
+        with closing(_start(engine, left, jobs, limit, address)) as results:
+            for result in results:
+                file.append(result)
+                progress.add(result)
+                log(progress.line())
+        return [file.results[trial.key] for trial in trials]
 
 
-def _good(ledger: ResultsFile, cell: Trial) -> bool:
-    return cell.key in ledger.records and ledger.records[cell.key].status == "ok"
+def _is_done(file: ResultsFile, trial: Trial) -> bool:
+    return trial.key in file.results and file.results[trial.key].status == "ok"
 
 
-def find_engine(name: str, jobs: int, address: str | None, limit: float | None) -> Engine:
-    """Return an engine by its name.
-
-    Raises:
-        InputError: An unknown name, with the near matches, or arguments that it cannot have.
-    """
-    if name not in ENGINES:
-        raise InputError(unknown("engine", name, list(ENGINES)))
+def check_engine(engine: str, jobs: int, address: str | None, limit: float | None) -> None:
+    """Raise `InputError` if the engine is unknown or does not go with the other arguments."""
+    if engine not in ENGINES:
+        raise InputError(unknown("engine", engine, list(ENGINES)))
     if jobs < 1 or (limit is not None and not 0 < limit < math.inf):
         raise InputError(f"jobs must be at least 1, and a limit positive and finite; got {jobs} and {limit}")
-    if address is not None and name != "ray":
-        raise InputError(f"an address is that of a Ray cluster: use engine 'ray', not {name!r}")
-    if limit is not None and name == "inline":
-        raise InputError("engine 'inline' cannot stop a cell that takes too long: use 'local' with a limit")
-    return ENGINES[name]
+    if address is not None and engine != "ray":
+        raise InputError(f"an address is for a Ray cluster: use engine 'ray', not {engine!r}")
+    if limit is not None and engine == "inline":
+        raise InputError("engine 'inline' cannot stop a trial: use 'local' with a limit")
 
 
-def inline(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
-    """Run cells one after the other in this process."""
-    for cell in cells:
-        yield cell, execute(cell.function, cell.arguments)
+def _start(
+    engine: str, trials: Sequence[Trial], jobs: int, limit: float | None, address: str | None
+) -> Results:
+    if engine == "inline":
+        return (run_here(trial) for trial in trials)
+    if engine == "ray":
+        from secateur.bench.ray_cluster import run_on_ray  # ray is an extra
+
+        return run_on_ray(trials, jobs, limit, address)
+    return _run_locally(trials, jobs, limit)
 
 
-def local(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
-    """Run cells in processes on this machine.
+def _run_locally(trials: Sequence[Trial], jobs: int, limit: float | None) -> Results:
+    """Run trials in worker processes, each led by a thread; yield results as they come."""
+    workers = [Worker() for _ in range(min(jobs, len(trials)))]
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
 
-    joblib deals the cells out to threads, each of which has a process of its own: such a process can be
-    stopped alone, which a pool of processes does not allow.
-    """
-    idle = [Worker() for _ in range(min(jobs, len(cells)))]
-    crew = tuple(idle)
-
-    def attempt(cell: Trial) -> Outcome:
-        worker = idle.pop()
+    def run(trial: Trial) -> TrialResult:
+        worker = idle.get()
         try:
-            return cell, worker.run(cell.function, cell.arguments, limit)
+            return worker.run(trial, limit)
         finally:
-            idle.append(worker)
+            idle.put(worker)
 
-    pool = Parallel(len(crew) or 1, backend="threading", return_as="generator_unordered", batch_size=1)
+    threads = ThreadPoolExecutor(max(1, len(workers)))
     try:
-        yield from pool(delayed(attempt)(cell) for cell in cells)
+        for future in as_completed([threads.submit(run, trial) for trial in trials]):
+            yield future.result()
     finally:
-        for worker in crew:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
             worker.close()
-
-
-def ray(cells: Sequence[Trial], jobs: int, limit: float | None, address: str | None) -> Outcomes:
-    """Run cells on a Ray cluster; needs the extra ray."""
-    from secateur.bench.cluster import run
-
-    return run(cells, jobs, limit, address)
+        threads.shutdown()
 
 
 class _Progress:
-    """Counts cells, and guesses the time left from the finished cells of the same job."""
+    """Counts trials, and estimates the time left from the mean of those that ran."""
 
-    def __init__(self, done: Sequence[TrialResult], left: Sequence[Trial], jobs: int) -> None:
-        self.total, self.jobs, self.kept, self.bad = len(done) + len(left), jobs, len(done), 0
-        self.left: dict[str, int] = defaultdict(int)
-        self.took: dict[str, list[float]] = defaultdict(list)
-        for cell in left:
-            self.left[cell.function] += 1
-        for record in done:
-            self.took[record.trial.function].append(record.wall)
+    def __init__(self, total: int, earlier: int, jobs: int) -> None:
+        self.total, self.earlier, self.jobs = total, earlier, jobs
+        self.failed = 0
+        self.wall: list[float] = []
 
-    def count(self, record: TrialResult) -> None:
-        """Count a cell that finished."""
-        self.left[record.trial.function] -= 1
-        self.took[record.trial.function].append(record.wall)
-        self.bad += record.status != "ok"
+    def add(self, result: TrialResult) -> None:
+        """Count a finished trial."""
+        self.failed += result.status != "ok"
+        self.wall.append(result.wall)
 
-    def words(self) -> str:
-        """Say how far it is."""
-        left = sum(self.left.values())
-        words = f"{self.total - left} of {self.total} cells"
-        words += f" ({self.kept} from before)" if self.kept else ""
-        words += f", {self.bad} failed" if self.bad else ""
-        every = [wall for walls in self.took.values() for wall in walls]
-        if not left or not every:
-            return words
-        mean = sum(every) / len(every)
-        means = {job: sum(walls) / len(walls) for job, walls in self.took.items() if walls}
-        seconds = sum(count * means.get(job, mean) for job, count in self.left.items()) / self.jobs
-        return f"{words}, about {duration(seconds)} left"
+    def line(self) -> str:
+        """Return the progress as a line."""
+        left = self.total - self.earlier - len(self.wall)
+        parts = [f"{self.total - left} of {self.total} trials"]
+        parts[0] += f" ({self.earlier} from before)" if self.earlier else ""
+        parts += [f"{self.failed} failed"] if self.failed else []
+        if left and self.wall:
+            parts.append(f"about {format_duration(left * fmean(self.wall) / self.jobs)} left")
+        return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Word a time.
+def format_duration(seconds: float) -> str:
+    """Return a time as text.
 
     Example:
-        >>> duration(42), duration(200), duration(9000)
+        >>> format_duration(42), format_duration(200), format_duration(9000)
         ('42 s', '3 min', '2 h 30 min')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-ENGINES: dict[str, Engine] = {"local": local, "ray": ray, "inline": inline}
-
-__all__ = ["ENGINES", "EngineError", "duration", "find_engine", "run_trials"]

@@ -1,11 +1,11 @@
-"""Statistics of a comparison: paired over seeds, corrected for the number of comparisons, ties named.
+"""Statistics of a comparison: paired over seeds and corrected for the number of comparisons.
 
 Intervals are Hesterberg's expanded percentile intervals (T. Hesterberg, "What teachers should know about the
 bootstrap", The American Statistician 69, 2015, section 4.4): with the few seeds that training allows, plain
-percentiles of the bootstrap are too narrow, and these are as wide as Student's t asks for a normal sample.
-A difference counts where its paired t-test, corrected by S. Holm's method (Scandinavian Journal of Statistics
-6, 1979) for all pairs of methods compared at that place, is below the level.  All pairs, not only those with
-the leader: the leader is chosen by looking at the same numbers.
+percentiles of the bootstrap are too narrow, and these are as wide as Student's t for a normal sample.
+A difference counts if its paired t-test, corrected by S. Holm's method (Scandinavian Journal of Statistics 6,
+1979) for all pairs of methods in that setting, is below the level. All pairs, not only those with the leader:
+the leader is chosen by looking at the same numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ from scipy import stats
 
 from secateur.core import InputError
 
+__all__ = [
+    "LEVEL",
+    "Difference",
+    "Interval",
+    "Ranking",
+    "area",
+    "bootstrap",
+    "compare",
+    "holm",
+    "largest_removed",
+    "paired_p",
+    "rank",
+]
+
 LEVEL = 0.95
 DRAWS = 10_000
 EXACT = 6
@@ -33,7 +47,7 @@ class Interval:
 
     Attributes:
         estimate: The mean.
-        low: Lower end; NaN where a single value gives none.
+        low: Lower end; NaN for a single value.
         high: Upper end.
         count: Number of values.
     """
@@ -49,11 +63,11 @@ class Difference:
     """One method against another on the same seeds.
 
     Attributes:
-        first: Name of the one.
-        second: Name of the other.
-        mean: First minus second, with its interval (for this pair alone).
-        p: Of the paired t-test; NaN with fewer than two seeds.
-        adjusted: The same after Holm's correction for all pairs.
+        first: Name of a method.
+        second: Name of the other method.
+        mean: First minus second, with the interval for this pair alone.
+        p: p-value of the paired t-test; NaN with fewer than two seeds.
+        adjusted: p-value after Holm's correction for all pairs.
         verdict: ``"better"``, ``"worse"``, ``"tie"``, or ``"too few seeds"``.
     """
 
@@ -67,11 +81,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Who wins at one place.
+    """Who wins in one setting.
 
     Attributes:
-        leader: The method with the highest mean, over the seeds that all have, if there are any.
-        tied: Methods that are not worse than the leader as far as the seeds can tell, the leader first.
+        leader: The method with the highest mean over the seeds that all methods have, if there are any.
+        tied: The leader, then the methods that are not significantly worse.
         differences: All pairs.
     """
 
@@ -93,20 +107,20 @@ class Ranking:
 def bootstrap(values: Sequence[float], level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Return the mean of values with its bootstrap interval.
 
-    Up to six values, every resample counts once, and the interval is exact; beyond that, resamples are drawn.
+    For up to six values, every resample counts once and the interval is exact; for more, resamples are drawn.
 
     Args:
         values: Finite numbers, one a seed.
         level: Coverage, in (0, 1).
-        draws: Number of resamples that are drawn.
+        draws: Number of drawn resamples.
         seed: Seed of the draws.
 
     Raises:
-        InputError: No values, infinite ones, or a level outside (0, 1).
+        InputError: If there are no values or infinite ones, or the level is outside (0, 1).
 
     Example:
-        >>> found = bootstrap([0.01, 0.02, 0.03, 0.02])
-        >>> round(found.estimate, 3), found.low < 0.02 < found.high, found.count
+        >>> interval = bootstrap([0.01, 0.02, 0.03, 0.02])
+        >>> round(interval.estimate, 3), interval.low < 0.02 < interval.high, interval.count
         (0.02, True, 4)
     """
     x = np.asarray(values, dtype=np.float64)
@@ -135,13 +149,11 @@ def paired_p(differences: Sequence[float], examples: float | None = None) -> flo
 
     Args:
         differences: One a seed.
-        examples: Where they are differences of shares (accuracies), the number of examples behind each; where
-            seeds share their test examples, that number divided by the number of seeds.  Shares move in
-            steps, so a few seeds may agree by chance to the last digit.  To differ by d, two methods must
-            judge d x examples of them differently, which has a variance of d / examples at least (McNemar):
-            the test uses no smaller one.
-
-    Without `examples`, where all differences are the same, it is 1 if they are zero, and 0 if not.
+        examples: For differences of shares (accuracies), the number of examples behind each share; if seeds
+            share their test examples, that number divided by the number of seeds. Shares move in steps, so
+            a few seeds may agree by chance to the last digit. To differ by d, two methods must judge
+            d x examples of them differently, which has a variance of at least d / examples (McNemar): the
+            test uses no smaller one. Without `examples`, equal differences give 1 if they are zero, else 0.
 
     Example:
         >>> paired_p([0.0, 0.0]), paired_p([0.1, 0.1]), round(paired_p([1.0, 2.0, 3.0]), 3)
@@ -161,30 +173,31 @@ def paired_p(differences: Sequence[float], examples: float | None = None) -> flo
 
 
 def _error(x: NDArray[np.float64], examples: float | None) -> float:
-    """Return the standard error of the mean, no smaller than that of the examples."""
-    between = float(x.std(ddof=1)) / math.sqrt(len(x))
-    return between if examples is None else max(between, _least(x, examples))
+    """Return the standard error of the mean, at least that of the examples."""
+    over_seeds = float(x.std(ddof=1)) / math.sqrt(len(x))
+    return over_seeds if examples is None else max(over_seeds, _least_error(x, examples))
 
 
-def _least(x: NDArray[np.float64], examples: float) -> float:
+def _least_error(x: NDArray[np.float64], examples: float) -> float:
     return math.sqrt(float(np.abs(x).sum()) / examples) / len(x)
 
 
 def _interval(differences: Sequence[float], level: float, seed: int, examples: float | None) -> Interval:
-    """Return the bootstrap interval, or that of the examples alone where it is wider."""
+    """Return the bootstrap interval, widened to that of the examples alone."""
     if not differences:
         return Interval(math.nan, math.nan, math.nan, 0)
-    found = bootstrap(differences, level, seed=seed)
+    interval = bootstrap(differences, level, seed=seed)
     if examples is None or len(differences) < 2:
-        return found
+        return interval
     t = stats.t.ppf((1 + level) / 2, len(differences) - 1)
-    half = float(t) * _least(np.asarray(differences, dtype=np.float64), examples)
-    low, high = min(found.low, found.estimate - half), max(found.high, found.estimate + half)
-    return Interval(found.estimate, low, high, found.count)
+    half = float(t) * _least_error(np.asarray(differences, dtype=np.float64), examples)
+    mean = interval.estimate
+    low, high = min(interval.low, mean - half), max(interval.high, mean + half)
+    return Interval(mean, low, high, interval.count)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected by Holm's method; NaN stays and does not count.
+    """Return p-values corrected by Holm's method; NaN stays NaN and does not count.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -201,13 +214,13 @@ def holm(p: Sequence[float]) -> list[float]:
 def compare(
     scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None
 ) -> tuple[Difference, ...]:
-    """Compare all pairs of methods, each pair on the seeds that both have.
+    """Compare all pairs of methods, each on the seeds that both have.
 
     Args:
-        scores: Method -> seed -> its figure, more being better.
-        level: One minus the chance of one false difference or more among all pairs.
+        scores: Method -> seed -> score; more is better.
+        level: One minus the chance of a false difference among all pairs.
         seed: Seed of the bootstrap.
-        examples: Examples behind each figure, where the figures are shares; see `paired_p`.
+        examples: Examples behind each score, if scores are shares; see `paired_p`.
 
     Example:
         >>> scores = {"a": {0: 0.9, 1: 0.8, 2: 0.91}, "b": {0: 0.5, 1: 0.41, 2: 0.5}, "c": {0: 0.5}}
@@ -219,11 +232,11 @@ def compare(
         [scores[a][s] - scores[b][s] for s in sorted(set(scores[a]) & set(scores[b]))] for a, b in pairs
     ]
     p = [paired_p(differences, examples) for differences in values]
-    found = []
-    for (a, b), differences, one, adjusted in zip(pairs, values, p, holm(p), strict=True):
+    compared = []
+    for (a, b), differences, p_pair, adjusted in zip(pairs, values, p, holm(p), strict=True):
         mean = _interval(differences, level, seed, examples)
-        found.append(Difference(a, b, mean, one, adjusted, _verdict(mean.estimate, adjusted, level)))
-    return tuple(found)
+        compared.append(Difference(a, b, mean, p_pair, adjusted, _verdict(mean.estimate, adjusted, level)))
+    return tuple(compared)
 
 
 def _verdict(mean: float, adjusted: float, level: float) -> str:
@@ -235,63 +248,63 @@ def _verdict(mean: float, adjusted: float, level: float) -> str:
 
 
 def rank(scores: Scores, level: float = LEVEL, seed: int = 0, examples: float | None = None) -> Ranking:
-    """Say who wins, and who cannot be told from the winner; arguments as of `compare`.
+    """Return which method wins and which tie with it; the arguments are those of `compare`.
 
     Raises:
-        InputError: No method has a figure.
+        InputError: If no method has a score.
 
     Example:
         >>> same = {0: 0.5, 1: 0.6, 2: 0.5}
         >>> rank({"a": same, "twin": same, "b": {0: 0.1, 1: 0.21, 2: 0.1}}).tied
         ('a', 'twin')
     """
-    there = {name: by_seed for name, by_seed in scores.items() if by_seed}
-    if not there:
-        raise InputError("no method has a figure to compare")
-    common = set.intersection(*(set(by_seed) for by_seed in there.values()))
+    scored = {name: by_seed for name, by_seed in scores.items() if by_seed}
+    if not scored:
+        raise InputError("no method has a score to compare")
+    common = set.intersection(*(set(by_seed) for by_seed in scored.values()))
     means = {
         name: math.fsum(v for seed, v in by_seed.items() if seed in common or not common)
         / len(common or by_seed)
-        for name, by_seed in there.items()
+        for name, by_seed in scored.items()
     }
     leader = max(means, key=lambda name: means[name])
-    differences = compare(there, level, seed, examples)
+    differences = compare(scored, level, seed, examples)
     beaten = {
         d.second if d.verdict == "better" else d.first
         for d in differences
         if d.verdict == ("better" if d.first == leader else "worse") and leader in (d.first, d.second)
     }
-    rest = sorted((name for name in there if name != leader and name not in beaten), key=lambda n: -means[n])
-    return Ranking(leader, (leader, *rest), differences)
+    tied = sorted((name for name in scored if name != leader and name not in beaten), key=lambda n: -means[n])
+    return Ranking(leader, (leader, *tied), differences)
 
 
 Curve = Sequence[tuple[float, float]]
 
 
-def area(curve: Curve, upto: float) -> float:
-    """Return the mean height of a curve of accuracy over the share removed, between 0 and `upto`.
+def area(curve: Curve, end: float) -> float:
+    """Return the mean height of a curve of accuracy over the share removed, between 0 and `end`.
 
     Args:
-        curve: (share removed, accuracy), with a point at 0, joined by straight lines.
-        upto: Where it ends; at most the curve's last point.
+        curve: Points (share removed, accuracy), with one at 0, joined by straight lines.
+        end: Where the area ends; at most the curve's last point.
 
     Raises:
-        InputError: A curve that does not reach from 0 to `upto`.
+        InputError: If the curve does not reach from 0 to `end`.
 
     Example:
         >>> area([(0.0, 1.0), (0.5, 0.5), (0.9, 0.1)], 0.5)
         0.75
     """
     x, y = _sorted(curve)
-    if not 0 < upto <= x[-1] + 1e-12 or x[0] > 1e-12:
-        raise InputError(f"the curve reaches from {x[0]:.4g} to {x[-1]:.4g}; asked for 0 to {upto:.4g}")
-    inside = x < upto
-    ends = np.append(x[inside], upto), np.append(y[inside], np.interp(upto, x, y))
-    return float(np.trapezoid(ends[1], ends[0]) / upto)
+    if not 0 < end <= x[-1] + 1e-12 or x[0] > 1e-12:
+        raise InputError(f"the curve reaches from {x[0]:.4g} to {x[-1]:.4g}; asked for 0 to {end:.4g}")
+    inside = x < end
+    xs, ys = np.append(x[inside], end), np.append(y[inside], np.interp(end, x, y))
+    return float(np.trapezoid(ys, xs) / end)
 
 
 def largest_removed(curve: Curve, least: float) -> float | None:
-    """Return the largest share removed up to which a curve never falls below `least`; None if none.
+    """Return the largest share removed up to which a curve is at least `least`; None if it starts below.
 
     Example:
         >>> largest_removed([(0.0, 1.0), (0.5, 0.9), (0.75, 0.4), (0.9, 0.95)], 0.8)
@@ -315,18 +328,3 @@ def _sorted(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if not np.isfinite(points).all():
         raise InputError(f"the points of a curve are finite; got {list(curve)}")
     return points[:, 0], points[:, 1]
-
-
-__all__ = [
-    "LEVEL",
-    "Difference",
-    "Interval",
-    "Ranking",
-    "area",
-    "bootstrap",
-    "compare",
-    "holm",
-    "largest_removed",
-    "paired_p",
-    "rank",
-]

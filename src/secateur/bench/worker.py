@@ -1,49 +1,65 @@
-"""A process of our own that runs cells, and can be stopped in the middle of one without harm to others."""
+"""Run a trial: in this process, or in a worker process that can be stopped alone."""
 
 from __future__ import annotations
 
-import json
+import gc
+import importlib
+import inspect
 import os
 import platform
-import selectors
+import random
+import re
+import resource
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from secateur.bench.trial import Row
-from secateur.core import SecateurError
+import numpy as np
+import torch
+from joblib.externals.loky import ProcessPoolExecutor
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-CODE = "from secateur.bench.runner import main; main()"
-LAST_WORDS = 500
-POLL, GRACE, PIECE = 0.2, 2.0, 1 << 16  # seconds, seconds, bytes
+from secateur.bench.trial import Row, Status, Trial, TrialResult
+from secateur.core import InputError, SecateurError, unknown
+from secateur.core.jsonable import plain
+
+__all__ = ["EngineError", "Worker", "find_trial_function", "run_here"]
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+WATCH = 0.5  # seconds
 
 
 class EngineError(SecateurError):
-    """Cells cannot be run: no process starts, or no cluster answers."""
+    """Trials cannot be run: no process starts, or no cluster answers."""
 
 
 class Worker:
-    """One process with one thread, started when it is needed, and again after a cell that ended it.
+    """A process that runs trials with one thread; started when needed, and again after a crash or a timeout.
+
+    The process is loky's, which needs no ``if __name__ == "__main__"`` in the caller's script, reports every
+    way in which a process can end, and stops the processes that a trial started, too.
 
     Example:
         >>> with Worker() as worker:
-        ...     worker.run("secateur.bench.checks:echo", {"rows": [{"a": 1}]}, None)["rows"]
-        [{'a': 1}]
+        ...     worker.run(Trial("json:loads", {"s": '[{"accuracy": 0.5}]'})).rows
+        [{'accuracy': 0.5}]
     """
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._process: subprocess.Popen[str] | None = None
-        self._said: IO[bytes] | None = None
-        self._closed = False
-        self._late = False
         self._lock = threading.Lock()
+        self._executor: ProcessPoolExecutor | None = None
+        self._group = 0
+        self._closed = False
 
     def __enter__(self) -> Worker:
         """Return itself."""
@@ -53,158 +69,161 @@ class Worker:
         """Stop the process."""
         self.close()
 
-    def run(self, job: str, params: dict[str, Any], limit: float | None) -> Row:
-        """Run one cell and return what `TrialResult` says of it beside the cell.
+    def run(self, trial: Trial, limit: float | None = None) -> TrialResult:
+        """Run one trial; whatever happens to the process is the trial's result.
 
         Args:
-            job: ``"package.module:function"``.
-            params: What it is called with.
-            limit: Seconds on the clock after which the cell is stopped, or None.
+            trial: The trial.
+            limit: Seconds after which it is stopped, or None.
 
         Raises:
-            EngineError: No process could be started, or the worker was closed meanwhile.
+            EngineError: If no process starts, or the worker was closed meanwhile.
         """
-        process = self._started()
-        start = time.perf_counter()
-        answer = self._ask(process, {"job": job, "params": params}, limit)
-        if answer:
-            return json.loads(answer)
-        if self._closed:
-            raise EngineError("the worker was stopped")
-        wall, code = time.perf_counter() - start, _end(process)
-        status, error = "error", f"the process {_ending(code)}{self._last_words()}"
-        if self._late:
+        executor, start = self._started(), time.perf_counter()
+        status: Status
+        try:
+            return executor.submit(run_here, trial).result(limit)
+        except TimeoutError:
             status, error = "timeout", f"stopped after {limit:g} s"
-        return {
-            "status": status,
-            "rows": [],
-            "seconds": 0.0,
-            "wall": wall,
-            "memory": 0.0,
-            "error": error,
-            "place": platform.node(),
-        }
+        except BrokenProcessPool as problem:
+            status, error = "error", _describe_crash(problem)
+        if self._closed:
+            raise EngineError("the worker was closed")
+        self._stop()
+        wall = time.perf_counter() - start
+        return TrialResult(trial, status, wall=wall, error=error, machine=platform.node())
 
     def close(self) -> None:
-        """Stop the process and whatever it started, at once."""
+        """Stop the process and what it started, at once."""
         with self._lock:
             self._closed = True
-            process = self._process
-        if process is not None:
-            _kill(process)
-            process.wait()
+        self._stop()
 
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None and not _ended(self._process):
-            return self._process
+    def _started(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._closed:
-                raise EngineError("the worker was stopped")
-            if self._said is not None:
-                self._said.close()
-            self._said = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CODE],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                env=_environment(),
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
+                raise EngineError("the worker was closed")
+            if self._executor is not None:
+                return self._executor
+            self._executor = executor = ProcessPoolExecutor(
+                1, timeout=None, initializer=_prepare_process, initargs=(os.getpid(),), env=ONE_THREAD
             )
-        if not self._read(self._process):
-            raise EngineError(f"no process can be started for the cells{self._last_words()}")
-        return self._process
-
-    def _ask(self, process: subprocess.Popen[str], cell: Row, limit: float | None) -> str:
-        """Send a cell and wait for the answer; an empty one if the process ended."""
-        self._late = False
-        timer = threading.Timer(limit, self._stop, [process]) if limit is not None else None
         try:
-            if timer is not None:
-                timer.start()
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(cell) + "\n")
-                process.stdin.flush()
-            return self._read(process)
-        except BrokenPipeError:
-            return ""
-        finally:
-            if timer is not None:
-                timer.cancel()
+            self._group = executor.submit(os.getpid).result()  # no trial's limit includes this start
+        except BrokenProcessPool as problem:
+            raise EngineError(f"no process can be started: {_describe_crash(problem)}") from problem
+        return executor
 
-    def _read(self, process: subprocess.Popen[str]) -> str:
-        """Wait for a line; an empty one if the process ended, even if what it started holds the pipe."""
-        if process.stdout is None:
-            return ""
-        pipe, line = process.stdout.fileno(), bytearray()
-        with selectors.DefaultSelector() as ready:
-            ready.register(pipe, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if ready.select(POLL):
-                    piece = os.read(pipe, PIECE)
-                    if not piece:
-                        return ""
-                    line += piece
-                elif _ended(process):
-                    return ""
-        return line.decode()
-
-    def _stop(self, process: subprocess.Popen[str]) -> None:
-        self._late = True
-        _kill(process)
-
-    def _last_words(self) -> str:
-        if self._said is None:
-            return ""
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - LAST_WORDS))
-        words = self._said.read().decode("utf-8", "replace").strip()
-        return f"; its last words: {words}" if words else ""
+    def _stop(self) -> None:
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(kill_workers=True)
+            with suppress(OSError):  # what the trial started, even if the process ended before
+                os.killpg(self._group, signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
-    """One thread, and modules from where this process finds them."""
-    path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
-    return {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": path}
+def _prepare_process(parent: int) -> None:
+    """Start a process group, which ends with the parent; print to standard error; use one thread."""
+    os.setpgrp()
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill the process and its children: they are a process group of their own."""
-    if process.returncode is None:  # until then, the number is nobody else's
-        _kill_group(process)
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os.killpg(0, signal.SIGKILL)
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def _describe_crash(problem: BaseException) -> str:
+    """Return the exit code or the signal that loky's message names."""
+    found = re.search(r"exit codes? of the workers are \{(.*?)\}", str(problem))
+    code = found[1] if found else str(problem)
+    memory = " (out of memory?)" if "SIGKILL" in code else ""
+    return f"the process ended with {code}{memory}"
+
+
+def run_here(trial: Trial) -> TrialResult:
+    """Run a trial in this process, with one thread and seeded generators.
+
+    Example:
+        >>> run_here(Trial("secateur.zoo:no_such_model")).error[:40]
+        'InputError: no function in secateur.zoo '
+    """
+    gc.collect()
+    with suppress(OSError):
+        RESET.write_text("5")  # Linux: reset the peak of the resident memory
+    with _same_start():
+        before, start = os.times(), time.perf_counter()
+        try:
+            returned = find_trial_function(trial.function)(**trial.arguments)
+            result = TrialResult(trial, "ok", _check_rows(trial.function, returned))
+        except (Exception, SystemExit) as error:
+            result = TrialResult(trial, "error", error=describe(error))
+        wall, after = time.perf_counter() - start, os.times()
+    seconds = sum(after[:4]) - sum(before[:4])
+    return replace(result, seconds=seconds, wall=wall, memory=_peak_memory(), machine=platform.node())
+
+
+def find_trial_function(name: str) -> Callable[..., Any]:
+    """Return the function ``package.module:function``.
+
+    Raises:
+        InputError: If the module or the function does not exist.
+
+    Example:
+        >>> find_trial_function("secateur.zoo:lenet5").__name__
+        'lenet5'
+    """
+    module_name, _, function_name = name.partition(":")
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"cannot import {module_name}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
+        raise InputError(unknown(f"function in {module_name}", function_name, known))
+    return function
 
 
-def _ended(process: subprocess.Popen[str]) -> bool:
-    """Say whether the process ended; what it started is killed when that is first seen."""
-    if process.returncode is None and process.poll() is not None:
-        _kill_group(process)
-    return process.returncode is not None
+@contextmanager
+def _same_start() -> Iterator[None]:
+    """Use one thread and seeded generators, so that no trial depends on earlier ones; restore them after."""
+    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_num_threads(threads)
 
 
-def _end(process: subprocess.Popen[str]) -> int:
-    """Return the exit code of a process that answers no more, and leave nothing of it behind."""
-    until = time.monotonic() + GRACE
-    while not _ended(process) and time.monotonic() < until:
-        time.sleep(POLL / 10)
-    _kill(process)
-    return process.wait()
+def describe(error: BaseException) -> str:
+    """Return an error as text, with the line where it arose unless it is an error of ours."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SecateurError) or not error.__traceback__:
+        return text
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({last.filename}:{last.lineno})"
 
 
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    why = " (out of memory, perhaps)" if name == "SIGKILL" else ""
-    return f"was ended by {name}{why}"
+def _check_rows(function: str, rows: Any) -> list[Row]:
+    if not (isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)):
+        raise InputError(f"{function} must return a list of rows (dictionaries); got {type(rows).__name__}")
+    return plain(rows)
 
 
-__all__ = ["EngineError", "Worker"]
+def _peak_memory() -> float:
+    """Return the peak resident memory in MiB: since the last reset on Linux, else of the whole process."""
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)

@@ -13,9 +13,9 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from secateur.bench.compare import comparison
+from secateur.bench.benchmark import Bench, parse_methods, parse_numbers, run_bench
+from secateur.bench.compare import compare_methods
 from secateur.bench.output import write_comparison
-from secateur.bench.setting import Bench, ratios_of, run_bench, seeds_of, split_methods
 from secateur.cli import printing
 from secateur.cli.demo import demonstrate, markdown
 from secateur.cli.specs import (
@@ -283,9 +283,9 @@ def bench_command(
         model=model,
         data=data,
         holdout=holdout,
-        methods=split_methods(methods),
-        ratios=ratios_of(ratios),
-        seeds=seeds_of(seeds),
+        methods=parse_methods(methods),
+        ratios=parse_numbers(ratios, float, "ratios"),
+        seeds=parse_numbers(seeds, int, "seeds"),
         repairs=repair.split(","),
         kind=budget_kind,
         scope=scope,
@@ -293,19 +293,19 @@ def bench_command(
         shape=example_shape,
         ignore=ignore or (),
         draws=draws,
-        count=examples,
+        examples=examples,
         epochs=epochs,
         lr=lr,
         metric=metric,
         latency=latency,
     )
     with printing.telling("bench") as tell:
-        rows, varies = run_bench(
-            bench, folder, engine=engine, jobs=jobs, address=address, limit=limit, tell=tell
+        rows, seed_note = run_bench(
+            bench, folder, engine=engine, jobs=jobs, address=address, limit=limit, log=tell
         )
-    found = comparison(rows, varies, loss)
-    printing.show_comparison(found)
-    printing.say(f"report: {write_comparison(found, folder, f'Comparison of methods on {model}')}")
+    comparison = compare_methods(rows, seed_note, loss)
+    printing.show_comparison(comparison)
+    printing.say(f"report: {write_comparison(comparison, folder, f'Comparison of methods on {model}')}")
 
 
 @app.command("study")

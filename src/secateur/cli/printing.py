@@ -143,21 +143,23 @@ def show_study(outcome: Outcome) -> None:
 def show_comparison(found: Comparison) -> None:
     """Print who wins where: a table for each repair, a row a method, a column a ratio."""
     for repair in dict.fromkeys(row["repair"] for row in found.means):
-        out.print(_standings([row for row in found.means if row["repair"] == repair], found.curves, repair))
-    say("* wins; = tied with the best, as far as the seeds can tell; ? too few seeds to tell")
-    for row in found.standings:
-        say(f"repair {row['repair']}, {row['ratio']:g}: {_stands(row)}")
+        out.print(
+            _ranking_table([row for row in found.means if row["repair"] == repair], found.curves, repair)
+        )
+    say("* wins; = ties with the best (no significant difference); ? too few seeds")
+    for row in found.rankings:
+        say(f"repair {row['repair']}, {row['ratio']:g}: {_ranking_line(row)}")
     for row in found.failures:
         where = f"{row['method']}, repair {row['repair']}, {row['ratios']}"
         complain(f"{where} ({row['runs']} {'run' if row['runs'] == 1 else 'runs'}): {row['why']}")
-    say(found.varies)
+    say(found.seed_note)
 
 
-def _stands(row: Mapping[str, Any]) -> str:
-    """Say who wins at a place.
+def _ranking_line(row: Mapping[str, Any]) -> str:
+    """Return who wins in a setting, as text.
 
     Example:
-        >>> _stands({"verdict": "tie", "best": "taylor", "cannot be told from it": "lattice"})
+        >>> _ranking_line({"verdict": "tie", "best": "taylor", "tied with": "lattice"})
         'taylor ties with lattice'
     """
     if row["verdict"] == "alone":
@@ -165,11 +167,13 @@ def _stands(row: Mapping[str, Any]) -> str:
     if row["verdict"] == "wins":
         return f"{row['best']} wins"
     if row["verdict"] == "tie":
-        return f"{row['best']} ties with {row['cannot be told from it']}"
-    return f"{row['best']} is first, with {row['verdict']} to tell it from {row['cannot be told from it']}"
+        return f"{row['best']} ties with {row['tied with']}"
+    return f"{row['best']} is first, with {row['verdict']} to tell it from {row['tied with']}"
 
 
-def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str) -> Table:
+def _ranking_table(
+    rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], repair: str
+) -> Table:
     marks = {"wins": "*", "tie": "=", "tied": "=", "too few seeds": "?"}
     title = f"repair: {repair}, before {rows[0]['before']:.3f}"
     table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
@@ -181,10 +185,10 @@ def _standings(rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, 
     means = {(row["method"], row["ratio"]): row for row in rows}
     for method in dict.fromkeys([*areas, *(row["method"] for row in rows)]):
         cells = [means.get((method, ratio)) for ratio in ratios]
-        shown = [f"{cell['after']:.3f}{marks.get(cell['standing'], ' ')}" if cell else "" for cell in cells]
+        shown = [f"{cell['after']:.3f}{marks.get(cell['verdict'], ' ')}" if cell else "" for cell in cells]
         area = areas.get(method)
         if area and removed:
-            shown += [f"{area['area']:.3f}{marks.get(area['standing'], ' ')}", f"{area[removed]:.0%}"]
+            shown += [f"{area['area']:.3f}{marks.get(area['verdict'], ' ')}", f"{area[removed]:.0%}"]
         table.add_row(escape(method), *shown)
     return table
 
