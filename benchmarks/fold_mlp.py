@@ -32,15 +32,13 @@ def points_lost(seed: int, epochs: int, keep: float, folder: Path | None) -> dic
         result = prune(
             trained.model,
             x[:2],
-            "magnitude",
             Units(keep),
             data.batches("calibration"),
-            holdout=data.batches("test"),
+            method="magnitude",
             repair=repair,
-            batch_sizes=(),
             seed=seed,
             progress=False,
-        )
+        ).measure(data.batches("test"))
         after = result.report.after.metric
         line[f"{name}_accuracy"] = round(100 * after, 2)
         line[f"{name}_lost"] = round(100 * (trained.accuracy - after), 2)

@@ -30,18 +30,20 @@ def lines(task: Task, data: Dataset, methods: list[str], keep: float, seed: int)
     calibration, x = data.batches("calibration"), data.parts["calibration"][0]
     for method in methods:
         for repair in REPAIRS:
-            report = prune(
-                model,
-                x[:2],
-                method,
-                Units(keep),
-                calibration,
-                holdout=data.batches("test"),
-                repair=repair,
-                batch_sizes=(),
-                seed=seed,
-                progress=False,
-            ).report
+            report = (
+                prune(
+                    model,
+                    x[:2],
+                    Units(keep),
+                    calibration,
+                    method=method,
+                    repair=repair,
+                    seed=seed,
+                    progress=False,
+                )
+                .measure(data.batches("test"))
+                .report
+            )
             yield {
                 "data": data.name,
                 "network": task.model,

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.diagnostics import DIAGNOSTICS
-from secateur.measure.cost import Cost
+from secateur.measure.cost import ModelCost
 from secateur.measure.latency import Latency
 from secateur.measure.metrics import Agreement
 from secateur.report import Measurement, Report
@@ -26,7 +26,7 @@ MODELS, METHODS, REPAIRS, KEEPS = (
 def measurement(scale: float, quality: float) -> Measurement:
     count = int(40_000 * scale)
     times = tuple(Latency(b, 1e-4 * b * scale, 9e-5 * b, 2e-4 * b, 30, 1, "a machine") for b in (1, 64))
-    return Measurement(Cost(count, count - 3, 4 * count, 10 * count), quality, times)
+    return Measurement(ModelCost(count, count - 3, 4 * count, 10 * count), quality, times)
 
 
 def make_report(model: str, method: str, repair: str | None, keep: float) -> Report:
@@ -108,7 +108,7 @@ def diagnosed_runs() -> list[dict]:
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on untrained networks, methods say that they know little
-                result = sc.prune(model, batches[0][0][:2], method, sc.Units(0.5), batches, batch_sizes=())
+                result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method=method)
                 result = sc.diagnose(result, model, batches)
             runs.append({**result.report.to_dict(), "data": "noise", "status": "ok"})
     return runs

@@ -38,8 +38,8 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("method", ["activation", "taylor", "snip", "synflow"])
 def test_what_a_forward_pass_leaves_does_not_stay(method: str) -> None:
     model, data = Remembers(), batches()
-    result = sc.prune(
-        model, data[0][0], method, sc.Units(0.5), data, holdout=data, repair="fold", batch_sizes=(2,)
+    result = sc.prune(model, data[0][0], sc.Units(0.5), data, method=method, repair="fold").measure(
+        data, latency=True, batch_sizes=(2,)
     )
     assert model.seen is None and model.calls == 0 and not hasattr(model, "shape")
     assert result.model(data[0][0]).shape == (10, 3)
@@ -56,7 +56,7 @@ def test_a_model_that_was_run_can_be_pruned() -> None:
     model, (x, _) = Remembers(), batches()[0]
     model(x)
     kept = model.seen
-    small = sc.prune(model, x, "magnitude", sc.Units(0.5), batch_sizes=()).model
+    small = sc.prune(model, x, sc.Units(0.5), method="magnitude").model
     assert model.seen is kept and kept is not None and kept.grad_fn is not None
     assert small(x).shape == (10, 3) and small.seen.shape == (10, 8)
 
@@ -65,7 +65,7 @@ def test_weights_that_torch_masks_are_followed() -> None:
     x, _ = batches()[0]
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     torch_prune.l1_unstructured(model[0], "weight", 0.5)
-    result = sc.prune(model, x, "magnitude", sc.Units(0.5), batch_sizes=())
+    result = sc.prune(model, x, sc.Units(0.5), method="magnitude")
     assert result.model[0].weight_mask.shape == (8, 6)
     torch.testing.assert_close(result.model(x), sc.mask(model, result.plan)(x))
 

@@ -18,10 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur import core
 from secateur.allocation import allocate
-from secateur.allocation.schedule import reached, step_budget
+from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import restrict
-from secateur.schedule import zero_masked
+from secateur.formats.plan_json import plan_from_json, plan_to_json
+from secateur.measure import metrics
+from secateur.pruning import StepInfo
+from secateur.repair.sequence import zero_masked
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -42,8 +46,11 @@ def trained() -> nn.Module:
     return sc.finetune(mlp(), batches(20), epochs=15, lr=0.01, progress=False)[0]
 
 
-def prune(model: nn.Module, *args: Any, **kwargs: Any) -> sc.Result:
-    return sc.prune(model, torch.zeros(2, 6), *args, **{"batch_sizes": (), "progress": False, **kwargs})
+def prune(
+    model: nn.Module, method: Any, budget: Any = None, data: Any = None, repair: Any = None, **kwargs: Any
+) -> sc.Result:
+    kwargs = {"method": method, "repair": repair, "progress": False, **kwargs}
+    return sc.prune(model, torch.zeros(2, 6), budget, data, **kwargs)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -69,15 +76,15 @@ def test_one_call_prunes_repairs_measures_and_changes_nothing_of_the_users(
 ) -> None:
     before, mode = state_of(trained), trained.training
     data, holdout = batches(), batches(seed=2)
-    result = prune(trained, "magnitude", sc.Units(0.5), data, holdout=holdout, repair=repair)
+    result = prune(trained, "magnitude", sc.Units(0.5), data, repair).measure(holdout)
     assert same_state(before, trained.state_dict())
     assert trained.training == mode
     assert [len(kept) for kept in result.plan.keep.values()] == [12, 8]
     assert fits(result)
     report = result.report
     assert report.after.cost.parameters == 6 * 12 + 12 + 12 * 8 + 8 + 8 * 3 + 3
-    assert report.before.metric == sc.accuracy(trained, holdout)
-    assert report.after.metric == sc.accuracy(result.model, holdout)
+    assert report.before.metric == metrics.accuracy(trained, holdout)
+    assert report.after.metric == metrics.accuracy(result.model, holdout)
     assert report.repair == repair
     assert bool(report.folds) == (repair is not None and "fold" in repair)
     assert bool(report.finetune) == (repair is not None and "finetune" in repair)
@@ -90,14 +97,14 @@ def test_without_repair_the_result_is_shrink_and_the_masked_model_agrees(trained
     again = sc.plan(sc.trace(trained, torch.zeros(2, 6)), "random", sc.Units(0.5), seed=3)
     assert all(np.array_equal(result.plan.keep[name], kept) for name, kept in again.keep.items())
     assert same_state(result.model.state_dict(), sc.shrink(trained, again).state_dict())
-    gap = sc.agreement(sc.mask(trained, result.plan), result.model, batches()).relative
+    gap = metrics.agreement(sc.mask(trained, result.plan), result.model, batches()).relative
     assert gap < 1e-5
 
 
 def test_a_fold_repairs(trained: nn.Module) -> None:
     holdout = batches(seed=2)
     plain, folded = (
-        prune(trained, "random", sc.Units(0.5), batches(20), holdout=holdout, repair=repair).report.agreement
+        prune(trained, "random", sc.Units(0.5), batches(20), repair).measure(holdout).report.agreement
         for repair in (None, "fold")
     )
     assert folded.largest < plain.largest
@@ -107,16 +114,18 @@ def test_a_fold_guards_itself_with_data_that_it_does_not_fit(
     trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 5 batches, 4 give the Gram matrices and 1 the guard; of a single batch a fifth of the rows."""
-    import secateur.schedule as steps
+    import secateur.pruning as pruning
+    import secateur.repair.sequence as sequence
 
     seen: list[tuple[int, int]] = []
-    real = steps.collect_statistics
+    real = pruning.collect_statistics
 
     def watch(model: Any, graph: Any, data: Any, needs: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append((len(data), sum(len(y) for _, y in data)))
         return real(model, graph, data, needs, *args, **kwargs)
 
-    monkeypatch.setattr(steps, "collect", watch)
+    for module in (pruning, sequence):
+        monkeypatch.setattr(module, "collect_statistics", watch)
     prune(trained, "magnitude", sc.Units(0.5), batches(5), repair="fold")
     prune(trained, "magnitude", sc.Units(0.5), batches(1, rows=20), repair="fold")
     prune(trained, "magnitude", sc.Units(0.5), batches(1, rows=3), repair="fold")
@@ -124,7 +133,7 @@ def test_a_fold_guards_itself_with_data_that_it_does_not_fit(
 
 
 def test_weights_budget_masks_and_stays_masked_through_finetuning(trained: nn.Module) -> None:
-    result = prune(trained, "magnitude", sc.Weights(0.25), batches(), repair="finetune", epochs=2)
+    result = prune(trained, "magnitude", sc.Weights(0.25), batches(), sc.Finetune(epochs=2))
     for name, mask in result.plan.masks.items():
         weight = result.model.get_parameter(name)
         assert torch.count_nonzero(weight[torch.from_numpy(~mask)]) == 0
@@ -137,7 +146,15 @@ def test_weights_budget_masks_and_stays_masked_through_finetuning(trained: nn.Mo
 
 def test_everything_is_reproducible(trained: nn.Module) -> None:
     runs = [
-        prune(trained, "random", sc.Units(0.4), batches(), repair="fold+finetune", steps=2, seed=seed)
+        prune(
+            trained,
+            "random",
+            sc.Units(0.4),
+            batches(),
+            repair="fold+finetune",
+            schedule=sc.Steps(2),
+            seed=seed,
+        )
         for seed in (1, 1, 2)
     ]
     states = [run.model.state_dict() for run in runs]
@@ -151,21 +168,21 @@ def test_in_the_models_dtype(dtype: torch.dtype) -> None:
     result = sc.prune(
         model,
         torch.zeros(2, 6, dtype=dtype),
-        "activation",
         sc.Units(0.5),
         batches(),
-        holdout=batches(seed=2),
+        method="activation",
         repair="fold+finetune",
-        batch_sizes=(1,),
         progress=False,
-    )
+    ).measure(batches(seed=2), latency=True, batch_sizes=(1,))
     assert {p.dtype for p in result.model.parameters()} == {dtype}
     assert result.report.dtype == str(dtype).removeprefix("torch.")
     assert result.report.after.latency[0].median > 0
 
 
 def test_latency_is_measured_for_both(trained: nn.Module) -> None:
-    report = prune(trained, "magnitude", sc.Units(0.5), batch_sizes=(1, 3)).report
+    result = prune(trained, "magnitude", sc.Units(0.5))
+    assert result.report.before.latency == ()
+    report = result.measure(latency=True, batch_sizes=(1, 3)).report
     assert [x.batch_size for x in report.before.latency] == [1, 3]
     assert [x.batch_size for x in report.after.latency] == [1, 3]
     assert all(x.repeats == 30 for x in (*report.before.latency, *report.after.latency))
@@ -183,12 +200,10 @@ def test_keyword_inputs() -> None:
     result = sc.prune(
         Scaled(),
         torch.randn(2, 6),
-        "magnitude",
         sc.Units(0.5),
+        method="magnitude",
         example_kwargs={"scale": torch.ones(())},
-        batch_sizes=(1,),
-        progress=False,
-    )
+    ).measure()
     assert result.report.agreement is not None
     assert result.report.agreement.examples == 2
 
@@ -200,14 +215,14 @@ def test_keyword_inputs() -> None:
 def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes: list[int]) -> None:
     """Up to one unit a group: where groups of unlike sizes round apart, no one share fits them all."""
     groups = tuple(
-        sc.Group(f"g{i}", n, (sc.Slot(f"w{i}", 0, np.arange(n)[:, None], "out"),))
+        core.Group(f"g{i}", n, (core.Slot(f"w{i}", 0, np.arange(n)[:, None], "out"),))
         for i, n in enumerate(sizes)
     )
     shapes = {f"w{i}": (n, 1) for i, n in enumerate(sizes)}
     whole = left = sc.PruningGraph(groups, (), (), shapes, tuple(shapes))
     budget = sc.Units(keep)
     for step in range(1, steps + 1):
-        counts = allocate(left, step_budget(whole, left, budget, step / steps)).counts
+        counts = allocate(left, remaining_budget(whole, left, budget.after(step / steps))).counts
         left = restrict(left, {name: np.arange(n) for name, n in counts.items()})
     wanted = allocate(whole, budget).counts
     assert all(abs(group.size - wanted[group.name]) <= 1 for group in left.groups)
@@ -219,7 +234,7 @@ def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes
 @pytest.mark.parametrize("repair", [None, "fold+finetune"])
 def test_steps_end_in_one_plan_on_the_original(trained: nn.Module, budget: Any, repair: Any) -> None:
     once = prune(trained, "magnitude", budget)
-    result = prune(trained, "magnitude", budget, batches(), repair=repair, steps=3)
+    result = prune(trained, "magnitude", budget, batches(), repair=repair, schedule=sc.Steps(3))
     assert fits(result)
     assert result.plan.graph is result.graph
     assert len(result.report.steps) == 3
@@ -237,7 +252,7 @@ def test_magnitude_in_steps_without_repair_is_magnitude_at_once() -> None:
     """Norms of a unit's own row do not change when the layer before is whole: one hidden layer."""
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
     once = prune(model, "magnitude", sc.Units(0.25))
-    steps = prune(model, "magnitude", sc.Units(0.25), steps=3)
+    steps = prune(model, "magnitude", sc.Units(0.25), schedule=sc.Steps(3))
     (name,) = once.plan.keep
     assert np.array_equal(once.plan.keep[name], steps.plan.keep[name])
     assert same_state(once.model.state_dict(), steps.model.state_dict())
@@ -246,13 +261,19 @@ def test_magnitude_in_steps_without_repair_is_magnitude_at_once() -> None:
 def test_masks_in_steps_are_nested_and_exact(trained: nn.Module) -> None:
     seen: list[dict[str, np.ndarray]] = []
 
-    def watch(step: sc.Step) -> None:
+    def watch(step: StepInfo) -> None:
         seen.append(step.plan.masks)
 
     for method in ("magnitude", "random"):
         seen.clear()
         result = prune(
-            trained, method, sc.Weights(0.2), batches(), repair="finetune", steps=3, callback=watch
+            trained,
+            method,
+            sc.Weights(0.2),
+            batches(),
+            repair="finetune",
+            schedule=sc.Steps(3),
+            callback=watch,
         )
         for before, after in itertools.pairwise(seen):
             assert all((after[name] <= before[name]).all() for name in before)
@@ -263,9 +284,9 @@ def test_masks_in_steps_are_nested_and_exact(trained: nn.Module) -> None:
 
 
 def test_the_callback_sees_each_step_and_may_change_the_model(trained: nn.Module) -> None:
-    seen: list[sc.Step] = []
+    seen: list[StepInfo] = []
 
-    def callback(step: sc.Step) -> nn.Module | None:
+    def callback(step: StepInfo) -> nn.Module | None:
         seen.append(step)
         if step.number == 1:
             with torch.no_grad():
@@ -273,7 +294,7 @@ def test_the_callback_sees_each_step_and_may_change_the_model(trained: nn.Module
             return None
         return sc.finetune(step.model, batches(), steps=2, progress=False)[0]
 
-    result = prune(trained, "magnitude", sc.Units(0.25), steps=2, callback=callback)
+    result = prune(trained, "magnitude", sc.Units(0.25), schedule=sc.Steps(2), callback=callback)
     assert [(s.number, s.of) for s in seen] == [(1, 2), (2, 2)]
     assert (seen[1].model[0].bias == 7).all()
     assert not torch.equal(result.model[0].bias, seen[1].model[0].bias)
@@ -286,13 +307,17 @@ def test_rewinding_to_the_initial_state(trained: nn.Module) -> None:
         trained,
         "magnitude",
         sc.Units(0.25),
-        steps=3,
+        schedule=sc.Steps(3),
         callback=lambda step: sc.shrink(initial, step.plan, check=False),
     )
     rows = torch.from_numpy(result.plan.keep[result.graph.groups[0].name])
     assert torch.equal(result.model[0].weight, initial[0].weight[rows])
     masked = prune(
-        trained, "magnitude", sc.Weights(0.25), steps=2, callback=lambda step: copy.deepcopy(initial)
+        trained,
+        "magnitude",
+        sc.Weights(0.25),
+        schedule=sc.Steps(2),
+        callback=lambda step: copy.deepcopy(initial),
     )
     stays = torch.from_numpy(masked.plan.masks["0.weight"])
     assert torch.equal(masked.model[0].weight, initial[0].weight * stays)
@@ -300,7 +325,7 @@ def test_rewinding_to_the_initial_state(trained: nn.Module) -> None:
 
 def test_steps_where_rounding_leaves_nothing_to_remove_are_noted() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
-    result = prune(model, "magnitude", sc.Units(0.75), steps=4)
+    result = prune(model, "magnitude", sc.Units(0.75), schedule=sc.Steps(4))
     assert [step["units"] for step in result.report.steps] == [4, 3, 3, 3]
     assert fits(result, lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
 
@@ -322,19 +347,18 @@ def test_steps_on_every_kind_of_model(name: str, tmp_path: Path) -> None:
     result = sc.prune(
         model,
         args,
-        "magnitude",
         sc.Units(0.4),
         data,
+        method="magnitude",
         example_kwargs=kwargs,
         repair="fold",
-        steps=2,
-        batch_sizes=(),
+        schedule=sc.Steps(2),
         progress=False,
     )
     assert fits(result, entry.build)
     result.save(tmp_path / "run")
     again = sc.load(tmp_path / "run", entry.make)
-    assert sc.agreement(result.model, again, [(args, None)], kwargs).largest == 0
+    assert metrics.agreement(result.model, again, [(args, None)], kwargs).largest == 0
     assert sc.load_report(tmp_path / "run") == result.report
 
 
@@ -343,63 +367,64 @@ def test_steps_on_every_kind_of_model(name: str, tmp_path: Path) -> None:
 
 def test_a_tolerance_takes_the_last_that_holds(trained: nn.Module) -> None:
     holdout = batches(20, seed=2)
-    budget = sc.Tolerance(0.05, step=0.125)
-    result = prune(trained, "magnitude", budget, batches(), holdout=holdout, repair="fold")
-    first, *trials = result.report.steps
-    assert first["metric"] == sc.accuracy(trained, holdout)
+    schedule = sc.Tolerance(0.05, holdout, step=0.125)
+    result = prune(trained, "magnitude", None, batches(), "fold", schedule=schedule).measure(holdout)
+    trials = result.report.steps
+    assert all(t["before"] == metrics.accuracy(trained, holdout) for t in trials)
     accepted = [t for t in trials if t["accepted"]]
-    assert all(first["metric"] - t["metric"] <= 0.05 for t in accepted)
-    assert accepted == trials[: len(accepted)]
+    assert all(t["before"] - t["metric"] <= 0.05 for t in accepted)
+    assert accepted == list(trials[: len(accepted)])
     assert len(trials) - len(accepted) <= 1
     if len(accepted) < len(trials):
-        assert first["metric"] - trials[-1]["metric"] > 0.05
-    kept = sum(len(k) for k in result.plan.keep.values())
-    assert accepted[-1]["units"] == kept
+        assert trials[-1]["before"] - trials[-1]["metric"] > 0.05
+    assert accepted[-1]["units"] == sum(len(k) for k in result.plan.keep.values())
     assert result.report.after.metric == accepted[-1]["metric"]
     assert result.plan.notes["steps"] == list(result.report.steps)
-    assert "metric='accuracy'" in result.plan.budget
+    assert "metric='accuracy'" in result.report.schedule
     assert fits(result)
+
+
+def units_of_the_first_layer(model: nn.Module, _: Any) -> float:
+    return float(model[0].out_features)
 
 
 def test_a_tolerance_by_any_metric_with_a_callback() -> None:
     """The metric is the number of units left: the tolerance says exactly where to stop."""
-
-    def units(model: nn.Module, _: Any) -> float:
-        return float(model[0].out_features)
-
     numbers: list[tuple[int, int | None]] = []
 
-    def callback(step: sc.Step) -> None:
+    def callback(step: StepInfo) -> None:
         numbers.append((step.number, step.of))
 
     model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
-    budget = sc.Tolerance(7, units, step=0.1)
-    result = prune(model, "random", budget, holdout=batches(), callback=callback, repair=None)
-    assert [step["metric"] for step in result.report.steps] == [20, 18, 16, 14, 12]
-    assert [step.get("accepted") for step in result.report.steps] == [None, True, True, True, False]
+    schedule = sc.Tolerance(7, batches(), units_of_the_first_layer, step=0.1)
+    result = prune(model, "random", schedule=schedule, callback=callback)
+    assert [step["metric"] for step in result.report.steps] == [18, 16, 14, 12]
+    assert [step["accepted"] for step in result.report.steps] == [True, True, True, False]
     assert result.model[0].out_features == 14
     assert numbers == [(1, None), (2, None), (3, None), (4, None)]
-    assert result.plan.budget == repr(sc.Tolerance(7, "units", step=0.1))
-    assert result.report.metric == "units"
+    assert result.report.schedule == "Tolerance(drop=7, metric='units_of_the_first_layer', step=0.1)"
 
 
-def test_a_tolerance_down_to_the_floor_tries_nothing_twice() -> None:
+def test_a_tolerance_goes_to_the_budget_at_most_and_tries_nothing_twice() -> None:
     model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
-    budget = sc.Tolerance(1, step=0.05, floor=10)
-    result = prune(model, "magnitude", budget, holdout=batches())
-    assert [step["units"] for step in result.report.steps] == list(range(20, 9, -1))
+    schedule = sc.Tolerance(1, batches(), step=0.05)
+    floored = prune(model, "magnitude", sc.Units(0.05, floor=10), schedule=schedule)
+    assert [step["units"] for step in floored.report.steps] == list(range(19, 9, -1))
+    limited = prune(model, "magnitude", sc.Units(0.72), schedule=schedule)
+    assert [step["units"] for step in limited.report.steps] == [19, 18, 17, 16, 15, 14]
+
+
+def test_a_tolerance_fine_tunes_only_what_it_accepts(trained: nn.Module) -> None:
+    schedule = sc.Tolerance(1, batches(seed=2), step=0.4)
+    result = prune(trained, "magnitude", None, batches(), "fold+finetune", schedule=schedule)
+    assert result.report.finetune["steps"] == len(batches())
+    assert result.report.repair == "fold+finetune"
 
 
 def test_a_tolerance_that_nothing_meets_says_what_was_tried() -> None:
-    with pytest.raises(
-        sc.NothingToPrune, match=r"(?s)drop|may fall by 0.*takes it to 18.*an output of the model"
-    ):
-        prune(
-            nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)),
-            "magnitude",
-            sc.Tolerance(0, lambda model, _: model[0].out_features, step=0.1),
-            holdout=batches(),
-        )
+    schedule = sc.Tolerance(0, batches(), units_of_the_first_layer, step=0.1)
+    with pytest.raises(sc.NothingToPrune, match=r"(?s)drop=0.*metric is 20; .* takes it to 18"):
+        prune(nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)), "magnitude", schedule=schedule)
 
 
 # --- what cannot be
@@ -416,35 +441,75 @@ class Nameless:
     ("change", "error", "words"),
     [
         ({"method": "magnitud"}, sc.InputError, "did you mean 'magnitude'"),
-        ({"method": Nameless}, sc.InputError, "a method is a name in METHODS"),
+        ({"method": Nameless}, sc.InputError, "method must be a name in METHODS"),
         ({"method": "activation"}, sc.InputError, r"'activation'.*\(moments\): pass data="),
         ({"repair": "fold"}, sc.InputError, "fold.*: pass data="),
         ({"repair": "finetune"}, sc.InputError, "pass data="),
         ({"repair": "fine-tune"}, sc.InputError, "did you mean 'finetune'"),
-        ({"steps": 0}, sc.InputError, "steps"),
+        ({"schedule": 3}, sc.InputError, "schedule"),
+        ({"schedule": sc.Steps}, sc.InputError, "schedule"),
+        ({"budget": None}, sc.InputError, "Units, Params"),
         ({"budget": 0.5}, sc.InputError, r"Units\(0.5\); got float"),
-        ({"budget": sc.Tolerance(0.1), "steps": 2}, sc.InputError, "steps"),
-        ({"budget": sc.Tolerance(0.1)}, sc.InputError, "holdout="),
-        ({"budget": sc.Tolerance(0.1, "accurcy")}, sc.InputError, "did you mean 'accuracy'"),
-        ({"metric": "f1"}, sc.InputError, "no metric 'f1'"),
+        ({"budget": sc.Tolerance(0.1, batches())}, sc.InputError, "a schedule: prune"),
         ({"data": torch.zeros(3)}, sc.InputError, "iterable of batches"),
         ({"ignored_layers": ["2", "9"]}, sc.InputError, "no layer '9'"),
-        ({"callback": lambda step: 3}, sc.InputError, "callback returns a torch.nn.Module"),
-        ({"callback": lambda step: mlp()}, sc.PlanError, "callback's model does not fit"),
+        ({"callback": lambda step: 3}, sc.InputError, "callback must return a torch.nn.Module"),
+        ({"callback": lambda step: mlp()}, core.PlanError, "callback's model does not fit"),
         ({"budget": sc.Units(1.0)}, sc.NothingToPrune, "removes nothing.*"),
-        ({"holdout": batches()[:0]}, sc.InputError, "empty"),
-        ({"example_inputs": torch.zeros(2, 5)}, (sc.CaptureError, sc.InputError), r"\b5\b"),
+        ({"example_inputs": torch.zeros(2, 5)}, (core.CaptureError, sc.InputError), r"\b5\b"),
     ],
 )
 def test_bad_input(change: dict[str, Any], error: Any, words: str) -> None:
     arguments = {"example_inputs": torch.zeros(2, 6), "method": "magnitude", "budget": sc.Units(0.5)}
     with pytest.raises(error, match=words):
-        sc.prune(mlp(), **{**arguments, **change}, batch_sizes=(), progress=False)
+        sc.prune(mlp(), **{**arguments, **change}, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: sc.Steps(0), "at least 1"),
+        (lambda: sc.Steps(True), "at least 1"),
+        (lambda: sc.Tolerance(-1, batches()), "0 or more"),
+        (lambda: sc.Tolerance(0.1, batches(), step=1), r"\(0, 1\)"),
+        (lambda: sc.Tolerance(0.1, None), "held-out"),
+        (lambda: sc.Tolerance(0.1, batches(), "accurcy"), "did you mean 'accuracy'"),
+    ],
+)
+def test_schedules_check_their_numbers(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(sc.InputError, match=words):
+        make()
+
+
+def test_measuring_checks_its_arguments(trained: nn.Module) -> None:
+    result = prune(trained, "magnitude", sc.Units(0.5))
+    with pytest.raises(sc.InputError, match="no metric 'f1'"):
+        result.measure(batches(), "f1")
+    with pytest.raises(sc.InputError, match="empty"):
+        result.measure(batches()[:0], "accuracy")
+    with pytest.raises(sc.InputError, match="needs batches"):
+        result.measure(metric="accuracy")
+
+
+def test_defaults_with_and_without_data(trained: nn.Module) -> None:
+    x = torch.zeros(2, 6)
+    with pytest.warns(UserWarning, match="data=batches"):
+        plain = sc.prune(trained, x, sc.Units(0.5))
+    assert (plain.plan.method, plain.report.repair) == ("magnitude", None)
+    best = sc.prune(trained, x, sc.Units(0.5), batches())
+    assert (best.plan.method, best.report.repair) == ("matroid", "fold")
+
+
+def test_results_print_in_a_few_lines(trained: nn.Module) -> None:
+    result = prune(trained, "magnitude", sc.Units(0.5), batches(), "fold").measure(batches(), latency=True)
+    for value in (result, result.report, result.plan, result.graph):
+        assert 1 <= len(repr(value).splitlines()) <= 15
+    assert "parameters" in repr(result)
 
 
 def test_nothing_to_prune_lists_what_is_frozen() -> None:
     with pytest.raises(sc.NothingToPrune, match="an output of the model"):
-        sc.prune(nn.Linear(4, 3), torch.zeros(2, 4), "magnitude", sc.Units(0.5), progress=False)
+        sc.prune(nn.Linear(4, 3), torch.zeros(2, 4), sc.Units(0.5), method="magnitude")
     with pytest.raises(sc.NothingToPrune, match="ignored_layers"):
         prune(mlp(), "magnitude", sc.Units(0.5), ignored_layers=["0", "2"])
 
@@ -455,9 +520,9 @@ def test_plan_by_name_instance_and_class(trained: nn.Module) -> None:
     first, *others = (sc.plan(graph, kind, sc.Units(0.5)) for kind in kinds)
     for other in others:
         assert all(np.array_equal(first.keep[name], other.keep[name]) for name in first.keep)
-    with pytest.raises(sc.InputError, match="use prune"):
-        sc.plan(graph, "magnitude", sc.Tolerance(0.1))
-    loaded = sc.plan_from_json(sc.plan_to_json(first)).graph
+    with pytest.raises(sc.InputError, match="a schedule: prune"):
+        sc.plan(graph, "magnitude", sc.Tolerance(0.1, batches()))
+    loaded = plan_from_json(plan_to_json(first)).graph
     with pytest.raises(sc.InputError, match="pass model="):
         sc.plan(loaded, "magnitude", sc.Units(0.5))
     again = sc.plan(loaded, "magnitude", sc.Units(0.5), model=trained)
@@ -479,7 +544,7 @@ def test_hold_copies_only_what_it_must_change() -> None:
 
 
 def test_the_result_can_be_saved_and_replayed(trained: nn.Module, tmp_path: Path) -> None:
-    result = prune(trained, "magnitude", sc.Units(0.5), batches(), repair="fold", holdout=batches(seed=2))
+    result = prune(trained, "magnitude", sc.Units(0.5), batches(), "fold").measure(batches(seed=2))
     result.save(tmp_path / "run")
     again = sc.load(tmp_path / "run", mlp)
     x = torch.randn(9, 6)

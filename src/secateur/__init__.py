@@ -1,133 +1,160 @@
-"""Prune PyTorch networks along their mathematical structure, and say what each cut changed.
+"""Prune PyTorch models along their mathematical structure, and say what each cut changed.
 
     import secateur as sc
 
-    net = sc.trace(model, example_inputs)                       # groups of units, frozen axes
-    plan = sc.plan(net, "magnitude", sc.Units(0.5))             # a value: what goes, and why
-    small, masked = sc.shrink(model, plan), sc.mask(model, plan)  # new modules
-    result = sc.prune(model, example_inputs, "magnitude", sc.Units(0.5), data=batches, repair="fold")
-    result.save("run"); model = sc.load("run", make_model)
+    result = sc.prune(model, example_inputs, sc.Units(0.5), data=batches)
+    result.model                                    # a smaller module of the same classes
+    result = result.measure(test, latency=True)
+    result.save("run"); small = sc.load("run", make_model)
 
-`METHODS` names the methods, `secateur.structures` holds the mathematics on its own.
+The steps by themselves:
+
+    graph = sc.trace(model, example_inputs)         # groups of units that live and die together
+    plan = sc.plan(graph, "matroid", sc.Units(0.5), data=batches)     # what goes, and why
+    small, masked = sc.shrink(model, plan), sc.mask(model, plan)      # new modules
 """
 
+import importlib
+import warnings
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from secateur import methods
 from secateur.apply.mask import keep_masked, mask
 from secateur.apply.shrink import shrink
 from secateur.core import (
-    Budget,
-    CaptureError,
-    ExactnessError,
-    Frozen,
-    Group,
     InputError,
-    Layer,
     Macs,
-    Merge,
-    Moments,
     NothingToPrune,
     Params,
     Plan,
-    PlanError,
     PruningGraph,
     SecateurError,
-    Size,
-    Slot,
-    Statistics,
-    StoreError,
-    Tolerance,
     Units,
     Weights,
 )
-from secateur.diagnostics import diagnose
-from secateur.formats.onnx import export_onnx
-from secateur.formats.plan_json import plan_from_json, plan_to_json
 from secateur.formats.store import load, load_plan
 from secateur.formats.weights import load_weights
-from secateur.measure.cost import Cost, cost, macs
-from secateur.measure.latency import Latency, latency
-from secateur.measure.metrics import (
-    Agreement,
-    accuracy,
-    agreement,
-    evaluate,
-    log_likelihood,
-    perplexity,
-)
-from secateur.methods import METHODS, Method
-from secateur.pruning import Result, Step, load_report, plan, prune
+from secateur.methods import METHODS
+from secateur.pruning import plan, prune
+from secateur.repair.base import Finetune, Fold, Refit
 from secateur.repair.batchnorm import update_bn
-from secateur.repair.finetune import History, finetune
+from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
 from secateur.repair.refit import refit
-from secateur.report import Measurement, Report
+from secateur.report import Report
+from secateur.result import Result, load_report
+from secateur.schedule import OneShot, Steps, Tolerance
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
+
+if TYPE_CHECKING:
+    from secateur import data, methods, structures, zoo
+    from secateur.diagnostics import diagnose
 
 __version__ = version("secateur")
 
 __all__ = [
     "METHODS",
-    "Agreement",
-    "Budget",
-    "CaptureError",
-    "Cost",
-    "ExactnessError",
-    "Frozen",
-    "Group",
-    "History",
+    "Finetune",
+    "Fold",
     "InputError",
-    "Latency",
-    "Layer",
     "Macs",
-    "Measurement",
-    "Merge",
-    "Method",
-    "Moments",
     "NothingToPrune",
+    "OneShot",
     "Params",
     "Plan",
-    "PlanError",
     "PruningGraph",
+    "Refit",
     "Report",
     "Result",
     "SecateurError",
-    "Size",
-    "Slot",
-    "Statistics",
-    "Step",
-    "StoreError",
+    "Steps",
     "Tolerance",
     "Units",
     "Weights",
-    "accuracy",
-    "agreement",
     "collect_statistics",
-    "cost",
+    "data",
     "diagnose",
-    "evaluate",
-    "export_onnx",
     "finetune",
     "fold",
     "keep_masked",
-    "latency",
     "load",
     "load_plan",
     "load_report",
     "load_weights",
-    "log_likelihood",
-    "macs",
     "mask",
     "methods",
-    "perplexity",
     "plan",
-    "plan_from_json",
-    "plan_to_json",
     "prune",
     "refit",
     "shrink",
+    "structures",
     "trace",
     "update_bn",
+    "zoo",
 ]
+
+# Imported on first use: they, or what they need, take a while.
+_LAZY = {"data": "", "methods": "", "structures": "", "zoo": "", "diagnose": "secateur.diagnostics"}
+
+# Names of version 0.1: where they are now, and what they are called.
+_MOVED = {
+    "Agreement": "secateur.measure.metrics",
+    "Budget": "secateur.core",
+    "CaptureError": "secateur.core",
+    "Cost": "secateur.measure.cost:ModelCost",
+    "Evidence": "secateur.core:Statistics",
+    "ExactnessError": "secateur.core",
+    "Frozen": "secateur.core",
+    "Group": "secateur.core",
+    "History": "secateur.repair.finetune",
+    "Latency": "secateur.measure.latency",
+    "Layer": "secateur.core",
+    "Measurement": "secateur.report",
+    "Merge": "secateur.core",
+    "Method": "secateur.methods",
+    "Moments": "secateur.core",
+    "Network": "secateur.core:PruningGraph",
+    "PlanError": "secateur.core",
+    "Size": "secateur.core",
+    "Slot": "secateur.core",
+    "Step": "secateur.pruning:StepInfo",
+    "StoreError": "secateur.core",
+    "accuracy": "secateur.measure.metrics",
+    "agreement": "secateur.measure.metrics",
+    "collect": "secateur.statistics.collect:collect_statistics",
+    "cost": "secateur.measure.cost",
+    "evaluate": "secateur.measure.metrics",
+    "export_onnx": "secateur.formats.onnx",
+    "hold": "secateur:keep_masked",
+    "latency": "secateur.measure.latency",
+    "log_likelihood": "secateur.measure.metrics",
+    "macs": "secateur.measure.cost",
+    "perplexity": "secateur.measure.metrics",
+    "plan_from_json": "secateur.formats.plan_json",
+    "plan_to_json": "secateur.formats.plan_json",
+    "portray": "secateur.diagnostics:diagnose",
+    "recalibrate": "secateur:update_bn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part on first use, or return what a name of version 0.1 is now, with a warning."""
+    if name in _LAZY:
+        module = importlib.import_module(_LAZY[name] or f"secateur.{name}")
+        return getattr(module, name) if _LAZY[name] else module
+    if name not in _MOVED:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    where, _, new = _MOVED[name].partition(":")
+    new = new or name
+    warnings.warn(
+        f"secateur.{name} is now {where}.{new}; the old name goes with version 0.3",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(importlib.import_module(where), new)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,85 +1,72 @@
-"""The whole way in one call: trace, collect, decide, shrink, repair, measure."""
+"""Prune a model: trace, statistics, plan, shrink, repair."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
-from secateur.allocation.schedule import reached
-from secateur.core import Budget, InputError, Plan, PruningGraph, StoreError, Tolerance, unknown
-from secateur.execution import check_seed, place
-from secateur.formats import store
-from secateur.measure.cost import cost
-from secateur.measure.latency import Latency, latency, try_sizes
-from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
+from secateur.allocation.schedule import reached, remaining_budget
+from secateur.apply.compose import compose, restrict
+from secateur.apply.shrink import shrink
+from secateur.batches import as_batches, split_off_guard
+from secateur.core import (
+    Budget,
+    InputError,
+    NothingToPrune,
+    Plan,
+    PruningGraph,
+    Statistics,
+    Units,
+    Weights,
+    unknown,
+)
+from secateur.core.indices import kept_shapes
+from secateur.execution import check_seed
+from secateur.formats import weights
 from secateur.methods import METHODS, Method
-from secateur.repair.finetune import check_training
-from secateur.report import Measurement, Report
-from secateur.schedule import Callback, Clock, State, Step, Work, by_tolerance, check_data, in_steps
+from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name
+from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
+from secateur.report import Stopwatch, start_report
+from secateur.result import Result
+from secateur.schedule import Judge, OneShot, Schedule, Tolerance
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import Loss
 from secateur.tracing.trace import trace, traced_model
 
-Repair = Literal["fold", "refit", "finetune", "fold+finetune", "refit+finetune"]
-REPAIRS: dict[str | None, frozenset[str]] = {
-    None: frozenset(),
-    "fold": frozenset({"fold"}),
-    "refit": frozenset({"fold", "refit"}),
-    "finetune": frozenset({"finetune"}),
-    "fold+finetune": frozenset({"fold", "finetune"}),
-    "refit+finetune": frozenset({"fold", "refit", "finetune"}),
-}
+__all__ = ["Result", "StepInfo", "find_method", "plan", "prune"]
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What a pruning gives.
+class StepInfo:
+    """What a callback gets after each step.
 
     Attributes:
-        model: The pruned model, a new module.
-        plan: What went, and why: one plan on the original model, whatever the number of steps.
-        report: Before and after of everything.
-        graph: What tracing found in the original model.
+        number: Number of the step, from 1.
+        of: Number of steps; None if the schedule decides on the way.
+        model: The model now.
+        plan: All that has gone so far, as one plan on the original model: ``shrink(initial, step.plan)``
+            rewinds to an initial or early state of the original class.
     """
 
+    number: int
+    of: int | None
     model: nn.Module
     plan: Plan
-    report: Report
-    graph: PruningGraph
-
-    def save(self, folder: str | Path) -> None:
-        """Write model, plan and report to a folder, which is the old one or the new one at any time.
-
-        Raises:
-            StoreError: The folder cannot be written; it is as it was.
-        """
-        store.save(folder, self.model, self.plan, self.report.to_dict(), self.report.versions)
 
 
-def load_report(folder: str | Path) -> Report:
-    """Return the report of a saved result.
-
-    Raises:
-        StoreError: The folder is missing, damaged, of a newer version, or holds no report.
-    """
-    found = store.load_report(folder)
-    if found is None:
-        raise StoreError(f"{folder} was saved without a report")
-    return Report.from_dict(found)
+Callback = Callable[[StepInfo], nn.Module | None]
 
 
 def find_method(method: str | Method | type) -> Method:
-    """Return a method that is given by its name in `METHODS`, as a class, or as an instance.
+    """Return a method given by its name in `METHODS`, as a class, or as an instance.
 
     Raises:
-        InputError: An unknown name, with the near matches; or no method at all.
+        InputError: If the name is unknown, or the value is not a method.
 
     Example:
         >>> find_method("magnitude").name
@@ -89,10 +76,12 @@ def find_method(method: str | Method | type) -> Method:
         if method not in METHODS:
             raise InputError(unknown("method", method, list(METHODS)))
         return METHODS[method]()
-    found = method() if isinstance(method, type) else method
-    if not isinstance(found, Method):
-        raise InputError(f"a method is a name in METHODS or has needs and plan; got {type(found).__name__}")
-    return found
+    chosen = method() if isinstance(method, type) else method
+    if not isinstance(chosen, Method):
+        raise InputError(
+            f"method must be a name in METHODS, or have `needs` and `plan`; got {type(chosen).__name__}"
+        )
+    return chosen
 
 
 def plan(
@@ -105,63 +94,54 @@ def plan(
     loss: Loss | None = None,
     model: nn.Module | None = None,
 ) -> Plan:
-    """Decide what goes from a traced network; nothing is changed.
+    """Decide what goes; nothing is changed.
 
     Args:
         graph: What `trace` returned.
-        method: Name in `METHODS`, or an instance.
-        budget: How much stays.  A `Tolerance` is for `prune`, which can try and measure.
-        data: Batches of (inputs, targets), where the method needs any.
+        method: Name in `METHODS`, a class, or an instance.
+        budget: How much stays.
+        data: Batches, if the method looks at data.
         seed: Seed of every random choice.
-        loss: (outputs, targets) -> scalar, where gradients are needed; the cross-entropy by default.
-        model: The model to look at; the one that was traced, as it is now, by default.
+        loss: (outputs, targets) -> scalar, for methods that look at gradients.
+        model: The model to look at; by default the one that was traced, as it is now.
 
     Raises:
-        InputError: Arguments that cannot be.
-        NothingToPrune: Nothing can go; the message lists what is frozen and why.
+        InputError: If an argument is invalid.
+        NothingToPrune: If nothing can go; the message says what is frozen and why.
 
     Example:
-        >>> from secateur.core import Units
-        >>> net = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.ones(2, 4))
-        >>> [len(kept) for kept in plan(net, "magnitude", Units(0.5)).keep.values()]
+        >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> graph = trace(mlp, torch.ones(2, 4))
+        >>> [len(kept) for kept in plan(graph, "magnitude", Units(0.5)).keep.values()]
         [4]
     """
     if not isinstance(graph, PruningGraph):
-        raise InputError(f"network is what trace() returns; got {type(graph).__name__}")
+        raise InputError(f"graph must be what trace() returned; got {type(graph).__name__}")
     chosen = find_method(method)
     _check_budget(budget)
-    if isinstance(budget, Tolerance):
-        raise InputError("a Tolerance needs trials that are measured: use prune(), with holdout=")
-    looked = model if model is not None else traced_model(graph)
-    if looked is None:
-        raise InputError(
-            "the traced model is not in memory (another process, or deleted): pass model=, the traced model"
-        )
-    if not isinstance(looked, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(looked).__name__}")
+    model = traced_model(graph) if model is None else model
+    if model is None:
+        raise InputError("the model of this graph is not in memory: pass model=")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     needs = chosen.needs(budget)
-    check_data(chosen.name, needs, data)
-    statistics = collect_statistics(looked, graph, data, needs, seed, loss=loss)
+    batches = None if data is None else as_batches(data)
+    _check_data(chosen, needs, batches)
+    statistics = collect_statistics(model, graph, batches, needs, seed, loss=loss)
     return chosen.plan(graph, statistics, budget)
 
 
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    method: str | Method | type,
-    budget: Budget,
+    budget: Budget | None = None,
     data: Iterable[Any] | None = None,
     *,
-    holdout: Iterable[Any] | None = None,
-    repair: Repair | None = None,
-    steps: int = 1,
+    method: str | Method | type | None = None,
+    repair: str | Repair | Sequence[Repair] | None = "auto",
+    schedule: Schedule = OneShot(),  # noqa: B008 (a frozen value)
     callback: Callback | None = None,
-    metric: str | Metric = "accuracy",
     loss: Loss | None = None,
-    epochs: int = 1,
-    lr: float = 1e-3,
-    batch_sizes: Sequence[int] = (1, 64),
-    batch_axis: int = 0,
     ignored_layers: Iterable[str | nn.Module] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     check: bool = True,
@@ -169,231 +149,241 @@ def prune(
     progress: bool = True,
     seed: int = 0,
 ) -> Result:
-    """Prune a model, and say what that changed; the model itself is left as it is.
+    """Prune a model: return a smaller model of the same classes; the original is not changed.
+
+    With data, the default is the method "matroid" and the repair "fold"; without data, or with a `Weights`
+    budget, it is "magnitude" and no repair.
 
     Args:
-        model: Any module that `torch.export` can capture.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keywords.
-        method: Name in `METHODS`, or an instance.
-        budget: `Units`, `Weights`, `Params`, `Macs`; or `Tolerance`, which prunes further while its metric on
-            `holdout` falls by no more than its drop, each trial deciding anew on the original model.
-        data: Batches of (inputs, targets) to calibrate, repair and fine-tune on.  With a fold, a fifth of
-            them is kept apart and undoes what hurts there.
-        holdout: Batches that nothing looks at but the metric.
-        repair: None, ``"fold"`` (the removed units' contribution into what read them), ``"refit"`` (the fold,
-            then each reader solved anew from what reaches it in the pruned model), ``"finetune"``,
-            ``"fold+finetune"``, or ``"refit+finetune"``.
-        steps: Number of steps, each keeping the same share of what there is and followed by the repair.
-        callback: Called after each step with a `Step`; it may change the model or return another.
-        metric: ``"accuracy"``, ``"log_likelihood"``, or (model, batches) -> float, more being better.  A
-            `Tolerance` brings its own.
-        loss: (outputs, targets) -> scalar; the cross-entropy by default.
-        epochs: Epochs of each fine-tuning.
-        lr: Its learning rate.
-        batch_sizes: Batch sizes to measure the latency at, ten seconds for each at most; none if empty.
-        batch_axis: Where the batch is in the example inputs.
-        ignored_layers: Modules, or names of modules or parameters, whose own units all stay.
-        example_kwargs: Keyword inputs.
-        check: Compare every shrunk model with the masked one in float64.
-        check_device: Where; the model's own device by default.
-        progress: Whether to show progress bars on a terminal's standard error.
+        model: Any module that `torch.export` can export.
+        example_inputs: What the model is called with: a tensor, a tuple, or a dict of keyword arguments.
+        budget: How much stays: `Units`, `Params`, `Macs` or `Weights`.  Optional with a `Tolerance`.
+        data: Batches to calibrate, repair and fine-tune on: a DataLoader, pairs (inputs, targets), tensors
+            or dicts.  A fold keeps a fifth of them apart to judge itself.
+        method: Name in `METHODS`, a class, or an instance.
+        repair: A name ("fold", "refit", "finetune", "fold+finetune", "refit+finetune"), a value such as
+            ``Finetune(epochs=3)``, a tuple of values, or None.
+        schedule: `OneShot()`, `Steps(count)` or `Tolerance(drop, holdout)`.
+        callback: Called after each step with a `StepInfo`; may change the model or return another one.
+        loss: (outputs, targets) -> scalar, for gradients and fine-tuning; by default it fits the targets.
+        ignored_layers: Modules, or names or patterns of modules, parameters or groups, whose units all stay.
+        example_kwargs: More keyword arguments of the model.
+        check: Whether to compare every shrunk model with the masked one.
+        check_device: Device of that comparison; by default the model's.
+        progress: Whether to show progress on a terminal.
         seed: Seed of every random choice.
 
     Raises:
-        CaptureError: The model cannot be captured.
-        InputError: Arguments that cannot be.
-        NothingToPrune: Nothing would go; the message lists what is frozen and why.
-        ExactnessError: A shrunk model does not compute what the masked one does.
+        CaptureError: If the model cannot be exported.
+        InputError: If an argument is invalid.
+        NothingToPrune: If nothing would go; the message says what is frozen and why.
+        ExactnessError: If a shrunk model does not compute what the masked one does.
 
     Example:
-        >>> from secateur.core import Units
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> result = prune(mlp, torch.ones(2, 4), "magnitude", Units(0.5), batch_sizes=())
+        >>> result = prune(mlp, torch.ones(2, 4), Units(0.5), method="magnitude")
         >>> result.report.before.cost.parameters, result.report.after.cost.parameters
         (67, 35)
     """
-    chosen, repairs = find_method(method), _repairs(repair)
+    batches = None if data is None else as_batches(data)
+    budget = _check_arguments(budget, schedule, callback, loss, seed)
+    chosen, repairs = _defaults(method, repair, batches, budget)
+    folds = any(isinstance(x, Fold) for x in repairs)
+    needs = chosen.needs(budget) | ({"gram"} if folds else set())
+    _check_data(chosen, chosen.needs(budget), batches, repairs)
+    fitting, guard = split_off_guard(batches) if folds and batches else (batches, None)
+    settings = RepairSettings(model, fitting, guard, batches, loss, seed, progress)
+    each_step, at_the_end = _split_repairs(repairs, schedule)
+
+    clock = Stopwatch()
+    with clock("trace"):
+        graph = trace(model, example_inputs, ignored_layers, example_kwargs)
+    start = state = Pruned(model, graph, Plan(graph, chosen.name))
+    judge, notes, refusal = schedule.judge(model), [], None
+    for number, goal in enumerate(schedule.goals(budget), 1):
+        before = start if schedule.restarts else state
+        step_budget = remaining_budget(graph, before.graph, goal)
+        with clock("statistics"):
+            if number == 1 or not schedule.restarts:
+                statistics = collect_statistics(before.model, before.graph, fitting, needs, seed, loss=loss)
+        with clock("plan"):
+            step_plan = _decide(chosen, before.graph, statistics, step_budget, state, schedule)
+        if isinstance(step_plan, NothingToPrune):
+            refusal = step_plan
+            notes += [] if schedule.restarts else [_note(number, goal, graph, state)]
+            continue
+        with clock("shrink"):
+            after = _shrink(start, before, step_plan, check, check_device)
+        with clock("repair"):
+            after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
+        with clock("callback"):
+            after = _call_back(callback, after, graph, number, schedule)
+        notes.append(_note(number, goal, graph, after, judge))
+        if not notes[-1].get("accepted", True):
+            break
+        state = after
+    if not _removes(state.plan):
+        raise refusal or NothingToPrune(_refusal(schedule, notes, graph))
+    with clock("repair"):
+        state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
+    decided = _with_notes(state.plan, budget, schedule, notes)
+    report = start_report(
+        model,
+        state.model,
+        decided,
+        folds=state.folds,
+        training=state.training,
+        repair=repair_name(repairs),
+        schedule=repr(schedule),
+        steps=notes,
+        seconds=clock.seconds,
+        seed=seed,
+    )
+    return Result(state.model, decided, report, graph, model)
+
+
+def _defaults(
+    method: str | Method | type | None, repair: Any, batches: Any, budget: Budget
+) -> tuple[Method, tuple[Repair, ...]]:
+    """Return the method and the repairs; where the user chose none, the best for what there is."""
+    plain = batches is None or isinstance(budget, Weights)
+    if method is None and batches is None:
+        warnings.warn(
+            "without data, units are chosen by magnitude and nothing is repaired; with data=batches "
+            "the default is a basis of activations with a fold, which loses much less",
+            stacklevel=3,
+        )
+    chosen = find_method(method or ("magnitude" if plain else "matroid"))
+    if isinstance(repair, str) and repair == "auto":
+        repair = None if plain else "fold"
+    return chosen, parse_repair(repair)
+
+
+def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed: Any) -> Budget:
+    """Return the budget, or raise `InputError` if an argument is invalid."""
+    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
+        raise InputError(f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {schedule!r}")
+    if budget is None and isinstance(schedule, Tolerance):
+        budget = Units(schedule.step)
     _check_budget(budget)
-    _check_steps(steps, budget)
-    metric = budget.metric if isinstance(budget, Tolerance) else metric
-    metric_named(metric)
     check_seed(seed)
-    if "finetune" in repairs:
-        check_training(epochs, lr)
     for name, given in (("callback", callback), ("loss", loss)):
         if given is not None and not callable(given):
             raise InputError(f"{name} must be a callable; got {type(given).__name__}")
-    batches, kept = _listed(data), _listed(holdout)
-    check_data(chosen.name, repairs, batches)
-    fitting, guard = apart(batches) if "fold" in repairs else (batches, None)
-    clock = Clock()
-    with clock("measure"):
-        baseline = None if kept is None else evaluate(model, kept, metric)
-    with clock("trace"):
-        graph = trace(model, example_inputs, ignored_layers, example_kwargs)
-    with clock("measure"):
-        try_sizes(model, graph.example_inputs, graph.example_kwargs, batch_sizes, batch_axis)
-    work = Work(
-        model,
-        graph,
-        chosen,
-        fitting,
-        guard,
-        batches,
-        kept,
-        baseline,
-        repairs,
-        seed,
-        loss,
-        callback,
-        epochs,
-        lr,
-        progress,
-        check,
-        check_device,
-        clock,
-    )
-    state = by_tolerance(work, budget) if isinstance(budget, Tolerance) else in_steps(work, budget, steps)
-    decided = _described(state, budget, metric)
-    with clock("measure"):
-        slow, fast = _latencies(work, state, batch_sizes, batch_axis)
-        before = _measured(model, work, baseline, slow)
-        value = None if kept is None else evaluate(state.model, kept, metric)
-        after = _measured(state.model, work, value, fast)
-        compared = _compared(work, state)
-    report = _report(work, state, decided, repair, before, after, compared, None if kept is None else metric)
-    return Result(state.model, decided, report, graph)
+    return budget
 
 
-def _check_budget(budget: Budget) -> None:
-    if not isinstance(budget, (Budget, Tolerance)):
-        hint = f", for instance Units({budget!r})" if isinstance(budget, float) else ""
-        kinds = "Units, Weights, Params, Macs or Tolerance"
-        raise InputError(f"a budget says what it counts: {kinds}{hint}; got {type(budget).__name__}")
-
-
-def _check_steps(steps: Any, budget: Budget) -> None:
-    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
-    if not (whole and steps >= 1) or (steps > 1 and isinstance(budget, Tolerance)):
-        said = "steps must be an integer of at least 1, and a Tolerance makes its own"
-        raise InputError(f"{said}; got {steps!r}")
-
-
-def _repairs(repair: str | None) -> frozenset[str]:
-    if not isinstance(repair, (str, type(None))) or repair not in REPAIRS:
-        raise InputError(unknown("repair", str(repair), [name for name in REPAIRS if name]))
-    return REPAIRS[repair]
-
-
-def _listed(data: Iterable[Any] | None) -> list[Any] | None:
-    if data is None or isinstance(data, list):
-        return data
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise InputError(f"data is an iterable of batches (inputs, targets); got a {type(data).__name__}")
-    return list(data)
-
-
-def apart(batches: list[Any] | None) -> tuple[list[Any] | None, list[Any] | None]:
-    """Keep a fifth of the batches apart; of a single batch a fifth of its rows."""
-    if not batches:
-        return batches, None
-    if len(batches) > 1:
-        count = max(1, len(batches) // 5)
-        return batches[:-count], batches[-count:]
-    leaves = [x for x in tree_leaves(batches[0]) if isinstance(x, Tensor)]
-    rows = {x.shape[0] if x.ndim else 0 for x in leaves}
-    if len(rows) != 1 or min(rows) < 5:
-        return batches, None
-    cut = min(rows) - min(rows) // 5
-    first, rest = (
-        tree_map(lambda x, at=at: x[at] if isinstance(x, Tensor) else x, batches[0])
-        for at in (slice(cut), slice(cut, None))
-    )
-    return [first], [rest]
-
-
-def _described(state: State, budget: Budget, metric: str | Metric) -> Plan:
-    if state.plan is None:
-        raise AssertionError("a pruning without a plan must have raised NothingToPrune")
-    words: Any = budget
-    if isinstance(words, Tolerance):
-        words = replace(words, metric=metric_named(metric)[0])
-    notes = dict(state.plan.notes)
-    if len(state.steps) > 1:
-        notes |= {"reached": reached(state.plan), "steps": list(state.steps)}
-    return replace(state.plan, budget=repr(words), notes=notes)
-
-
-def _latencies(
-    work: Work, state: State, batch_sizes: Sequence[int], batch_axis: int
-) -> tuple[tuple[Latency, ...], tuple[Latency, ...]]:
-    if not batch_sizes:
-        return (), ()
-    graph, models = work.graph, {"before": work.model, "after": state.model}
-    found = latency(
-        models,
-        graph.example_inputs,
-        graph.example_kwargs,
-        batch_sizes=batch_sizes,
-        batch_axis=batch_axis,
-        limit=10.0,
-        seed=work.seed,
-    )
-    return found["before"], found["after"]
-
-
-def _measured(model: nn.Module, work: Work, value: float | None, times: tuple[Latency, ...]) -> Measurement:
-    return Measurement(cost(model, work.graph.example_inputs, work.graph.example_kwargs), value, times)
-
-
-def _compared(work: Work, state: State) -> Agreement:
-    """Compare outputs on the held-out batches, else on the data, else on the example inputs."""
-    if batches := work.holdout or work.tuning:
-        return agreement(work.model, state.model, batches)
-    args, kwargs = work.graph.example_inputs, work.graph.example_kwargs
-    return agreement(work.model, state.model, [(args, None)], kwargs)
-
-
-def _report(
-    work: Work,
-    state: State,
-    decided: Plan,
-    repair: str | None,
-    before: Measurement,
-    after: Measurement,
-    compared: Agreement,
-    metric: str | Metric | None,
-) -> Report:
-    device, dtype = place(work.model)
-    said = None if metric is None else metric_named(metric)[0]
-    frozen = [
-        {"tensor": f.tensor, "axis": f.axis, "reason": f.reason, "source": f.source}
-        for f in work.graph.frozen
-    ]
-    return Report(
-        model=type(work.model).__name__,
-        method=decided.method,
-        budget=decided.budget,
-        repair=repair,
-        seed=work.seed,
-        metric=said,
-        before=before,
-        after=after,
-        agreement=compared,
-        frozen=frozen,
-        folds=state.folds,
-        steps=state.steps,
-        notes={key: note for key, note in decided.notes.items() if key != "steps"},
-        groups={
-            g.name: {"units": g.size, "kept": len(decided.keep.get(g.name, range(g.size)))}
-            for g in work.graph.groups
-        },
-        masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in decided.masks.items()},
-        finetune=state.tuning,
-        seconds=work.clock.seconds,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+def _check_budget(budget: Any) -> None:
+    if isinstance(budget, Budget):
+        return
+    hint = f", for instance Units({budget!r})" if isinstance(budget, float) else ""
+    if isinstance(budget, Tolerance):
+        hint = ". A Tolerance is a schedule: prune(model, x, schedule=Tolerance(...))"
+    raise InputError(
+        f"budget must say what it counts: Units, Params, Macs or Weights{hint}; got {type(budget).__name__}"
     )
 
 
-__all__ = ["Repair", "Result", "Step", "apart", "find_method", "load_report", "plan", "prune"]
+def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Sequence[Repair] = ()) -> None:
+    """Raise `InputError` if the method or a repair looks at data and there is none."""
+    looks_at = sorted(set(needs) - {"flow", "chain"})
+    if batches is not None or not (looks_at or repairs):
+        return
+    if looks_at:
+        raise InputError(f"{method.name!r} looks at data ({', '.join(looks_at)}): pass data=batches")
+    raise InputError(f"the repair {repair_name(repairs)!r} needs data: pass data=batches")
+
+
+def _split_repairs(
+    repairs: Sequence[Repair], schedule: Schedule
+) -> tuple[tuple[Repair, ...], tuple[Repair, ...]]:
+    """Return the repairs after each step, and those at the end.
+
+    The trials of a tolerance are judged without training; only the accepted one is fine-tuned.
+    """
+    late = tuple(x for x in repairs if schedule.restarts and isinstance(x, Finetune))
+    return tuple(x for x in repairs if x not in late), late
+
+
+def _decide(
+    method: Method,
+    graph: PruningGraph,
+    statistics: Statistics,
+    budget: Budget,
+    state: Pruned,
+    schedule: Schedule,
+) -> Plan | NothingToPrune:
+    """Return what a step removes, or the reason why it removes nothing (more than the step before)."""
+    try:
+        step = method.plan(graph, statistics, budget)
+    except NothingToPrune as refusal:
+        return refusal
+    if not _removes(step):
+        return NothingToPrune(f"{budget} removes nothing.\n{graph.summary()}")
+    if schedule.restarts and _left(graph, step) == _left(graph, state.plan):
+        return NothingToPrune(f"{budget} removes no more than the step before")
+    return step
+
+
+def _removes(plan: Plan) -> bool:
+    return bool(plan.keep or plan.masks)
+
+
+def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device: Any) -> Pruned:
+    """Return the model without what a step removes.
+
+    It is always made from the original, which knows its class and its sizes; then it gets the weights of
+    the model before the step.
+    """
+    again = _removes(before.plan)
+    whole = compose(before.plan, step) if again else step
+    small = shrink(start.model, whole, check=check, check_device=check_device)
+    if again:
+        weights.carry(before.model, small, before.graph, step.keep)
+        small = zero_masked(small, whole)
+    return Pruned(small, restrict(start.graph, whole.keep), whole)
+
+
+def _call_back(
+    callback: Callback | None, after: Pruned, graph: PruningGraph, number: int, schedule: Schedule
+) -> Pruned:
+    """Return the state with the model that the callback changed or returned."""
+    if callback is None:
+        return after
+    returned = callback(StepInfo(number, getattr(schedule, "count", None), after.model, after.plan))
+    model = after.model if returned is None else returned
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a callback must return a torch.nn.Module or None; got {type(model).__name__}")
+    remedy = "Return the step's model, or shrink(initial, step.plan)"
+    weights.check(model, kept_shapes(graph, after.plan.keep), "the callback's model", remedy)
+    return replace(after, model=zero_masked(model, after.plan))
+
+
+def _note(
+    number: int, budget: Budget, graph: PruningGraph, state: Pruned, judge: Judge | None = None
+) -> dict[str, Any]:
+    """Describe a step: its budget, the units that are left, the masked weights, the judge's verdict."""
+    verdict = {} if judge is None else judge(state.model)
+    return {"step": number, "budget": repr(budget), **_left(graph, state.plan), **verdict}
+
+
+def _left(graph: PruningGraph, plan: Plan) -> dict[str, int]:
+    """Count the units that a plan leaves, and the single weights that it masks."""
+    units = sum(len(plan.keep.get(group.name, range(group.size))) for group in graph.groups)
+    return {"units": units, "masked": sum(int((~mask).sum()) for mask in plan.masks.values())}
+
+
+def _refusal(schedule: Schedule, notes: Sequence[Mapping[str, Any]], graph: PruningGraph) -> str:
+    if not notes:
+        return f"no unit can go.\n{graph.summary()}"
+    budget, before, metric = (notes[0][key] for key in ("budget", "before", "metric"))
+    return (
+        f"no step stays within {schedule!r}: the metric is {before:.4g}; {budget} takes it to {metric:.4g}. "
+        f"Allow more, or take smaller steps.\n{graph.summary()}"
+    )
+
+
+def _with_notes(whole: Plan, budget: Budget, schedule: Schedule, notes: list[dict[str, Any]]) -> Plan:
+    if len(notes) > 1:
+        whole = replace(whole, notes={**whole.notes, "reached": reached(whole), "steps": notes})
+    return replace(whole, budget=repr(budget), notes=dict(whole.notes) | {"schedule": repr(schedule)})

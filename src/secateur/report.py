@@ -1,20 +1,31 @@
-"""The report of a pruning: everything measured before and after, and how it came about, as one value."""
+"""The report of a pruning: what was measured before and after, and how it came about."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from secateur.core import InputError
+from secateur.batches import split_batch
+from secateur.core import InputError, Plan, PruningGraph
 from secateur.core.jsonable import plain, versions
-from secateur.measure.cost import Cost
-from secateur.measure.latency import Latency
-from secateur.measure.metrics import Agreement
+from secateur.core.markdown import markdown_table
+from secateur.execution import place
+from secateur.measure.cost import ModelCost, cost
+from secateur.measure.latency import Latency, latency, try_sizes
+from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
+
+__all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
+
+METRIC_BY_DEFAULT = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -23,38 +34,39 @@ class Measurement:
 
     Attributes:
         cost: Parameters, bytes, multiply-accumulates.
-        metric: The metric on the held-out batches, or None where there were none.
-        latency: One entry for each batch size.
+        metric: The metric on the held-out batches, or None if there were none.
+        latency: One entry for each batch size; empty if it was not measured.
     """
 
-    cost: Cost
+    cost: ModelCost
     metric: float | None = None
     latency: tuple[Latency, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """Before and after of everything, and how it came about.
+    """Before and after, and how it came about.
 
     Attributes:
         model: Class of the model.
         method: Name of the method.
-        budget: The budget, in words.
-        repair: None, or a name of `secateur.pruning.Repair`.
+        budget: The budget, as written in Python.
+        repair: Name of the repairs, or None.
         seed: The seed.
-        metric: Name of the metric.
+        metric: Name of the metric, or None if nothing was measured on held-out batches.
         before: The original model.
         after: The pruned model.
-        agreement: How far the pruned model's outputs are from the original's.
+        agreement: How far the pruned model's outputs are from the original's, if that was measured.
         groups: By group, the units it had ("units") and those that stayed ("kept").
         masks: By weight, the single weights it had ("weights") and those that stayed ("kept").
         frozen: Axes from which nothing was removed, each with its reason.
         notes: The plan's notes.
-        folds: What the fold reports, by weight or group: residuals, undone folds.
-        steps: One entry for each step taken.
+        folds: What fold and refit report, by weight: errors, and what was undone.
+        steps: One entry for each step.
+        schedule: The schedule, as written in Python.
         finetune: What the fine-tuning reports.
-        structure: Portrait along the structure of the method, where `secateur.portray` made one.
-        seconds: Time that each stage took.
+        structure: Sections on the structure of the method, if `secateur.diagnose` made them.
+        seconds: Time of each stage.
         versions: Of Python, secateur, torch, numpy.
         threads: Threads that torch used within an operation.
         device: The model's device.
@@ -76,8 +88,9 @@ class Report:
     notes: Mapping[str, Any] = field(default_factory=dict)
     folds: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Mapping[str, Any]] = ()
+    schedule: str = "OneShot()"
     finetune: Mapping[str, Any] = field(default_factory=dict)
-    structure: Mapping[str, Any] = field(default_factory=dict)
+    structure: Any = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
     threads: int = field(default_factory=torch.get_num_threads)
@@ -85,7 +98,7 @@ class Report:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        """Make what came from methods and repairs plain, so that the report survives JSON unchanged."""
+        """Make what methods and repairs filled in plain, so that the report survives JSON unchanged."""
         for name in _FREE:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
@@ -106,7 +119,9 @@ class Report:
             before, after = _measurement(given.pop("before")), _measurement(given.pop("after"))
             return cls(before=before, after=after, agreement=compared and Agreement(**compared), **given)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"this is no report of a pruning: {type(error).__name__}: {error}") from error
+            raise InputError(
+                f"this is not the report of a pruning: {type(error).__name__}: {error}"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -114,49 +129,192 @@ class Report:
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise InputError(f"this is no report of a pruning: {error}") from error
+            raise InputError(f"this is not the report of a pruning: {error}") from error
 
     def to_markdown(self) -> str:
         """Return the report as Markdown: a table of before and after, then one of what went where."""
         repair = self.repair or "no repair"
-        lines = [f"# {self.model}: {self.method}, {self.budget}, {repair}, seed {self.seed}", ""]
-        lines += ["| | before | after | ratio |", "|---|---:|---:|---:|", *map(_row, self._rows()), ""]
-        lines += self._compared()
-        lines += ["| where | had | kept |", "|---|---:|---:|"]
-        for key, parts in (("units", self.groups), ("weights", self.masks)):
-            lines += [f"| {_cell(name)} | {x[key]} {key} | {x['kept']} |" for name, x in parts.items()]
+        changes = [
+            {"": name, "before": before, "after": after, "ratio": "" if ratio is None else f"{ratio:.2f}x"}
+            for name, before, after, ratio in self._changes()
+        ]
+        where = [
+            {"where": name, "had": f"{counts[unit]} {unit}", "kept": counts["kept"]}
+            for unit, parts in (("units", self.groups), ("weights", self.masks))
+            for name, counts in parts.items()
+        ]
         environment = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        lines += ["", f"{self.device}, {self.dtype}, {self.threads} threads; {environment}", ""]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"# {self.model}: {self.method}, {self.budget}, {repair}, seed {self.seed}",
+                "",
+                markdown_table(changes, right=("before", "after", "ratio")),
+                "",
+                *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
+                markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
+                "",
+                f"{self.device}, {self.dtype}, {self.threads} threads; {environment}",
+                "",
+            ]
+        )
 
     def to_html(self, path: str | Path) -> None:
         """Write the report as one HTML page."""
-        from secateur.html import write_html  # plotly takes a while to import
+        from secateur.html import write_html  # jinja2 and plotly take a while to import
 
         write_html(self, path)
 
-    def _rows(self) -> list[tuple[str, str, str, float | None]]:
+    def __repr__(self) -> str:
+        """Return a summary of at most 15 lines."""
+        lines = [f"{self.model} pruned by {self.method} to {self.budget}, repair: {self.repair or 'none'}"]
+        for name, before, after, ratio in self._changes()[:8]:
+            lines.append(f"  {name}: {before} -> {after}" + ("" if ratio is None else f" ({ratio:.2f}x)"))
+        if self.agreement is not None:
+            lines.append(f"  {self._agreement()}")
+        had = sum(group["units"] for group in self.groups.values())
+        kept = sum(group["kept"] for group in self.groups.values())
+        lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        if undone := [name for name, note in self.folds.items() if _is_undone(note)]:
+            lines.append(f"  repair undone on {len(undone)} of {len(self.folds)} weights; see report.folds")
+        spent = ", ".join(f"{stage} {seconds:.2g} s" for stage, seconds in self.seconds.items())
+        return "\n".join([*lines, f"  time: {spent}"])
+
+    def _changes(self) -> list[tuple[str, str, str, float | None]]:
+        """Return what changed: name, before, after, before / after."""
         rows: list[tuple[str, str, str, float | None]] = []
+        if self.before.metric is not None and self.after.metric is not None:
+            rows.append((str(self.metric), f"{self.before.metric:.4f}", f"{self.after.metric:.4f}", None))
         for key, name in _COSTS.items():
             a, b = getattr(self.before.cost, key), getattr(self.after.cost, key)
             rows.append((name, f"{a:,}", f"{b:,}", _ratio(a, b)))
-        for a, b in zip(self.before.latency, self.after.latency, strict=True):
-            name = f"latency, batch {a.batch_size}, {a.threads} threads, median of {a.repeats} (quartiles)"
-            rows.append((name, _milliseconds(a), _milliseconds(b), _ratio(a.median, b.median)))
-        if self.before.metric is not None and self.after.metric is not None:
-            rows.append((str(self.metric), f"{self.before.metric:.4f}", f"{self.after.metric:.4f}", None))
+        for x, y in zip(self.before.latency, self.after.latency, strict=True):
+            name = f"latency, batch {x.batch_size}, {x.threads} threads, median of {x.repeats} (quartiles)"
+            rows.append((name, _milliseconds(x), _milliseconds(y), _ratio(x.median, y.median)))
         return rows
 
-    def _compared(self) -> list[str]:
+    def _agreement(self) -> str:
+        """Describe how far the outputs are from the original's."""
         if self.agreement is None:
-            return []
-        same, far = self.agreement.top1, self.agreement.largest
-        words = f"Largest output difference {far:.3g} ({self.agreement.relative:.3g} of the largest output)"
-        top1 = "" if same is None else f"; same top class on {same:.2%} of {self.agreement.examples}"
-        return [words + top1 + ".", ""]
+            return "outputs were not compared"
+        same, largest = self.agreement.top1, self.agreement.largest
+        text = (
+            f"largest output difference: {largest:.3g} ({self.agreement.relative:.3g} of the largest output)"
+        )
+        return text if same is None else f"{text}; same top class: {same:.2%} of {self.agreement.examples}"
+
+
+def start_report(
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    *,
+    folds: Mapping[str, Any],
+    training: Mapping[str, Any],
+    **how: Any,
+) -> Report:
+    """Return the report of a pruning, with the sizes of both models and nothing else measured.
+
+    Args:
+        model: The original model.
+        pruned: The pruned model.
+        plan: What went.
+        folds: What fold and refit report.
+        training: What the fine-tuning reports.
+        how: More fields of the report: repair, schedule, steps, seconds, seed.
+    """
+    graph = plan.graph
+    device, dtype = place(model)
+    arguments = graph.example_inputs, graph.example_kwargs
+    return Report(
+        model=type(model).__name__,
+        method=plan.method,
+        budget=plan.budget,
+        metric=None,
+        before=Measurement(cost(model, *arguments)),
+        after=Measurement(cost(pruned, *arguments)),
+        groups={
+            g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
+        },
+        masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in plan.masks.items()},
+        frozen=[asdict(axis) for axis in graph.frozen],
+        notes={key: note for key, note in plan.notes.items() if key != "steps"},
+        folds=folds,
+        finetune=training,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        **how,
+    )
+
+
+def measure(
+    report: Report,
+    model: nn.Module,
+    pruned: nn.Module,
+    graph: PruningGraph,
+    holdout: Iterable[Any] | None = None,
+    metric: str | Metric | None = None,
+    *,
+    batch_sizes: Sequence[int] = (),
+    batch_axis: int = 0,
+) -> Report:
+    """Return the report with a metric, the agreement and latencies of both models; see `Result.measure`."""
+    started = time.perf_counter()
+    args, kwargs = graph.example_inputs, graph.example_kwargs
+    try_sizes(model, args, kwargs, batch_sizes, batch_axis)
+    if holdout is None and metric is not None:
+        raise InputError(f"the metric {metric!r} needs batches: give measure(holdout, metric)")
+    if holdout is not None and metric is None and _has_classes(holdout):
+        metric = METRIC_BY_DEFAULT
+    values: tuple[float | None, float | None] = (None, None)
+    if holdout is not None and metric is not None:
+        values = (
+            evaluate(model, holdout, metric, original=model),
+            evaluate(pruned, holdout, metric, original=model),
+        )
+    batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
+    latencies: Mapping[str, tuple[Latency, ...]] = {"before": (), "after": ()}
+    if batch_sizes:
+        both = {"before": model, "after": pruned}
+        latencies = latency(
+            both, args, kwargs, batch_sizes=batch_sizes, batch_axis=batch_axis, limit=10.0, seed=report.seed
+        )
+    compared = agreement(model, pruned, batches, named)
+    return replace(
+        report,
+        metric=None if metric is None else metric_named(metric)[0],
+        before=replace(report.before, metric=values[0], latency=latencies["before"]),
+        after=replace(report.after, metric=values[1], latency=latencies["after"]),
+        agreement=compared,
+        seconds={**report.seconds, "measure": time.perf_counter() - started},
+    )
+
+
+class Stopwatch:
+    """Adds up the seconds that stages take.
+
+    Example:
+        >>> stopwatch = Stopwatch()
+        >>> with stopwatch("plan"): pass
+        >>> list(stopwatch.seconds)
+        ['plan']
+    """
+
+    def __init__(self) -> None:
+        """Start with no stages."""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
 
 
 _COSTS = {"parameters": "parameters", "nonzero": "nonzero parameters", "bytes": "bytes", "macs": "MACs"}
+# Fields that methods and repairs fill freely; they are made plain so that the report survives JSON.
 _FREE = (
     "groups",
     "masks",
@@ -173,7 +331,17 @@ _FREE = (
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:
     rows = tuple(Latency(**row) for row in values["latency"])
-    return Measurement(Cost(**values["cost"]), values["metric"], rows)
+    return Measurement(ModelCost(**values["cost"]), values["metric"], rows)
+
+
+def _has_classes(batches: Iterable[Any]) -> bool:
+    """Return whether the targets of the first batch are class numbers."""
+    targets = split_batch(next(iter(batches), None))[2]
+    return isinstance(targets, Tensor) and not targets.is_floating_point()
+
+
+def _is_undone(note: Any) -> bool:
+    return isinstance(note, Mapping) and bool(note.get("undone"))
 
 
 def _ratio(before: float, after: float) -> float | None:
@@ -182,15 +350,3 @@ def _ratio(before: float, after: float) -> float | None:
 
 def _milliseconds(x: Latency) -> str:
     return f"{1e3 * x.median:.3g} ms ({1e3 * x.lower:.3g} to {1e3 * x.upper:.3g})"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _row(row: tuple[str, str, str, float | None]) -> str:
-    name, before, after, ratio = row
-    return f"| {name} | {before} | {after} | {'' if ratio is None else f'{ratio:.2f}x'} |"
-
-
-__all__ = ["Measurement", "Report", "plain", "versions"]

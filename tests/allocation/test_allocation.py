@@ -23,7 +23,7 @@ from secateur.allocation import (
     top,
     weight_sizes,
 )
-from secateur.allocation.schedule import step_budget
+from secateur.allocation.schedule import remaining_budget
 from secateur.apply.compose import restrict
 from secateur.core import (
     Frozen,
@@ -36,7 +36,6 @@ from secateur.core import (
     PlanError,
     PruningGraph,
     Slot,
-    Tolerance,
     Units,
     Weights,
 )
@@ -442,7 +441,7 @@ def test_steps_of_a_budget_by_layer_end_in_its_counts() -> None:
     graph, budget = mlp([3, 10, 20, 30, 2]), Units({"h1": 0.3, "h2": 0.55})
     left = graph
     for step in (1, 2, 3):
-        counts = allocate(left, step_budget(graph, left, budget, step / 3)).counts
+        counts = allocate(left, remaining_budget(graph, left, budget.after(step / 3))).counts
         left = restrict(left, {name: np.arange(n) for name, n in counts.items()})
     assert [g.size for g in left.groups] == list(allocate(graph, budget).counts.values()) == [3, 11, 30]
 
@@ -477,7 +476,7 @@ def test_a_graph_without_groups_lists_what_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Tolerance(0.01), "a budget is Units, Params"),
+        (0.01, "a budget is Units, Params"),
         (Units(0.5, "global"), "needs scores"),
         (Units(0.5, floor=5), "floor 5 is more than the 4 units of 'h1'"),
         (Units(0.1, "erk"), "at least 2 of 9 units stay, a share of 0.2223"),

@@ -214,7 +214,7 @@ def test_an_encoder_that_packs_padded_sequences_runs_as_it_did(tmp_path: Path) -
     model = Padded().eval()
     ids = torch.randint(1, 50, (6, 9))
     ids[0, 6:], ids[3, 4:] = 0, 0
-    result = prune(model, ids[:2], "magnitude", Units(0.5), batch_sizes=())
+    result = prune(model, ids[:2], Units(0.5), method="magnitude")
     small, masked = result.model, mask(model, result.plan)
     result.save(tmp_path / "small")
     loaded = load(tmp_path / "small", Padded)

@@ -267,7 +267,7 @@ def test_each_weight_and_buffer_and_the_code_tell_models_apart(place: Path) -> N
         ({"ratios": [0.0]}, "0"),
         ({"repairs": ["fol"]}, "did you mean 'fold'"),
         ({"kind": "unit"}, "did you mean 'units'"),
-        ({"kind": "tolerance"}, "has no ratio"),
+        ({"kind": "tolerance"}, "tolerance"),
         ({"scope": "globl"}, "globl"),
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),
         ({"lr": math.nan}, "positive and finite.*got nan"),

@@ -22,7 +22,6 @@ from secateur.core import (
     PlanError,
     PruningGraph,
     Statistics,
-    Tolerance,
     Units,
     Weights,
 )
@@ -401,8 +400,8 @@ def test_options_and_budgets_are_checked() -> None:
         (lambda: Magnitude(over="all"), "got 'all'"),
         (lambda: Activation(statistic="median"), "got 'median'"),
         (lambda: SynFlow(rounds=0), "at least 1; got 0"),
-        (lambda: plan(Magnitude(), Tolerance(0.01)), "a budget is Units"),
-        (lambda: plan(SynFlow(), Tolerance(0.01)), "a budget is Units"),
+        (lambda: plan(Magnitude(), 0.01), "a budget is Units"),
+        (lambda: plan(SynFlow(), 0.01), "a budget is Units"),
         (lambda: plan(SynFlow(), Params(0.01)), r"Params\(keep=0.01.* cannot be reached"),
     ):
         with pytest.raises(InputError, match=message):

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from secateur.apply.shrink import shrink
-from secateur.core import InputError, Merge, NothingToPrune, Tolerance, Units
+from secateur.core import InputError, Merge, NothingToPrune, Units
 from secateur.methods.matroid import Matroid, partitions, permutation_audit
 from secateur.methods.matroid.permuted import permuted_statistics
 from secateur.pruning import prune
 from secateur.repair.fold import fold, merge
+from secateur.schedule import Tolerance
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.matroid import express, output_error, parametrize_linear
 from secateur.tracing.trace import trace
@@ -377,8 +378,8 @@ def test_the_four_step_pipeline_goes_on_beyond_the_share_under_a_tolerance():
         return -float((candidate(batches[0][0]) - targets).detach().abs().mean())
 
     method = Matroid(ground="windows", order="index", share=1.0)
-    budget = Tolerance(drop=0.01, metric=metric, step=0.1)
-    result = prune(model, x[:2], method, budget, holdout=[(x, targets)], progress=False, batch_sizes=())
+    schedule = Tolerance(0.01, [(x, targets)], metric, step=0.1)
+    result = prune(model, x[:2], method=method, schedule=schedule, progress=False)
     assert 0 < len(result.plan.removed("0")) <= 24
     assert result.plan.removed("0").tolist() == list(range(6, 6 + len(result.plan.removed("0"))))
     assert metric(result.model, [(x, targets)]) >= -0.01 - 1e-9

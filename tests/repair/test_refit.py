@@ -139,7 +139,9 @@ def test_pruning_with_a_refit_is_reported() -> None:
     x = data(600, 6).float()
     batches = [(part, part[:, 0].gt(0).long()) for part in x.split(100)]
     reports = {
-        repair: prune(model, x[:2], "magnitude", Units(0.5), batches, repair=repair, batch_sizes=()).report
+        repair: prune(model, x[:2], Units(0.5), batches, method="magnitude", repair=repair)
+        .measure(batches)
+        .report
         for repair in ("fold", "refit")
     }
     assert reports["refit"].repair == "refit"
@@ -150,4 +152,4 @@ def test_pruning_with_a_refit_is_reported() -> None:
 def test_a_refit_needs_data() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="refit"):
-        prune(model, torch.ones(2, 4), "magnitude", Units(0.5), repair="refit")
+        prune(model, torch.ones(2, 4), Units(0.5), method="magnitude", repair="refit")

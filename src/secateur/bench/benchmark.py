@@ -17,11 +17,11 @@ from secateur.bench.run import check_engine, run_trials
 from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import Worker, run_here
 from secateur.cli.specs import is_folder, make_budget, make_method
-from secateur.core import InputError, Tolerance, unknown
+from secateur.core import InputError, unknown
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
-from secateur.pruning import REPAIRS
+from secateur.repair.base import REPAIRS
 
 __all__ = ["Bench", "make_trials", "parse_methods", "parse_numbers", "run_bench"]
 
@@ -90,10 +90,9 @@ class Bench:
             make_method(method)
         for repair in self.repairs:
             if repair != "none" and repair not in REPAIRS:
-                raise InputError(unknown("repair", repair, ["none", *(name for name in REPAIRS if name)]))
+                raise InputError(unknown("repair", repair, ["none", *REPAIRS]))
         for ratio in self.ratios:
-            if isinstance(make_budget(f"{self.kind}={ratio}", self.scope), Tolerance):
-                raise InputError("ratios count units, params, macs or weights: a tolerance has no ratio")
+            make_budget(f"{self.kind}={ratio}", self.scope)
         if self.metric not in METRICS:
             raise InputError(unknown("metric", self.metric, list(METRICS)))
         self._check_numbers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,9 @@ from secateur.core import InputError, SecateurError
 from secateur.core.jsonable import plain
 from secateur.diagnostics import diagnose
 from secateur.methods import Method
-from secateur.pruning import Result, prune
+from secateur.pruning import prune
+from secateur.repair.base import Finetune, parse_repair
+from secateur.result import Result
 from secateur.tracing.trace import trace
 
 __all__ = ["ChangedError", "check_inputs", "prune_once"]
@@ -92,22 +95,22 @@ def prune_once(
             warnings.simplefilter("always")
             data = sample(fit, seed, count=examples)
             method = make_method(files["method"])
-            more = {name: pruning[name] for name in ("epochs", "lr") if name in pruning}
+            training = {name: pruning[name] for name in ("epochs", "lr") if name in pruning}
+            repairs = [
+                replace(repair, **training) if isinstance(repair, Finetune) else repair
+                for repair in parse_repair(pruning["repair"])
+            ]
             result = prune(
                 model,
                 example_inputs(example_shape, data_example, model_example),
-                method,
                 budget,
                 data,
-                holdout=part(held_out, *part_of_holdout),
-                repair=pruning["repair"],
-                metric=metric,
+                method=method,
+                repair=repairs,
                 ignored_layers=pruning["ignored_layers"],
-                **more,
-                batch_sizes=(1, 64) if latency else (),
                 progress=False,
                 seed=pruning["seed"],
-            )
+            ).measure(part(held_out, *part_of_holdout), metric, latency=latency)
             if diagnosed:
                 result = _diagnose(result, model, data, method)
     except SecateurError as error:

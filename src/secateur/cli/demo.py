@@ -162,15 +162,13 @@ def _run(
             result = prune(
                 model,
                 calibration[0][0][:2],
-                method,
                 budget,
                 calibration,
-                holdout=holdout,
+                method=method,
                 repair=repair,
-                batch_sizes=batch_sizes,
                 progress=False,
                 seed=seed,
-            )
+            ).measure(holdout, latency=bool(batch_sizes), batch_sizes=batch_sizes)
     except SecateurError as error:
         return {**what, "seed": seed, "status": " ".join(str(error).split())}
     warned = sorted({str(warning.message) for warning in said})

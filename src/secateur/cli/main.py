@@ -6,8 +6,9 @@ import tempfile
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -27,13 +28,15 @@ from secateur.cli.specs import (
     make_model,
     try_inputs,
 )
-from secateur.core import InputError, SecateurError, StoreError, unknown
+from secateur.core import InputError, SecateurError, StoreError
 from secateur.core.jsonable import versions
 from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.formats.onnx import export_any_batch
 from secateur.html import read_runs, write_html, write_json, write_text
 from secateur.methods import METHODS, Method
-from secateur.pruning import REPAIRS, Repair, Result, prune
+from secateur.pruning import Result, find_method, prune
+from secateur.repair.base import Finetune, parse_repair
+from secateur.schedule import Schedule, Steps, Tolerance
 from secateur.tracing.trace import trace
 from secateur_studies import STUDIES, Outcome, folders_of, run_studies, run_study
 from secateur_studies.common import named_folders
@@ -156,23 +159,27 @@ def inspect_command(
 @app.command("prune")
 def prune_command(
     model: ModelName,
-    method: MethodName = "magnitude",
+    method: MethodName = "auto",
     budget: Annotated[
-        str, typer.Option(help="What stays: units=0.5, params=0.3, macs=0.5, weights=0.1, or tolerance=0.01.")
+        str, typer.Option(help="What stays: units=0.5, params=0.3, macs=0.5, or weights=0.1.")
     ] = "units=0.5",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Stop before the held-out metric falls by more than this, at the budget at most."),
+    ] = None,
     scope: Annotated[str, typer.Option(help="layer (the same share everywhere), global, or erk.")] = "layer",
     floor: Annotated[int, typer.Option(help="Least number of units in a group.")] = 1,
     round_to: Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")] = 1,
     data: Data = None,
     holdout: Holdout = None,
     repair: Annotated[
-        str | None, typer.Option(help="fold, refit, finetune, fold+finetune, or refit+finetune.")
-    ] = None,
+        str, typer.Option(help="none, fold, refit, finetune, fold+finetune, or refit+finetune.")
+    ] = "auto",
     steps: Annotated[int, typer.Option(help="Number of steps, each followed by the repair.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuning.")] = 1e-3,
-    metric: Annotated[str, typer.Option(help="accuracy or log_likelihood.")] = "accuracy",
-    latency: Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")] = True,
+    metric: Annotated[str | None, typer.Option(help="accuracy, agreement or log_likelihood.")] = None,
+    latency: Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")] = False,
     weights: Weights = None,
     example_shape: Shape = None,
     ignore: Ignore = None,
@@ -189,32 +196,35 @@ def prune_command(
     ] = False,
 ) -> None:
     """Prune a model, check that what is left computes the same, and measure what changed."""
-    chosen, share = make_method(method), make_budget(budget, scope, floor, round_to)
-    if repair not in REPAIRS:
-        raise InputError(unknown("repair", str(repair), [name for name in REPAIRS if name]))
+    repairs = parse_repair(None if repair == "none" else repair) if repair != "auto" else "auto"
+    share = make_budget(budget, scope, floor, round_to)
     if folder is not None:
         check_writable(folder)
     elif onnx:
         raise InputError("--onnx writes into the folder that --out names")
-    batches = make_data(data, repair, share, seed) if data else Batches()
-    held = make_data(holdout, repair, share, seed).fit if holdout else batches.holdout
+    stops = tolerance is not None
+    batches = make_data(data, repair, tolerance=stops, seed=seed) if data else Batches()
+    held = make_data(holdout, repair, tolerance=stops, seed=seed).fit if holdout else batches.holdout
     made, example = _model(model, weights, example_shape, batches, device)
+    chosen = None if method == "auto" else make_method(method)
+    if isinstance(repairs, tuple):
+        repairs = tuple(replace(x, epochs=epochs, lr=lr) if isinstance(x, Finetune) else x for x in repairs)
+    schedule: Schedule = Steps(steps)
+    if tolerance is not None:
+        if held is None:
+            raise InputError("--tolerance is judged on held-out batches: name them with --holdout")
+        schedule = Tolerance(tolerance, held, metric or "accuracy")
     result = prune(
         made,
         example,
-        chosen,
         share,
         batches.fit,
-        holdout=held,
-        repair=cast(Repair, repair),
-        steps=steps,
-        metric=metric,
-        epochs=epochs,
-        lr=lr,
+        method=chosen,
+        repair=repairs,
+        schedule=schedule,
         ignored_layers=ignore or (),
         seed=seed,
-        batch_sizes=(1, 64) if latency else (),
-    )
+    ).measure(held, metric if held is not None else None, latency=latency)
     if explain:
         printing.say(result.plan.explain())
     printing.show_run(result.report.to_dict())
@@ -223,6 +233,7 @@ def prune_command(
     if folder is None:
         printing.complain("nothing was saved: name a folder with --out")
         return
+    chosen = find_method(result.plan.method) if chosen is None else chosen
     _save(_portrayed(result, made, chosen, batches.fit), folder, example, onnx)
 
 

@@ -25,7 +25,6 @@ from secateur.core import (
     Macs,
     Params,
     SecateurError,
-    Tolerance,
     Units,
     Weights,
     unknown,
@@ -40,7 +39,6 @@ BUDGETS: dict[str, Callable[..., Any]] = {
     "weights": Weights,
     "params": Params,
     "macs": Macs,
-    "tolerance": Tolerance,
 }
 TOKENS = 16
 
@@ -121,7 +119,7 @@ def is_folder(model: str) -> bool:
     return bool(model) and Path(model).is_dir()
 
 
-def make_data(name: str, repair: str | None = None, budget: Budget | None = None, seed: int = 0) -> Batches:
+def make_data(name: str, repair: str | None = None, *, tolerance: bool = False, seed: int = 0) -> Batches:
     """Return batches by the name of a data set, or from the user's function.
 
     A data set's calibration part is looked at (its training part, where fine-tuning is asked for), and its
@@ -131,7 +129,7 @@ def make_data(name: str, repair: str | None = None, budget: Budget | None = None
         name: ``digits``, ``fashion``, ``mnist:FOLDER``, ``cifar10:FOLDER``, or a function that returns a
             `Dataset` or an iterable of (inputs, targets).
         repair: The repair, which decides what is looked at.
-        budget: The budget, which decides what is held out.
+        tolerance: Whether a tolerance stops the pruning by the batches that are held out.
         seed: Seed of the data set's parts.
     """
     known, _, folder = name.partition(":")
@@ -139,7 +137,7 @@ def make_data(name: str, repair: str | None = None, budget: Budget | None = None
     given = found if found is not None else run_theirs(name, find_function(name))
     if isinstance(given, Dataset):
         fit = given.batches("train" if "finetune" in (repair or "") else "calibration")
-        holdout = given.batches("selection" if isinstance(budget, Tolerance) else "test", 500)
+        holdout = given.batches("selection" if tolerance else "test", 500)
         return Batches(fit, holdout, fit[0][0][:2])
     if not isinstance(given, Iterable) or isinstance(given, (Tensor, Mapping, str)):
         raise InputError(f"{name} returned a {type(given).__name__}, not batches of (inputs, targets)")

@@ -6,7 +6,7 @@ budget into a `Plan`, a value that says what goes and why.  Nothing here knows `
 nothing here decides anything.
 """
 
-from secateur.core.budget import Budget, Macs, Params, Scope, Tolerance, Units, Weights
+from secateur.core.budget import Budget, Macs, Params, Scope, Units, Weights
 from secateur.core.errors import (
     CaptureError,
     ExactnessError,
@@ -56,7 +56,6 @@ __all__ = [
     "Slot",
     "Statistics",
     "StoreError",
-    "Tolerance",
     "Units",
     "Weights",
     "unknown",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from secateur.core.errors import InputError, unknown
 
-__all__ = ["Budget", "Macs", "Params", "Scope", "Tolerance", "Units", "Weights", "check_budget"]
+__all__ = ["Budget", "Macs", "Params", "Scope", "Units", "Weights", "check_budget"]
 
 Scope = Literal["layer", "global", "erk"]
 
@@ -162,28 +162,3 @@ def check_budget(budget: Any) -> None:
             f"a budget is Units, Params, Macs or Weights; got {budget!r}. "
             "Rules for stopping, such as Tolerance, are for prune()"
         )
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Remove units while a held-out metric falls by no more than `drop`, then stop.
-
-    Attributes:
-        drop: Largest fall of the metric that is accepted (0.01: one point of accuracy).
-        metric: ``"accuracy"``, or a callable (model, batches) -> float where more is better.
-        step: Share of the units that go at each step.
-    """
-
-    drop: float
-    metric: str | Callable[..., float] = "accuracy"
-    step: float = 0.05
-    scope: Scope = "layer"
-    floor: int = 1
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        """Check drop and step."""
-        if not (isinstance(self.drop, Real) and self.drop >= 0):
-            raise InputError(f"Tolerance.drop must be a number, 0 or more; got {self.drop!r}")
-        object.__setattr__(self, "step", _share("Tolerance.step", self.step))
-        _check_options(self.scope, self.floor, self.round_to)

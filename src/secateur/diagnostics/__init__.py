@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.batches import as_batches, split_off_guard
 from secateur.core import InputError
 from secateur.diagnostics.context import DiagnosticContext
 from secateur.diagnostics.figures import Json
@@ -21,7 +22,8 @@ from secateur.diagnostics.matroid import matroid_sections
 from secateur.diagnostics.mip import mip_sections
 from secateur.diagnostics.spectral import spectral_sections
 from secateur.methods import Method
-from secateur.pruning import Result, apart, find_method
+from secateur.pruning import find_method
+from secateur.result import Result
 
 __all__ = ["DIAGNOSTICS", "diagnose"]
 
@@ -57,7 +59,7 @@ def diagnose(
         >>> import torch
         >>> from secateur import Weights, prune
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> result = prune(mlp, torch.ones(2, 4), "spectral", Weights(0.5), batch_sizes=())
+        >>> result = prune(mlp, torch.ones(2, 4), Weights(0.5), method="spectral")
         >>> diagnose(result, mlp).report.structure["sections"][0]["title"]
         'lambda_2 of each layer'
     """
@@ -66,9 +68,9 @@ def diagnose(
         raise InputError(
             f"there are no diagnostics of {chosen.name!r}; methods with diagnostics: {', '.join(DIAGNOSTICS)}"
         )
-    batches = None if data is None else list(data)
-    if "fold" in (result.report.repair or ""):
-        batches, _ = apart(batches)  # the method did not see the batches that judged the fold
+    batches = None if data is None else as_batches(data)
+    if batches and "fold" in (result.report.repair or ""):
+        batches, _ = split_off_guard(batches)  # the method did not see the batches that judged the fold
     context = DiagnosticContext(model, result.plan, chosen, batches)
     structure = {"structure": chosen.name, "sections": DIAGNOSTICS[chosen.name](context)}
     return replace(result, report=replace(result.report, structure=structure))

@@ -148,6 +148,3 @@ _FORMULAS = {
 
 def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-
-
-Cost = ModelCost  # the name until `secateur.report` uses the new one

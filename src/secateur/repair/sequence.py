@@ -1,0 +1,151 @@
+"""Apply repairs to a shrunk model, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.apply.compose import narrow_masks
+from secateur.core import Plan, PruningGraph, Statistics
+from secateur.execution import duplicate
+from secateur.measure.metrics import distance_from
+from secateur.repair.base import Finetune, Fold, Refit, Repair
+from secateur.repair.finetune import finetune
+from secateur.repair.fold import fold, merge
+from secateur.repair.refit import refit
+from secateur.statistics.collect import collect_statistics
+from secateur.statistics.gradients import Loss
+
+__all__ = ["Pruned", "RepairSettings", "apply_repairs", "zero_masked"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A model on its way through the steps of a pruning.
+
+    Attributes:
+        model: The model now.
+        graph: What can still go from it.
+        plan: All that has gone, as one plan on the original model; empty at the start.
+        folds: What fold and refit report, by weight.
+        training: What the fine-tuning reports.
+    """
+
+    model: nn.Module
+    graph: PruningGraph
+    plan: Plan
+    folds: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class RepairSettings:
+    """What repairs need beside the model.
+
+    Attributes:
+        original: The original model.
+        fitting: Batches that the statistics were collected on.
+        guard: Batches kept apart, on which fold and refit are judged; None if there are too few.
+        tuning: Batches to fine-tune on.
+        loss: (outputs, targets) -> scalar, or None for the default.
+        seed: Seed of every random choice.
+        progress: Whether to show progress.
+    """
+
+    original: nn.Module
+    fitting: Sequence[Any] | None
+    guard: Sequence[Any] | None
+    tuning: Sequence[Any] | None
+    loss: Loss | None
+    seed: int
+    progress: bool
+
+
+def apply_repairs(
+    repairs: Sequence[Repair],
+    before: Pruned,
+    after: Pruned,
+    step: Plan,
+    statistics: Statistics,
+    settings: RepairSettings,
+) -> Pruned:
+    """Return the pruned model after the repairs.
+
+    Args:
+        repairs: What to do, in this order.
+        before: The model before the step.
+        after: The model that the step left, not yet repaired.
+        step: What the step removed from `before`.
+        statistics: Gram matrices of `before` on the fitting batches, if there is a fold.
+        settings: Batches, loss, seed.
+    """
+    if step.merges and not any(isinstance(repair, Fold) for repair in repairs):
+        # Exact merges belong to the plan.  A fold applies them itself.
+        after = replace(after, model=merge(before.model, after.model, step))
+    for repair in repairs:
+        if isinstance(repair, Fold):
+            after = _fold(before, after, step, statistics, settings)
+        elif isinstance(repair, Refit):
+            after = _refit(after, settings)
+        else:
+            after = _finetune(repair, after, settings)
+    return after
+
+
+def _fold(
+    before: Pruned, after: Pruned, step: Plan, statistics: Statistics, settings: RepairSettings
+) -> Pruned:
+    held_out = judge = None
+    if settings.guard:
+        held_out = collect_statistics(before.model, before.graph, settings.guard, {"gram"}, settings.seed)
+        judge = distance_from(before.model, settings.guard)
+    model, notes = fold(before.model, after.model, step, statistics, held_out, judge)
+    return replace(after, model=zero_masked(model, after.plan), folds=notes)
+
+
+def _refit(after: Pruned, settings: RepairSettings) -> Pruned:
+    judge = distance_from(settings.original, settings.guard) if settings.guard else None
+    model, notes = refit(
+        settings.original, after.model, after.plan, settings.fitting or (), settings.guard, judge
+    )
+    folds = {**after.folds, **{key: {**after.folds.get(key, {}), "refit": x} for key, x in notes.items()}}
+    return replace(after, model=zero_masked(model, after.plan), folds=folds)
+
+
+def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Pruned:
+    model, history = finetune(
+        after.model,
+        settings.tuning or (),
+        epochs=repair.epochs,
+        lr=repair.lr,
+        loss=repair.loss or settings.loss,
+        masks=narrow_masks(after.plan),
+        seed=settings.seed,
+        progress=settings.progress,
+    )
+    training = {
+        "epochs": repair.epochs,
+        "lr": repair.lr,
+        "steps": len(history.losses),
+        "first loss": history.losses[0],
+        "last loss": history.losses[-1],
+    }
+    return replace(after, model=model, training=training)
+
+
+@torch.no_grad()
+def zero_masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model with the plan's masked weights zeroed; copy it only if a weight must change."""
+    masks = {name: torch.from_numpy(~mask) for name, mask in narrow_masks(plan).items()}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    if not any(bool(weights[name][gone.to(weights[name].device)].any()) for name, gone in masks.items()):
+        return model
+    model = duplicate(model)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name, gone in masks.items():
+        weights[name].masked_fill_(gone.to(weights[name].device), 0)
+    return model

@@ -1,0 +1,108 @@
+"""What a pruning gives: the model, the plan, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.batches import as_batches
+from secateur.core import Plan, PruningGraph, StoreError
+from secateur.formats import store
+from secateur.measure.metrics import Metric
+from secateur.report import Report, measure
+
+__all__ = ["Result", "load_report"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns.
+
+    Attributes:
+        model: The pruned model, a new module.
+        plan: What went, and why: one plan on the original model, whatever the number of steps.
+        report: Before and after, and how it came about.
+        graph: What tracing found in the original model.
+        original: The original model, to measure against.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    graph: PruningGraph
+    original: nn.Module = field(repr=False)
+
+    def measure(
+        self,
+        holdout: Iterable[Any] | None = None,
+        metric: str | Metric | None = None,
+        *,
+        latency: bool = False,
+        batch_sizes: Sequence[int] = (1, 64),
+        batch_axis: int = 0,
+    ) -> Result:
+        """Compare the pruned model with the original; return the result with these numbers in its report.
+
+        Args:
+            holdout: Batches that neither the method nor the repair looked at.  Without them, the outputs are
+                compared on the example inputs.
+            metric: Name of a metric or a callable (model, batches) -> float, more is better.  By default the
+                accuracy if the batches have class numbers as targets, else none.
+            latency: Whether to measure the latency of both models, in turn.
+            batch_sizes: Batch sizes of the latency, ten seconds for each at most.
+            batch_axis: Axis of the batch in the example inputs.
+
+        Raises:
+            InputError: If an argument is invalid, or a model cannot run on the batches.
+        """
+        report = measure(
+            self.report,
+            self.original,
+            self.model,
+            self.graph,
+            None if holdout is None else as_batches(holdout),
+            metric,
+            batch_sizes=batch_sizes if latency else (),
+            batch_axis=batch_axis,
+        )
+        return replace(self, report=report)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model, plan and report to a folder; `load` reads it back.
+
+        Raises:
+            StoreError: If the folder cannot be written; it is then as it was.
+        """
+        store.save(folder, self.model, self.plan, self.report.to_dict(), self.report.versions)
+
+    def to_onnx(self, path: str | Path) -> bool:
+        """Write the pruned model as an ONNX file (extra onnx); return whether it takes any batch size.
+
+        Raises:
+            CaptureError: If the model cannot be exported.
+            ExactnessError: If the file computes something else than the model.
+        """
+        from secateur.formats.onnx import export_any_batch  # onnx is an extra
+
+        example = self.graph.example_inputs if self.graph.example_inputs else dict(self.graph.example_kwargs)
+        return export_any_batch(self.model, example, path)
+
+    def __repr__(self) -> str:
+        """Return a summary of a few lines."""
+        return repr(self.report)
+
+
+def load_report(folder: str | Path) -> Report:
+    """Return the report of a saved result.
+
+    Raises:
+        StoreError: If the folder is missing, damaged, of a newer version, or has no report.
+    """
+    saved = store.load_report(folder)
+    if saved is None:
+        raise StoreError(f"{folder} was saved without a report")
+    return Report.from_dict(saved)
