@@ -116,7 +116,7 @@ _MOVED = {
     "Moments": "secateur.core",
     "Network": "secateur.core:PruningGraph",
     "PlanError": "secateur.core",
-    "Size": "secateur.core",
+    "Size": "secateur.core:SizeAttribute",
     "Slot": "secateur.core",
     "Step": "secateur.pruning:StepInfo",
     "StoreError": "secateur.core",

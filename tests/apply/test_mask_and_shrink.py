@@ -273,3 +273,17 @@ def test_width_under_layernorm_shrinks_twice_and_stays_exact() -> None:
     full[:, kept] = model[0](X)[:, kept]
     expected = model[1](full)[:, kept] @ model[2].weight[:, kept].T + model[2].bias
     torch.testing.assert_close(twice(X), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_wrong_index_is_named_beside_ignored_layers_and_without_the_traced_model() -> None:
+    """The masked model is labelled again, without `ignored_layers`: its groups need not be the plan's."""
+    model = mlp()
+    graph = trace(copy.deepcopy(model), X, ignored_layers=["0"])
+    group = graph.group("2")
+    wrong = tuple(
+        dataclasses.replace(s, index=np.roll(s.index, 1, 0)) if s.role == "in" else s for s in group.slots
+    )
+    broken = dataclasses.replace(graph, groups=(dataclasses.replace(group, slots=wrong),))
+    plan = Plan(broken, "", keep={"2": np.arange(group.size // 2)})
+    with pytest.raises(ExactnessError, match=r"the parameter '4.weight' gives other values"):
+        shrink(model, plan)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from oracles import half_plan
 
-from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, Size, Slot
+from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
 from secateur.formats.plan_json import OMITTED, _runs, decode, encode, plan_from_json, plan_to_json
 from secateur.tracing.trace import trace
 
@@ -68,7 +68,13 @@ networks = st.builds(
     aliases=st.dictionaries(names, names, max_size=2),
     sizes=st.lists(
         st.builds(
-            Size, names, names, st.integers(), st.lists(names, max_size=2).map(tuple), st.tuples(ints), names
+            SizeAttribute,
+            names,
+            names,
+            st.integers(),
+            st.lists(names, max_size=2).map(tuple),
+            st.tuples(ints),
+            names,
         ),
         max_size=2,
     ).map(tuple),

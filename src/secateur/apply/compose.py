@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, Size, Slot
+from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, SizeAttribute, Slot
 from secateur.core.indices import check_units, kept_axes, kept_positions, kept_shapes, removed_units
 
 __all__ = ["compose", "narrow_masks", "restrict"]
@@ -81,7 +81,7 @@ def _restrict_group(group: Group, kept: IntArray | None, left: Mapping[Axis, Boo
     return replace(group, size=len(units), slots=slots)
 
 
-def _restrict_size(size: Size, graph: PruningGraph, keep: Mapping[str, IntArray]) -> Size:
+def _restrict_size(size: SizeAttribute, graph: PruningGraph, keep: Mapping[str, IntArray]) -> SizeAttribute:
     gone = [removed_units(graph.group(name).size, keep.get(name)) for name in size.groups]
     length = max([size.value, *(int(position.max(initial=-1)) + 1 for _, position in size.index)])
     owners = ((position, dead[unit]) for (unit, position), dead in zip(size.index, gone, strict=True))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.core import BoolArray, CaptureError, ExactnessError, InputError, Plan
+from secateur.core import BoolArray, CaptureError, ExactnessError, Group, InputError, Plan
 from secateur.execution import duplicate
 from secateur.tracing.export import (
     ExportedModel,
@@ -142,24 +142,24 @@ def _usable(device: Any) -> torch.device:
 
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
-    """Walk both graphs side by side and name the first operation whose result is not the expected one."""
+    """Run both graphs side by side and name the first operation with an unexpected result."""
     args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     try:
-        other = export_model(small, args, kwargs)
+        shrunk = export_model(small, args, kwargs)
     except CaptureError as error:
         return f"It fails at {user_code_line(error.__cause__ or error) or 'a line that is not known'}"
     labelled = export_with_labels(masked, args, kwargs)
     whole, dead = labelled.exported, _dead_atoms(labelled, plan)
     expected = _values(whole, masked, args, kwargs)
-    found = _values(other, small, args, kwargs)
-    for node, twin in zip(whole.graph_module.graph.nodes, other.graph_module.graph.nodes, strict=False):
-        if node.target != twin.target and node.op == "call_function":
+    actual = _values(shrunk, small, args, kwargs)
+    for node, other in zip(whole.graph_module.graph.nodes, shrunk.graph_module.graph.nodes, strict=False):
+        if node.target != other.target and node.op == "call_function":
             return f"From {node.target} at {source_line(node)} on, it takes another path"
-        a, b, state = expected.get(node.name), found.get(twin.name), labelled.states.get(node.name)
+        a, b, state = expected.get(node.name), actual.get(other.name), labelled.states.get(node.name)
         if isinstance(a, Tensor) and isinstance(b, Tensor) and isinstance(state, TensorAxes):
             a = _alive(a, state, dead)
-            named = whole.parameters.get(node.name)
-            what = f"{node.target} at {source_line(node)}" if named is None else f"the parameter {named!r}"
+            name = whole.parameters.get(node.name)
+            what = f"{node.target} at {source_line(node)}" if name is None else f"the parameter {name!r}"
             if a.shape != b.shape:
                 return f"{what} gives {tuple(b.shape)} instead of {tuple(a.shape)}"
             if a.is_floating_point() and deviation([a.double()], [b.double()]) > 1e-3:
@@ -168,7 +168,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
 
 
 def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Run a captured graph with a model's tensors; return every node's value up to a failure."""
+    """Run an exported graph with a model's tensors; return every node's value up to a failure."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
     interpreter = torch.fx.Interpreter(exported.graph_module)
@@ -176,14 +176,11 @@ def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -
     for node in exported.graph_module.graph.nodes:
         if node.op == "placeholder":
             name = exported.parameters.get(node.name)
-            constant = node.name in exported.constants
-            inputs.append(
-                tensors[name]
-                if name in tensors
-                else exported.constants[node.name]
-                if constant
-                else next(leaves)
-            )
+            if name in tensors:
+                inputs.append(tensors[name])
+            else:
+                constant = node.name in exported.constants
+                inputs.append(exported.constants[node.name] if constant else next(leaves))
     interpreter.garbage_collect_values = False
     with contextlib.suppress(RuntimeError, IndexError, TypeError, ValueError), torch.no_grad():
         interpreter.run(*inputs)
@@ -202,11 +199,16 @@ def _alive(value: Tensor, state: TensorAxes, dead: BoolArray) -> Tensor:
 def _dead_atoms(labelled: LabelledExport, plan: Plan) -> BoolArray:
     """Mark the atoms of the units that the plan removes.
 
-    The masked model is traced without `ignored_layers`, so it may have groups that the plan does not know.
+    The masked model is labelled without `ignored_layers`, so its groups may have other names than the plan's.
+    They are the same if they own the same indices of the same axis.
     """
+
+    def key(group: Group) -> tuple[Any, ...]:
+        return tuple((s.tensor, s.axis, s.index.tobytes()) for s in group.slots[:1])
+
+    roots = {key(family.group): family.roots for family in labelled.families}
     dead = np.zeros(labelled.atoms, dtype=bool)
     for group in plan.graph.groups:
-        roots = labelled.roots.get(group.name)
-        if roots is not None and len(roots) == group.size:
-            dead[roots[plan.removed(group.name)]] = True
+        if key(group) in roots:
+            dead[roots[key(group)][plan.removed(group.name)]] = True
     return dead

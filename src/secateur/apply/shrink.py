@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.apply.copying import check_tensors, copy_with
 from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
-from secateur.core import IntArray, NothingToPrune, Plan, PlanError, Size
+from secateur.core import IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
 from secateur.core.indices import kept_indices
 from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
@@ -68,7 +68,7 @@ def _select(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
     return tensor.contiguous()
 
 
-def _set_size(model: nn.Module, original: nn.Module, size: Size, plan: Plan) -> nn.Module:
+def _set_size(model: nn.Module, original: nn.Module, size: SizeAttribute, plan: Plan) -> nn.Module:
     """Set an attribute that stores a length; replace a normalisation that gets narrower."""
     gone = {
         int(position)

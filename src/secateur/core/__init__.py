@@ -25,7 +25,7 @@ from secateur.core.graph import (
     Layer,
     PruningGraph,
     Role,
-    Size,
+    SizeAttribute,
     Slot,
 )
 from secateur.core.plan import Merge, Plan
@@ -52,7 +52,7 @@ __all__ = [
     "Role",
     "Scope",
     "SecateurError",
-    "Size",
+    "SizeAttribute",
     "Slot",
     "Statistics",
     "StoreError",

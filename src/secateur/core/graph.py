@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from secateur.core.errors import InputError, unknown
 
-__all__ = ["BoolArray", "Frozen", "Group", "IntArray", "Layer", "PruningGraph", "Role", "Size", "Slot"]
+__all__ = [
+    "BoolArray",
+    "Frozen",
+    "Group",
+    "IntArray",
+    "Layer",
+    "PruningGraph",
+    "Role",
+    "SizeAttribute",
+    "Slot",
+]
 
 Role = Literal["out", "in", "scale"]
 IntArray = NDArray[np.int64]
@@ -125,7 +135,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Size:
+class SizeAttribute:
     """An integer attribute that the model computes with, and the axis whose length it is.
 
     Attributes:
@@ -146,7 +156,7 @@ class Size:
 
     def __repr__(self) -> str:
         """Summarise the size in one line."""
-        return f"Size({self.module}.{self.attribute} = {self.value}, of {', '.join(self.groups)})"
+        return f"SizeAttribute({self.module}.{self.attribute} = {self.value}, of {', '.join(self.groups)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,7 +181,7 @@ class PruningGraph:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[SizeAttribute, ...] = ()
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 

@@ -21,17 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, Size, Slot
+from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
 
 __all__ = ["Arrays", "decode", "encode", "plan_from_json", "plan_to_json"]
 
 Arrays = dict[str, NDArray[Any]]
-TYPES = {kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, Size, Slot)}
+TYPES = {
+    kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, SizeAttribute, Slot)
+}
 LARGEST = 2**24  # integers in one array of indices: a short document must not fill the memory
 DECODING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs")}
 # Names of version 0.1, so that its folders keep loading; retired fields are ignored.
-RENAMED_TYPES = {"Network": "PruningGraph"}
+RENAMED_TYPES = {"Network": "PruningGraph", "Size": "SizeAttribute"}
 RENAMED_FIELDS = {("Plan", "network"): "graph"}
 RETIRED_FIELDS = {("Group", "exact"), ("Group", "note")}
 

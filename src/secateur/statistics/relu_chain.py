@@ -34,10 +34,10 @@ from secateur.structures.relu_mip import (
 )
 from secateur.tracing.export import ExportedModel, export_model, first_names, module_of, source_line
 
+__all__ = ["affine_relu_chain", "chain_steps", "flatten_images"]
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
-
-__all__ = ["affine_relu_chain", "chain_steps", "flatten_images"]
 
 _IDENTITY = {
     "dropout",

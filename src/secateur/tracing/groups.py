@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.core import Frozen, Group, Role, Size, Slot
+from secateur.core import Frozen, Group, Role, SizeAttribute, Slot
 from secateur.tracing.propagate import Propagation, TensorAxes
 
 __all__ = ["Tensors", "UnitFamily", "find_frozen", "find_groups", "find_sizes"]
@@ -220,14 +220,14 @@ def find_frozen(propagation: Propagation, tensors: Tensors) -> tuple[Frozen, ...
     return tuple(frozen)
 
 
-def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tuple[Size, ...]:
+def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tuple[SizeAttribute, ...]:
     """Return the attributes that state lengths, with the positions of their axes that each unit owns."""
     group_of = np.full(propagation.algebra.size, -1)
     unit_of = np.full(propagation.algebra.size, -1)
     for number, family in enumerate(families):
         group_of[family.roots] = number
         unit_of[family.roots] = np.arange(len(family.roots))
-    sizes: dict[tuple[str, str], Size] = {}
+    sizes: dict[tuple[str, str], SizeAttribute] = {}
     for module, attribute, value, label, source in propagation.size_attributes:
         label = propagation.algebra.normal(label)
         if label is None or (module, attribute) in sizes:
@@ -238,5 +238,5 @@ def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tupl
         index = tuple(np.stack([unit_of[atoms], position])[:, group_of[atoms] == n] for n in numbers)
         if len(numbers):
             names = tuple(families[n].group.name for n in numbers)
-            sizes[module, attribute] = Size(module, attribute, value, names, index, source)
+            sizes[module, attribute] = SizeAttribute(module, attribute, value, names, index, source)
     return tuple(sizes.values())

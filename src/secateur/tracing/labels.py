@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+__all__ = ["Label", "LabelAlgebra"]
+
 Ints = NDArray[np.int64]
 Label = Ints | None
-
-__all__ = ["Label", "LabelAlgebra"]
 
 DEPTH = 24  # definitions that are nested deeper than this count as cyclic and are frozen
 ALWAYS = 1  # number of the reason of atom 0

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
@@ -133,13 +131,13 @@ class LabelledExport:
     Attributes:
         exported: The exported model.
         states: Node name -> `TensorAxes` of its result (or a list of them), labels in free atoms.
-        roots: Group name -> the atoms of its units.
+        families: The groups, with the atoms of their units.
         atoms: Number of atoms.
     """
 
     exported: ExportedModel
     states: Mapping[str, Any]
-    roots: Mapping[str, NDArray[np.int64]]
+    families: Sequence[UnitFamily]
     atoms: int
 
 
@@ -151,8 +149,7 @@ def export_with_labels(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[
     """
     exported, propagation, _, families = _analyse(model, args, kwargs, ())
     states = {name: _in_free_atoms(propagation, state) for name, state in propagation.states.items()}
-    roots = {f.group.name: f.roots for f in families}
-    return LabelledExport(exported, states, roots, propagation.algebra.size)
+    return LabelledExport(exported, states, families, propagation.algebra.size)
 
 
 def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
