@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 import secateur as sc
 from secateur import data, zoo
+from secateur import specs as named
 from secateur.cli import main as cli
-from secateur.cli import specs as named
 from secateur.core import InputError
 from secateur.methods import METHODS, registry
 

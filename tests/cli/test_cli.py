@@ -22,10 +22,10 @@ import secateur
 import secateur_studies as studies
 from secateur.cli import main as cli
 from secateur.cli import printing as terminal
-from secateur.cli import specs as named
 from secateur.cli.demo import demonstrate, markdown, pivot
 from secateur.core import InputError, StoreError
 from secateur.methods import METHODS
+from secateur.specs import find_function
 from secateur_studies.common import Findings, Table
 
 NET = """
@@ -141,7 +141,7 @@ def test_prune_leaves_what_load_reads(place: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "keeps 8 of 32 units" in done.stdout and "accuracy" in done.stdout
     sys.path.insert(0, str(place))
-    model = secateur.load("small", named.find_function("net.py:make"))
+    model = secateur.load("small", find_function("net.py:make"))
     assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [8, 6, 3]
     report = secateur.load_report("small")
     assert (report.seed, report.repair, report.method) == (3, "fold", "magnitude")
@@ -163,7 +163,7 @@ def test_prune_with_the_users_weights(place: Path) -> None:
     assert done.exit_code == 2 and "removes nothing" in done.stderr
     done = prune("--weights", "weights.safetensors", "--out", "small")
     assert done.exit_code == 0, done.stderr
-    model = secateur.load("small", named.find_function("net.py:make"))
+    model = secateur.load("small", find_function("net.py:make"))
     rows = {tuple(row.tolist()) for row in trained[0].weight.data}
     assert all(tuple(row.tolist()) in rows for row in model[0].weight.data)
 
@@ -237,7 +237,7 @@ WRONG = {
     "net.py:ready --data net.py:none": "no batches",
     "net.py:ready --data net.py:number": "returned a int, not batches",
     "net.py:ready --data digit": "did you mean 'digits'",
-    "net.py:ready --data mnist": "name the folder",
+    "net.py:ready --data mnist": "mnist has no default folder",
     "net.py:ready --data fashion:nowhere": "no train-images-idx3-ubyte.gz",
     "net.py:ready --repair glue": "'fold'",
     "net.py:ready --repair fold": "pass data=",
@@ -324,21 +324,6 @@ def test_interruption_exits_with_130_and_writes_nothing(place: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert "Traceback" not in said and not (place / "small").exists()
-
-
-# --- names
-
-
-@pytest.mark.parametrize("text", ["2,3,4", "2x3x4", " 2, 3,4"])
-def test_example_shapes(text: str) -> None:
-    assert named.example_of(text).shape == (2, 3, 4)
-
-
-def test_method_options() -> None:
-    method = named.make_method("magnitude:p=2,over=both,normalize=False")
-    assert (method.p, method.over, method.normalize) == (2, "both", False)
-    with pytest.raises(InputError, match="no option of random"):
-        named.make_method("random:p=1")
 
 
 def test_transformers_folder(place: Path) -> None:

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from secateur.cli.specs import make_model
 from secateur.core import InputError, SecateurError, StoreError
 from secateur.formats.weights import load_weights, split_key
+from secateur.specs import make_model
 from secateur.zoo import lenet5, resnet20
 
 State = dict[str, Tensor]

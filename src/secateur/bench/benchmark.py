@@ -16,12 +16,12 @@ from secateur.bench.models import SAMPLE, absolute_name, hash_source, load_batch
 from secateur.bench.run import check_engine, run_trials
 from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import Worker, run_here
-from secateur.cli.specs import is_folder, make_budget, make_method
 from secateur.core import InputError, unknown
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
 from secateur.repair.base import REPAIRS
+from secateur.specs import is_folder, make_budget, make_method
 
 __all__ = ["Bench", "make_trials", "parse_methods", "parse_numbers", "run_bench"]
 

@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.cli.specs import (
+from secateur.core import InputError
+from secateur.data import DATASETS
+from secateur.execution import tensors_of
+from secateur.methods.registry import BUILT_IN, METHODS
+from secateur.specs import (
     example_of,
     find_function,
     is_folder,
     make_data,
     make_method,
     make_model,
-    run_theirs,
+    run_user_code,
 )
-from secateur.core import InputError
-from secateur.data import DATASETS
-from secateur.execution import tensors_of
-from secateur.methods.registry import BUILT_IN, METHODS
 
 __all__ = [
     "SAMPLE",
@@ -82,11 +82,11 @@ def load_model(name: str, weights: str | None, seed: int | None) -> tuple[nn.Mod
         model, example = make_model(name, weights)
         return model, example, hash_model(model)
     factory = find_function(name)
-    model = run_theirs(f"{name}(seed={seed})", lambda: factory(seed=seed))
+    model = run_user_code(f"{name}(seed={seed})", lambda: factory(seed=seed))
     if not isinstance(model, nn.Module):
         raise InputError(f"{name}(seed={seed}) returned a {type(model).__name__}, not a torch.nn.Module")
     example = getattr(factory, "example_inputs", None)
-    example = run_theirs(f"{name}.example_inputs", example) if callable(example) else example
+    example = run_user_code(f"{name}.example_inputs", example) if callable(example) else example
     return model.eval(), example, hash_model(model)
 
 

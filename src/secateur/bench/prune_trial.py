@@ -19,7 +19,6 @@ from secateur.bench.models import (
     takes_seed,
 )
 from secateur.bench.trial import Row
-from secateur.cli.specs import make_budget, make_method, try_inputs
 from secateur.core import InputError, SecateurError
 from secateur.core.jsonable import plain
 from secateur.diagnostics import diagnose
@@ -27,6 +26,7 @@ from secateur.methods import Method
 from secateur.pruning import prune
 from secateur.repair.base import Finetune, parse_repair
 from secateur.result import Result
+from secateur.specs import make_budget, make_method, try_inputs
 from secateur.tracing.trace import trace
 
 __all__ = ["ChangedError", "check_inputs", "prune_once"]

@@ -19,15 +19,6 @@ from secateur.bench.compare import compare_methods
 from secateur.bench.output import write_comparison
 from secateur.cli import printing
 from secateur.cli.demo import demonstrate, markdown
-from secateur.cli.specs import (
-    Batches,
-    example_of,
-    make_budget,
-    make_data,
-    make_method,
-    make_model,
-    try_inputs,
-)
 from secateur.core import InputError, SecateurError, StoreError
 from secateur.core.jsonable import versions
 from secateur.diagnostics import DIAGNOSTICS, diagnose
@@ -37,6 +28,15 @@ from secateur.methods import METHODS, Method
 from secateur.pruning import Result, find_method, prune
 from secateur.repair.base import Finetune, parse_repair
 from secateur.schedule import Schedule, Steps, Tolerance
+from secateur.specs import (
+    Batches,
+    example_of,
+    make_budget,
+    make_data,
+    make_method,
+    make_model,
+    try_inputs,
+)
 from secateur.tracing.trace import trace
 from secateur_studies import STUDIES, Outcome, folders_of, run_studies, run_study
 from secateur_studies.common import named_folders

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from secateur.apply.shrink import shrink
-from secateur.cli.specs import make_method
 from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy, distance_from
 from secateur.methods import MIP, Method
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold, merge
+from secateur.specs import make_method
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.relu_mip import Scores, balanced_images

@@ -9,10 +9,10 @@ from typing import Any
 
 from secateur.bench import Trial, run_trials
 from secateur.bench.statistics import bootstrap
-from secateur.cli.specs import make_method
 from secateur.core import InputError, unknown
 from secateur.data import fashion_available
 from secateur.methods import METHODS
+from secateur.specs import make_method
 from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
 from secateur_studies.joint.figures import figures
 from secateur_studies.joint.standing import STRUCTURES, Block, blocks, meetings

@@ -1,4 +1,4 @@
-"""What a user names on the command line, made into models, batches, methods and budgets.
+"""What a user names: models, weights, data, methods and budgets.  The command line and the bench read it.
 
 A model or data is ``package.module:function`` or ``file.py:function``; its code is run, as by Python itself.
 """
@@ -71,7 +71,7 @@ def find_function(name: str) -> Callable[..., Any]:
     place, colon, function = name.rpartition(":")
     if not (colon and place and function):
         raise InputError(f"{name!r} has the wrong form: write package.module:function or file.py:function")
-    module = run_theirs(f"importing {place}", lambda: _module(place))
+    module = run_user_code(f"importing {place}", lambda: _module(place))
     found = getattr(module, function, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -100,8 +100,8 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
         model, example = _hugging_face(Path(name))
     else:
         factory = find_function(name)
-        model, example = run_theirs(name, factory), getattr(factory, "example_inputs", None)
-        example = run_theirs(f"{name}.example_inputs", example) if callable(example) else example
+        model, example = run_user_code(name, factory), getattr(factory, "example_inputs", None)
+        example = run_user_code(f"{name}.example_inputs", example) if callable(example) else example
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
@@ -134,14 +134,14 @@ def make_data(name: str, repair: str | None = None, *, tolerance: bool = False, 
     """
     known, _, folder = name.partition(":")
     found = load(known, folder or None, seed) if known in DATASETS or ":" not in name else None
-    given = found if found is not None else run_theirs(name, find_function(name))
+    given = found if found is not None else run_user_code(name, find_function(name))
     if isinstance(given, Dataset):
         fit = given.batches("train" if "finetune" in (repair or "") else "calibration")
         holdout = given.batches("selection" if tolerance else "test", 500)
         return Batches(fit, holdout, fit[0][0][:2])
     if not isinstance(given, Iterable) or isinstance(given, (Tensor, Mapping, str)):
         raise InputError(f"{name} returned a {type(given).__name__}, not batches of (inputs, targets)")
-    fit = run_theirs(name, lambda: list(given))
+    fit = run_user_code(name, lambda: list(given))
     if not fit:
         raise InputError(f"{name} returned no batches")
     return Batches(fit, None, _cut(fit[0]))
@@ -164,7 +164,7 @@ def example_of(shape: str) -> Tensor:
     def draw() -> Tensor:
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
-    return run_theirs(f"making example inputs of shape {shape}", draw)
+    return run_user_code(f"making example inputs of shape {shape}", draw)
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:
@@ -172,7 +172,7 @@ def try_inputs(model: nn.Module, inputs: Any) -> None:
     with evaluating(model):
         args = to_model(inputs, model)
         call = (lambda: model(**args)) if isinstance(args, Mapping) else lambda: model(*_tuple(args))
-        run_theirs(f"calling {type(model).__name__} on example inputs {_shapes(inputs)}", call)
+        run_user_code(f"calling {type(model).__name__} on example inputs {_shapes(inputs)}", call)
 
 
 def make_method(spec: str) -> Method:
@@ -203,7 +203,7 @@ def make_method(spec: str) -> Method:
         except TypeError as error:
             raise InputError(f"{spec!r}: {error}") from error
 
-    found = run_theirs(repr(spec), make)
+    found = run_user_code(repr(spec), make)
     if not isinstance(found, Method):
         raise InputError(f"{name} makes a {type(found).__name__}: a method has a name, needs and plan")
     return found
@@ -260,7 +260,7 @@ def _module(place: str) -> ModuleType:
     return module
 
 
-def run_theirs(what: str, call: Callable[[], Any]) -> Any:
+def run_user_code(what: str, call: Callable[[], Any]) -> Any:
     """Run a user's code and return what it returns.
 
     Raises:
@@ -320,7 +320,7 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
-    model = run_theirs(f"reading {folder}", read)
+    model = run_user_code(f"reading {folder}", read)
     model.config.use_cache = False
     size = getattr(model.config, "vocab_size", None)
     if size is None:
@@ -339,6 +339,6 @@ __all__ = [
     "make_data",
     "make_method",
     "make_model",
-    "run_theirs",
+    "run_user_code",
     "try_inputs",
 ]
