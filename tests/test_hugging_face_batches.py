@@ -13,6 +13,8 @@ from secateur.batches import split_batch
 from secateur.core import Units
 from secateur.measure.metrics import evaluate
 from secateur.methods import METHODS
+from secateur.pruning import prune
+from secateur.repair.base import Finetune, Fold
 from secateur.repair.finetune import finetune
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import default_loss
@@ -78,3 +80,16 @@ def test_the_perplexity_of_a_causal_model_needs_no_labels() -> None:
     model = build("llama")
     values = [evaluate(model, [batch("llama", labels)], "perplexity") for labels in (False, True)]
     assert math.isclose(*values, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_whole_pruning_of_a_language_model(labels: bool) -> None:
+    model = build("llama")
+    data, holdout = ([batch("llama", labels, seed) for seed in seeds] for seeds in (range(5), (9,)))
+    example = {key: x[:2] for key, x in batch("llama", False).items()}
+    repairs = (Fold(), Finetune(epochs=2))
+    result = prune(model, example, Units(0.5), data, repair=repairs, progress=False)
+    assert result.report.finetune["steps"] == 10
+    measured = result.measure(holdout, metric="perplexity" if labels else "agreement").report
+    assert measured.before.metric == 1 or labels
+    assert result.model(**example).logits.shape == (2, 8, 50)

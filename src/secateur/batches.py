@@ -1,4 +1,4 @@
-"""The user's batches: what they may be, and how inputs and targets are told apart.
+"""The user's batches: what they may be, and which parts of one are inputs and which are targets.
 
 A batch is a tensor, a mapping of keyword arguments (a dict of Hugging Face, a `BatchEncoding`), or a pair
 (inputs, targets), where inputs are a tensor, a sequence of positional or a mapping of keyword arguments.

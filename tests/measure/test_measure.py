@@ -430,5 +430,5 @@ def test_plain_is_idempotent(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"agreement": null, "before": 3, "after": 4}'])
 def test_report_bad_input(text: str) -> None:
-    with pytest.raises(InputError, match="no report"):
+    with pytest.raises(InputError, match="not the report"):
         Report.from_json(text)

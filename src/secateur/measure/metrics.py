@@ -215,9 +215,9 @@ def agreement(
     with evaluating(original), evaluating(model):
         for _, args, named, targets in read_batches(batches, original):
             outputs = [call(m, args, {**named, **(kwargs or {})}) for m in (original, model)]
-            wanted, found = (_comparable(output) for output in outputs)
-            _check_shapes(wanted, found)
-            largest = _maxima(largest, [a - b for a, b in zip(wanted, found, strict=True)])
+            wanted, given = (_comparable(output) for output in outputs)
+            _check_shapes(wanted, given)
+            largest = _maxima(largest, [a - b for a, b in zip(wanted, given, strict=True)])
             scales = _maxima(scales, wanted)
             tops = [_top_classes(output, targets, axis) for output in outputs]
             if tops[0] is None or tops[1] is None:
@@ -238,12 +238,12 @@ def _maxima(before: list[float], tensors: list[Tensor]) -> list[float]:
 
 def _top_classes(output: Any, targets: Any, axis: int | None) -> Tensor | None:
     """Return the class with the highest score at each position; None if no output has scores."""
-    found, outputs = class_scores(output, targets), floating_outputs(output)
-    if found is None and targets is None and len(outputs) == 1 and outputs[0].ndim:
-        found = outputs[0], 1 if outputs[0].ndim > 3 else -1
-    if found is None:
+    selected, outputs = class_scores(output, targets), floating_outputs(output)
+    if selected is None and targets is None and len(outputs) == 1 and outputs[0].ndim:
+        selected = outputs[0], 1 if outputs[0].ndim > 3 else -1
+    if selected is None:
         return None
-    scores, axis = found[0], found[1] if axis is None else axis
+    scores, axis = selected[0], selected[1] if axis is None else axis
     return scores.argmax(axis).cpu() if scores.shape[axis] > 1 else None
 
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.apply.compose import narrow_masks
+from secateur.apply.mask import masked_weights, zero_weights
 from secateur.core import Plan, PruningGraph, Statistics
 from secateur.execution import duplicate
 from secateur.measure.metrics import distance_from
 from secateur.repair.base import Finetune, Fold, Refit, Repair
-from secateur.repair.finetune import finetune
+from secateur.repair.finetune import finetune, have_targets
 from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
@@ -117,12 +117,17 @@ def _refit(after: Pruned, settings: RepairSettings) -> Pruned:
 
 
 def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Pruned:
+    batches, loss = settings.tuning or (), repair.loss or settings.loss
+    teacher = repair.teacher
+    if teacher == "auto":
+        teacher = loss is None and not have_targets(batches, settings.original)
     model, history = finetune(
         after.model,
-        settings.tuning or (),
+        batches,
         epochs=repair.epochs,
         lr=repair.lr,
-        loss=repair.loss or settings.loss,
+        loss=None if teacher else loss,
+        teacher=settings.original if teacher else None,
         masks=narrow_masks(after.plan),
         seed=settings.seed,
         progress=settings.progress,
@@ -137,15 +142,11 @@ def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Prun
     return replace(after, model=model, training=training)
 
 
-@torch.no_grad()
 def zero_masked(model: nn.Module, plan: Plan) -> nn.Module:
     """Return the model with the plan's masked weights zeroed; copy it only if a weight must change."""
-    masks = {name: torch.from_numpy(~mask) for name, mask in narrow_masks(plan).items()}
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    if not any(bool(weights[name][gone.to(weights[name].device)].any()) for name, gone in masks.items()):
+    masks = narrow_masks(plan)
+    if not any(bool(weight[gone].any()) for weight, gone in masked_weights(model, masks)):
         return model
     model = duplicate(model)
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    for name, gone in masks.items():
-        weights[name].masked_fill_(gone.to(weights[name].device), 0)
+    zero_weights(masked_weights(model, masks))
     return model

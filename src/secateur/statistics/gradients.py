@@ -1,4 +1,4 @@
-"""Gradients of a loss, and synaptic flow; the model's own parameters are not touched."""
+"""Gradients of a loss, and synaptic flow; the model is not changed."""
 
 from __future__ import annotations
 

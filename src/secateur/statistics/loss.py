@@ -128,15 +128,15 @@ def distillation_loss(output: Any, wanted: Any, targets: Any = None) -> Tensor:
     Raises:
         InputError: If the outputs differ in number or shape.
     """
-    pairs = list(zip(floating_outputs(output), floating_outputs(wanted), strict=False))
-    shapes = [[tuple(x.shape) for x in floating_outputs(y)] for y in (output, wanted)]
+    learners, teachers = floating_outputs(output), floating_outputs(wanted)
+    shapes = [[tuple(x.shape) for x in tensors] for tensors in (learners, teachers)]
     if shapes[0] != shapes[1]:
         raise InputError(f"the model returns outputs of shapes {shapes[0]}, its teacher {shapes[1]}")
     scores = class_scores(wanted, targets)
     losses = []
-    for found, given in pairs:
-        a, b = _widen(found), _widen(given).to(found.device)
-        if scores is not None and given is scores[0]:
+    for learner, teacher in zip(learners, teachers, strict=True):
+        a, b = _widen(learner), _widen(teacher).to(learner.device)
+        if scores is not None and teacher is scores[0]:
             losses.append(_divergence(a, b, scores[1], targets))
         else:
             spread = b.var(unbiased=False).clamp_min(torch.finfo(b.dtype).tiny)

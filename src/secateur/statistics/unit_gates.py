@@ -103,11 +103,11 @@ class Gates:
         try:
             # Fused attention has no rule for batches of batches.
             with sdpa_kernel(SDPBackend.MATH):
-                found = vmap(grad_and_value(loss), (None, *axes))(self._gates(), inputs, targets)[0]
+                derivatives = vmap(grad_and_value(loss), (None, *axes))(self._gates(), inputs, targets)[0]
         except (RuntimeError, TypeError, ValueError):
             # The examples one by one give the same numbers, or the model's own error.
             return None
-        return found if seen == set(self._reading) else None
+        return derivatives if seen == set(self._reading) else None
 
     def _one_by_one(self, inputs: Any, targets: Any, axes: Any, count: int) -> dict[str, Tensor]:
         derive = grad_and_value(self._weighted)
