@@ -9,10 +9,8 @@ import pytest
 from report_runs import several_seeds
 
 from secateur.bench.compare import Comparison, compare_methods
-from secateur.bench.output import report_sections, write_comparison
+from secateur.bench.output import write_comparison
 from secateur.cli.printing import show_comparison
-from secateur.html import method_styles
-from secateur.html.page_data import page_data
 
 
 def rows_of(methods: tuple[str, ...] = ("taylor", "random"), seeds: int = 3) -> list[dict[str, Any]]:
@@ -26,26 +24,6 @@ def rows_of(methods: tuple[str, ...] = ("taylor", "random"), seeds: int = 3) -> 
 
 def failed() -> dict[str, Any]:
     return {**rows_of()[0], "status": "no ReLU", "method": "mip"}
-
-
-def test_a_method_has_one_style_on_the_whole_page() -> None:
-    rows = rows_of(("taylor", "random", "magnitude"))
-    found = compare_methods(rows)
-    assert found.means[0]["method"] != "taylor"  # the order of ranks is another than that of appearance
-    styles = method_styles(rows)
-    assert page_data(rows)["styles"] == styles
-    (curves,) = [s for s in report_sections(found) if s.title.startswith("After")]
-    drawn = {t["name"]: (t["marker"]["color"], t["marker"]["symbol"]) for t in curves.figure["data"]}
-    assert drawn == {name: (style["colour"], style["symbol"]) for name, style in styles.items()}
-
-
-def test_bars_of_one_ratio_stand_apart_and_say_what_they_are() -> None:
-    (curves,) = [s for s in report_sections(compare_methods(rows_of())) if s.title.startswith("After")]
-    first, second = curves.figure["data"]
-    assert not set(first["x"]) & set(second["x"])
-    assert all(abs(x - r) < 0.05 for x, r in zip(first["x"], (0.25, 0.5), strict=True))
-    assert "bootstrap" in curves.text and "Student" in curves.text
-    assert curves.figure["layout"]["yaxis"]["title"]["text"] == "accuracy after"
 
 
 def test_tables_of_an_earlier_run_go(tmp_path: Path) -> None:
