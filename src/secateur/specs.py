@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.batches import split_batch
 from secateur.core import (
     Budget,
     InputError,
@@ -292,12 +293,11 @@ def _options(text: str) -> dict[str, Any]:
 
 def _cut(batch: Any) -> Any:
     """Return the inputs of the first two examples of a batch."""
-    if not (isinstance(batch, Sequence) and len(batch) == 2):
-        raise InputError(f"a batch is a pair (inputs, targets); got {type(batch).__name__}")
-    inputs = batch[0]
-    if isinstance(inputs, Mapping):
-        return {key: value[:2] for key, value in inputs.items()}
-    return tuple(value[:2] for value in inputs) if isinstance(inputs, (tuple, list)) else inputs[:2]
+    args, kwargs, _ = split_batch(batch)
+    if kwargs:
+        return {key: value[:2] for key, value in kwargs.items()}
+    inputs = tuple(value[:2] for value in args)
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:

@@ -235,7 +235,9 @@ def test_parts_are_disjoint_and_samples_are_of_their_seed() -> None:
     assert all(torch.equal(xs[:, 0].long(), ys) for xs, ys in sample(batches, 3))
     assert sum(len(ys) for _, ys in sample(batches, 3, count=7)) == 7
     words = [({"ids": torch.tensor([at])}, torch.tensor([at])) for at in range(5)]
-    assert len(sample(words, 0)) == 4 and {b[1].item() for b in part(words, 1, 2)} == {1, 3}
+    assert len(sample(words, 0)) == 4 and len(part(words, 0, 2)) == 3 and len(part(words, 1, 2)) == 2
+    ragged = [{"ids": torch.full((1, 1 + at), at)} for at in range(5)]  # whole batches, where rows differ
+    assert len(sample(ragged, 0)) == 4 and [b["ids"][0, 0].item() for b in part(ragged, 1, 2)] == [1, 3]
     assert share_known(words[:3], words[2:]) == pytest.approx(1 / 3)
     with pytest.raises(InputError, match="cannot be divided among 6 seeds"):
         part(words, 0, 6)
@@ -270,6 +272,7 @@ def test_each_weight_and_buffer_and_the_code_tell_models_apart(place: Path) -> N
         ({"kind": "tolerance"}, "tolerance"),
         ({"scope": "globl"}, "globl"),
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),
+        ({"metric": "perplexity"}, "more is better"),
         ({"lr": math.nan}, "positive and finite.*got nan"),
         ({"lr": -1e-3}, "got -0.001"),
         ({"seeds": [3, 2**63]}, f"at most .*got {2**63}"),
@@ -459,3 +462,47 @@ def test_code_that_ends_the_program_is_a_failure(place: Path) -> None:
     for name in ("leaves.py:make", "gone.py:make"):
         with pytest.raises(InputError, match=r"(leaves|gone)\.py.* failed: SystemExit: [03] \("):
             make_trials(Bench(name, "planted.py:fit", "planted.py:held", seeds=[0]), inline=True)
+
+
+LABELS = """
+import planted
+
+
+def fit():
+    return [x for x, _ in planted.fit()]
+
+
+def held():
+    return [{"input": x} for x, _ in planted.held()]
+
+
+def weights_left(model, batches):
+    return float(sum(p.abs().sum() for p in model.parameters())) if len(batches) else 0.0
+"""
+
+
+@pytest.mark.parametrize("metric", ["agreement", "unlabelled.py:weights_left"])
+def test_no_labels_are_needed(place: Path, metric: str) -> None:
+    (place / "unlabelled.py").write_text(LABELS)
+    one = Bench(
+        "planted.py:single",
+        "unlabelled.py:fit",
+        "unlabelled.py:held",
+        methods=["magnitude"],
+        ratios=[0.5],
+        seeds=[0, 1],
+        repairs=["fold"],
+        draws=1,
+        metric=metric,
+        latency=False,
+    )
+    rows, _ = run_bench(one, place / "out", engine="inline")
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert {row["agreement"]["examples"] for row in rows} == {200}
+    assert {row["metric"] for row in rows} == {metric.rpartition(":")[2]}
+    (setting,) = settings(rows)
+    assert setting.examples == (200 if metric == "agreement" else None)
+    if metric != "agreement":
+        before = make_trials(one, inline=True)
+        (place / "unlabelled.py").write_text(LABELS + "# edited")
+        assert not {t.key for t in before} & {t.key for t in make_trials(one, inline=True)}

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.bench.models import SAMPLE, absolute_name, hash_source, load_batches, load_model
+from secateur.bench.models import (
+    SAMPLE,
+    absolute_name,
+    find_metric,
+    hash_metric,
+    hash_source,
+    load_batches,
+    load_model,
+)
 from secateur.bench.run import check_engine, run_trials
 from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import Worker, run_here
 from secateur.core import InputError, unknown
 from secateur.diagnostics import DIAGNOSTICS
-from secateur.measure.metrics import METRICS
 from secateur.methods import METHODS
 from secateur.repair.base import REPAIRS
 from secateur.specs import is_folder, make_budget, make_method
@@ -54,7 +61,8 @@ class Bench:
         examples: Examples to calibrate and fine-tune on, at most.
         epochs: Epochs of a fine-tuning.
         lr: Learning rate of a fine-tuning.
-        metric: Name of the metric.
+        metric: ``"accuracy"``, ``"log_likelihood"``, ``"agreement"`` (with the original; needs no labels), or
+            a function ``file.py:function`` of a model and batches; more is better.
         latency: Whether to measure latencies, at batch 1 and 64.
 
     Raises:
@@ -93,8 +101,7 @@ class Bench:
                 raise InputError(unknown("repair", repair, ["none", *REPAIRS]))
         for ratio in self.ratios:
             make_budget(f"{self.kind}={ratio}", self.scope)
-        if self.metric not in METRICS:
-            raise InputError(unknown("metric", self.metric, list(METRICS)))
+        find_metric(self.metric)
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -117,12 +124,13 @@ class Bench:
 
     @property
     def files(self) -> dict[str, str | None]:
-        """The names of the model, the weights and the data, which mean the same in any folder."""
+        """The names of the model, the weights, the data and the metric, with absolute paths."""
         return {
             "model": str(Path(self.model).resolve()) if is_folder(self.model) else absolute_name(self.model),
             "weights": None if self.weights is None else str(Path(self.weights).resolve()),
             "data": absolute_name(self.data),
             "holdout": None if self.holdout is None else absolute_name(self.holdout),
+            "metric": absolute_name(self.metric),
         }
 
 
@@ -179,6 +187,7 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
         raise InputError(f"{bench.model} gives the same model for some of the seeds {list(bench.seeds)}")
     data_hashes = dict(zip(finetune, checked["data"], strict=True))
     method_hashes = {method: hash_source(method) for method in bench.all_methods}
+    metric_hash = hash_metric(bench.metric)
     first = (bench.seeds[0], bench.repairs[0], bench.ratios[0])
     return [
         Trial(
@@ -188,6 +197,7 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
                     "model": model_hashes[number],
                     "data": data_hashes["finetune" in repair],
                     "method": method_hashes[method],
+                    "metric": metric_hash,
                 },
                 "model_seed": seed if checked["seeded"] else None,
                 "example_shape": bench.shape,
@@ -204,7 +214,7 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
                     "seed": seed + NEXT_DRAW * draw,
                     **({"epochs": bench.epochs, "lr": bench.lr} if "finetune" in repair else {}),
                 },
-                "metric": bench.metric,
+                "metric": _without_folder(bench.metric),
                 "latency": bench.latency,
                 "diagnosed": (seed, repair, ratio) == first and method.partition(":")[0] in DIAGNOSTICS,
             },
@@ -218,9 +228,9 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
     ]
 
 
-def _without_folder(method: str) -> str:
-    file, colon, rest = method.partition(":")
-    return f"{Path(file).name}{colon}{rest}" if file.endswith(".py") else method
+def _without_folder(name: str) -> str:
+    file, colon, rest = name.partition(":")
+    return f"{Path(file).name}{colon}{rest}" if file.endswith(".py") else name
 
 
 def _check_inputs(bench: Bench, finetune: list[bool], inline: bool, limit: float | None) -> Row:

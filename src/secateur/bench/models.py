@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from secateur.core import InputError
 from secateur.data import DATASETS
 from secateur.execution import tensors_of
+from secateur.measure.metrics import Metric, metric_named, more_is_better
 from secateur.methods.registry import BUILT_IN, METHODS
 from secateur.specs import (
     example_of,
@@ -38,6 +39,8 @@ __all__ = [
     "SAMPLE",
     "absolute_name",
     "example_inputs",
+    "find_metric",
+    "hash_metric",
     "hash_model",
     "hash_source",
     "hash_values",
@@ -194,6 +197,26 @@ def hash_source(spec: str) -> str | None:
         raise InputError(f"{spec}: the file of {kind.__name__} cannot be read: {error}") from error
 
 
+def find_metric(name: str) -> str | Metric:
+    """Return a metric by its name, or the function ``file.py:function`` or ``package.module:function``.
+
+    Raises:
+        InputError: If the metric is unknown, or less is better.
+    """
+    if ":" in name:
+        return find_function(name)
+    metric_named(name)
+    if not more_is_better(name):
+        raise InputError(f"methods are compared by a metric of which more is better, not {name!r}")
+    return name
+
+
+def hash_metric(name: str) -> str | None:
+    """Return the hash of the file of a user's metric, or None if it is one of Secateur's."""
+    metric = find_metric(name)
+    return None if isinstance(metric, str) else hash_values(Path(inspect.getfile(metric)).read_bytes())
+
+
 def share_known(fit: Sequence[Any], held_out: Sequence[Any]) -> float:
     """Return the share of held-out examples that are also in `fit`; of batches, if examples are not rows.
 
@@ -207,19 +230,28 @@ def share_known(fit: Sequence[Any], held_out: Sequence[Any]) -> float:
 
 
 def _example_hashes(batches: Sequence[Any]) -> list[str]:
-    if not _are_rows(batches):
+    """Return the hashes of the inputs of each example, or of each batch."""
+    examples = _all_examples(batches)
+    if examples is None:
         return [hash_values(batch) for batch in batches]
-    return [hash_values(x) for batch in batches for x in batch[0]]
+    inputs = examples[0] if isinstance(examples, (tuple, list)) and len(examples) == 2 else examples
+    return [hash_values(list(row)) for row in zip(*tree_leaves(inputs), strict=True)]
 
 
-def _are_rows(batches: Sequence[Any]) -> bool:
-    """Return whether the batches are (inputs, targets), tensors that can be concatenated."""
-    pairs = [b for b in batches if isinstance(b, (tuple, list)) and len(b) == 2]
-    if len(pairs) < len(batches) or not all(isinstance(x, Tensor) and x.ndim for b in pairs for x in b):
-        return False
-    if any(len(b[0]) != len(b[1]) for b in pairs):
-        return False
-    return len({(b[0].shape[1:], b[1].shape[1:], b[0].dtype, b[1].dtype) for b in pairs}) == 1
+def _all_examples(batches: Sequence[Any]) -> Any:
+    """Return all batches as one, or None if they are not nested tensors whose rows are examples."""
+    shapes = set()
+    for batch in batches:
+        leaves, structure = tree_flatten(batch)
+        if not all(isinstance(x, Tensor) and x.ndim for x in leaves) or len({len(x) for x in leaves}) != 1:
+            return None
+        shapes.add((str(structure), *((x.shape[1:], x.dtype) for x in leaves)))
+    return tree_map(lambda *x: torch.cat(x), *batches) if len(shapes) == 1 else None
+
+
+def _take(examples: Any, order: Tensor, size: int) -> list[Any]:
+    """Return examples by number, in batches of a size."""
+    return [tree_map(lambda x, at=at: x[at], examples) for at in order.split(size)]
 
 
 def sample(batches: Sequence[Any], seed: int, share: float = SAMPLE, count: int | None = None) -> list[Any]:
@@ -238,13 +270,13 @@ def sample(batches: Sequence[Any], seed: int, share: float = SAMPLE, count: int 
         >>> len(drawn[0][1]), bool((drawn[0][0][:, 0] == drawn[0][1]).all())
         (8, True)
     """
-    generator = torch.Generator().manual_seed(seed)
-    if not _are_rows(batches):
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[at] for at in order[: max(1, round(share * len(batches)))]]
-    inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
-    drawn = torch.randperm(len(targets), generator=generator)[: max(1, round(share * len(targets)))][:count]
-    return [(inputs[at], targets[at]) for at in drawn.split(len(batches[0][1]))]
+    examples, size = _all_examples(batches), _length(batches[0])
+    total = len(batches) if examples is None else _length(examples)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = order[: max(1, round(share * total))]
+    if examples is None:
+        return [batches[at] for at in order.tolist()]
+    return _take(examples, order[:count], size)
 
 
 def part(batches: Sequence[Any], number: int, of: int) -> list[Any]:
@@ -260,12 +292,15 @@ def part(batches: Sequence[Any], number: int, of: int) -> list[Any]:
     """
     if of == 1:
         return list(batches)
-    rows = _are_rows(batches)
-    count, what = (sum(len(b[1]) for b in batches), "examples") if rows else (len(batches), "batches")
-    if count < of:
-        raise InputError(f"{count} held-out {what} cannot be divided among {of} seeds: hold out more")
-    if not rows:
+    examples = _all_examples(batches)
+    total, what = (len(batches), "batches") if examples is None else (_length(examples), "examples")
+    if total < of:
+        raise InputError(f"{total} held-out {what} cannot be divided among {of} seeds: hold out more")
+    if examples is None:
         return list(batches)[number::of]
-    inputs, targets = (torch.cat([batch[at] for batch in batches]) for at in (0, 1))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[number::of]
-    return [(inputs[at], targets[at]) for at in order.split(len(batches[0][1]))]
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))[number::of]
+    return _take(examples, order, _length(batches[0]))
+
+
+def _length(batch: Any) -> int:
+    return len(tree_leaves(batch)[0])

@@ -11,6 +11,8 @@ from torch import nn
 
 from secateur.bench.models import (
     example_inputs,
+    find_metric,
+    hash_metric,
     hash_source,
     load_batches,
     load_model,
@@ -58,8 +60,8 @@ def prune_once(
     If the method refuses the model, the row's "status" says why.
 
     Args:
-        files: Names with absolute paths: "model", "weights", "data", "holdout", "method".
-        hashes: Hashes that "model", "data" and "method" must have.
+        files: Names with absolute paths: "model", "weights", "data", "holdout", "method", "metric".
+        hashes: Hashes that "model", "data", "method" and "metric" must have.
         model_seed: Argument of the model's factory, or None.
         example_shape: Shape of the example inputs, or None.
         examples: Examples that methods and repairs get at most, or None.
@@ -68,7 +70,7 @@ def prune_once(
         draw: Number of the draw, for methods that only draw.
         pruning: Keyword arguments of `secateur.prune` as JSON: method, budget and scope, repair,
             ignored_layers, seed, and epochs and lr of a fine-tuning.
-        metric: Name of the metric.
+        metric: Name of the metric, without the folder.
         latency: Whether to measure latencies.
         diagnosed: Whether the row explains the structure of the method.
 
@@ -79,9 +81,13 @@ def prune_once(
     fit, held_out, data_example, data_hash = load_batches(
         files["data"], files["holdout"], "finetune" in (pruning["repair"] or "")
     )
-    _check_hashes(
-        files, hashes, {"model": model_hash, "data": data_hash, "method": hash_source(files["method"])}
-    )
+    given = {
+        "model": model_hash,
+        "data": data_hash,
+        "method": hash_source(files["method"]),
+        "metric": hash_metric(files["metric"]),
+    }
+    _check_hashes(files, hashes, given)
     budget = make_budget(pruning["budget"], pruning["scope"])
     row = {
         "method": pruning["method"],
@@ -110,7 +116,7 @@ def prune_once(
                 ignored_layers=pruning["ignored_layers"],
                 progress=False,
                 seed=pruning["seed"],
-            ).measure(part(held_out, *part_of_holdout), metric, latency=latency)
+            ).measure(part(held_out, *part_of_holdout), find_metric(files["metric"]), latency=latency)
             if diagnosed:
                 result = _diagnose(result, model, data, method)
     except SecateurError as error:

@@ -272,7 +272,9 @@ def bench_command(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of a fine-tuning.")] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate of a fine-tuning.")] = 1e-3,
-    metric: Annotated[str, typer.Option(help="accuracy or log_likelihood.")] = "accuracy",
+    metric: Annotated[
+        str, typer.Option(help="accuracy, log_likelihood, agreement (needs no labels), or file.py:function.")
+    ] = "accuracy",
     loss: Annotated[float, typer.Option(help="Loss for the largest compression at a given loss.")] = 0.01,
     latency: Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Prunings at a time, each with one thread.")] = 2,
