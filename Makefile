@@ -8,11 +8,12 @@ PACKAGES := dataset-fashion-mnist chromium chromium-driver
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help test test-all lint demo table docs packages clean
+.PHONY: help test test-fast test-all lint demo table docs packages clean
 
 help:
 	@echo "make demo      train small networks, prune them by every method, leave a report in runs/demo"
 	@echo "make test      lint, types, doctests and tests: minutes"
+	@echo "make test-fast the tests of core, tracing and apply: 2 minutes"
 	@echo "make test-all  the slow tests, too"
 	@echo "make table     run the demonstration and write its table into README.md"
 	@echo "make docs      build the API reference from the docstrings into build/api"
@@ -37,10 +38,14 @@ packages:
 
 lint: $(READY)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 
 test: $(READY) packages lint
 	$(BIN)/pytest -n 2
+
+test-fast: $(READY)
+	$(BIN)/pytest -n 2 tests/core tests/tracing tests/apply tests/test_imports.py tests/test_pruning.py
 
 test-all: $(READY) packages lint
 	$(BIN)/pytest -n 2 -m ''

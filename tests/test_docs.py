@@ -26,6 +26,7 @@ from secateur import data, zoo
 from secateur import specs as named
 from secateur.cli import main as cli
 from secateur.core import InputError
+from secateur.measure.metrics import accuracy
 from secateur.methods import METHODS, registry
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def common() -> dict[str, Any]:
     evidence = sc.collect_statistics(model, net, batches, {"gram"})
 
     def accuracy_of_plan(plan: sc.Plan) -> float:
-        return sc.accuracy(sc.shrink(model, plan), digits.batches("selection"))
+        return accuracy(sc.shrink(model, plan), digits.batches("selection"))
 
     vgg = zoo.vgg_small(side=8)
     names = {
@@ -122,15 +123,23 @@ def test_readme_shows_every_method_of_the_demonstration() -> None:
     assert set(METHODS) <= rows
 
 
-def test_the_headline_is_what_the_joint_study_found() -> None:
-    spec = importlib.util.spec_from_file_location("headline", ROOT / "benchmarks" / "readme_headline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.headline((ROOT / "docs" / "studies" / "joint.md").read_text("utf-8"))
-    words = " ".join(made.split())
-    assert len(re.findall(r"\*\*\w+\*\* (?:loses least|and \w+ are tied)", words)) == 3  # for each repair
-    assert words.count("kinds of network and corrected for") == 1 and "| random |" in made
-    assert module.START + made + module.END in (ROOT / "README.md").read_text("utf-8")
+def test_the_comparison_quotes_the_joint_study() -> None:
+    """The table of docs/comparison.md has the mean losses of every criterion that all networks allow."""
+    study = (ROOT / "docs" / "studies" / "joint.md").read_text("utf-8")
+    table = study[study.index("| repair | method | behind |") :].partition("\n\n")[0]
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    rows = [dict(zip(head, line, strict=True)) for line in lines]
+    whole = max(int(row["blocks"]) for row in rows)
+    page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    quoted = {
+        (cells[0], repair): float(value.strip("*"))
+        for line in page.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+        for repair, value in zip(("none", "fold", "finetune"), cells[1:], strict=True)
+        if value.strip("*").replace(".", "").isdigit()
+    }
+    losses = {(r["method"], r["repair"]): float(r["lost"]) for r in rows if int(r["blocks"]) == whole}
+    assert quoted == pytest.approx(losses, abs=0.0501) and len(quoted) >= 33
 
 
 def test_version_and_commands_are_those_of_the_package() -> None:

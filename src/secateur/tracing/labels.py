@@ -33,8 +33,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Label", "LabelAlgebra"]
 
@@ -147,6 +145,9 @@ class LabelAlgebra:
         Returns:
             Equalities between parts of conjunctions that became equal.
         """
+        from scipy.sparse import coo_array  # half of the time of `import secateur`
+        from scipy.sparse.csgraph import connected_components
+
         graph = coo_array((np.ones(edges.shape[1]), (edges[0], edges[1])), shape=(len(roots), len(roots)))
         count, component = connected_components(graph, directed=False)
         # The least atom of a class represents it, so names and order do not depend on the order of edges.
