@@ -1,12 +1,12 @@
-"""How many units or weights of each group stay, and what a network then costs.
+"""How many units or weights of each group stay, and the cost of what is left.
 
 Three scopes: ``"layer"`` keeps the same share of every group; ``"global"`` ranks all units (or
-weights) together by scores that a criterion supplies; ``"erk"`` spreads the budget by the
-Erdos-Renyi-kernel rule.  Which units stay is the criterion's affair.
+weights) together by a criterion's scores; ``"erk"`` spreads the budget by the Erdos-Renyi-kernel
+rule.  The criterion decides which units stay.
 
-Counts are exact and deterministic: everything is ranked by a stable order with ties broken by group and
-index, never by a threshold.  With `round_to`, a group keeps a multiple of it, or stays whole; then the
-counts are the closest that do not exceed the target.
+Counts are exact and deterministic: ranking is stable, ties go to the first group and the lower index, and
+no threshold is involved.  With `round_to`, a group keeps a multiple of it, or stays whole; then the counts
+are the closest that do not exceed the target.
 """
 
 from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes

@@ -1,4 +1,4 @@
-"""How many units or weights of each group stay, apart from which ones."""
+"""Counts: how many units of each group, or weights of each layer, stay."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ Scores = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many stay.
+    """Numbers of units or weights that stay.
 
     Attributes:
         counts: Group name -> number of units, or weight name -> number of weights, that stay.
         what: What the budget counts: ``"units"``, ``"weights"``, ``"params"`` or ``"macs"``.
-        target: The share that was asked for.
-        reached: The share that these counts give.
+        target: The requested share.
+        reached: The share that the counts reach.
     """
 
     counts: Mapping[str, int]
@@ -69,7 +69,7 @@ def weight_sizes(graph: PruningGraph) -> dict[str, int]:
     """Return the number of entries of each weight that a mask may zero, tied weights once.
 
     Raises:
-        NothingToPrune: There are none.
+        NothingToPrune: If there are none.
     """
     names = dict.fromkeys(layer.weight for layer in graph.prunable_weights())
     if not names:
@@ -82,18 +82,18 @@ def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) 
 
     Args:
         graph: A traced network.
-        budget: `Units`, `Params`, `Macs`: groups whose removal is exact lose units.  `Weights`: the
-            weights of `PruningGraph.prunable_weights` lose entries.
-        scores: Group or weight name -> scores, higher stays; needed, and comparable across groups, where
-            the scope is ``"global"``.  Units scored -inf stay only where the floor demands it.
+        budget: `Units`, `Params`, `Macs`: groups lose units.  `Weights`: the weights of
+            `PruningGraph.prunable_weights` lose entries.
+        scores: Group or weight name -> scores, higher stays; required, and comparable across groups, for
+            scope ``"global"``.  Units scored -inf stay only if the floor requires it.
 
     Returns:
-        Exact counts.  ``Units`` and ``Weights`` are met to the rounding; ``Params`` and ``Macs`` as
+        Exact counts.  ``Units`` and ``Weights`` are met up to rounding; ``Params`` and ``Macs`` as
         closely as possible from below.
 
     Raises:
-        InputError: The request cannot be met; the message says what can.
-        NothingToPrune: Nothing in the network may go.
+        InputError: If the budget cannot be met; the message gives one that can.
+        NothingToPrune: If nothing can be removed.
     """
     check_budget(budget)
     if budget.scope == "global" and scores is None:
@@ -187,7 +187,7 @@ def _counts_within(
 def _amount(
     graph: PruningGraph, budget: Budget, names: list[str], scores: list[Tensor] | None
 ) -> Callable[[list[int]], float]:
-    """Return what the budget counts, as a function of the counts; the best scored stay."""
+    """Return the function from counts to the amount that the budget limits; the highest scores stay."""
     if isinstance(budget, Units):
         return lambda counts: float(sum(counts))
     model, field = CostModel(graph), budget.unit

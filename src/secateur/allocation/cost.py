@@ -1,9 +1,9 @@
-"""What is left of a network once units have gone: parameters and multiply-accumulates, by arithmetic.
+"""Parameters and multiply-accumulates of a network after a removal, by arithmetic.
 
-A parameter's size after the removal is the product, over its axes, of the indices that still live; an
-index that several units own lives while all of them do.  A layer's multiply-accumulates are
-`Layer.positions` times the size of its weight; norms, scales, look-ups and the products inside
-attention, which hold no weight, count nothing.
+A parameter's size after the removal is the product, over its axes, of the numbers of kept indices; an
+index that several units own is kept if all of them are.  A layer's multiply-accumulates are
+`Layer.positions` times the size of its weight.  Norms, embeddings and the products inside attention, which
+have no weight matrix, count 0.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class GroupCost(NamedTuple):
 
 
 def is_matrix(in_axis: int | None, out_axis: int | None) -> bool:
-    """Say whether a layer multiplies by its weight as by a matrix, rather than looks up or scales."""
+    """Return whether a layer multiplies by its weight as a matrix; embeddings and norms do not."""
     return in_axis is not None and out_axis is not None
 
 
 class CostModel:
-    """The cost of a network as a function of the units that stay; built once, called often.
+    """The cost of a network as a function of the kept units; built once, called often.
 
-    Axes whose indices have at most one owner are a linear function of the numbers of units that go.
-    The others (heads and positions inside a head) are counted index by index.
+    The length of an axis whose indices have at most one owner is linear in the numbers of removed units.
+    The other axes (heads and positions inside a head) are counted index by index.
 
     Args:
         graph: A traced network.
@@ -70,7 +70,7 @@ class CostModel:
     """
 
     def __init__(self, graph: PruningGraph) -> None:
-        """Tabulate who owns which index of which axis."""
+        """Tabulate which units own which index of which axis."""
         self.groups: dict[str, Group] = {g.name: g for g in graph.groups}
         self._order = {name: i for i, name in enumerate(self.groups)}
         self._parameters = [name for name in graph.parameters if graph.shapes[name]]
@@ -112,7 +112,7 @@ class CostModel:
                 shared[key].append(row)
 
     def __call__(self, keep: Mapping[str, IntArray]) -> Cost:
-        """Return the cost when only these units stay; groups that are not named stay whole."""
+        """Return the cost if only these units stay; other groups stay whole."""
         gone = np.zeros(len(self.groups), dtype=np.int64)
         for name, kept in keep.items():
             gone[self._order[name]] = self.groups[name].size - len(kept)
@@ -130,15 +130,15 @@ def _disjoint(size: int, indices: list[IntArray]) -> bool:
 
 
 def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:
-    """Return parameters and multiply-accumulates of a network of which only these units stay.
+    """Return parameters and multiply-accumulates of a network if only these units stay.
 
     Args:
         graph: A traced network.
         keep: Group name -> distinct numbers of the units that stay; other groups stay whole.
 
     Raises:
-        PlanError: A unit that does not exist.
-        InputError: An unknown group.
+        PlanError: If a unit is invalid.
+        InputError: If a group is unknown.
     """
     keep = keep or {}
     for name, kept in keep.items():

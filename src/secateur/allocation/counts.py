@@ -23,12 +23,12 @@ __all__ = [
 
 
 def round_half_up(x: float) -> int:
-    """Return the nearest integer, halves up; 0.29 * 50 is a half."""
+    """Return the nearest integer, halves up, tolerating rounding error (0.29 * 50 is a half)."""
     return int(x + 0.5 + 1e-9)
 
 
 class AllowedCounts(NamedTuple):
-    """The counts that a group may keep: multiples of `round_to` from `floor` up, and the whole."""
+    """The counts that a group may keep: multiples of `round_to` from `floor` up, and all of it."""
 
     size: int
     floor: int = 1
@@ -36,27 +36,27 @@ class AllowedCounts(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Smallest allowed count."""
+        """Return the smallest allowed count."""
         return min(self.size, -(-self.floor // self.round_to) * self.round_to)
 
     def below(self, x: float) -> int:
-        """Largest allowed count up to x, or the first."""
+        """Return the largest allowed count up to x, or the first."""
         if x + 1e-9 >= self.size:
             return self.size
         return max(self.first, int((x + 1e-9) // self.round_to) * self.round_to)
 
     def above(self, count: int) -> int:
-        """Next allowed count."""
+        """Return the next allowed count."""
         return min(self.size, count + self.round_to)
 
     def nearest(self, x: float) -> int:
-        """Allowed count nearest to x, the larger of two."""
+        """Return the allowed count nearest to x; of two, the larger."""
         low = self.below(x)
         high = self.above(low)
         return high if 2 * (x + 1e-9) >= low + high else low
 
     def counts(self) -> IntArray:
-        """All allowed counts, rising."""
+        """Return all allowed counts, rising."""
         return np.unique([*range(self.first, self.size, self.round_to), self.size])
 
 

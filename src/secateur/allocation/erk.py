@@ -29,7 +29,7 @@ def erk_densities(
 
     Returns:
         Layer name -> share that stays, eps * sum(dims) / prod(dims) between floor / size and 1, with
-        the eps for which the total is the share asked for.
+        the eps for which the total is `density`.
 
     Example:
         >>> shares = erk_densities({"a": (100, 100), "b": (10, 10)}, 0.2)
@@ -50,7 +50,7 @@ def fill(slope: np.ndarray, low: np.ndarray, high: np.ndarray, total: float) -> 
     """Return clip(eps * slope, low, high) for the eps at which it sums to `total`.
 
     The sum rises with eps, linearly between the points where an entry leaves `low` or reaches `high`:
-    the two that enclose the total are found, and eps is interpolated between them.
+    so eps is interpolated between the two points that enclose the total.
     """
     knots = np.unique(np.concatenate([[0.0], low / slope, high / slope]))
     sums = np.array([np.clip(eps * slope, low, high).sum() for eps in knots])
@@ -59,7 +59,7 @@ def fill(slope: np.ndarray, low: np.ndarray, high: np.ndarray, total: float) -> 
 
 
 def unit_factors(graph: PruningGraph, groups: tuple[Group, ...]) -> np.ndarray:
-    """Return the Erdos-Renyi-kernel factor of each group, over the matrices that make its units."""
+    """Return the Erdos-Renyi-kernel factor of each group, over the matrices that produce its units."""
     factors = []
     for group in groups:
         tensors = dict.fromkeys(s.tensor for s in group.slots_with("out") or group.slots)

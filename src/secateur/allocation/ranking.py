@@ -1,4 +1,4 @@
-"""Stable ranking: equal scores by rising index, exact counts, never a threshold alone."""
+"""Stable ranking: ties go to the lower index, and counts are exact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["comparable", "ranked", "top", "top_of_every"]
 
 
 def ranked(scores: Tensor) -> IntArray:
-    """Return the indices of a vector by falling score, equal scores by rising index.
+    """Return the indices of a vector by falling score; ties go to the lower index.
 
     Example:
         >>> ranked(torch.tensor([1.0, 3.0, 1.0])).tolist()
@@ -21,10 +21,10 @@ def ranked(scores: Tensor) -> IntArray:
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Mark exactly `count` entries of largest score, equal scores by rising index: a stable top-k.
+    """Mark exactly `count` entries of largest score; ties go to the lower index: a stable top-k.
 
-    One selection instead of a sort: entries above the count-th largest value, and as many of those
-    equal to it as are missing, in the order of their index.
+    One selection instead of a sort: mark the entries above the count-th largest value, and of those equal
+    to it the first ones until the count is reached.
 
     Args:
         scores: Any shape, no NaN.
@@ -50,19 +50,19 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 
 def top_of_every(scores: Tensor, n: int, m: int, axis: int) -> Tensor:
-    """Mark the `n` largest of every `m` neighbours along an axis, equal scores by rising index.
+    """Mark the `n` largest of every `m` neighbours along an axis; ties go to the lower index.
 
     Args:
         scores: Any shape, no NaN.
-        n: How many, from 1 to `m`.
-        m: Of how many; where it does not divide the length of the axis, everything is marked.
+        n: Number to mark, from 1 to `m`.
+        m: Number of neighbours; if it does not divide the length of the axis, everything is marked.
         axis: The axis.
 
     Returns:
         Boolean tensor of the same shape and device.
 
     Raises:
-        InputError: `n` is not in 1 to `m`.
+        InputError: If `n` is not in 1 to `m`.
 
     Example:
         >>> top_of_every(torch.tensor([4.0, 1.0, 2.0, 3.0]), 2, 4, 0)
@@ -80,6 +80,6 @@ def top_of_every(scores: Tensor, n: int, m: int, axis: int) -> Tensor:
 
 
 def comparable(scores: Tensor) -> Tensor:
-    """Return scores in a type that every device can select in, without loss."""
+    """Return scores in a type in which every device can select, without loss."""
     scores = scores.detach()
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

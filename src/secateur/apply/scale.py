@@ -21,7 +21,7 @@ def scaled(model: nn.Module, factors: Mapping[str, Tensor]) -> nn.Module:
         factors: By parameter name, tensors of its shape.
 
     Raises:
-        PlanError: A name or a shape does not fit.
+        PlanError: If a name or a shape does not fit.
 
     Example:
         >>> twice = scaled(nn.Linear(2, 1), {"weight": torch.full((1, 2), 2.0)})

@@ -1,9 +1,8 @@
-"""The values that pass between Secateur's stages, and its errors: data only.
+"""The values that pass between Secateur's stages, and its errors.
 
-A model is traced into a `PruningGraph`: groups of units that live and die together, and frozen axes with
-the reason why nothing goes there.  Batches are collected into `Statistics`.  A method turns both and a
-budget into a `Plan`, a value that says what goes and why.  Nothing here knows `torch.nn.Module`, and
-nothing here decides anything.
+Tracing turns a model into a `PruningGraph`: groups of units that go together, and frozen axes, each with
+its reason.  Batches become `Statistics`.  A method turns both and a budget into a `Plan`, which says what
+to remove and why.  Nothing in this package uses `torch.nn.Module` or decides anything.
 """
 
 from secateur.core.budget import Budget, Macs, Params, Scope, Units, Weights

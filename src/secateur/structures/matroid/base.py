@@ -21,7 +21,7 @@ class Circuit:
     Attributes:
         elements: The sorted elements.
         coefficients: Where vectors are known, by element: they sum the vectors to zero, and the element
-            that the circuit was asked for has -1, so that the others express it.
+            in question has -1, so that the others express it.
     """
 
     elements: tuple[int, ...]

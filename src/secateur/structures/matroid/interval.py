@@ -93,7 +93,7 @@ class IntervalMatroid:
 
     @cached_property
     def decorated_permutation(self) -> Decorated:
-        """The permutation f mod n, its fixed points told apart."""
+        """The permutation f mod n, with its two kinds of fixed points."""
         f, i = self.bounded_affine_permutation, np.arange(self.size)
         loops, coloops = i[f == i].tolist(), i[f == i + self.size].tolist()
         return Decorated(tuple((f % self.size).tolist()), frozenset(loops), frozenset(coloops))

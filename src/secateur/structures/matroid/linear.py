@@ -138,7 +138,7 @@ class LinearMatroid(Matroid):
         """Return the classes of rows that are multiples of one another, rows of zeros apart.
 
         Args:
-            signed: Whether to tell positive from negative multiples.  relu(c z) = c relu(z) only for
+            signed: Distinguish positive from negative multiples.  relu(c z) = c relu(z) only for
                 c > 0, so that only positive classes may be merged in a ReLU layer.
 
         Returns:
@@ -180,7 +180,7 @@ def _solve_exactly(parts: Floats, target: Floats) -> list[Fraction]:
     """Solve parts @ c = target over the rationals, parts [d, m] of full column rank.
 
     Raises:
-        ArithmeticError: There is no solution: the relation holds modulo the primes only.
+        ArithmeticError: If there is no solution: the relation holds modulo the primes only.
     """
     rows = [[Fraction(float(x)) for x in row] for row in np.column_stack([parts, target])]
     m = parts.shape[1]

@@ -83,7 +83,7 @@ def window_ranks(
             `numpy.linalg.matrix_rank` has it.
         normalize: Scale rows to length 1 first.
         cyclic: Whether windows may wrap.
-        screen: Whether to spare the SVD where the sliding bound shows a window to be of full rank by a
+        screen: Skip the SVD if the sliding bound proves that a window has full rank by a
             factor of 100 or more.
 
     Returns:
@@ -139,7 +139,7 @@ def _square_bounds(rows: Floats) -> Floats:
 
     Slot s = i mod k holds row i.  With w = v_new X, the new inverse is X - X e_s (w - e_s) / w_s.  The
     update relies on v_old X = e_s for the row that leaves: that identity is measured at each step, and
-    where it has drifted the window is inverted anew.
+    where it has drifted the window is inverted again.
     """
     n, k = rows.shape
     bounds = np.zeros(n - k + 1)

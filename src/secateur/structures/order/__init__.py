@@ -6,23 +6,16 @@ from secateur.structures.order.context import (
     attribute_gaps,
     attribute_order,
     eliminate_attributes,
-    irreducible_attributes,
 )
 from secateur.structures.order.digraph import (
     OrderProfile,
     density_profile,
-    mu_centrality,
-    stack_layers,
     strongest_edges,
     unroll,
 )
 from secateur.structures.order.laws import (
-    OperatorViolation,
     Violation,
-    distributive_violation,
-    is_lattice,
     modular_violation,
-    operator_violation,
 )
 from secateur.structures.order.parts import Parts, decompose
 from secateur.structures.order.poset import Poset
@@ -31,7 +24,6 @@ __all__ = [
     "Completion",
     "CompletionTooLarge",
     "Elimination",
-    "OperatorViolation",
     "OrderProfile",
     "Parts",
     "Poset",
@@ -41,14 +33,8 @@ __all__ = [
     "cuts",
     "decompose",
     "density_profile",
-    "distributive_violation",
     "eliminate_attributes",
-    "irreducible_attributes",
-    "is_lattice",
     "modular_violation",
-    "mu_centrality",
-    "operator_violation",
-    "stack_layers",
     "strongest_edges",
     "unroll",
 ]

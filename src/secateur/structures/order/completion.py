@@ -33,7 +33,7 @@ class CompletionTooLarge(ValueError):
     """
 
     def __init__(self, limit: int, lower_bound: int) -> None:
-        """Word the refusal."""
+        """Set the message and `lower_bound`."""
         super().__init__(
             f"the completion has at least {lower_bound} elements, more than the limit of {limit}; raise the "
             "limit, iterate over `cuts`, or ask only for the irreducibles, which do not need it"
@@ -43,7 +43,7 @@ class CompletionTooLarge(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """A completion held in memory; element `i` is the lower cut `cuts[i]`.
+    """A completion in memory; element `i` is the lower cut `cuts[i]`.
 
     Attributes:
         poset: The poset that was completed.
@@ -131,6 +131,12 @@ def _close(members: Any, attributes: Any, full: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _next_closures(row: Any, attributes: Any, full: Any, joins: Any, mask: Any, count: int) -> Any:
+    """Return the next `count` cuts after `row` in lectic order, fewer at the end.
+
+    Cuts compare as bit strings over the join-irreducibles, lowest number first.  The successor of a cut A is
+    the closure of (A below j) + {j} for the largest j outside A whose closure adds nothing below j: then it
+    agrees with A below j, is larger at j, and no cut lies between.
+    """
     words = len(full)
     block = np.empty((count, words), np.uint64)
     filled = 0
@@ -139,13 +145,15 @@ def _next_closures(row: Any, attributes: Any, full: Any, joins: Any, mask: Any, 
         for k in range(len(joins) - 1, -1, -1):
             j = joins[k]
             word, bit = j >> 6, np.uint64(1) << np.uint64(j & 63)
-            if row[word] & bit:
+            if row[word] & bit:  # j is in A already
                 continue
+            # (A below j) + {j}: whole words before j's, then the lower bits of its word.
             seed = np.zeros(words, np.uint64)
             for w in range(word):
                 seed[w] = row[w] & mask[w]
             seed[word] = (row[word] & mask[word] & (bit - np.uint64(1))) | bit
             closed = _close(seed, attributes, full)
+            # What the closure adds below j; `mask` leaves only join-irreducibles.
             fresh = closed[word] & ~seed[word] & mask[word] & (bit - np.uint64(1))
             for w in range(word):
                 fresh |= closed[w] & ~seed[w] & mask[w]

@@ -2,7 +2,7 @@
 
 A context is a boolean table of objects and attributes (B. Ganter and R. Wille, Formal Concept Analysis,
 1999).  The extent m' of an attribute m is the set of objects that have it.  An attribute is reducible if its
-extent is an intersection of the extents of other attributes; removing it leaves the concept lattice as it is.
+extent is an intersection of the extents of other attributes; removing it does not change the concept lattice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from secateur.structures.order import bitset
 from secateur.structures.order.poset import Poset
 
-__all__ = [
-    "Elimination",
-    "attribute_gaps",
-    "attribute_order",
-    "eliminate_attributes",
-    "irreducible_attributes",
-]
+__all__ = ["Elimination", "attribute_gaps", "attribute_order", "eliminate_attributes"]
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -31,11 +25,11 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
-    """Attributes in the sequence in which they were taken out.
+    """Attributes in the sequence in which they were removed.
 
     Attributes:
-        sequence: All attributes; those after the first `len(gaps)` were left.
-        gaps: Share of the objects that distinguished each one taken out from what was left of the others.
+        sequence: All attributes; those after the first `len(gaps)` remain.
+        gaps: For each removed attribute, the share of objects that distinguished it from the remaining ones.
     """
 
     sequence: IntArray
@@ -60,10 +54,10 @@ def attribute_order(incidence: ArrayLike) -> Poset:
 
 
 def attribute_gaps(incidence: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64]:
-    """Return for each attribute how far its extent is from the intersection of the others' above it.
+    """Return the distance of each attribute's extent to the intersection of the extents above it.
 
-    The intersection runs over the other attributes whose extent contains m' except for at most
-    `tolerance` of all objects; where there is none it is the set of all objects.  The gap is the share of
+    The intersection is over the other attributes whose extent contains m' except for at most
+    `tolerance` of all objects; if there are none it is the set of all objects.  The gap is the share of
     the objects in the symmetric difference: with tolerance 0 it is 0 exactly if m is reducible.
 
     Args:
@@ -82,28 +76,19 @@ def attribute_gaps(incidence: ArrayLike, tolerance: float = 0.0) -> NDArray[np.f
     return _gaps(extents, missing[0], np.ones(len(extents), np.bool_), objects) / objects
 
 
-def irreducible_attributes(incidence: ArrayLike) -> IntArray:
-    """Return the attributes that make up the reduced context: irreducible, the first of equal ones.
-
-    The concept lattice of these attributes alone is that of all of them.
-    """
-    result = eliminate_attributes(incidence, 0.0, largest_gap=0.0)
-    return np.sort(result.sequence[len(result.gaps) :])
-
-
 def eliminate_attributes(
     incidence: ArrayLike, tolerance: float = 0.0, largest_gap: float = 1.0, keep: int = 0
 ) -> Elimination:
-    """Take out the attribute with the smallest gap, again and again (of equal ones, the last).
+    """Remove the attribute with the smallest gap, repeatedly; ties go to the higher index.
 
-    Each removal takes the attribute away from the intersections of the others, so that of two equal
-    attributes only one goes for nothing.
+    Each removal takes the attribute out of the intersections of the others, so of two equal attributes only
+    one has gap 0.  With `largest_gap=0` the remaining attributes are the reduced context.
 
     Args:
         incidence: Boolean table [objects, attributes].
         tolerance: As in `attribute_gaps`.
         largest_gap: Stop when every gap left is larger.
-        keep: Stop when so many attributes are left.
+        keep: Stop when this many attributes are left.
 
     Returns:
         The sequence; O(attributes^2 objects) time.

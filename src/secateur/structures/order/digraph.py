@@ -1,4 +1,4 @@
-"""Digraphs of influence: the strongest edges, unrolled in time, stacked over layers, and their profile.
+"""Digraphs of influence: the strongest edges, unrolled in time, and their profile over density.
 
 Strengths are matrices S with S[j, i] >= 0 the strength of the influence of unit j on unit i, so that a
 non-zero entry is an edge j -> i and the order reads "j comes before i".
@@ -17,14 +17,14 @@ from scipy.sparse.csgraph import connected_components
 
 from secateur.structures.order.poset import Poset
 
-__all__ = ["OrderProfile", "density_profile", "mu_centrality", "stack_layers", "strongest_edges", "unroll"]
+__all__ = ["OrderProfile", "density_profile", "strongest_edges", "unroll"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
 def strongest_edges(strength: ArrayLike, density: float) -> BoolArray:
-    """Keep the strongest off-diagonal edges; of equal ones the first in row order.
+    """Keep the strongest off-diagonal edges; ties go to the first in row order.
 
     Args:
         strength: [n, n], non-negative.
@@ -55,22 +55,6 @@ def strongest_edges(strength: ArrayLike, density: float) -> BoolArray:
     return adjacency.reshape(n, n)
 
 
-def mu_centrality(strength: ArrayLike) -> FloatArray:
-    """Return mu(x) = 1 / sum over y of w(x, y), the strength that enters x (arXiv 2502.16525, Section III-D).
-
-    It is not the Moebius function, and it is small where a unit is strongly driven; infinite where nothing
-    enters.
-
-    Args:
-        strength: [n, n], non-negative, S[y, x] from y to x.
-
-    Raises:
-        ValueError: If the matrix is not square or holds NaN or negative values.
-    """
-    entering = _strengths(strength).sum(0)
-    return np.divide(1.0, entering, out=np.full(len(entering), np.inf), where=entering > 0)
-
-
 def unroll(adjacency: ArrayLike, steps: int = 2) -> sparse.csr_array:
     """Unroll a digraph in time: vertex (i, t) is t * n + i, with edges (j, t) -> (i, t + 1); no cycles.
 
@@ -92,65 +76,20 @@ def unroll(adjacency: ArrayLike, steps: int = 2) -> sparse.csr_array:
     return sparse.csr_array(sparse.kron(sparse.eye_array(steps, k=1, dtype=np.bool_), a, format="csr"))
 
 
-def stack_layers(
-    recurrent: Sequence[ArrayLike],
-    forward: Sequence[ArrayLike],
-    feedback: Sequence[ArrayLike | None] = (),
-) -> FloatArray:
-    """Put several layers into one digraph, with the top-down feedback between them where there is any.
-
-    Args:
-        recurrent: Strengths within layer l, [n_l, n_l].
-        forward: Strengths from layer l to layer l + 1, [n_l, n_(l+1)].
-        feedback: Strengths from layer l + 1 back to layer l, [n_(l+1), n_l], or None; may be left out.
-
-    Returns:
-        Strengths over all units, layer after layer.
-
-    Raises:
-        ValueError: If the shapes do not fit one another.
-    """
-    inner = [_strengths(r) for r in recurrent]
-    back = list(feedback) or [None] * (len(inner) - 1)
-    if len(inner) == 0 or not len(forward) == len(back) == len(inner) - 1:
-        raise ValueError(
-            f"{len(inner)} layers need {len(inner) - 1} forward and feedback matrices; "
-            f"got {len(forward)} and {len(back)}"
-        )
-    ends = np.cumsum([0, *map(len, inner)]).tolist()
-    whole = np.zeros((ends[-1], ends[-1]))
-    for k, block in enumerate(inner):
-        whole[ends[k] : ends[k + 1], ends[k] : ends[k + 1]] = block
-    for k, (up, down) in enumerate(zip(forward, back, strict=True)):
-        here, above = slice(ends[k], ends[k + 1]), slice(ends[k + 1], ends[k + 2])
-        _place(whole, here, above, up, f"forward[{k}]")
-        if down is not None:
-            _place(whole, above, here, down, f"feedback[{k}]")
-    return whole
-
-
-def _place(whole: FloatArray, source: slice, target: slice, block: ArrayLike, name: str) -> None:
-    strengths = np.asarray(block, np.float64)
-    wanted = (source.stop - source.start, target.stop - target.start)
-    if strengths.shape != wanted:
-        raise ValueError(f"{name} must have shape {wanted} (from, to); got {strengths.shape}")
-    whole[source, target] = _non_negative(strengths)
-
-
 @dataclass(frozen=True)
 class OrderProfile:
-    """What the order says at one density.
+    """The order at one density.
 
     Attributes:
-        density: Share of the possible edges that was asked for.
+        density: Requested share of the possible edges.
         edges: Number of edges kept.
         elements: Number of strongly connected components.
         largest: Vertices in the largest of them.
         parts: Number of weakly connected parts.
         comparable: Share of the pairs of elements that are ordered.
         irreducible: Vertices whose element is meet-irreducible.
-        informative: Whether irreducibility separates the vertices at all: some are, some are not, and no
-            single component holds more than half of them.
+        informative: Whether irreducibility separates the vertices: some are irreducible, some are not, and no
+            component has more than half of them.
     """
 
     density: float
@@ -168,7 +107,7 @@ class OrderProfile:
 
 
 def density_profile(strength: ArrayLike, densities: Sequence[float]) -> tuple[OrderProfile, ...]:
-    """Describe the order of the strongest edges at each density; densities without edges are left out.
+    """Describe the order of the strongest edges at each density; skip densities without edges.
 
     Raises:
         ValueError: As `strongest_edges`, or if no density leaves an edge.
@@ -206,10 +145,6 @@ def _strengths(strength: ArrayLike) -> FloatArray:
     s = np.asarray(strength, np.float64)
     if s.ndim != 2 or s.shape[0] != s.shape[1] or s.shape[0] == 0:
         raise ValueError(f"a strength matrix is square with at least one vertex; got shape {s.shape}")
-    return _non_negative(s)
-
-
-def _non_negative(s: FloatArray) -> FloatArray:
     if np.isnan(s).any():
         raise ValueError("the strengths hold NaN: the strongest edges are undefined")
     if (s < 0).any():

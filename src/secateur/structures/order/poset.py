@@ -71,7 +71,7 @@ class Poset:
         component: Element of each vertex of the digraph [vertices].
         order: A linear extension: every element comes after all that are below it [n].
         up: Up-set of each element (itself included), rows of bits [n, words].
-        down: Down-set of each element, likewise.
+        down: Down-set of each element, as rows of bits.
         cover_starts: Upper covers in compressed rows [n + 1].
         cover_targets: The covering elements.
 
@@ -128,7 +128,7 @@ class Poset:
         return np.flatnonzero(self.component == self._known(element))
 
     def less_equal(self, a: int, b: int) -> bool:
-        """Tell whether a <= b."""
+        """Return whether a <= b."""
         row = self.up[self._known(a)]
         return bool((int(row[self._known(b) >> 6]) >> (b & 63)) & 1)
 
@@ -198,7 +198,7 @@ class Poset:
         """Return the meet-irreducibles of the completion (all of them are elements), ascending.
 
         Args:
-            include_top: Whether the greatest element, where P has one, counts.  It is never the meet
+            include_top: Whether a greatest element of P counts.  It is never the meet
                 of two others, but by convention it is the meet of none at all.
         """
         full = bitset.full_row(len(self))

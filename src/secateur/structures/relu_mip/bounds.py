@@ -1,7 +1,7 @@
 """Bounds on what enters every ReLU: equation (3) of arXiv:2002.07376, and bounds that stay valid.
 
 The published bounds are those of the *unpruned* network on the box x +- epsilon (with bias, and
-with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are no bounds any
+with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are not bounds any
 more but constraints.  The valid ones hold for x itself and every s in [0, 1];
 the form ``"free"`` has the same bounds and differs in the program.
 """

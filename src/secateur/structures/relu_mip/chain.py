@@ -57,7 +57,7 @@ class ReLU:
     Attributes:
         name: Name of the layer; ReLUs of one name share their scores.
         units: Unit (neuron, or feature map) of every coordinate, [width].
-        scored: Whether the units have scores; where not, they stay as they are (s = 1).
+        scored: Whether the units have scores; without, they stay whole (s = 1).
     """
 
     name: str
@@ -170,7 +170,7 @@ class Chain:
             x: Inputs [images, inputs].
             scores: Scores by layer: a ReLU gives max(a - (1 - s) D, 0) instead of max(a, 0).
             drops: D by step number, [images, width]; needed with `scores`.
-            caps: U by step number, likewise: what a ReLU gives is at most s U.
+            caps: U by step number: the output of a ReLU is at most s U.
             keep: Units that stay by layer; the others give 0, as in the pruned network.
         """
         h, found = np.asarray(x, float), []
@@ -317,7 +317,7 @@ def pool_windows(
 ) -> tuple[Int, tuple[int, int, int]]:
     """Return the pooling windows [channels * positions, taps] of a [channels, height, width] input.
 
-    Indices count the flattened input; -1 stands for padding.  `size` overrides the output's size
+    Indices count the flattened input; -1 is padding.  `size` overrides the output's size
     (rounding up).  The second value is the shape of the output.
     """
     taps, (h, w) = _patches(shape, kernel, stride, padding, dilation, size)

@@ -97,7 +97,7 @@ def _problem(program: Program, binary: bool):
 
 
 def _errors(solver: str) -> tuple[type[Exception], ...]:
-    """Return what cvxpy lets through when a solver fails; MOSEK's own errors are no SolverErrors."""
+    """Return the errors of a failed solver; those of MOSEK are not cvxpy's SolverError."""
     import cvxpy as cp
 
     if solver != "mosek":

@@ -1,6 +1,6 @@
-"""One image's passage through the chain as expressions, columns and rows of a mixed-integer program.
+"""One image propagated through the chain as expressions, columns and rows of a mixed-integer program.
 
-What travels is an expression a = E v + d in the program's columns v, so that everything decided
+The state is an expression a = E v + d in the program's columns v, so that everything decided
 beforehand is substituted instead of modelled: the constant first layer, dead units, units that the
 bounds hold active (h = a - (1 - s) D), maxima with one candidate.  The substitution is exact.
 """
@@ -24,7 +24,7 @@ __all__ = ["Builder", "Encoded", "Place", "Tighten", "encode"]
 
 @dataclass(eq=False)
 class Builder:
-    """Columns and rows as they grow.
+    """The columns and rows so far.
 
     Attributes:
         tighten: Called before every ReLU with the builder, the number of the first row block of the
@@ -73,7 +73,7 @@ class Builder:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where values of one step live among the columns, so that a forward pass can fill them in.
+    """The columns of one step's values, so that a forward pass can set them.
 
     Attributes:
         step: Step number.
@@ -91,7 +91,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One image, encoded: logits = E v + d, where values live, D and (valid form) U by step number."""
+    """One image, encoded: logits = E v + d, the columns of its values, D and (free form) U by step number."""
 
     E: Csr
     d: Float
@@ -118,7 +118,7 @@ class _Image:
             self.places.append(Place(step, index, columns, kind))
 
     def affine(self, number: int, step: Affine) -> None:
-        """Multiply out, or give the inputs columns of their own where that saves non-zeros."""
+        """Multiply out, or add columns for the inputs if that saves non-zeros."""
         per_row = np.diff(self.E.indptr)
         moving = per_row > 0
         reached = int(moving[step.W.indices].sum())
@@ -144,20 +144,26 @@ class _Image:
             self.U = np.maximum(self.L, self.U)
 
     def relu(self, number: int, step: ReLU, score: Int, nominal: Float) -> None:
-        """Apply constraints (1) and (2): dead, constant, held active, or with a binary z."""
+        """Apply constraints (1) and (2): units are dead, constant, always active, or have a binary z.
+
+        With s the unit's score and D its drop, the ReLU gets a - (1 - s) D: its input a at s = 1, less at
+        lower scores.  Only units whose sign the bounds leave open need h and z as columns.
+        """
         paper, n = self.kind == "paper", step.width
         if self.build.tighten is not None:
             self.L, self.U = self.build.tighten(self.build, self.first, self.E, self.d, self.L, self.U)
-        constant = np.diff(self.E.indptr) == 0
+        constant = np.diff(self.E.indptr) == 0  # a depends on no column
         D = drops_for(step, self.kind, nominal, self.U) if step.scored else np.zeros(n)
         if step.scored:
             self.drops[number] = D
             if self.kind == "free":
                 self.caps[number] = np.where(constant, D, np.maximum(self.U, 0))
         columns = score[step.units] if step.scored else np.zeros(n, int)
-        dead = self.U <= 0
-        held = self.L > 0
+        dead = self.U <= 0  # h = 0
+        held = self.L > 0  # h = a - (1 - s) D
         if not paper:
+            # Valid bounds hold for every s.  A scored unit that moves stays open even if L > 0: s < 1 may
+            # bring a - (1 - s) D below 0.
             dead |= constant & (self.d <= 0)
             held = ~dead & (constant | ((self.L >= 0) & (not step.scored)))
         free = ~dead & ~held
@@ -167,10 +173,12 @@ class _Image:
         lowered, base = Csr(self.build.widen(self.E) + S), self.d - D
         if paper:
             self._hidden(dead & ~constant, held, lowered, base)
+        # What is left open gets columns h and z.
         chosen = np.flatnonzero(free)
         h, rows = self._free(chosen, lowered, base, D, columns, step.scored)
         self.place(number, chosen, h)
         self.place(number, chosen, rows, "active")
+        # The output: substituted where active, the column h where open, nothing where dead.
         stay = sparse.diags_array(held.astype(float)).tocsr()
         spread = Csr((np.ones(len(h)), (chosen, h)), shape=(n, self.build.width))
         self.E = Csr(stay @ self.build.widen(lowered) + spread)
@@ -181,7 +189,7 @@ class _Image:
         self.refine()
 
     def _hidden(self, dead: Bool, held: Bool, lowered: Csr, base: Float) -> None:
-        """Add what the published bounds ask of decided units: L <= a <= 0, or 0 <= h <= U."""
+        """Add the published constraints on decided units: L <= a <= 0, or 0 <= h <= U."""
         self.build.rows(lowered[dead], self.L[dead] - base[dead], -base[dead], lazy=True)
         self.build.rows(lowered[held], -base[held], self.U[held] - base[held], lazy=True)
 
@@ -208,7 +216,7 @@ class _Image:
         return h, z
 
     def maximum(self, number: int, step: MaxPool) -> None:
-        """Apply equations (9) and (10) where more than one candidate is left in a window."""
+        """Apply equations (9) and (10) to windows with more than one candidate left."""
         windows, there = step.windows, step.windows >= 0
         L = np.where(there, self.L[windows], -np.inf)
         U = np.where(there, self.U[windows], -np.inf)
@@ -231,14 +239,14 @@ class _Image:
         self.refine()
 
     def _winners_stay(self, windows: Int, champion: Int, others: Bool) -> None:
-        """Published bounds that single out a winner hold it there: h_winner >= h_other."""
+        """Add h_winner >= h_other if the published bounds single out a winner."""
         window, slot = np.nonzero(others)
         winner, loser = windows[window, champion[window]], windows[window, slot]
         E = Csr(self.E[winner] - self.E[loser])
         self.build.rows(E, self.d[loser] - self.d[winner], np.full(len(winner), np.inf), lazy=True)
 
     def _single(self, windows: Int, there: Bool) -> Int:
-        """Return per window the slot that wins for every score, where one column moves all; else -1."""
+        """Return for each window the slot that wins for every score, if one column moves all; else -1."""
         counts = np.diff(self.E.indptr)
         first = np.append(self.E.indices, 0)[self.E.indptr[:-1]]
         column = np.where(counts == 1, first, np.where(counts == 0, -1, -2))

@@ -39,7 +39,7 @@ class Program:
         dead: By layer, units that are not active on any image.
         places: By image, where the values of a forward pass live among the columns.
         drops: D by step number, [images, width].
-        caps: U by step number of the free form, likewise; empty in the others.
+        caps: U by step number of the free form; empty in the others.
     """
 
     chain: Chain
@@ -176,7 +176,7 @@ def build(
         seconds: Time limit, looked at after every image.
 
     Raises:
-        ValueError: Arguments that cannot be, or a program over the memory cap.
+        ValueError: If an argument is invalid, or if the program exceeds the memory limit.
         TimeoutError: Writing it down takes longer than that.
     """
     x, labels = check_images(chain, x, labels)
@@ -245,7 +245,7 @@ def _check_memory(builder: Builder, done: int, images: int, cap: float) -> None:
 
 
 def _check_time(spent: float, done: int, images: int, limit: float) -> None:
-    """Refuse a program that cannot be written down in time."""
+    """Raise if the program cannot be built in time."""
     if spent / done * images > limit:
         raise TimeoutError(
             f"writing the program down takes about {spent / done * images:.3g} s for {images} images, more "

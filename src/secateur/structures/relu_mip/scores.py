@@ -59,7 +59,7 @@ class Scores:
         free_binaries: Binaries that presolve could not fix.
         dead: By layer, units that are not active on any image.
         undetermined: By layer, units whose score differs by more than 0.001 between the solutions of
-            least and of largest total score at the same objective; all False where that was not asked for.
+            least and of largest total score at the same objective; all False without `spread`.
         activity: By layer, mean output of every unit over places and images, at s = 1.
         loss: Marginal softmax loss of every image at these scores.
         stats: Rows, columns and non-zeros of the program, rounds, cuts, seconds; ``forward_error``: how far
@@ -103,7 +103,7 @@ def importance_scores(
     spread: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Scores:
-    """Score every unit of a chain on the images given, all at once.
+    """Score every unit of a chain on the given images, in one program.
 
     Args:
         chain: The network.
@@ -113,7 +113,7 @@ def importance_scores(
         epsilon: Half width of the box from which the published bounds grow.
         bounds: ``"paper"``: equations (2) and (3) as published, which hold nearly every live neuron in
             place; ``"valid"``: bounds that hold for every score, so that live neurons can go, though only
-            where their input does not grow; ``"free"``: likewise, without that condition: every choice of
+            where their input does not grow; ``"free"``: without that condition: every choice of
             units is then feasible, so that there are always incumbents, but the relaxation is weaker.
         objective: ``"layer_mean"`` (the authors' programs) or ``"paper"`` (equation (4) literally).
         rescale: c in s - c.
@@ -130,7 +130,7 @@ def importance_scores(
         progress: Called after every round of the solver.
 
     Raises:
-        ValueError: Arguments that cannot be; a program over the memory cap.
+        ValueError: If an argument is invalid, or if the program exceeds the memory limit.
         TimeoutError: A limit came with nothing better than s = 1.
         ArithmeticError: The solver contradicts the known feasible point.
         ImportError: The solver is not installed.
@@ -316,7 +316,7 @@ def balanced_images(labels: Int, images: int, generator: np.random.Generator) ->
     """Return numbers of `images` random images, the classes as equally often as can be.
 
     Raises:
-        ValueError: Fewer images than asked for.
+        ValueError: If there are fewer images than requested.
 
     Example:
         >>> picked = balanced_images(np.array([0, 1, 0, 1, 1]), 2, np.random.default_rng(0))

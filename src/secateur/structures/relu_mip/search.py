@@ -94,7 +94,7 @@ class _Search:
         ones = program.complete({name: np.ones(len(c)) for name, c in program.layers.items()})
         if program.violation(ones) > FEASIBLE:
             raise ArithmeticError(
-                f"s = 1 misses the program's own rows by {program.violation(ones):.2g}, which cannot be: "
+                f"s = 1 misses the program's own rows by {program.violation(ones):.2g}, which is impossible: "
                 "weights or images of very large magnitude have exhausted float64, or the chain is not the "
                 "network's; scale the inputs, or check chain.logits against the model"
             )
@@ -179,7 +179,7 @@ class _Search:
                 return
 
     def solve(self, gap: float = 0.0, nodes: int = 0) -> Answer:
-        """One round of the engine, its bound noted, the progress told."""
+        """Run the engine once, record its bound, report progress."""
         self.rounds += 1
         answer = self.engine.solve(self.deadline - time.monotonic(), gap, self.best, nodes)
         self.nodes += answer.nodes
@@ -294,13 +294,19 @@ def _relaxed_value(search: _Search, v: Float, lowest: float) -> float:
 
 
 def _branch(search: _Search, gap: float, nodes: int) -> Status | None:
-    """Solve with binaries, tree after tree, until incumbent and bound meet; return why it stopped early."""
+    """Solve with binaries, tree after tree, until incumbent and bound meet; return why it stopped early.
+
+    One tree is not enough: log-sum-exp is only approximated by tangents, and lazy rows wait until they are
+    violated.  So each round solves the current program and adds the tangents and rows that its solution
+    violates.  The bound of every round is valid, because the program is a relaxation throughout.
+    """
     search.phase, still = "binaries", 0
     while not search.done(gap):
         search.engine.integer(search.program.integer)
         more, before = False, (search.objective, search.bound)
         answer = search.solve(gap / 2, max(nodes - search.nodes, 0))
         if answer.v is not None:
+            # A forward pass with the scores of v is feasible: a new incumbent.
             search.forward(answer.v)
             more = search.tighten(answer.v, _CUT)
             if not search.done(gap):
@@ -309,6 +315,7 @@ def _branch(search: _Search, gap: float, nodes: int) -> Status | None:
             return None if search.done(gap) else answer.ending  # type: ignore[return-value]
         if time.monotonic() > search.deadline:
             return "time_limit"
+        # Rounding may leave a gap that no round closes: stop after three rounds without progress.
         still = still + 1 if before == (search.objective, search.bound) else 0
         if not search.done(gap) and (still >= 3 or not (more or search.objective < before[0])):
             return "stalled"

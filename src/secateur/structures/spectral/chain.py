@@ -83,7 +83,7 @@ def chain_resistance(layers: Sequence[Tensor | Link]) -> ChainResistance:
             say which levels they join.
 
     Raises:
-        ValueError: If a layer's scores are no graph, or its sizes do not fit its levels.
+        ValueError: If a layer's scores are not a graph, or its sizes do not fit its levels.
         ArithmeticError: If the network's graph is singular in float64, or Foster's identity fails.
 
     Example:
@@ -252,8 +252,8 @@ class _Levels:
         factor, info = torch.linalg.cholesky_ex(D)
         if int(info) != 0:
             raise ArithmeticError(
-                "the network's graph is singular in float64: parts of it hang together by weights too small "
-                "to count. Scale the layers alike, or set the smallest scores to zero"
+                "the network's graph is singular in float64: parts of it are connected only by weights too "
+                "small to count. Scale the layers alike, or set the smallest scores to zero"
             )
         Y = {t: torch.cholesky_solve(self.C[level, t], factor) for t in around}
         held = torch.cholesky_solve(self.g[level][:, None], factor)

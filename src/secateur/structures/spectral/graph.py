@@ -81,7 +81,7 @@ def layer_graph(
 
 
 def checked_scores(scores: Tensor) -> Tensor:
-    """Return the scores in float32 or float64; raise `ValueError` for what is no weighted graph."""
+    """Return the scores in float32 or float64; raise `ValueError` if they are not a weighted graph."""
     if not isinstance(scores, Tensor) or scores.dim() not in (2, 3) or scores.numel() == 0:
         given = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
@@ -110,11 +110,11 @@ class Bipartite:
         d1: Degrees of the rows [n1].
         d2: Degrees of the columns [n2].
         label1: Component of each row, or None if there is one component.
-        label2: Component of each column, likewise.
+        label2: Component of each column.
         components: Number of components among the nodes that have an edge.
         shape: Shape of the scores it came from.
         rows: Rows of the scores that are in the graph, or None for all; before transposition.
-        cols: Columns, likewise.
+        cols: The same for columns.
         flipped: Whether S is the transpose of the scores.
         unit: S = scores / unit, a power of two.
     """

@@ -48,7 +48,7 @@ class Resistance:
         bound: Relative error: for the series a proven bound, else an estimate, rounding times condition.
         foster: Relative residual of Foster's identity, sum of w_e R_e = nodes - components.
         components: Number of components with at least one edge, summed over a batch.
-        why: Why this method was taken, in words.
+        why: Why this method was chosen.
     """
 
     values: Tensor
@@ -66,18 +66,18 @@ def effective_resistance(
     """Compute the effective resistance of every edge of a bipartite graph.
 
     Args:
-        scores: Non-negative edge weights [inputs, outputs], or [graphs, inputs, outputs]; zeros are no edges.
+        scores: Non-negative edge weights [inputs, outputs], or [graphs, inputs, outputs]; 0: no edge.
         method: "exact" (Schur complement), "series" (closed series with `rank` singular triplets),
             "pinv" (dense pseudo-inverse in float64, the slow reference), or "auto": the series where its
             proven bound is within `tol`, else exact, in float32 where that suffices, else in float64.
         tol: Relative error that "auto" accepts.
         rank: Up to this many singular triplets repair the "series" of a weakly connected graph: those that
             converge.
-        memory: Bytes that the exact way may allocate, the result included; the series needs little beside
+        memory: Bytes that the exact method may allocate, the result included; the series needs little besides
             its result.
 
     Raises:
-        ValueError: If the scores are no weighted graph, or an option does not exist.
+        ValueError: If the scores are not a weighted graph, or an option does not exist.
         MemoryError: If the exact way does not fit into `memory`.
         ArithmeticError: If the graph is singular in float64, or Foster's identity fails.
 
@@ -100,7 +100,7 @@ def effective_resistance(
 
 
 def _batch(scores: Tensor, method: Way, tol: float, rank: int, memory: int) -> Resistance:
-    """Work on all graphs at once where they are dense, else on one after the other."""
+    """Solve dense graphs together, others one after the other."""
     if len(scores) > 1 and method in ("auto", "exact") and bool((scores > 0).all()):
         result = _dense_batch(scores, tol if method == "auto" else _EXACT, memory)
         if result is not None:
@@ -148,33 +148,39 @@ def _one(S: Tensor, method: Way, tol: float, rank: int, memory: int) -> Resistan
     if method == "series":
         return _by_series(graph, rank)
     if method == "exact":
-        return _by_schur(graph, _EXACT, memory, "asked for", None)
+        return _by_schur(graph, _EXACT, memory, "requested", None)
     return _auto(graph, tol, memory)
 
 
 def _auto(graph: Bipartite, tol: float, memory: int) -> Resistance:
-    """Climb: series with the cheap certificate, series with the dear one, exact."""
+    """Choose the cheapest method whose error bound is within `tol`.
+
+    The error of the series depends on the second singular value of the normalised scores.  A bound on it
+    from moments is free, but loose; one from the Gram matrix H costs a matrix product, and the exact method
+    needs H as well.  If both fail, a few large singular values may be to blame: computing their triplets
+    removes them from the bound, which pays off only for wide layers.  Otherwise compute exactly.
+    """
     if graph.S.shape[1] <= 48:
         return _by_schur(graph, tol, memory, "a small side: exact costs no more than the series", None)
     moment = moments(graph)
-    cheap = error_bound(moment, math.sqrt(moment.rest), graph.S.dtype)
-    if cheap <= tol:
+    loose = error_bound(moment, math.sqrt(moment.rest), graph.S.dtype)
+    if loose <= tol:
         return _series_result(
-            graph, *series(graph, moment), "series", cheap, f"bound {cheap:.1e} within {tol:g}"
+            graph, *series(graph, moment), "series", loose, f"bound {loose:.1e} within {tol:g}"
         )
     _check_memory(graph, graph.S.dtype, memory)
     H = gram(graph.S, graph.d1)
-    dear = error_bound(moment, gram_certificate(H, graph, graph.d2), graph.S.dtype)
-    if dear <= tol:
+    sharp = error_bound(moment, gram_certificate(H, graph, graph.d2), graph.S.dtype)
+    if sharp <= tol:
         return _series_result(
-            graph, *series(graph, moment), "series", dear, f"bound {dear:.1e} within {tol:g}"
+            graph, *series(graph, moment), "series", sharp, f"bound {sharp:.1e} within {tol:g}"
         )
     found = triplets(graph, _REPAIR, H, converged=1e-9) if graph.S.shape[1] >= _WIDE else None
     bound = math.inf if found is None else error_bound(moment, 0.0, graph.S.dtype, found)
     if found is not None and bound <= tol:
-        name, why = f"series+{len(found.s)}", f"bound {bound:.1e} within {tol:g}, without repair {dear:.1e}"
+        name, why = f"series+{len(found.s)}", f"bound {bound:.1e} within {tol:g}, without repair {sharp:.1e}"
         return _series_result(graph, *series(graph, moment, found), name, bound, why)
-    return _by_schur(graph, tol, memory, f"the series' bound {min(dear, bound):.1e} exceeds {tol:g}", H)
+    return _by_schur(graph, tol, memory, f"the series' bound {min(sharp, bound):.1e} exceeds {tol:g}", H)
 
 
 def _by_series(graph: Bipartite, rank: int) -> Resistance:
@@ -186,7 +192,7 @@ def _by_series(graph: Bipartite, rank: int) -> Resistance:
         sigma = min(sigma, gram_certificate(H, graph, graph.d2))
     bound = error_bound(moment, sigma, graph.S.dtype, found)
     name = "series" if found is None else f"series+{len(found.s)}"
-    return _series_result(graph, *series(graph, moment, found), name, bound, "asked for")
+    return _series_result(graph, *series(graph, moment, found), name, bound, "requested")
 
 
 def _series_result(
@@ -208,7 +214,7 @@ def _by_schur(graph: Bipartite, tol: float, memory: int, why: str, H: Tensor | N
     wide = _try_schur(graph, torch.float64, memory, H if dtype == torch.float64 else None)
     if wide is None or wide[1] > _HOPELESS:
         raise ArithmeticError(
-            "the graph is singular in float64: parts of it hang together by weights too small to count. "
+            "the graph is singular in float64: parts of it are connected only by weights too small to count. "
             "Scale the scores, or set the smallest to zero so that the parts become components"
         )
     values, bound, residual = wide
@@ -276,7 +282,7 @@ def _pinv(S: Tensor) -> Resistance:
             _foster_message(residual, _foster_limit(torch.float64, bound), "pinv", torch.float64)
         )
     values = graph.restore(R.to(S.dtype))
-    return Resistance(values, "pinv", torch.float64, bound, residual, graph.components, "asked for")
+    return Resistance(values, "pinv", torch.float64, bound, residual, graph.components, "requested")
 
 
 def leverage(scores: Tensor, resistance: Resistance | None = None, **options: object) -> Tensor:

@@ -5,7 +5,7 @@ probability p_e = min(1, 5 ln n l_e / eps^2) and weight w_e / p_e.  Its experime
 limit, also written eps, in the place of 1 / eps^2; here `epsilon` is that parameter: p_e = min(1, 5 ln n l_e
 epsilon), so that the eps of Theorem 2.3 is epsilon^-1/2.  n counts the nodes of the layer's graph.
 
-Where a count is asked for, the expected number of edges is solved for it: sum_e min(1, epsilon t_e) is
+For a given count, epsilon is solved for the expected number of edges: sum_e min(1, epsilon t_e) is
 concave and piecewise linear in epsilon, so that epsilon <- (count - saturated) / sum of the unsaturated t
 ends after as many steps as there are changes of the saturated set.  Systematic sampling (W. G. Madow, Ann.
 Math. Statist. 20, 1949) along a random permutation then has exactly these probabilities and this count.
@@ -116,7 +116,7 @@ def sparsify(
         nodes: n in the probabilities, if the graph is part of a larger one.
 
     Raises:
-        ValueError: If the scores are no graph, the count exceeds the edges, or options do not fit together.
+        ValueError: If the scores are not a graph, the count exceeds the edges, or options conflict.
 
     Example:
         >>> kept = sparsify(torch.rand(20, 10), 40, generator=torch.Generator().manual_seed(0))
@@ -207,7 +207,7 @@ def _coverage(scores: Tensor, count: int, rounds: int = 16) -> Sparsifier:
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Mark that many of the largest values, the first of equals."""
+    """Mark the `count` largest values; ties go to the lower index."""
     order = values.flatten().argsort(descending=True, stable=True)[:count]
     marks = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     return marks.index_fill_(0, order, True).view(values.shape)

@@ -6,7 +6,7 @@ R(u, v) = y^T (I - A)^-1 y.  The eigenvalue -1 contributes 1 / vol exactly (vol:
 On the rest, where the eigenvalues are +-sigma_i, i >= 2, three terms of the Neumann series are closed:
 
     R ~ (1 + a_u) / d_u + (1 + b_v) / d_v - 2 S_uv / (d_u d_v) + 1 / vol,
-    a_u = sum_v S_uv^2 / (d_u d_v) - d_u / vol,   b_v likewise.
+    a_u = sum_v S_uv^2 / (d_u d_v) - d_u / vol,   b_v by symmetry.
 
 The remainder is x^T A^3 (I - A)^-1 x, x the rest of y, so that
 
@@ -99,7 +99,7 @@ class Triplets:
     Attributes:
         s: Singular values in descending order [k].
         x: Rows' vectors, divided by the square root of the degree [n1, k].
-        z: Columns' vectors, likewise [n2, k].
+        z: Columns' vectors [n2, k].
         error: The norm |E| of what keeps them from being exact.
         rest: A certified bound on the norm of the rest of N.
     """
@@ -114,7 +114,7 @@ class Triplets:
 def triplets(
     graph: Bipartite, k: int, H: Tensor | None = None, *, converged: float = math.inf, seed: int = 0
 ) -> Triplets | None:
-    """Find k leading triplets beside the trivial ones by subspace iteration, from a seeded start.
+    """Find the k leading triplets after the trivial ones by subspace iteration, from a seeded start.
 
     Args:
         graph: The graph.
@@ -145,7 +145,7 @@ def triplets(
 def _subspace(
     graph: Bipartite, d1: Tensor, d2: Tensor, q: Tensor, k: int, H: Tensor | None, seed: int
 ) -> Tensor:
-    """Orthonormal columns near the leading right singular vectors of N beside the q_c [n2, k + 4]."""
+    """Orthonormal columns near the leading right singular vectors of N, orthogonal to the q_c [n2, k + 4]."""
     width = min(k + 4, len(d2) - graph.components)
     start = torch.randn(len(d2), width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     V, r = start.to(d2.device), d2.rsqrt()[:, None]

@@ -3,7 +3,7 @@
 lambda_2 of the normalised Laplacian bounds the conductance Phi of a graph from both sides,
 lambda_2 / 2 <= Phi <= sqrt(2 lambda_2) (N. Alon, Combinatorica 6, 1986).  For a bipartite graph it is
 1 - sigma_2(D1^-1/2 S D2^-1/2), an eigenvalue problem of the smaller side.  It speaks of one component only:
-read it beside that component's share of the nodes, the number of components and the dead units.
+read it together with that component's share of the nodes, the number of components and the dead units.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def connectivity(scores: Tensor) -> Connectivity:
     A graph without an edge has no component: lambda2 and share are 0.
 
     Raises:
-        ValueError: If the scores are no matrix of non-negative weights.
+        ValueError: If the scores are not a matrix of non-negative weights.
 
     Example:
         >>> found = connectivity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
