@@ -1,4 +1,4 @@
-"""The budgets of single steps: what to ask of what is left, so that the whole comes to what was asked."""
+"""Budgets of single steps, and the shares that a plan leaves."""
 
 from __future__ import annotations
 
