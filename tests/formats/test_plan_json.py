@@ -172,6 +172,8 @@ def test_what_is_no_data_is_refused(value: Any) -> None:
         '{"plan": {"$ints": [[0, 3, 1]], "shape": [2]}, "arrays": {}}',
         '{"plan": {"$ints": [[0, 3]], "shape": [3]}, "arrays": {}}',
         '{"plan": {"$ints": [[0, 99999999, 1]], "shape": [99999999]}, "arrays": {}}',
+        '{"plan": [' + ",".join(['{"$ints": [[0, 999999, 1]], "shape": [999999]}'] * 70) + '], "arrays": {}}',
+        '{"plan": {"$ints": [[0, -5, 1], [0, 8, 1]], "shape": [3]}, "arrays": {}}',
         '{"plan": {"$array": "x"}, "arrays": {}}',
         '{"plan": {"$what": 1}, "arrays": {}}',
         '{"plan": 1, "arrays": {"x": {"dtype": "|O", "shape": [1], "base64": ""}}}',

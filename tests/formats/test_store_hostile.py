@@ -250,7 +250,7 @@ def change(folder: Path, way: tuple[str, ...], value: Any) -> None:
         (("files", "model", "name"), "x", "names 'x', which save does not write"),
         (("plan",), {"a": 1}, "a dict instead of a plan"),
         (("plan", "keep"), 5, "keep must map group names to unit numbers"),
-        (("plan", "keep", "inlet"), {"$ints": [[0, 10**12, 1]], "shape": [10**12]}, "at most"),
+        (("plan", "keep", "inlet"), {"$ints": [[0, 10**12, 1]], "shape": [10**12]}, "more than"),
         (("plan", "keep", "inlet"), {"$ints": [[2**63, 4, 1]], "shape": [4]}, "not a plan: OverflowError"),
         (("plan", "keep", "inlet"), {"$ints": [[6, 4, 1]], "shape": [4]}, "has unit 8 at index 2"),
         (("fingerprint", "inputs"), [{"tensor": "float32", "shape": [2**40], "values": None}], "fails on"),

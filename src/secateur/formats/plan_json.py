@@ -29,7 +29,7 @@ Arrays = dict[str, NDArray[Any]]
 TYPES = {
     kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, SizeAttribute, Slot)
 }
-LARGEST = 2**24  # integers in one array of indices: a short document must not fill the memory
+LARGEST = 2**26  # integers in all runs together: a short document must not fill the memory
 DECODING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs")}
 # Names of version 0.1, so that its folders keep loading; retired fields are ignored.
@@ -59,6 +59,8 @@ def decode(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         PlanError: If the document has another form.
     """
     try:
+        if _count_integers(document) > LARGEST:
+            raise ValueError(f"its runs hold more than {LARGEST} integers")
         return _decode(document, arrays)
     except DECODING_ERRORS as error:
         raise PlanError(f"this is not a plan: {type(error).__name__}: {error}") from error
@@ -130,7 +132,7 @@ def _encode_mapping(value: Mapping[Any, Any], path: str, arrays: Arrays) -> Any:
 
 
 def _encode_array(value: NDArray[Any], path: str, arrays: Arrays) -> Any:
-    if value.dtype == np.int64 and value.size <= LARGEST:
+    if value.dtype == np.int64:
         by_row, by_column = _runs(value.ravel()), _runs(value.ravel(order="F"))
         short = min(by_row, by_column, key=len)
         if 2 * len(short) <= value.size + 8:
@@ -160,6 +162,14 @@ def _runs(values: NDArray[np.int64]) -> list[list[int]]:
         runs.append([int(values[i]), last - i + 1, int(steps[i]) if last > i else 1])
         i = last + 1
     return runs
+
+
+def _count_integers(value: Any) -> int:
+    """Return how many integers the runs of a document hold."""
+    if isinstance(value, dict) and "$ints" in value:
+        return sum(abs(count) for _, count, _ in value["$ints"])
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_count_integers, items))
 
 
 def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
@@ -202,8 +212,8 @@ def _build(name: str, values: dict[str, Any]) -> Any:
 def _decode_ints(value: Mapping[str, Any]) -> NDArray[np.int64]:
     runs, shape = value["$ints"], value["shape"]
     counts = [count for _, count, _ in runs]
-    if min(counts, default=1) < 1 or sum(counts) != math.prod(shape) or sum(counts) > LARGEST:
-        raise ValueError(f"runs must fill the shape {shape} and hold at most {LARGEST} integers")
+    if min(counts, default=1) < 1 or sum(counts) != math.prod(shape):
+        raise ValueError(f"runs must fill the shape {shape}")
     parts = [start + step * np.arange(count, dtype=np.int64) for start, count, step in runs]
     flat = np.concatenate([np.empty(0, np.int64), *parts])
     return flat.reshape(shape, order=value.get("order", "C")).copy(order="C")
