@@ -17,7 +17,14 @@ from hypothesis.extra import numpy as arrays
 from oracles import half_plan
 
 from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
-from secateur.formats.plan_json import OMITTED, _runs, decode, encode, plan_from_json, plan_to_json
+from secateur.formats.plan_json import (
+    OMITTED,
+    _runs,
+    decode_value,
+    encode_value,
+    plan_from_json,
+    plan_to_json,
+)
 from secateur.tracing.trace import trace
 
 
@@ -111,8 +118,8 @@ def test_plans_survive_exactly(plan: Plan) -> None:
 @settings(max_examples=200)
 @given(data)
 def test_data_survives_exactly(value: Any) -> None:
-    document, beside = encode(value)
-    assert same(decode(json.loads(json.dumps(document, allow_nan=False)), beside), value)
+    document, beside = encode_value(value)
+    assert same(decode_value(json.loads(json.dumps(document, allow_nan=False)), beside), value)
 
 
 @given(arrays.arrays(np.int64, st.integers(0, 30), elements=st.integers(-3, 3)))
@@ -134,7 +141,7 @@ def test_runs_state_the_vector(values: np.ndarray) -> None:
     ],
 )
 def test_regular_indices_are_few_runs(index: np.ndarray) -> None:
-    assert len(json.dumps(encode(index)[0])) < 80
+    assert len(json.dumps(encode_value(index)[0])) < 80
 
 
 @pytest.mark.parametrize("name", ["ResNet-20, projection", "LSTM, bidirectional", "Fused qkv (timm)"])
@@ -149,13 +156,13 @@ def test_traced_plans_survive(name: str) -> None:
 
 def test_numpy_and_torch_values_become_plain() -> None:
     notes = {"a": np.float64(0.25), "b": np.int32(3), "c": torch.tensor([1, 2]), "d": np.bool_(True)}
-    assert decode(*encode(notes)) == {"a": 0.25, "b": 3, "c": [1, 2], "d": True}
+    assert decode_value(*encode_value(notes)) == {"a": 0.25, "b": 3, "c": [1, 2], "d": True}
 
 
 @pytest.mark.parametrize("value", [object(), {"a": [len]}, np.array([None]), np.array(["x"]), {1, 2}, 1j])
 def test_what_is_no_data_is_refused(value: Any) -> None:
     with pytest.raises(PlanError, match="must hold"):
-        encode({"note": value})
+        encode_value({"note": value})
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,7 @@ def test_units_that_cannot_be_are_refused(units: list[int], words: str) -> None:
     with pytest.raises(PlanError, match=rf"keep\['hidden'\] has {words}"):
         Plan(HIDDEN, "by hand", {"hidden": np.array(units)})
     document = json.loads(plan_to_json(Plan(HIDDEN, "by hand", {"hidden": np.arange(4)})))
-    document["plan"]["keep"]["hidden"] = encode(np.array(units))[0]
+    document["plan"]["keep"]["hidden"] = encode_value(np.array(units))[0]
     with pytest.raises(PlanError, match=words):
         plan_from_json(json.dumps(document))
 

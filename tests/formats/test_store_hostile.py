@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
-from secateur.formats import fingerprint
+from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.store import load, load_plan, load_report, save
 from secateur.tracing.trace import trace
 
@@ -115,7 +115,7 @@ def test_models_whose_outputs_cannot_be_compared(tmp_path: Path, kind: type[nn.S
 def test_a_fingerprint_changes_neither_the_model_nor_the_randomness() -> None:
     model, x = Small().train(), torch.randn(2, 2, 6, 6)
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    found = fingerprint.take(model, (x,), {})
+    found = take_fingerprint(model, (x,), {})
     assert "outputs" in json.loads(json.dumps(found))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -133,12 +133,12 @@ def test_inputs_that_are_indices_or_keywords_are_made_again() -> None:
 
     model, ids = Words(), torch.tensor([[0, 4], [1, 2], [3, 3]])
     kwargs = {"more": {"keep": torch.tensor([True, False, True]), "by": 2.0}}
-    found = json.loads(json.dumps(fingerprint.take(model, (ids,), kwargs)))
+    found = json.loads(json.dumps(take_fingerprint(model, (ids,), kwargs)))
     assert found["shapes"] == [[2, 2, 4]]
-    fingerprint.compare(model, found, "")
+    check_fingerprint(model, found, "")
     with pytest.raises(PlanError, match="outputs differ"):
-        fingerprint.compare(Words(), found, "")
-    assert "outputs" not in fingerprint.take(model, (torch.zeros(5000, dtype=torch.long),), kwargs)
+        check_fingerprint(Words(), found, "")
+    assert "outputs" not in take_fingerprint(model, (torch.zeros(5000, dtype=torch.long),), kwargs)
 
 
 def test_saves_without_a_fingerprint_still_load(folder: Path) -> None:

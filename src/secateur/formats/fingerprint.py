@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from secateur.apply.exactness import deviation, in_float64
 from secateur.core import PlanError
 from secateur.execution import duplicate
-from secateur.formats.plan_json import decode, encode
+from secateur.formats.plan_json import decode_value, encode_value
 
-__all__ = ["compare", "take"]
+__all__ = ["check_fingerprint", "take_fingerprint"]
 
 TOLERANCE = 1e-6  # of the largest output
 SAMPLES = 64  # stored numbers of each output
@@ -31,7 +31,7 @@ MOST_PARAMETERS, MOST_INPUTS = 2**28, 2**21  # above these, outputs would take t
 GOLDEN = 0.6180339887498949
 
 
-def take(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def take_fingerprint(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's fingerprint as JSON; empty if its outputs are random, not finite or too large.
 
     Args:
@@ -50,7 +50,7 @@ def take(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return {"inputs": inputs, "shapes": [list(t.shape) for t in outputs], "outputs": samples}
 
 
-def compare(model: nn.Module, saved: Mapping[str, Any], remedy: str) -> None:
+def check_fingerprint(model: nn.Module, saved: Mapping[str, Any], remedy: str) -> None:
     """Compare a model with a fingerprint that is not empty.
 
     Raises:
@@ -90,7 +90,7 @@ def _describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         values = None if leaf.is_floating_point() else leaf.flatten().tolist()
         return {"tensor": str(leaf.dtype).removeprefix("torch."), "shape": list(leaf.shape), "values": values}
 
-    document, arrays = encode(tree_map(describe, (tuple(args), dict(kwargs))))
+    document, arrays = encode_value(tree_map(describe, (tuple(args), dict(kwargs))))
     if arrays:
         raise ValueError("arrays among the inputs are not stored")
     return document
@@ -116,7 +116,7 @@ def _is_described(value: Any) -> bool:
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
         raise ValueError("the model is too large")
-    args, kwargs = tree_map(_make_input, decode(inputs, {}), is_leaf=_is_described)
+    args, kwargs = tree_map(_make_input, decode_value(inputs, {}), is_leaf=_is_described)
     copied = duplicate(model).to("cpu", torch.float64).eval()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), in_float64():
         warnings.simplefilter("ignore")

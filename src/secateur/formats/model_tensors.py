@@ -3,59 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.core import IntArray, PlanError, PruningGraph, StoreError
-from secateur.core.indices import kept_axes
+from secateur.apply.kept_tensors import check_shapes, named_tensors, shorten
+from secateur.core import PlanError, StoreError
+from secateur.tracing.export import first_names
 
-__all__ = [
-    "LISTED",
-    "carry",
-    "check",
-    "describe",
-    "different_settings",
-    "fill",
-    "gather_tensors",
-    "named_tensors",
-    "shorten",
-    "ties",
-]
-
-LISTED = 3
+__all__ = ["describe_model", "different_settings", "gather_tensors", "restore_tensors", "tied_names"]
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer, a tied tensor under each of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def ties(model: nn.Module) -> dict[str, str]:
+def tied_names(model: nn.Module) -> dict[str, str]:
     """Map the other names of each tied tensor to its first name.
 
     Example:
         >>> a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         >>> b.weight = a.weight
-        >>> ties(nn.Sequential(a, b))
+        >>> tied_names(nn.Sequential(a, b))
         {'1.weight': '0.weight'}
     """
-    first: dict[int, str] = {}
-    return {name: first[id(t)] for name, t in named_tensors(model) if first.setdefault(id(t), name) != name}
-
-
-def shorten(items: Sequence[str], separator: str = ", ") -> str:
-    """Join the first items and count the rest.
-
-    Example:
-        >>> shorten(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return separator.join(items[:LISTED]) + more
+    return {name: first for name, first in first_names(model).items() if name != first}
 
 
 def gather_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -64,7 +34,7 @@ def gather_tensors(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         StoreError: If a safetensors file cannot hold a tensor.
     """
-    tied, gathered = ties(model), {}
+    tied, gathered = tied_names(model), {}
     for name, tensor in named_tensors(model):
         if name in tied:
             continue
@@ -78,14 +48,14 @@ def gather_tensors(model: nn.Module) -> dict[str, Tensor]:
     return gathered
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Return, as JSON, what `fill` needs besides the tensors."""
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Return, as JSON, what `restore_tensors` needs besides the tensors."""
     return {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "modules": _module_texts(model),
         "training": [name for name, module in model.named_modules() if module.training],
         "fixed": [name for name, p in model.named_parameters() if not p.requires_grad],
-        "ties": ties(model),
+        "ties": tied_names(model),
         "strides": {name: list(t.stride()) for name, t in named_tensors(model) if _is_permuted(t)},
     }
 
@@ -118,47 +88,28 @@ def _is_dense(strides: Sequence[int], shape: Sequence[int]) -> bool:
     return True
 
 
-def check(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
-    """Compare the shapes of a model's tensors, each by its first name, with the expected ones.
-
-    Raises:
-        PlanError: If a tensor is missing, has another shape, or is not expected.
-    """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors}
-    wrong = [
-        f"{name!r} is missing"
-        if name not in shapes
-        else f"{name!r} is not expected"
-        if name not in expected
-        else f"{name!r} has shape {shapes[name]} instead of {tuple(expected[name])}"
-        for name in {**expected, **shapes}
-        if shapes.get(name) != expected.get(name)
-    ]
-    if wrong:
-        raise PlanError(f"{what} does not fit the plan: {shorten(wrong, '; ')}. {remedy}")
-
-
 @torch.no_grad()
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str, Any], remedy: str) -> None:
+def restore_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], described: Mapping[str, Any], remedy: str
+) -> None:
     """Put saved tensors into a model, in place and bit for bit, with its modes and flags.
 
     Args:
         model: The pruned model, with any values.
         tensors: What `gather_tensors` returned.
-        described: What `describe` returned.
+        described: What `describe_model` returned.
         remedy: End of the error message.
 
     Raises:
         PlanError: If the model is not the one described.
     """
     _check_classes(_module_texts(model), described["modules"], remedy)
-    if ties(model) != described["ties"]:
+    if tied_names(model) != described["ties"]:
         raise PlanError(
-            f"the factory's model ties the tensors {ties(model)}; the saved model ties {described['ties']}. "
-            f"{remedy}"
+            f"the factory's model ties the tensors {tied_names(model)}; "
+            f"the saved model ties {described['ties']}. {remedy}"
         )
-    check(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
+    check_shapes(model, {name: tuple(t.shape) for name, t in tensors.items()}, "the factory's model", remedy)
     for name, tensor in named_tensors(model):
         if name in tensors:
             saved, strides = tensors[name], described["strides"].get(name)
@@ -206,24 +157,3 @@ def _check_classes(texts: Mapping[str, str], saved_texts: Mapping[str, str], rem
         raise PlanError(
             f"the factory's model has other modules than the saved one: {shorten(pairs)}. {remedy}"
         )
-
-
-@torch.no_grad()
-def carry(source: nn.Module, target: nn.Module, graph: PruningGraph, keep: Mapping[str, IntArray]) -> None:
-    """Copy into `target`, in place, the tensors of `source` without the removed units.
-
-    Args:
-        source: A model of the graph.
-        target: The same model after the removal, with any values.
-        graph: The graph that `keep` refers to.
-        keep: Group name -> units that stay.
-    """
-    kept = kept_axes(graph, keep)
-    sources = dict(named_tensors(source))
-    for name, tensor in named_tensors(target):
-        value = sources[name].detach()
-        for axis in range(value.ndim):
-            if (name, axis) in kept:
-                index = torch.from_numpy(kept[name, axis].nonzero()[0])
-                value = value.index_select(axis, index.to(value.device))
-        tensor.data = value.clone()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
 
-__all__ = ["Arrays", "decode", "encode", "plan_from_json", "plan_to_json"]
+__all__ = ["Arrays", "decode_value", "encode_value", "plan_from_json", "plan_to_json"]
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {
@@ -38,22 +38,22 @@ RENAMED_FIELDS = {("Plan", "network"): "graph"}
 RETIRED_FIELDS = {("Group", "exact"), ("Group", "note")}
 
 
-def encode(value: Any) -> tuple[Any, Arrays]:
+def encode_value(value: Any) -> tuple[Any, Arrays]:
     """Return a value as strict JSON, and by name the arrays to be stored beside it.
 
     Raises:
         PlanError: If the value holds something that is neither data nor a value of `secateur.core`.
 
     Example:
-        >>> encode({"keep": np.arange(2, 9), "note": (1, float("inf"))})[0]["keep"]
+        >>> encode_value({"keep": np.arange(2, 9), "note": (1, float("inf"))})[0]["keep"]
         {'$ints': [[2, 7, 1]], 'shape': [7]}
     """
     arrays: Arrays = {}
     return _encode(value, "", arrays), arrays
 
 
-def decode(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Return the value that `encode` wrote.
+def decode_value(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return the value that `encode_value` wrote.
 
     Raises:
         PlanError: If the document has another form.
@@ -75,7 +75,7 @@ def plan_to_json(plan: Plan) -> str:
         >>> plan_from_json(plan_to_json(plan)).keep
         {'fc': array([0, 1, 2, 5])}
     """
-    document, arrays = encode(plan)
+    document, arrays = encode_value(plan)
     inline = {
         name: {"dtype": x.dtype.str, "shape": list(x.shape), "base64": base64.b64encode(x.tobytes()).decode()}
         for name, x in arrays.items()
@@ -92,7 +92,7 @@ def plan_from_json(text: str) -> Plan:
     try:
         document = json.loads(text)
         arrays = {name: _inline(x) for name, x in document["arrays"].items()}
-        plan = decode(document["plan"], arrays)
+        plan = decode_value(document["plan"], arrays)
     except DECODING_ERRORS as error:
         raise PlanError(f"this is not a plan: {type(error).__name__}: {error}") from error
     if not isinstance(plan, Plan):

@@ -26,12 +26,14 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from secateur.apply.kept_tensors import check_shapes
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.core.indices import kept_shapes
-from secateur.formats import fingerprint, model_tensors
+from secateur.formats import model_tensors
+from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.paths import to_path
-from secateur.formats.plan_json import decode, encode
+from secateur.formats.plan_json import decode_value, encode_value
 
 __all__ = ["DOCUMENT", "load", "load_plan", "load_report", "save"]
 
@@ -70,14 +72,14 @@ def save(
     """
     place = to_path(folder).resolve()
     expected = kept_shapes(plan.graph, plan.keep)
-    model_tensors.check(model, expected, "the model to save", "Save the model that this plan pruned")
+    check_shapes(model, expected, "the model to save", "Save the model that this plan pruned")
     tensors = model_tensors.gather_tensors(model)
-    document, arrays = encode(plan)
+    document, arrays = encode_value(plan)
     body = {
         "about": plan.explain().splitlines(),
         "versions": dict(versions or {}),
-        "model": model_tensors.describe(model),
-        "fingerprint": fingerprint.take(model, plan.graph.example_inputs, plan.graph.example_kwargs),
+        "model": model_tensors.describe_model(model),
+        "fingerprint": take_fingerprint(model, plan.graph.example_inputs, plan.graph.example_kwargs),
         "plan": document,
         "report": report,
     }
@@ -133,7 +135,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     path = to_path(folder) / DOCUMENT
     plan, fresh = _plan(body, files), _call(factory)
     remedy = f"{path} needs a factory that returns the model as it was before pruning"
-    model_tensors.check(fresh, plan.graph.shapes, "the factory's model", remedy)
+    check_shapes(fresh, plan.graph.shapes, "the factory's model", remedy)
     try:
         _check_sizes(fresh, plan)
         small = shrink(fresh, plan, check=False)
@@ -142,11 +144,11 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
             f"the plan in {path} cannot be applied to the factory's {type(fresh).__name__}: "
             f"{type(error).__name__}: {error}. {remedy}"
         ) from error
-    model_tensors.fill(small, files["model"], body["model"], remedy)
+    model_tensors.restore_tensors(small, files["model"], body["model"], remedy)
     settings = model_tensors.different_settings(small, body["model"])
     hint = f"the factory's model has other settings than the saved one: {settings}"
     if "outputs" in body.get("fingerprint", {}):
-        fingerprint.compare(small, body["fingerprint"], f"{hint}. {remedy}" if settings else remedy)
+        check_fingerprint(small, body["fingerprint"], f"{hint}. {remedy}" if settings else remedy)
     elif settings:
         warnings.warn(f"{hint}. The outputs of this model cannot be compared", stacklevel=2)
     return small
@@ -326,7 +328,7 @@ def _read_file(
 
 
 def _plan(body: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> Plan:
-    plan = decode(body["plan"], files.get("plan", {}))
+    plan = decode_value(body["plan"], files.get("plan", {}))
     if not isinstance(plan, Plan):
         raise PlanError(f"{DOCUMENT} holds a {type(plan).__name__} instead of a plan: {REMEDY}")
     return plan

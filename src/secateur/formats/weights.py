@@ -8,7 +8,6 @@ searched for every mapping and every prefix whose tensors have the names and sha
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import warnings
 import zipfile
@@ -23,8 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secateur.apply.kept_tensors import LISTED, shorten
+from secateur.apply.kept_tensors import check_shapes as check
+from secateur.apply.kept_tensors import copy_kept_tensors as carry
 from secateur.core import InputError, StoreError, unknown
-from secateur.formats.model_tensors import LISTED, carry, check, shorten, ties
+from secateur.formats.model_tensors import tied_names
 from secateur.formats.paths import to_path
 
 __all__ = ["carry", "check", "load_weights", "split_key"]
@@ -95,7 +97,7 @@ def load_weights(model: nn.Module, path: str | Path, key: str | None = None, str
     wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     if not wanted:
         raise InputError(f"{type(model).__name__} has no weights to load")
-    tied = {other: first for other, first in ties(model).items() if {other, first} <= set(wanted)}
+    tied = {other: first for other, first in tied_names(model).items() if {other, first} <= set(wanted)}
     found = list(_state_dicts(_read(file), wanted, tied))
     if key is not None:
         named = [s for s in found if s.key == key or s.key.startswith(f"{key}/")]
@@ -281,16 +283,19 @@ def _read_torch(file: Path) -> Any:
         )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names the first class that is not allowed
+        if refused is None:
+            raise StoreError(
+                f"{file} cannot be read: {type(error).__name__}: {str(error)[:LONGEST]}"
+            ) from error
         raise StoreError(
-            f"{file} holds Python objects besides tensors, which could run code when they are read "
-            f"({_blocked(error)}). If you trust it, save its weights once:\n  import torch\n"
+            f"{file} holds Python objects besides tensors, which could run code when they are read (the "
+            f"first: {refused[1]}). If you trust it, save its weights once:\n  import torch\n"
             f"  content = torch.load({str(file)!r}, map_location='cpu', weights_only=False)\n"
             "  # a whole model: content.state_dict(); a checkpoint: content['state_dict'] or another key\n"
             f"  torch.save(dict(content.state_dict()), {target!r})"
         ) from error
-    except Exception as error:
-        raise StoreError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -299,9 +304,3 @@ def _is_torchscript(file: Path) -> bool:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
-
-
-def _blocked(error: Exception) -> str:
-    """Return the part of torch's message that names the first refused object."""
-    name = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"the first: {name[1]}" if name else str(error)[:LONGEST]

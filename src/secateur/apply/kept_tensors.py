@@ -1,0 +1,76 @@
+"""The tensors of a model that a plan keeps: check their shapes, copy them from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core import IntArray, PlanError, PruningGraph
+from secateur.core.indices import kept_axes
+from secateur.execution import tensors_of
+
+__all__ = ["LISTED", "check_shapes", "copy_kept_tensors", "named_tensors", "shorten"]
+
+LISTED = 3
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer, a tied tensor under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def shorten(items: Sequence[str], separator: str = ", ") -> str:
+    """Join the first items and count the rest.
+
+    Example:
+        >>> shorten(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return separator.join(items[:LISTED]) + more
+
+
+def check_shapes(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:
+    """Compare the shapes of a model's tensors, each by its first name, with the expected ones.
+
+    Raises:
+        PlanError: If a tensor is missing, has another shape, or is not expected.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    wrong = [
+        f"{name!r} is missing"
+        if name not in shapes
+        else f"{name!r} is not expected"
+        if name not in expected
+        else f"{name!r} has shape {shapes[name]} instead of {tuple(expected[name])}"
+        for name in {**expected, **shapes}
+        if shapes.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise PlanError(f"{what} does not fit the plan: {shorten(wrong, '; ')}. {remedy}")
+
+
+@torch.no_grad()
+def copy_kept_tensors(
+    source: nn.Module, target: nn.Module, graph: PruningGraph, keep: Mapping[str, IntArray]
+) -> None:
+    """Copy into `target`, in place, the tensors of `source` without the removed units.
+
+    Args:
+        source: A model of the graph.
+        target: The same model after the removal, with any values.
+        graph: The graph that `keep` refers to.
+        keep: Group name -> units that stay.
+    """
+    kept = kept_axes(graph, keep)
+    sources = dict(named_tensors(source))
+    for name, tensor in named_tensors(target):
+        value = sources[name].detach()
+        for axis in range(value.ndim):
+            if (name, axis) in kept:
+                index = torch.from_numpy(kept[name, axis].nonzero()[0])
+                value = value.index_select(axis, index.to(value.device))
+        tensor.data = value.clone()
