@@ -268,7 +268,7 @@ def test_a_plan_changes_the_model_only_and_no_class(tmp_path: Path, attribute: s
         kind, place = type("Kind", (), {"width": 8}), os
 
     place = saved(tmp_path / "run", Holder())
-    size = {"$type": "Size", "module": "", "attribute": attribute, "value": 8}
+    size = {"$type": "SizeAttribute", "module": "", "attribute": attribute, "value": 8}
     index = {"$tuple": [{"$ints": [[0, 8, 1], [0, 8, 1]], "shape": [2, 8]}]}
     size |= {"groups": {"$tuple": ["inlet"]}, "index": index}
     change(place, ("plan", "graph", "sizes"), {"$tuple": [size]})
