@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.batches import as_batches, split_batch, split_off_guard
+from secateur.batches import split_batch
 from secateur.core import InputError, SecateurError
 
 __all__ = [
     "all_finite",
-    "as_batches",
     "call",
     "check_finite",
     "check_seed",
+    "device_and_dtype",
     "device_of",
     "duplicate",
     "evaluating",
@@ -31,10 +31,7 @@ __all__ = [
     "floating_outputs",
     "logits",
     "named_logits",
-    "place",
     "read_batches",
-    "split_batch",
-    "split_off_guard",
     "tensors_of",
     "to_device",
     "to_model",
@@ -47,7 +44,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
-def place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Return the device of a model's first parameter or buffer, and its first floating dtype."""
     tensors = [*model.parameters(), *model.buffers()]
     floating = [t.dtype for t in tensors if t.is_floating_point()]
@@ -56,7 +53,7 @@ def place(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter or buffer."""
-    return place(model)[0]
+    return device_and_dtype(model)[0]
 
 
 def check_seed(seed: Any) -> None:
@@ -162,7 +159,7 @@ def to_device(value: Any, model: nn.Module) -> Any:
 
 def to_model(value: Any, model: nn.Module) -> Any:
     """Move tensors to a model's device, and floating ones to its dtype."""
-    device, dtype = place(model)
+    device, dtype = device_and_dtype(model)
 
     def move(x: Any) -> Any:
         return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x

@@ -35,7 +35,7 @@ from secateur.report import Stopwatch, start_report
 from secateur.result import Result
 from secateur.schedule import Judge, OneShot, Schedule, Tolerance
 from secateur.statistics.collect import collect_statistics
-from secateur.statistics.gradients import Loss
+from secateur.statistics.loss import Loss
 from secateur.tracing.trace import trace, traced_model
 
 __all__ = ["Result", "StepInfo", "find_method", "plan", "prune"]

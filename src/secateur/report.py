@@ -18,7 +18,7 @@ from secateur.batches import split_batch
 from secateur.core import InputError, Plan, PruningGraph
 from secateur.core.jsonable import plain, versions
 from secateur.core.markdown import markdown_table
-from secateur.execution import place
+from secateur.execution import device_and_dtype
 from secateur.measure.cost import ModelCost, cost
 from secateur.measure.latency import Latency, latency, try_sizes
 from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
@@ -223,7 +223,7 @@ def start_report(
         how: More fields of the report: repair, schedule, steps, seconds, seed.
     """
     graph = plan.graph
-    device, dtype = place(model)
+    device, dtype = device_and_dtype(model)
     arguments = graph.example_inputs, graph.example_kwargs
     return Report(
         model=type(model).__name__,

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from secateur.batches import split_batch
 from secateur.core import BoolArray, Group, InputError, Plan, Statistics, Units
-from secateur.execution import evaluating, split_batch, to_model
+from secateur.execution import evaluating, to_model
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import InputError
-from secateur.execution import call, evaluating, place, to_model
+from secateur.execution import call, device_of, evaluating, to_model
 
 __all__ = ["Latency", "check_sizes", "latency", "try_sizes"]
 
@@ -113,7 +113,7 @@ def latency(
             times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
             first = times[next(iter(models))]
             for name, model in models.items():
-                rows[name].append(_latency(size, times[name], first, place(model)[0]))
+                rows[name].append(_latency(size, times[name], first, device_of(model)))
     return {name: tuple(entries) for name, entries in rows.items()}
 
 
@@ -166,7 +166,7 @@ def _latency(size: int, times: Sequence[float], first: Sequence[float], device: 
 
 
 def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
-    device = place(model)[0]
+    device = device_of(model)
     synchronize = torch.get_device_module(device).synchronize  # accelerators return before they are done
     wait = partial(synchronize, device) if device.type in ("cuda", "xpu") else synchronize
 

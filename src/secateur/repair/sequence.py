@@ -18,7 +18,7 @@ from secateur.repair.finetune import finetune, have_targets
 from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
-from secateur.statistics.gradients import Loss
+from secateur.statistics.loss import Loss
 
 __all__ = ["Pruned", "RepairSettings", "apply_repairs", "zero_masked"]
 

@@ -15,7 +15,7 @@ from secateur.core import InputError, PruningGraph
 from secateur.execution import logits, tensors_of, untouched
 from secateur.statistics.loss import Loss, check_loss
 
-__all__ = ["Loss", "SynapticFlow", "gradients"]
+__all__ = ["SynapticFlow", "gradients"]
 
 
 def gradients(
