@@ -15,10 +15,10 @@ The steps by themselves:
 """
 
 import importlib
-import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from secateur import _old_names
 from secateur.apply.mask import keep_masked, mask
 from secateur.apply.shrink import shrink
 from secateur.core import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from secateur.diagnostics import diagnose
 
 __version__ = version("secateur")
+_old_names.install()
 
 __all__ = [
     "METHODS",
@@ -97,62 +98,13 @@ __all__ = [
 # Imported on first use: they, or what they need, take a while.
 _LAZY = {"data": "", "methods": "", "structures": "", "zoo": "", "diagnose": "secateur.diagnostics"}
 
-# Names of version 0.1: where they are now, and what they are called.
-_MOVED = {
-    "Agreement": "secateur.measure.metrics",
-    "Budget": "secateur.core",
-    "CaptureError": "secateur.core",
-    "Cost": "secateur.measure.cost:ModelCost",
-    "Evidence": "secateur.core:Statistics",
-    "ExactnessError": "secateur.core",
-    "Frozen": "secateur.core",
-    "Group": "secateur.core",
-    "History": "secateur.repair.finetune",
-    "Latency": "secateur.measure.latency",
-    "Layer": "secateur.core",
-    "Measurement": "secateur.report",
-    "Merge": "secateur.core",
-    "Method": "secateur.methods",
-    "Moments": "secateur.core",
-    "Network": "secateur.core:PruningGraph",
-    "PlanError": "secateur.core",
-    "Size": "secateur.core:SizeAttribute",
-    "Slot": "secateur.core",
-    "Step": "secateur.pruning:StepInfo",
-    "StoreError": "secateur.core",
-    "accuracy": "secateur.measure.metrics",
-    "agreement": "secateur.measure.metrics",
-    "collect": "secateur.statistics.collect:collect_statistics",
-    "cost": "secateur.measure.cost",
-    "evaluate": "secateur.measure.metrics",
-    "export_onnx": "secateur.formats.onnx",
-    "hold": "secateur:keep_masked",
-    "latency": "secateur.measure.latency",
-    "log_likelihood": "secateur.measure.metrics",
-    "macs": "secateur.measure.cost",
-    "perplexity": "secateur.measure.metrics",
-    "plan_from_json": "secateur.formats.plan_json",
-    "plan_to_json": "secateur.formats.plan_json",
-    "portray": "secateur.diagnostics:diagnose",
-    "recalibrate": "secateur:update_bn",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import a part on first use, or return what a name of version 0.1 is now, with a warning."""
     if name in _LAZY:
         module = importlib.import_module(_LAZY[name] or f"secateur.{name}")
         return getattr(module, name) if _LAZY[name] else module
-    if name not in _MOVED:
-        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    where, _, new = _MOVED[name].partition(":")
-    new = new or name
-    warnings.warn(
-        f"secateur.{name} is now {where}.{new}; the old name goes with version 0.3",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return getattr(importlib.import_module(where), new)
+    return _old_names.find_name(name)
 
 
 def __dir__() -> list[str]:

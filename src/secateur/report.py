@@ -174,8 +174,9 @@ class Report:
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
-        if undone := [name for name, note in self.folds.items() if _is_undone(note)]:
-            lines.append(f"  repair undone on {len(undone)} of {len(self.folds)} weights; see report.folds")
+        for what in ("undone", "skipped"):
+            if count := sum(_has(note, what) for note in self.folds.values()):
+                lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
         spent = ", ".join(f"{stage} {seconds:.2g} s" for stage, seconds in self.seconds.items())
         return "\n".join([*lines, f"  time: {spent}"])
 
@@ -340,8 +341,9 @@ def _has_classes(batches: Iterable[Any]) -> bool:
     return isinstance(targets, Tensor) and not targets.is_floating_point()
 
 
-def _is_undone(note: Any) -> bool:
-    return isinstance(note, Mapping) and bool(note.get("undone"))
+def _has(note: Any, what: str) -> bool:
+    """Return whether a fold's note, or the refit's note in it, says that the repair was undone or skipped."""
+    return isinstance(note, Mapping) and bool(note.get(what) or _has(note.get("refit"), what))
 
 
 def _ratio(before: float, after: float) -> float | None:
