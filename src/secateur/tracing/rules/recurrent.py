@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Propagation, TensorAxes, tile
 from secateur.tracing.rules.base import rule
 
@@ -37,27 +38,36 @@ def recurrent(
         return _refuse(
             propagation, out, [x, *states, *parameters], "proj_size: the projection cannot lose units yet"
         )
-    width = states[0].shape[-1]
-    unit = propagation.algebra.label(width)
+    batched = x.ndim == 3
+    time, batch = (1, 0) if batched and batch_first else (0, 1)
+    unit = propagation.algebra.label(states[0].shape[-1])
     for state in states:
         propagation.equate(state.labels[-1], unit)
         propagation.freeze(state, [0], "layers and directions")
         if state.ndim == 3:
-            propagation.equate(state.labels[1], x.labels[0 if batch_first else 1])
-    reads = x.labels[-1]
-    x = propagation.freeze(x, [1 if batch_first and x.ndim == 3 else 0], "time steps")
-    steps = x.shape[1 if batch_first else 0] if x.ndim == 3 else x.shape[0]
-    uses = steps * (x.shape[0 if batch_first else 1] if x.ndim == 3 else 1)
+            propagation.equate(state.labels[1], x.labels[batch])
+    features = x.labels[-1]
+    x = propagation.freeze(x, [time], "time steps")
+    uses = x.shape[time] * (x.shape[batch] if batched else 1)
     for i in range(num_layers * directions):
         if i and i % directions == 0:
-            reads = tile(unit, directions)
-        cell(propagation, parameters[i * per_cell : (i + 1) * per_cell], reads, unit, uses)
+            features = tile(unit, directions)  # the next layer reads the outputs of all directions
+        cell(propagation, parameters[i * per_cell : (i + 1) * per_cell], features, unit, uses)
+    return _sequence_and_states(propagation, out, x, states, unit, directions)
+
+
+def _sequence_and_states(
+    propagation: Propagation,
+    out: Shapes,
+    x: TensorAxes,
+    states: list[TensorAxes],
+    unit: Label,
+    directions: int,
+) -> list[TensorAxes]:
+    """Return the outputs of all steps and the last states; dead units are 0 if they start as 0."""
     zero = all(s.zero[-1] for s in states)
-    sequence = TensorAxes(
-        out[0],
-        (*x.labels[:-1], propagation.algebra.normal(tile(unit, directions))),
-        (*(False,) * (x.ndim - 1), zero),
-    )
+    features = propagation.algebra.normal(tile(unit, directions))
+    sequence = TensorAxes(out[0], (*x.labels[:-1], features), (*(False,) * (x.ndim - 1), zero))
     last = propagation.algebra.normal(unit)
     finals = [
         TensorAxes(shape, (None, *s.labels[1:-1], last), (*(False,) * (len(shape) - 1), zero))
@@ -66,7 +76,9 @@ def recurrent(
     return [sequence, *finals]
 
 
-def cell(propagation: Propagation, parameters: list[TensorAxes], reads: Any, unit: Any, uses: float) -> None:
+def cell(
+    propagation: Propagation, parameters: list[TensorAxes], features: Label, unit: Label, uses: float
+) -> None:
     """Tie the tensors of one cell: rows of all gates and columns of W_hh to the unit."""
     w_ih, w_hh, *biases = parameters
     gates = w_hh.shape[0] // w_hh.shape[1]
@@ -74,7 +86,7 @@ def cell(propagation: Propagation, parameters: list[TensorAxes], reads: Any, uni
     for state in (w_ih, w_hh, *biases):
         propagation.equate(state.labels[0], rows)
     propagation.equate(w_hh.labels[1], unit)
-    propagation.equate(w_ih.labels[1], reads)
+    propagation.equate(w_ih.labels[1], features)
     b_ih, b_hh = biases if biases else (None, None)
     propagation.record_layer("recurrent", w_ih, 0, 1, uses, b_ih, gates=gates)
     propagation.record_layer("recurrent", w_hh, 0, 1, uses, b_hh, gates=gates, reads="state")
