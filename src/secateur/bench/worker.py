@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
-import inspect
 import os
 import platform
 import random
@@ -14,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,10 +24,11 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
 from secateur.bench.trial import Row, Status, Trial, TrialResult
-from secateur.core import InputError, SecateurError, unknown
+from secateur.core import InputError, SecateurError
 from secateur.core.jsonable import plain
+from secateur.specs import find_function
 
-__all__ = ["EngineError", "Worker", "find_trial_function", "run_here"]
+__all__ = ["EngineError", "Worker", "run_here"]
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -158,35 +157,13 @@ def run_here(trial: Trial) -> TrialResult:
     with _same_start():
         before, start = os.times(), time.perf_counter()
         try:
-            returned = find_trial_function(trial.function)(**trial.arguments)
+            returned = find_function(trial.function)(**trial.arguments)
             result = TrialResult(trial, "ok", _check_rows(trial.function, returned))
         except (Exception, SystemExit) as error:
             result = TrialResult(trial, "error", error=describe(error))
         wall, after = time.perf_counter() - start, os.times()
     seconds = sum(after[:4]) - sum(before[:4])
     return replace(result, seconds=seconds, wall=wall, memory=_peak_memory(), machine=platform.node())
-
-
-def find_trial_function(name: str) -> Callable[..., Any]:
-    """Return the function ``package.module:function``.
-
-    Raises:
-        InputError: If the module or the function does not exist.
-
-    Example:
-        >>> find_trial_function("secateur.zoo:lenet5").__name__
-        'lenet5'
-    """
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"cannot import {module_name}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
-        raise InputError(unknown(f"function in {module_name}", function_name, known))
-    return function
 
 
 @contextmanager
