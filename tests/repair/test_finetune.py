@@ -168,8 +168,9 @@ def test_the_divergence_is_for_classes_and_relative_for_the_rest() -> None:
         torch.testing.assert_close(distillation_loss(output, given, targets), each.mean())
     ignored = torch.tensor([0, -100, 0, 0, -100])
     torch.testing.assert_close(distillation_loss(scores, wanted, ignored), each[[0, 2, 3]].mean())
-    far = distillation_loss((scores, 3 * scores), (wanted, 3 * wanted))
-    torch.testing.assert_close(far, 2 * (scores - wanted).square().mean() / wanted.var(unbiased=False))
+    relative = (scores - wanted).square().mean() / wanted.var(unbiased=False)
+    torch.testing.assert_close(distillation_loss((scores, 3 * scores), (wanted, 3 * wanted)), 2 * relative)
+    torch.testing.assert_close(distillation_loss(scores, wanted), each.mean() + relative)
 
 
 @pytest.mark.parametrize(
