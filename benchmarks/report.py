@@ -1,8 +1,8 @@
-"""How long a report takes to open: ``python benchmarks/report.py runs/bench/report.html``.
+"""Time until a report is open: ``python benchmarks/report.py runs/bench/report.html``.
 
 Opens the page in headless Chromium (Debian's chromium and chromium-driver, selenium), each time in a fresh
-profile, then again in the same one, and prints seconds on the clock from the call to the last plot: the load
-event of the page, whose scripts draw everything before it, and two frames more.
+profile and then again in the same one. Prints seconds on the clock from the call to the second frame after
+the load event; the page draws its plots before that event.
 """
 
 from __future__ import annotations
@@ -18,30 +18,24 @@ from pathlib import Path
 from selenium import webdriver
 
 FRAMES = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()));"
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run")
 
 
-def opened(page: Path) -> tuple[float, float]:
-    """Return the seconds of the first and the second opening in a fresh profile."""
+def time_openings(page: Path) -> tuple[float, float]:
+    """Return the seconds of the first and of the second opening in a fresh profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     with tempfile.TemporaryDirectory() as profile:
-        for flag in (
-            "headless",
-            "no-sandbox",
-            "disable-gpu",
-            "disable-dev-shm-usage",
-            "no-first-run",
-            f"user-data-dir={profile}",
-        ):
+        for flag in (*FLAGS, f"user-data-dir={profile}"):
             options.add_argument(f"--{flag}")
         browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         try:
-            return _seconds(browser, page), _seconds(browser, page)
+            return _time_opening(browser, page), _time_opening(browser, page)
         finally:
             browser.quit()
 
 
-def _seconds(browser: webdriver.Chrome, page: Path) -> float:
+def _time_opening(browser: webdriver.Chrome, page: Path) -> float:
     browser.get("about:blank")
     start = time.perf_counter()
     browser.get(page.resolve().as_uri())
@@ -55,10 +49,10 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="an HTML report")
     parser.add_argument("--times", type=int, default=5, help="fresh profiles")
     options = parser.parse_args()
-    found = [opened(options.page) for _ in range(options.times)]
+    times = [time_openings(options.page) for _ in range(options.times)]
     print(f"{options.page}: {options.page.stat().st_size / 1e6:.1f} MB, load {os.getloadavg()[0]:.1f}")
-    for what, seconds in zip(("first opening", "second opening"), zip(*found, strict=True), strict=True):
-        print(f"{what}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
+    for name, seconds in zip(("first opening", "second opening"), zip(*times, strict=True), strict=True):
+        print(f"{name}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
 
 
 if __name__ == "__main__":

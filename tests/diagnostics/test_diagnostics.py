@@ -346,7 +346,7 @@ def test_sections_have_words_axes_colours_and_tables() -> None:
     for part in figures:
         text = json.dumps(part["figure"], allow_nan=False)
         assert "#" not in text and "rgb" not in text  # colours follow the page
-        assert len(part["alternative"]) > 20 and part["text"] and part["rows"]
+        assert len(part["title"]) > 20 and part["text"] and part["rows"]
         assert all("title" in part["figure"]["layout"][axis] for axis in ("xaxis", "yaxis"))
         assert any(trace["x"] for trace in part["figure"]["data"])
     for title in ("unexplained", "Windows", "lambda_2", "Components", "Importance"):

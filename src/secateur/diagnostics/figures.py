@@ -37,20 +37,13 @@ COLOURS = 12
 def section(
     title: str,
     text: str,
-    rows: Iterable[Mapping[str, Any]] = (),
+    rows: Iterable[Json] = (),
     figure: Json | None = None,
-    alternative: str = "",
+    *,
     layer: str = "",
 ) -> Json:
     """Return a section of the page; the arguments are the attributes of `secateur.html.Section`."""
-    return {
-        "title": title,
-        "text": text,
-        "rows": [dict(row) for row in rows],
-        "figure": figure,
-        "alternative": alternative,
-        "layer": layer,
-    }
+    return {"title": title, "text": text, "rows": list(rows), "figure": figure, "layer": layer}
 
 
 def not_drawn(reasons: Mapping[str, str], of: str = "") -> list[Json]:

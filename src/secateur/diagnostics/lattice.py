@@ -87,9 +87,8 @@ def _hasse_diagram(group: Group, order: UnitOrder, poset: Poset, element: IntArr
         yaxis={"dtick": max(1, top // 10)},
         height=520,
     )
-    alternative = f"Hasse diagram of {len(nodes)} elements and {len(edges)} covers in {group.name}"
     title = f"Hasse diagram of group {group.name}"
-    return section(title, text, nodes, drawn, alternative, layer=group.name)
+    return section(title, text, nodes, drawn, layer=group.name)
 
 
 def _most_covered(own: IntArray, covers: Edges) -> list[int]:
@@ -219,6 +218,5 @@ def _profile(group: Group, profile: Sequence[Json]) -> Json:
     )
     xaxis = {"type": "log", "tickvals": density}
     drawn = figure(traces, "share of the possible edges", "number", xaxis=xaxis)
-    alternative = f"Numbers of {', '.join(counts)} in {group.name} against the density of edges"
     title = f"Profile of group {group.name} over density"
-    return section(title, text, profile, drawn, alternative, layer=group.name)
+    return section(title, text, profile, drawn, layer=group.name)

@@ -97,11 +97,7 @@ def _residual_curves(context: DiagnosticContext, statistics: Statistics) -> Json
     )
     yaxis = {"type": "log", "exponentformat": "power"}
     drawn = figure(traces, "share of the units kept", "share unexplained", yaxis=yaxis)
-    alternative = (
-        "Falling lines of the unexplained share against the share of units kept, for "
-        f"{', '.join(group.name for group in groups)}"
-    )
-    return section("What the kept units leave unexplained", text, rows, drawn, alternative)
+    return section("What the kept units leave unexplained", text, rows, drawn)
 
 
 def _arrangement(context: DiagnosticContext, group: Group, rows: Floats) -> list[Json]:
@@ -138,9 +134,8 @@ def _arrangement(context: DiagnosticContext, group: Group, rows: Floats) -> list
         xaxis={"range": [box[0][0], box[1][0]]},
         yaxis={"range": [box[0][1], box[1][1]]},
     )
-    alternative = f"Lines of the hyperplanes of {group.name} among its inputs"
     title = f"Hyperplane arrangement of group {group.name}"
-    return [section(title, text, table, drawn, alternative, layer=group.name)]
+    return [section(title, text, table, drawn, layer=group.name)]
 
 
 def _plane(x: Floats) -> tuple[Floats, Floats, str, tuple[str, str]]:
@@ -241,9 +236,8 @@ def _windows(context: DiagnosticContext, group: Group, rows: Floats) -> Json:
     yaxis = {"rangemode": "tozero"} | ({"dtick": 1} if tail.rank < 10 else {})
     label = "rank; deficient windows with the unit"
     drawn = figure(traces, "unit, in the order of the layer", label, yaxis=yaxis)
-    alternative = f"Window ranks of {group.name}, and the number of deficient windows with each unit"
     title = f"Windows of rows of group {group.name}, and their tail"
-    return section(title, text, table, drawn, alternative, layer=group.name)
+    return section(title, text, table, drawn, layer=group.name)
 
 
 def _ranks_of_windows(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int]:

@@ -72,8 +72,7 @@ def _solver(solver: Mapping[str, Any]) -> Json:
         if not isinstance(value, (dict, list))
     ]
     drawn = figure(traces, "objective", "", yaxis={"type": "category"}, height=240)
-    alternative = f"Objective {format_value(best)} and bound {format_value(proven)}"
-    return section("What the solver proved", text, rows, drawn, alternative)
+    return section("What the solver proved", text, rows, drawn)
 
 
 def _bounds(context: DiagnosticContext) -> list[Json]:
@@ -102,8 +101,7 @@ def _bounds(context: DiagnosticContext) -> list[Json]:
         for layer, state in states.items()
     ]
     drawn = figure(traces, "layer", "share of (image, unit)", xaxis={"type": "category"}, barmode="stack")
-    alternative = f"Stacked shares of ReLUs that are off, undecided and on, for {', '.join(states)}"
-    return [section("What the bounds decide", text, rows, drawn, alternative)]
+    return [section("What the bounds decide", text, rows, drawn)]
 
 
 def relu_states(
@@ -163,5 +161,4 @@ def _scores(
         {"unit": u, "score": s, "kept": k} for u, (s, k) in enumerate(zip(values, kept.tolist(), strict=True))
     ]
     drawn = figure(traces, "units by falling score", "importance score", yaxis={"range": [-0.05, 1.05]})
-    alternative = f"Importance scores of the units of {name} in falling order"
-    return section(f"Importance scores of group {name}", text, rows, drawn, alternative, layer=name)
+    return section(f"Importance scores of group {name}", text, rows, drawn, layer=name)

@@ -95,8 +95,7 @@ def _lambda2(layers: Layers) -> Json:
         "the component's share of the nodes."
     )
     drawn = figure(traces, "layer", "lambda_2", xaxis={"type": "category"}, yaxis={"rangemode": "tozero"})
-    alternative = f"lambda_2 before and after pruning for {', '.join(layers)}"
-    return section("lambda_2 of each layer", text, _rows(layers, SPECTRUM), drawn, alternative)
+    return section("lambda_2 of each layer", text, _rows(layers, SPECTRUM), drawn)
 
 
 def _components(layers: Layers) -> Json:
@@ -109,9 +108,8 @@ def _components(layers: Layers) -> Json:
         "any weight. The rows and columns of removed units are dead inputs and outputs."
     )
     drawn = figure(traces, "layer", "number", xaxis={"type": "category"}, barmode="group")
-    alternative = f"Components, dead inputs and dead outputs after pruning for {', '.join(layers)}"
     title = "Components and dead units of each layer"
-    return section(title, text, _rows(layers, COUNTS), drawn, alternative)
+    return section(title, text, _rows(layers, COUNTS), drawn)
 
 
 def _rows(layers: Layers, columns: Mapping[str, str]) -> list[Json]:
@@ -142,8 +140,7 @@ def _leverages(name: str, values: NDArray[np.float64], kept: BoolArray) -> Json:
         {"from": a, "to": b, "kept": k, "removed": r} for (a, b), k, r in zip(pairs, *counts, strict=True)
     ]
     drawn = figure(traces, "leverage", "weights", xaxis={"type": "log"}, barmode="stack", bargap=0)
-    alternative = f"Histogram of the leverages of {name}, kept and removed weights apart"
-    return section(f"Leverage of the weights of {name}", text, rows, drawn, alternative, layer=name)
+    return section(f"Leverage of the weights of {name}", text, rows, drawn, layer=name)
 
 
 def _mean(values: NDArray[np.float64]) -> str:

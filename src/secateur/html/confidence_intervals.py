@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from scipy import stats
 
@@ -21,12 +22,10 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         >>> [round(x, 3) for x in mean_interval([1.0, 2.0, 3.0])], mean_interval([2.0])
         ([2.0, -0.484, 4.484], (2.0, 2.0, 2.0))
     """
-    n = len(values)
-    mean = math.fsum(values) / n
+    n, mean = len(values), fmean(values)
     if n == 1:
         return mean, mean, mean
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(variance / n)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -64,5 +63,5 @@ def _interval(rows: Sequence[Row], axis: str) -> list[float] | None:
         value = row.get(axis)
         if isinstance(value, (int, float)) and math.isfinite(value):
             by_seed.setdefault(str(row.get("seed")), []).append(value)
-    means = [math.fsum(values) / len(values) for values in by_seed.values()]
+    means = [fmean(values) for values in by_seed.values()]
     return list(mean_interval(means)) if means else None

@@ -28,6 +28,7 @@ from secateur.html.rows import (
     key_before,
     metric_of,
     network_of,
+    run_label,
 )
 from secateur.html.section import Section, chapters, diagnostic_sections
 
@@ -90,7 +91,7 @@ def page_content(runs: Sequence[Row], sections: Sequence[Section] = ()) -> dict[
     overview = _before_and_after(rows)
     every = [*overview, *sections, *diagnostic_sections(runs)]
     reports = [(row, run) for row, run in zip(rows, runs, strict=True) if is_report(run)]
-    details = [(_name(row, rows), _details(run)) for row, run in reports]
+    details = [(run_label(row), _details(run)) for row, run in reports]
     return {
         "data": page_data(runs, every),
         "summary": _summary(rows),
@@ -128,12 +129,6 @@ def _inline(text: str) -> Markup:
 
 def _values(rows: Sequence[Row], key: str) -> list[str]:
     return list(dict.fromkeys(str(row[key]) for row in rows if row.get(key) is not None))
-
-
-def _name(row: Row, rows: Sequence[Row]) -> str:
-    """Return a name of a run that distinguishes it from the others."""
-    keys = [key for key in ("data", "model", *FILTERS, "seed") if has_several_values(rows, key)] or ["method"]
-    return ", ".join(str(row[key]) for key in keys if row.get(key) is not None)
 
 
 def _before_and_after(rows: Sequence[Row]) -> list[Section]:

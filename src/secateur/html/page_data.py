@@ -97,10 +97,6 @@ def _kept(number: int, run: Row) -> list[list[Any]]:
 
 
 def _section_data(section: Section) -> Row:
-    rows = [plain(dict(row)) for row in section.rows]
-    return {
-        "title": section.title,
-        "columns": section.columns,
-        "rows": [[row.get(column) for column in section.columns] for row in rows],
-        "figure": plain(section.figure),
-    }
+    columns = list(dict.fromkeys(key for row in section.rows for key in row))
+    rows = [[plain(row.get(column)) for column in columns] for row in section.rows]
+    return {"title": section.title, "columns": columns, "rows": rows, "figure": plain(section.figure)}

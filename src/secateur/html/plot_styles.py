@@ -8,20 +8,10 @@ from typing import Any
 __all__ = ["method_styles", "repair_fills"]
 
 COLOURS = 12
-SHAPES = {
-    "circle": "●",
-    "square": "■",
-    "diamond": "◆",
-    "cross": "✚",
-    "x": "✖",
-    "triangle-up": "▲",
-    "triangle-down": "▼",
-    "pentagon": "⬟",
-    "hexagon": "⬢",
-    "triangle-left": "◀",
-    "triangle-right": "▶",
-    "star-diamond": "✦",
-}
+SYMBOLS = "circle square diamond cross x triangle-up triangle-down pentagon hexagon triangle-left"
+SYMBOLS += " triangle-right star-diamond"
+GLYPHS = "●■◆✚✖▲▼⬟⬢◀▶✦"
+SHAPES = list(zip(SYMBOLS.split(), GLYPHS, strict=True))
 FILLS = ("filled", "dotted", "pale")
 
 
@@ -34,7 +24,7 @@ def method_styles(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]
     """
     styles = {}
     for number, name in enumerate(_names(rows, "method")):
-        symbol, glyph = list(SHAPES.items())[(number + number // COLOURS) % len(SHAPES)]
+        symbol, glyph = SHAPES[(number + number // COLOURS) % len(SHAPES)]
         styles[name] = {"colour": f"var(--c{number % COLOURS})", "symbol": symbol, "glyph": glyph}
     return styles
 

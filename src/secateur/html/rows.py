@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from secateur.core import InputError
 from secateur.core.jsonable import plain
+from secateur.report import Report
 
 __all__ = [
     "IDENTITY",
@@ -28,16 +29,7 @@ __all__ = [
 ]
 
 
-@runtime_checkable
-class Reported(Protocol):
-    """A value with `to_dict`, such as `secateur.Report`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
-        ...
-
-
-Run = Reported | Mapping[str, Any]
+Run = Report | Mapping[str, Any]
 Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
@@ -71,14 +63,14 @@ def as_dicts(runs: Run | Iterable[Run], *, allow_none: bool = False) -> list[Row
     Raises:
         InputError: If there are no runs and `allow_none` is False.
     """
-    many = [runs] if isinstance(runs, (Reported, Mapping)) else list(runs)
+    many = [runs] if isinstance(runs, (Report, Mapping)) else list(runs)
     if not many and not allow_none:
         raise InputError("there are no runs to report")
     return [_as_dict(run) for run in many]
 
 
 def _as_dict(run: Run) -> Row:
-    return run.to_dict() if isinstance(run, Reported) else plain(run)
+    return run.to_dict() if isinstance(run, Report) else plain(run)
 
 
 def is_report(values: Mapping[str, Any]) -> bool:

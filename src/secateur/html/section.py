@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur.html.rows import Row, flatten, run_label
 
-__all__ = ["Chapter", "Section", "chapters", "diagnostic_sections"]
+__all__ = ["Section", "chapters", "diagnostic_sections"]
 
 DIAGNOSTICS = {
     "matroid": "Matroid: which units depend on others",
@@ -48,51 +48,18 @@ class Section:
     run: str = ""
     layer: str = ""
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the table's columns, in the order of their appearance."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
 
-    @property
-    def paragraphs(self) -> list[str]:
-        """The text in paragraphs."""
-        return [part for part in self.text.split("\n\n") if part.strip()]
-
-
-@dataclass(frozen=True, eq=False)
-class Chapter:
-    """Neighbouring sections under one heading.
-
-    Attributes:
-        title: The heading; "" for a section of its own.
-        sections: Sections with their numbers on the page.
-    """
-
-    title: str
-    sections: Sequence[tuple[int, Section]]
-
-    @property
-    def runs(self) -> list[str]:
-        """Runs of the sections, in the order of appearance."""
-        return list(dict.fromkeys(s.run for _, s in self.sections if s.run))
-
-    @property
-    def has_layers(self) -> bool:
-        """Whether any section is about one layer."""
-        return any(s.layer for _, s in self.sections)
-
-
-def chapters(sections: Iterable[Section]) -> list[Chapter]:
-    """Group neighbouring sections of the same chapter.
+def chapters(sections: Iterable[Section]) -> list[tuple[str, list[tuple[int, Section]]]]:
+    """Group neighbouring sections of the same chapter: its title, and its sections with their numbers.
 
     Example:
         >>> parts = [Section("a"), Section("b", chapter="C"), Section("c", chapter="C"), Section("d")]
-        >>> [(c.title, [s.title for _, s in c.sections]) for c in chapters(parts)]
+        >>> [(title, [s.title for _, s in numbered]) for title, numbered in chapters(parts)]
         [('', ['a']), ('C', ['b', 'c']), ('', ['d'])]
     """
     numbered = list(enumerate(sections))
     groups = groupby(numbered, key=lambda x: (x[1].chapter, None if x[1].chapter else x[0]))
-    return [Chapter(title, list(parts)) for (title, _), parts in groups]
+    return [(title, list(parts)) for (title, _), parts in groups]
 
 
 def diagnostic_sections(runs: Sequence[Row]) -> list[Section]:
