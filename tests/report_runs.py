@@ -108,7 +108,9 @@ def diagnosed_runs() -> list[dict]:
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on untrained networks, methods say that they know little
-                result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method=method)
+                result = sc.prune(
+                    model, batches[0][0][:2], sc.Units(0.5), batches, method=method, repair=None
+                )
                 result = sc.diagnose(result, model, batches)
             runs.append({**result.report.to_dict(), "data": "noise", "status": "ok"})
     return runs

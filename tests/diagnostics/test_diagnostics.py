@@ -39,7 +39,7 @@ def diagnosed(
     model: nn.Module, method: object, batches: list, budget: sc.Budget | None = None
 ) -> tuple[sc.Result, Sections]:
     """Prune, and return the result with its sections by title."""
-    result = sc.prune(model, batches[0][0][:2], budget or sc.Units(0.5), batches, method=method)
+    result = sc.prune(model, batches[0][0][:2], budget or sc.Units(0.5), batches, method=method, repair=None)
     sections = diagnose(result, model, batches, method).report.structure["sections"]
     return result, {part["title"]: part for part in sections}
 
@@ -244,7 +244,7 @@ def test_scores_are_those_that_decided() -> None:
 
 def test_a_plan_without_scores_is_refused() -> None:
     model, batches = perceptron(), labelled(6)
-    result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method="magnitude")
+    result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method="magnitude", repair=None)
     with pytest.raises(InputError, match="no importance scores"):
         diagnose(result, model, batches, "mip")
 
@@ -358,7 +358,7 @@ def test_sections_have_words_axes_colours_and_tables() -> None:
 @pytest.mark.parametrize("method", list(DIAGNOSTICS))
 def test_diagnostics_change_nothing_else_and_survive_json(method: str) -> None:
     model, batches = perceptron(), labelled(6)
-    before = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method=method)
+    before = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method=method, repair=None)
     after = diagnose(before, model, batches)
     assert after.model is before.model and after.plan is before.plan
     assert after.report.structure["structure"] == method and before.report.structure == {}
@@ -375,7 +375,7 @@ def test_diagnostics_of_a_folded_network_look_at_what_the_method_saw() -> None:
 
 def test_what_cannot_be_diagnosed() -> None:
     model, batches = perceptron(), labelled(6)
-    result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method="magnitude")
+    result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method="magnitude", repair=None)
     with pytest.raises(InputError, match="no diagnostics of 'magnitude'"):
         diagnose(result, model, batches)
     with pytest.raises(InputError, match="pass data="):
