@@ -95,7 +95,9 @@ class _OldModules(MetaPathFinder, Loader):
         new = MOVED_MODULES[spec.name]
         _warn(spec.name, new)
         module = ModuleType(spec.name)
-        module.__dict__.update(vars(importlib.import_module(new)))
+        # Not __path__: submodules would be found by their new files and loaded twice.
+        content = vars(importlib.import_module(new)).items()
+        module.__dict__.update({name: value for name, value in content if not name.startswith("__")})
         return module
 
     def exec_module(self, module: ModuleType) -> None:

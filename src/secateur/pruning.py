@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import compose, restrict
+from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors
 from secateur.apply.shrink import shrink
 from secateur.batches import as_batches, split_off_guard
 from secateur.core import (
@@ -27,7 +28,6 @@ from secateur.core import (
 )
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
-from secateur.formats import weights
 from secateur.methods import METHODS, Method
 from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
@@ -339,7 +339,7 @@ def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device
     whole = compose(before.plan, step) if again else step
     small = shrink(start.model, whole, check=check, check_device=check_device)
     if again:
-        weights.carry(before.model, small, before.graph, step.keep)
+        copy_kept_tensors(before.model, small, before.graph, step.keep)
         small = zero_masked(small, whole)
     return Pruned(small, restrict(start.graph, whole.keep), whole)
 
@@ -355,7 +355,7 @@ def _call_back(
     if not isinstance(model, nn.Module):
         raise InputError(f"a callback must return a torch.nn.Module or None; got {type(model).__name__}")
     remedy = "Return the step's model, or shrink(initial, step.plan)"
-    weights.check(model, kept_shapes(graph, after.plan.keep), "the callback's model", remedy)
+    check_shapes(model, kept_shapes(graph, after.plan.keep), "the callback's model", remedy)
     return replace(after, model=zero_masked(model, after.plan))
 
 

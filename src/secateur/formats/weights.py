@@ -23,13 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.apply.kept_tensors import LISTED, shorten
-from secateur.apply.kept_tensors import check_shapes as check
-from secateur.apply.kept_tensors import copy_kept_tensors as carry
 from secateur.core import InputError, StoreError, unknown
 from secateur.formats.model_tensors import tied_names
 from secateur.formats.paths import to_path
 
-__all__ = ["carry", "check", "load_weights", "split_key"]
+__all__ = ["load_weights", "split_key"]
 
 DEPTH = 5  # of mappings in mappings that are searched
 LONGEST = 200  # characters of a prefix, and of a name in a message
