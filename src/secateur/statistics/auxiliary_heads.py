@@ -24,11 +24,11 @@ from secateur.core import InputError
 from secateur.statistics.relu_chain import chain_steps, flatten_images
 from secateur.structures.relu_mip import Chain, Part, ReLU
 
-__all__ = ["Block", "Decoupled", "attach_auxiliaries", "auxiliary", "parts"]
+__all__ = ["Decoupled", "DecoupledBlock", "attach_auxiliaries", "auxiliary", "parts"]
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class DecoupledBlock:
     """A convolution with its BatchNorm, the modules up to the next convolution, and a classifier.
 
     Attributes:
@@ -56,7 +56,7 @@ class Decoupled:
     """
 
     model: nn.Module
-    blocks: tuple[Block, ...]
+    blocks: tuple[DecoupledBlock, ...]
 
 
 def auxiliary(channels: int, side: tuple[int, int], width: int, classes: int) -> nn.Sequential:
@@ -152,7 +152,9 @@ def _functional(model: nn.Module, where: str) -> str:
     )
 
 
-def _blocks(leaves: list[tuple[str, nn.Module]], x: Tensor, width: int, classes: int) -> tuple[Block, ...]:
+def _blocks(
+    leaves: list[tuple[str, nn.Module]], x: Tensor, width: int, classes: int
+) -> tuple[DecoupledBlock, ...]:
     starts = [k for k, (_, module) in enumerate(leaves) if isinstance(module, nn.Conv2d)]
     if len(starts) < 2 or starts[0] != 0:
         raise InputError(
@@ -170,12 +172,12 @@ def _blocks(leaves: list[tuple[str, nn.Module]], x: Tensor, width: int, classes:
         x = tail(head(x))
         extra = None if last else auxiliary(x.shape[1], (x.shape[2], x.shape[3]), width, classes)
         extra = extra.to(x.device, x.dtype) if extra is not None else None
-        blocks.append(Block(f"{leaves[start][0]}.weight", head, tail, extra, names))
+        blocks.append(DecoupledBlock(f"{leaves[start][0]}.weight", head, tail, extra, names))
     return tuple(blocks)
 
 
 def _train(
-    blocks: tuple[Block, ...], data: Iterable[Any], epochs: int, lr: float, train_layers: bool
+    blocks: tuple[DecoupledBlock, ...], data: Iterable[Any], epochs: int, lr: float, train_layers: bool
 ) -> None:
     """Train every block by one step a batch, on detached inputs."""
     rules: list[torch.optim.Optimizer | None] = []
@@ -199,7 +201,7 @@ def _train(
 
 
 def _step(
-    block: Block, rule: torch.optim.Optimizer | None, x: Tensor, targets: Tensor, train_layers: bool
+    block: DecoupledBlock, rule: torch.optim.Optimizer | None, x: Tensor, targets: Tensor, train_layers: bool
 ) -> Tensor:
     with torch.set_grad_enabled(train_layers):
         h = block.tail(block.head(x))
@@ -230,7 +232,7 @@ def parts(decoupled: Decoupled, images: Tensor, labels: Tensor) -> tuple[Part, .
     return tuple(found)
 
 
-def _part(block: Block, a: Tensor, labels: Tensor) -> Part:
+def _part(block: DecoupledBlock, a: Tensor, labels: Tensor) -> Part:
     rest = block.tail if block.auxiliary is None else nn.Sequential(block.tail, block.auxiliary)
     steps = chain_steps(rest, a)
     first = steps[0]
@@ -242,7 +244,7 @@ def _part(block: Block, a: Tensor, labels: Tensor) -> Part:
     return Part(block.weight, chain, flatten_images(a), labels.detach().cpu().numpy())
 
 
-def _renamed(step: ReLU, block: Block) -> ReLU:
+def _renamed(step: ReLU, block: DecoupledBlock) -> ReLU:
     """Name a later ReLU as in the model; ReLUs of the auxiliary network are not scored."""
     if block.auxiliary is not None or step.name not in block.names:
         return ReLU(step.name, step.units, False)

@@ -29,7 +29,7 @@ from secateur.tracing.export import FRAME, ExportedModel, module_of
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import ExplicitSize, Propagation, TensorAxes
 from secateur.tracing.size_recorder import CodeLocation, RecordedSizes, TensorOrigin, record_sizes
-from secateur.tracing.symbolic_int import Expression, evaluate, expression_of, leaves
+from secateur.tracing.symbolic_int import Expression, evaluate_expression, expression_of, leaves
 
 __all__ = ["match_sizes"]
 
@@ -198,7 +198,7 @@ class _SizeMatcher:
                 values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
                 if not (expected and all(values.values())):
                     continue  # an axis would be empty: no plan removes all units
-                if evaluate(expression, values.__getitem__) != expected:
+                if evaluate_expression(expression, values.__getitem__) != expected:
                     return False
         return True
 

@@ -6,7 +6,15 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["OPERATIONS", "Expression", "TracedFloat", "TracedInt", "evaluate", "expression_of", "leaves"]
+__all__ = [
+    "OPERATIONS",
+    "Expression",
+    "TracedFloat",
+    "TracedInt",
+    "evaluate_expression",
+    "expression_of",
+    "leaves",
+]
 
 Expression = tuple[Any, ...]
 """How a number was computed.
@@ -126,7 +134,7 @@ def leaves(expression: Expression) -> Iterator[Expression]:
             yield from leaves(part)
 
 
-def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
+def evaluate_expression(expression: Expression, value: Callable[[Expression], int]) -> int:
     """Evaluate an expression for given values of its leaves.
 
     Raises:
@@ -136,4 +144,6 @@ def evaluate(expression: Expression, value: Callable[[Expression], int]) -> int:
         return int(expression[1])
     if expression[0] not in OPERATIONS:
         return value(expression)
-    return OPERATIONS[expression[0]](evaluate(expression[1], value), evaluate(expression[2], value))
+    return OPERATIONS[expression[0]](
+        evaluate_expression(expression[1], value), evaluate_expression(expression[2], value)
+    )
