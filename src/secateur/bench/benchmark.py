@@ -289,10 +289,10 @@ def _rows(trial: Trial, result: TrialResult, bench: Bench) -> list[Row]:
     }
     if result.status == "ok":
         return [{**row, **names} for row in result.rows]
-    verb = "stopped" if result.status == "timeout" else "failed"
+    status = result.error if result.status == "timeout" else f"failed: {result.error}"
     budget = repr(make_budget(pruning["budget"], bench.scope))
     what = {"repair": pruning["repair"], "seed": params["seed"], "draw": params["draw"], "budget": budget}
-    return [{**names, **what, "status": f"{verb}: {result.error}"}]
+    return [{**names, **what, "status": status}]
 
 
 def parse_methods(text: str) -> list[str]:
