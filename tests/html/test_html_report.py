@@ -174,7 +174,11 @@ def test_page_is_self_contained_and_escapes(runs: list[dict], tmp_path: Path) ->
 def test_report_writes_its_own_page(tmp_path: Path) -> None:
     make_report("Net", "taylor", "fold", 0.5).to_html(tmp_path / "one.html")
     page = (tmp_path / "one.html").read_text()
-    assert "1 run." in page and "an output of the model" in page and "Before and after" in page
+    assert (
+        "<p>Net: taylor, Units(0.5), repair fold, seed 0.</p>" in page
+        and "an output of the model" in page
+        and "Before and after" in page
+    )
 
 
 def test_sections_alone_make_a_page(tmp_path: Path) -> None:

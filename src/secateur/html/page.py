@@ -164,6 +164,8 @@ def _shorten(value: Any) -> str:
 def _summary(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
+    if len(rows) == 1 and "method" in rows[0]:
+        return run_label(rows[0]) + "."
     networks = {network_of(row) for row in rows if row.get("model") is not None}
     counts = {"run": len(rows), "network": len(networks)}
     counts |= {key: len(_values(rows, key)) for key in ("method", "seed")}
