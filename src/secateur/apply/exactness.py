@@ -1,4 +1,4 @@
-"""The check that a shrunk model computes what the masked one computes, and the search for where not."""
+"""Exactness: compare a shrunk model with the masked one, and find the operation that deviates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Float64(TorchFunctionMode):
-    """Makes casts to lower precision casts to float64: models that normalise in float32 stay exact."""
+    """Turns casts to lower precision into casts to float64, for models that normalise in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("float", "half", "bfloat16"):
@@ -45,7 +45,7 @@ def _raised(value: Any) -> Any:
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
-    """Compute everything inside in float64, without gradients and without fused fast paths."""
+    """Compute in float64, without gradients and without fused fast paths."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -78,12 +78,12 @@ def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) ->
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
+def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
     """Return the largest difference relative to the largest output; infinite if shapes or NaNs differ."""
-    if [t.shape for t in expected] != [t.shape for t in found]:
+    if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, actual, strict=True):
         if not torch.equal(a.isnan(), b.isnan()):
             return float("inf")
         finite = a.isfinite() & b.isfinite()
@@ -96,31 +96,33 @@ def deviation(expected: list[Tensor], found: list[Tensor]) -> float:
 
 
 def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> float:
-    """Compare a shrunk with a masked model on the traced inputs; return the relative deviation.
+    """Compare a shrunk model with the masked one on the traced inputs; return the relative deviation.
 
     Raises:
-        ExactnessError: More than 1e-10, or the shrunk model does not run; names the operation.
+        InputError: If the masked model does not run in float64, or if the device cannot be used.
+        ExactnessError: If the deviation exceeds 1e-10 or the shrunk model does not run; the message names
+            the operation.
     """
     args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
-    device = None if device is None else _usable(device)
+    device = None if device is None else _check_device(device)
     if any(p.is_meta for p in masked.parameters()):
-        raise InputError("a model on the meta device has no values to compare: say check=False")
+        raise InputError("a model on the meta device has no values to compare: use check=False")
     try:
         expected = run_float64(masked, args, kwargs, device)
     except Exception as error:
         raise InputError(
             f"{type(masked).__name__} does not run in float64 on its example inputs: {type(error).__name__}: "
-            f"{error}. Check that model(*example_inputs) runs; check=False leaves the comparison out"
+            f"{error}. Check that model(*example_inputs) runs; check=False skips the comparison"
         ) from error
     try:
-        found = run_float64(small, args, kwargs, device)
+        actual = run_float64(small, args, kwargs, device)
     except Exception as error:
         where = _diagnose(masked, small, plan)
         raise ExactnessError(
             f"the shrunk model does not run: {type(error).__name__}: {error}. {where}. "
             "Your model is unchanged; name the layer in ignored_layers to leave it whole"
         ) from error
-    worst = deviation(expected, found)
+    worst = deviation(expected, actual)
     if worst > TOLERANCE:
         raise ExactnessError(
             f"the shrunk model deviates from the masked one by {worst:.1e} (relative, float64; at most "
@@ -130,15 +132,15 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
     return worst
 
 
-def _usable(device: Any) -> torch.device:
+def _check_device(device: Any) -> torch.device:
     try:
-        found = torch.ones((), device=device).device
+        usable = torch.ones((), device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        said = str(error).splitlines()[0]
-        raise InputError(f"check_device {device!r} cannot be used: {said}") from error
-    if found.type == "meta":
+        reason = str(error).splitlines()[0]
+        raise InputError(f"check_device {device!r} cannot be used: {reason}") from error
+    if usable.type == "meta":
         raise InputError("check_device must be one that computes, such as 'cpu'; got 'meta'")
-    return found
+    return usable
 
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:

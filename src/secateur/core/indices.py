@@ -110,7 +110,7 @@ def kept_indices(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str,
 
 
 def kept_shapes(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter and buffer when only these units stay; see `kept_axes`.
+    """Return the shape of every parameter and buffer if only these units stay; see `kept_axes`.
 
     Example:
         >>> from secateur.core import Group, PruningGraph, Slot

@@ -1,4 +1,4 @@
-"""Values as strict JSON holds them, and the versions that a result was made with."""
+"""Values in the types of strict JSON, and the versions that produced a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["plain", "versions"]
 
 
 def plain(value: Any) -> Any:
-    """Return a value as strict JSON can hold it: lists, string keys, no arrays; NaN and infinities as words.
+    """Return a value in the types of strict JSON: lists, string keys, no arrays; NaN and infinities as text.
 
     Example:
         >>> plain({"a": np.arange(2), 3: (np.float64(1.5), float("inf"))})
