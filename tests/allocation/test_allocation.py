@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from secateur.allocation import (
     CostModel,
     allocate,
-    cost,
     erk_densities,
+    graph_cost,
     group_costs,
     prunable,
     ranked,
@@ -292,7 +292,7 @@ def test_cost_equals_a_mask_of_every_entry(case: tuple[PruningGraph, dict[str, n
                     gone = np.setdiff1d(np.arange(group.size), keep[group.name])
                     np.moveaxis(alive, slot.axis, 0)[slot.index[gone].ravel()] = False
         left[name] = int(alive.sum())
-    found = cost(graph, keep)
+    found = graph_cost(graph, keep)
     assert found.params == left["t0"] + left["t1"] + left["t2"]
     assert found.macs == 3 * left["t0"] + 2 * left["t1"]
 
@@ -300,10 +300,10 @@ def test_cost_equals_a_mask_of_every_entry(case: tuple[PruningGraph, dict[str, n
 def test_cost_names_what_is_wrong() -> None:
     graph = mlp([3, 4, 2])
     with pytest.raises(InputError, match=r"no group 'h2'.*'h1'"):
-        cost(graph, {"h2": np.array([0])})
+        graph_cost(graph, {"h2": np.array([0])})
     for units in ([0, 4], [-1], [1, 1]):
         with pytest.raises(PlanError, match=r"units 0 to 3|there twice"):
-            cost(graph, {"h1": np.array(units)})
+            graph_cost(graph, {"h1": np.array(units)})
 
 
 @pytest.mark.parametrize("budget", [Params, Macs])
@@ -312,13 +312,13 @@ def test_cost_names_what_is_wrong() -> None:
 def test_cost_budgets_take_the_best_share_from_below(budget: type, keep: float, step: int) -> None:
     graph = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
     field = budget.__name__.lower()
-    total = getattr(cost(graph), field)
+    total = getattr(graph_cost(graph), field)
     found = allocate(graph, budget(keep, round_to=step))
     reached = {}
     for share in np.linspace(0, 1, 4001):
         counts = allocate(graph, Units(max(share, 1e-9), round_to=step)).counts
         keeps = {k: np.arange(n) for k, n in counts.items()}
-        reached[tuple(counts.values())] = getattr(cost(graph, keeps), field) / total
+        reached[tuple(counts.values())] = getattr(graph_cost(graph, keeps), field) / total
     assert found.reached == pytest.approx(max(x for x in reached.values() if x <= keep))
     assert found.reached == pytest.approx(reached[tuple(found.counts.values())])
 
@@ -328,12 +328,12 @@ def test_cost_budgets_take_the_best_share_from_below(budget: type, keep: float, 
 def test_cost_budgets_remove_the_lowest_ranked_units(budget: type, keep: float) -> None:
     graph = mlp([5, 9, 12, 3], positions=(4.0, 2.0, 1.0))
     scores = vectors(graph, 3)
-    field, total = budget.__name__.lower(), getattr(cost(graph), budget.__name__.lower())
+    field, total = budget.__name__.lower(), getattr(graph_cost(graph), budget.__name__.lower())
     found = allocate(graph, budget(keep, "global"), scores)
     best = 0.0
     for number in range(2, 22):
         counts = allocate(graph, Units(number / 21, "global"), scores).counts
-        share = getattr(cost(graph, {k: np.arange(n) for k, n in counts.items()}), field) / total
+        share = getattr(graph_cost(graph, {k: np.arange(n) for k, n in counts.items()}), field) / total
         if share <= keep:
             best, expected = share, counts
     assert found.counts == expected
@@ -358,7 +358,7 @@ def test_heads_and_dimensions_cost_their_product() -> None:
         Group("dims", 6, (Slot("q", 0, dims, "out"),)),
     )
     graph = PruningGraph(groups, (), (Layer("", "linear", "q"),), {"q": (24, 7)}, ("q",))
-    assert cost(graph, {"heads": np.array([1, 2]), "dims": np.array([0, 3, 5])}).params == 2 * 3 * 7
+    assert graph_cost(graph, {"heads": np.array([1, 2]), "dims": np.array([0, 3, 5])}).params == 2 * 3 * 7
     assert allocate(graph, Params(0.5)).reached <= 0.5
 
 

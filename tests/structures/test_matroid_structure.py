@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from secateur.structures.matroid import (
+    FiniteMatroid,
     IntervalMatroid,
     LinearMatroid,
-    Matroid,
     parallel_rows,
     window_ranks,
 )
@@ -52,7 +52,7 @@ def subsets(n: int) -> chain:
     return chain.from_iterable(combinations(range(n), size) for size in range(n + 1))
 
 
-class ByTable(Matroid):
+class ByTable(FiniteMatroid):
     """Ranks looked up: the slow truth in the shape of a matroid."""
 
     def __init__(self, rows: np.ndarray) -> None:

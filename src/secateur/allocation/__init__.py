@@ -10,7 +10,7 @@ are the closest that do not exceed the target.
 """
 
 from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes
-from secateur.allocation.cost import Cost, CostModel, GroupCost, cost, group_costs
+from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
 from secateur.allocation.schedule import reached
@@ -21,8 +21,8 @@ __all__ = [
     "CostModel",
     "GroupCost",
     "allocate",
-    "cost",
     "erk_densities",
+    "graph_cost",
     "group_costs",
     "prunable",
     "ranked",

@@ -17,7 +17,7 @@ import numpy as np
 from secateur.core import Group, InputError, IntArray, PruningGraph, Slot
 from secateur.core.indices import check_units, kept_positions, removed_units
 
-__all__ = ["Cost", "CostModel", "GroupCost", "cost", "group_costs", "is_matrix"]
+__all__ = ["Cost", "CostModel", "GroupCost", "graph_cost", "group_costs", "is_matrix"]
 
 
 class Cost(NamedTuple):
@@ -129,7 +129,7 @@ def _disjoint(size: int, indices: list[IntArray]) -> bool:
     return int(np.bincount(np.concatenate([i.ravel() for i in indices]), minlength=size).max()) <= 1
 
 
-def cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:
+def graph_cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:
     """Return parameters and multiply-accumulates of a network if only these units stay.
 
     Args:

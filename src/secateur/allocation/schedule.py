@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secateur.allocation.allocate import allocate, prunable, weight_sizes
-from secateur.allocation.cost import cost
+from secateur.allocation.cost import graph_cost
 from secateur.core import Budget, Plan, PruningGraph, Units, Weights
 
 __all__ = ["reached", "remaining_budget"]
@@ -18,7 +18,7 @@ def reached(plan: Plan) -> dict[str, float]:
         sizes = weight_sizes(graph)
         total = sum(sizes.values())
         return {"weights": (total - sum(int((~m).sum()) for m in plan.masks.values())) / total}
-    before, after = cost(graph), cost(graph, plan.keep)
+    before, after = graph_cost(graph), graph_cost(graph, plan.keep)
     had = {group.name: group.size for group in prunable(graph)}
     units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
     macs = after.macs / before.macs if before.macs else 1.0
@@ -51,5 +51,5 @@ def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -
     if isinstance(goal, Units):
         before, now = (sum(group.size for group in prunable(graph)) for graph in (original, left))
     else:
-        before, now = (getattr(cost(graph), goal.unit) for graph in (original, left))
+        before, now = (getattr(graph_cost(graph), goal.unit) for graph in (original, left))
     return replace(goal, keep=min(1.0, goal.keep * before / now)) if now else goal

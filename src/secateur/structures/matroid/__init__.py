@@ -14,7 +14,7 @@ from secateur.structures.matroid.activations import (
     output_error,
     swapped,
 )
-from secateur.structures.matroid.base import Circuit, Matroid
+from secateur.structures.matroid.base import Circuit, FiniteMatroid
 from secateur.structures.matroid.interval import Decorated, IntervalMatroid
 from secateur.structures.matroid.linear import LinearMatroid, RankVerdict
 from secateur.structures.matroid.parallel import ParallelRows, parallel_rows
@@ -35,10 +35,10 @@ __all__ = [
     "Circuit",
     "Decorated",
     "Expression",
+    "FiniteMatroid",
     "IntervalMatroid",
     "KernelWeight",
     "LinearMatroid",
-    "Matroid",
     "ParallelRows",
     "RankVerdict",
     "Tail",

@@ -28,7 +28,7 @@ class Circuit:
     coefficients: Mapping[int, Coefficient] = field(default_factory=dict)
 
 
-class Matroid(ABC):
+class FiniteMatroid(ABC):
     """A matroid on integer elements; subclasses give the rank of a set.
 
     Attributes:
@@ -150,15 +150,15 @@ class Matroid(ABC):
             home.update(dict.fromkeys(merged, merged))
         return tuple(sorted({frozenset(group) for group in home.values()}, key=min))
 
-    def dual(self) -> Matroid:
+    def dual(self) -> FiniteMatroid:
         """Return the dual: r*(X) = |X| - r(E) + r(E - X)."""
         return _Dual(self)
 
-    def delete(self, subset: Iterable[int]) -> Matroid:
+    def delete(self, subset: Iterable[int]) -> FiniteMatroid:
         """Return the matroid without `subset`; elements keep their numbers."""
         return _Minor(self, deleted=frozenset(self._sorted(subset)))
 
-    def contract(self, subset: Iterable[int]) -> Matroid:
+    def contract(self, subset: Iterable[int]) -> FiniteMatroid:
         """Return the contraction by `subset`: r(X + S) - r(S); elements keep their numbers."""
         return _Minor(self, contracted=frozenset(self._sorted(subset)))
 
@@ -187,20 +187,26 @@ class Matroid(ABC):
         return [self.elements[i] for i in order]
 
 
-class _Dual(Matroid):
-    def __init__(self, primal: Matroid) -> None:
+class _Dual(FiniteMatroid):
+    def __init__(self, primal: FiniteMatroid) -> None:
         self.primal, self.elements = primal, primal.elements
 
     def _rank(self, subset: tuple[int, ...]) -> int:
         return len(subset) - self.primal.rank() + self.primal._rank(_without(self.elements, *subset))
 
-    def dual(self) -> Matroid:
+    def dual(self) -> FiniteMatroid:
         return self.primal
 
 
-class _Minor(Matroid):
+class _Minor(FiniteMatroid):
     def __init__(
-        self, whole: Matroid, deleted: frozenset[int] = frozenset(), contracted: frozenset[int] = frozenset()
+        self,
+        whole: FiniteMatroid,
+        deleted: frozenset[int] = frozenset(),
+        contracted: frozenset[int] = frozenset(),
+        whole: FiniteMatroid,
+        deleted: frozenset[int] = frozenset(),
+        contracted: frozenset[int] = frozenset(),
     ) -> None:
         self.whole, self.contracted = whole, tuple(sorted(contracted))
         self.elements = _without(whole.elements, *deleted, *contracted)
@@ -219,4 +225,4 @@ def _without(subset: tuple[int, ...], *fewer: int) -> tuple[int, ...]:
     return tuple(e for e in subset if e not in gone)
 
 
-__all__ = ["Circuit", "Coefficient", "Matroid"]
+__all__ = ["Circuit", "Coefficient", "FiniteMatroid"]

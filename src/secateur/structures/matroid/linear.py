@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from secateur.structures.matroid.base import Circuit, Matroid
+from secateur.structures.matroid.base import Circuit, FiniteMatroid
 from secateur.structures.matroid.interval import Confirm
 from secateur.structures.matroid.modular import (
     PRIMES,
@@ -50,7 +50,7 @@ class RankVerdict:
         return self.above / floor if floor > 0 else float("inf")
 
 
-class LinearMatroid(Matroid):
+class LinearMatroid(FiniteMatroid):
     """The matroid of linear dependence of the rows of a matrix.
 
     Numerically, singular values of a set count where they exceed one absolute tolerance, `rtol` times the
@@ -108,7 +108,7 @@ class LinearMatroid(Matroid):
         return self._exact_verdict(chosen) if self.exact else self._numerical_verdict(chosen)
 
     def basis(self, weights: Sequence[float] | None = None) -> tuple[int, ...]:
-        """Return the basis of largest weight, by the greedy algorithm: see `Matroid.basis`."""
+        """Return the basis of largest weight, by the greedy algorithm: see `FiniteMatroid.basis`."""
         if not self.exact:
             return super().basis(weights)
         order = np.array(self._by_weight(weights))
@@ -124,7 +124,7 @@ class LinearMatroid(Matroid):
         itself is proven), floats otherwise; that of `element` is -1.
 
         Raises:
-            ValueError: See `Matroid.fundamental_circuit`.
+            ValueError: See `FiniteMatroid.fundamental_circuit`.
         """
         chosen = self._spanning(basis, element)
         support = [e for e in super().fundamental_circuit(chosen, element).elements if e != element]

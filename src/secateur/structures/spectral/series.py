@@ -37,11 +37,11 @@ from torch import Tensor
 from secateur.structures.spectral.graph import Bipartite
 from secateur.structures.spectral.schur import row_blocks
 
-__all__ = ["Moments", "Triplets", "error_bound", "gram_certificate", "moments", "series", "triplets"]
+__all__ = ["SeriesMoments", "Triplets", "error_bound", "gram_certificate", "moments", "series", "triplets"]
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class SeriesMoments:
     """Second moments of a graph's normalised adjacency matrix.
 
     Attributes:
@@ -57,7 +57,7 @@ class Moments:
     rest: float
 
 
-def moments(graph: Bipartite) -> Moments:
+def moments(graph: Bipartite) -> SeriesMoments:
     """Compute the second moments in one pass over the weights."""
     S, d1, d2 = graph.S, graph.d1, graph.d2
     a, b, inverse = torch.empty_like(d1), torch.zeros_like(d2), 1 / d2
@@ -69,7 +69,7 @@ def moments(graph: Bipartite) -> Moments:
     volume1, volume2 = graph.volumes(d2)
     edge = math.sqrt(min(float(a.max()), float(b.max())))
     rest = max(0.0, float(a.sum(dtype=torch.float64)) - graph.components)
-    return Moments((a - d1 / volume1).clamp_(min=0), (b - d2 / volume2).clamp_(min=0), edge, rest)
+    return SeriesMoments((a - d1 / volume1).clamp_(min=0), (b - d2 / volume2).clamp_(min=0), edge, rest)
 
 
 def gram_certificate(H: Tensor, graph: Bipartite, d2: Tensor, V: Tensor | None = None) -> float:
@@ -177,7 +177,9 @@ def _row_squares(graph: Bipartite, d2: Tensor) -> Tensor:
     return torch.cat([graph.S[rows].double().square() @ (1 / d2) for rows in row_blocks(graph.S)])
 
 
-def error_bound(moment: Moments, sigma: float, dtype: torch.dtype, found: Triplets | None = None) -> float:
+def error_bound(
+    moment: SeriesMoments, sigma: float, dtype: torch.dtype, found: Triplets | None = None
+) -> float:
     """Bound the relative error of `series`, given a certified bound on sigma_2 (unused with triplets).
 
     R >= 1/d_u + 1/d_v - 2 S_uv/(d_u d_v) + 1/vol, since the second-order remainder is non-negative, and
@@ -195,7 +197,7 @@ def error_bound(moment: Moments, sigma: float, dtype: torch.dtype, found: Triple
     return (sigma / (1 - sigma) * spread + drift) / slack + 64 * torch.finfo(dtype).eps
 
 
-def series(graph: Bipartite, moment: Moments, found: Triplets | None = None) -> tuple[Tensor, float]:
+def series(graph: Bipartite, moment: SeriesMoments, found: Triplets | None = None) -> tuple[Tensor, float]:
     """Evaluate the series, with the triplets' part of its remainder where they are given.
 
     Returns:
