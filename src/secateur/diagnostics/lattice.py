@@ -61,19 +61,23 @@ def lattice_sections(context: DiagnosticContext) -> list[Json]:
 
 def _hasse_diagram(group: Group, order: UnitOrder, poset: Poset, element: IntArray, kept: BoolArray) -> Json:
     """Draw the elements that have units, and the covers between them."""
-    own = np.unique(element)
+    elements = np.unique(element)
     heights = poset.heights()
-    covers = [(int(a), int(b)) for a in own for b in np.intersect1d(poset.upper_covers(int(a)), own)]
-    chosen = _most_covered(own, covers)
+    covers = [
+        (int(a), int(b)) for a in elements for b in np.intersect1d(poset.upper_covers(int(a)), elements)
+    ]
+    chosen = _most_covered(elements, covers)
     nodes = [_node(order, element, e, int(heights[e]), kept) for e in chosen]
     place = {e: at for at, e in enumerate(chosen)}
     edges = [(place[a], place[b]) for a, b in covers if a in place and b in place]
-    more = f" Only the {len(nodes)} elements with most covers are drawn." if len(nodes) < len(own) else ""
+    more = (
+        f" Only the {len(nodes)} elements with most covers are drawn." if len(nodes) < len(elements) else ""
+    )
     if not edges and len(nodes) > 1:
         more += " No two units are comparable: the order says nothing here."
     text = (
-        f"Reading: {order.notes['reading']}. The {group.size} units are {len(own)} elements, of height "
-        f"{int(heights[own].max())}; {int(order.irreducible.sum())} units are meet-irreducible.{more} A line "
+        f"Reading: {order.notes['reading']}. The {group.size} units are {len(elements)} elements, of height "
+        f"{int(heights[elements].max())}; {int(order.irreducible.sum())} units are meet-irreducible.{more} A line "
         "leads up from an element to one that covers it. An element is kept if any of its units is."
     )
     for at, node in enumerate(nodes):
@@ -91,13 +95,13 @@ def _hasse_diagram(group: Group, order: UnitOrder, poset: Poset, element: IntArr
     return section(title, text, nodes, drawn, layer=group.name)
 
 
-def _most_covered(own: IntArray, covers: Edges) -> list[int]:
+def _most_covered(elements: IntArray, covers: Edges) -> list[int]:
     """Return the elements with most covers above and below, at most `MOST_NODES`, in their order."""
-    if len(own) <= MOST_NODES:
-        return own.tolist()
-    degree = np.zeros(int(own.max()) + 1, np.int64)
+    if len(elements) <= MOST_NODES:
+        return elements.tolist()
+    degree = np.zeros(int(elements.max()) + 1, np.int64)
     np.add.at(degree, np.array(covers, np.int64).ravel(), 1)
-    return sorted(own[np.argsort(-degree[own], kind="stable")[:MOST_NODES]].tolist())
+    return sorted(elements[np.argsort(-degree[elements], kind="stable")[:MOST_NODES]].tolist())
 
 
 def _node(order: UnitOrder, element: IntArray, number: int, height: int, kept: BoolArray) -> Json:
@@ -120,10 +124,10 @@ def _traces(nodes: Sequence[Json], edges: Edges) -> list[Json]:
     traces = [lines(across, up, "covers", GREY, width=1) | {"hoverinfo": "skip"}]
     size = 14 if len(nodes) <= 60 else 9
     for irreducible, kept, name, colour, symbol in KINDS:
-        own = [i for i, n in enumerate(nodes) if (n["irreducible"], n["kept"]) == (irreducible, kept)]
-        if own:
-            text = [_describe(nodes[i]) for i in own]
-            at = [x[i] for i in own], [y[i] for i in own]
+        chosen = [i for i, n in enumerate(nodes) if (n["irreducible"], n["kept"]) == (irreducible, kept)]
+        if chosen:
+            text = [_describe(nodes[i]) for i in chosen]
+            at = [x[i] for i in chosen], [y[i] for i in chosen]
             traces.append(points(*at, name, colour, symbol=symbol, text=text, size=size))
     return traces
 

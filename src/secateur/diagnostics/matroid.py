@@ -183,10 +183,10 @@ def clip_line(a: float, b: float, c: float, low: Floats, high: Floats) -> tuple[
 def _hyperplanes(table: Sequence[Json]) -> list[Json]:
     traces = []
     for kept, name, colour, dash in ((True, "kept", KEPT, "solid"), (False, "removed", REMOVED, "dot")):
-        own = [line for line in table if line["kept"] is kept]
-        x = [v for line in own for v in (line["x"], line["to x"], None)]
-        y = [v for line in own for v in (line["y"], line["to y"], None)]
-        if own:
+        chosen = [line for line in table if line["kept"] is kept]
+        x = [v for line in chosen for v in (line["x"], line["to x"], None)]
+        y = [v for line in chosen for v in (line["y"], line["to y"], None)]
+        if chosen:
             trace = lines(x, y, f"{name} unit", colour, dash=dash, width=1)
             traces.append(trace | {"hoverinfo": "skip"})
     return traces
@@ -199,8 +199,8 @@ def _input_points(cloud: Sequence[Sequence[float]], classes: Sequence[Any]) -> l
         classes, labels = [""] * len(cloud), [""]
     traces = []
     for number, label in enumerate(labels):
-        own = [p for p, other in zip(cloud, classes, strict=True) if str(other) == label]
-        x, y = [p[0] for p in own], [p[1] for p in own]
+        chosen = [p for p, other in zip(cloud, classes, strict=True) if str(other) == label]
+        x, y = [p[0] for p in chosen], [p[1] for p in chosen]
         name = f"class {label}" if label else "inputs"
         traces.append(points(x, y, name, palette_colour(number + 2), size=6))
     return traces
@@ -253,8 +253,8 @@ def _unit_points(table: Sequence[Json]) -> list[Json]:
     traces = []
     for part, symbol in (("essential", "circle"), ("tail", "diamond")):
         for kept, name, colour in ((True, "kept", KEPT), (False, "removed", REMOVED)):
-            own = [row for row in table if row["part"] == part and row["kept"] is kept]
-            x, y = [row["unit"] for row in own], [row["deficient windows"] for row in own]
-            if own:
+            chosen = [row for row in table if row["part"] == part and row["kept"] is kept]
+            x, y = [row["unit"] for row in chosen], [row["deficient windows"] for row in chosen]
+            if chosen:
                 traces.append(points(x, y, f"{part}, {name}", colour, symbol=symbol))
     return traces
