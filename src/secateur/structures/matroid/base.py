@@ -204,9 +204,6 @@ class _Minor(FiniteMatroid):
         whole: FiniteMatroid,
         deleted: frozenset[int] = frozenset(),
         contracted: frozenset[int] = frozenset(),
-        whole: FiniteMatroid,
-        deleted: frozenset[int] = frozenset(),
-        contracted: frozenset[int] = frozenset(),
     ) -> None:
         self.whole, self.contracted = whole, tuple(sorted(contracted))
         self.elements = _without(whole.elements, *deleted, *contracted)
