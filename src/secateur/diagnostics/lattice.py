@@ -77,8 +77,8 @@ def _hasse_diagram(group: Group, order: UnitOrder, poset: Poset, element: IntArr
         more += " No two units are comparable: the order says nothing here."
     text = (
         f"Reading: {order.notes['reading']}. The {group.size} units are {len(elements)} elements, of height "
-        f"{int(heights[elements].max())}; {int(order.irreducible.sum())} units are meet-irreducible.{more} A line "
-        "leads up from an element to one that covers it. An element is kept if any of its units is."
+        f"{int(heights[elements].max())}; {int(order.irreducible.sum())} units are meet-irreducible.{more} A "
+        "line leads up from an element to one that covers it. An element is kept if any of its units is."
     )
     for at, node in enumerate(nodes):
         node["covered by"] = ", ".join(str(chosen[b]) for a, b in edges if a == at)
