@@ -92,7 +92,7 @@ def test_batches_refuse(part: str, size: int, limit: int | None) -> None:
 
 def test_idx_folder(folder: Path) -> None:
     assert data.fashion_available(folder)
-    found = data.load("fashion", folder)
+    found = data.load_dataset("fashion", folder)
     assert found.shape == (1, 5, 4)
     assert {name: len(y) for name, (_, y) in found.parts.items()} == {
         "train": 170,
@@ -140,9 +140,9 @@ def test_missing_files_and_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no train-images-idx3-ubyte\.gz .* dataset-fashion-mnist"):
         data.fashion(tmp_path)
     with pytest.raises(InputError, match="did you mean 'fashion'"):
-        data.load("fasion")
+        data.load_dataset("fasion")
     with pytest.raises(InputError, match="folder with its files"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_cifar10(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_cifar10(tmp_path: Path) -> None:
     records = {name: rng.integers(0, 10, (20, 3073), dtype=np.uint8) for name in names}
     for name, record in records.items():
         (tmp_path / name).write_bytes(record.tobytes())
-    found = data.load("cifar10", tmp_path)
+    found = data.load_dataset("cifar10", tmp_path)
     x, y = found.parts["test"]
     assert x.shape == (20, 3, 32, 32)
     assert y.tolist() == records["test_batch.bin"][:, 0].tolist()

@@ -35,7 +35,7 @@ __all__ = [
     "digits",
     "fashion",
     "fashion_available",
-    "load",
+    "load_dataset",
     "mnist",
     "read_idx",
     "split",
@@ -184,14 +184,14 @@ DATASETS: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
 )
 
 
-def load(name: str, folder: str | Path | None = None, seed: int = 0) -> Dataset:
+def load_dataset(name: str, folder: str | Path | None = None, seed: int = 0) -> Dataset:
     """Return a data set by name.
 
     Raises:
         InputError: If the name is unknown, or a needed folder is missing or wrong.
 
     Example:
-        >>> load("digits").name
+        >>> load_dataset("digits").name
         'digits'
     """
     if name not in DATASETS:

@@ -102,7 +102,7 @@ def load_report(folder: str | Path) -> Report:
     Raises:
         StoreError: If the folder is missing, damaged, of a newer version, or has no report.
     """
-    saved = store.load_report(folder)
+    saved = store.read_report(folder)
     if saved is None:
         raise StoreError(f"{folder} was saved without a report")
     return Report.from_dict(saved)

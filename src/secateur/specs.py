@@ -30,7 +30,7 @@ from secateur.core import (
     Weights,
     unknown,
 )
-from secateur.data import DATASETS, Dataset, load
+from secateur.data import DATASETS, Dataset, load_dataset
 from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights, split_key
 from secateur.methods import METHODS, Method
@@ -134,7 +134,7 @@ def make_data(name: str, repair: str | None = None, *, tolerance: bool = False, 
         seed: Seed of the data set's parts.
     """
     known, _, folder = name.partition(":")
-    found = load(known, folder or None, seed) if known in DATASETS or ":" not in name else None
+    found = load_dataset(known, folder or None, seed) if known in DATASETS or ":" not in name else None
     given = found if found is not None else run_user_code(name, find_function(name))
     if isinstance(given, Dataset):
         fit = given.batches("train" if "finetune" in (repair or "") else "calibration")

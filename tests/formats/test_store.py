@@ -21,7 +21,7 @@ from secateur.apply.shrink import shrink
 from secateur.core import InputError, NothingToPrune, Plan, PlanError, StoreError
 from secateur.formats import store
 from secateur.formats.plan_json import plan_to_json
-from secateur.formats.store import load, load_plan, load_report, save
+from secateur.formats.store import load, load_plan, read_report, save
 from secateur.tracing.trace import trace
 
 Make = Callable[[], nn.Module]
@@ -134,7 +134,7 @@ def test_plan_masks_and_report_come_back(tmp_path: Path) -> None:
     assert plan_to_json(again) == plan_to_json(plan)
     assert np.array_equal(again.masks["4.weight"], masks["4.weight"])
     assert again.notes["4.weight"]["gap"] == float("inf")
-    assert load_report(tmp_path / "run") == {"a": 1}
+    assert read_report(tmp_path / "run") == {"a": 1}
     loaded = load(tmp_path / "run", make)
     assert torch.equal(loaded[4].weight != 0, torch.from_numpy(masks["4.weight"]))
 
@@ -333,7 +333,7 @@ def test_missing_files_and_folders(folder: Path) -> None:
     model.rename(model.with_suffix(".gone"))
     with pytest.raises(StoreError, match=r"model-.*copy the folder again"):
         load(folder, make)
-    assert load_report(folder) == {"seen": [1.5, None]}
+    assert read_report(folder) == {"seen": [1.5, None]}
     assert load_plan(folder).method == "random units"
     (folder / "plan.json").unlink()
     with pytest.raises(StoreError, match="not a saved result"):

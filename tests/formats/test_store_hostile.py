@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
-from secateur.formats.store import load, load_plan, load_report, save
+from secateur.formats.store import load, load_plan, read_report, save
 from secateur.tracing.trace import trace
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_path(path: Any) -> None:
     for call in (
         lambda: load(path, Small),
         lambda: load_plan(path),
-        lambda: load_report(path),
+        lambda: read_report(path),
         lambda: save(path, model, plan),
     ):
         with pytest.raises(InputError, match="path"):

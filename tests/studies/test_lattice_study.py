@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from secateur.core import InputError
-from secateur.data import digits, load
+from secateur.data import digits, load_dataset
 from secateur.zoo.sequence import lstm
 from secateur_studies.lattice import g2p, phonemes, run
 from secateur_studies.lattice.cells import rigorous
@@ -170,7 +170,7 @@ def test_redundant_units_of_the_embeddings_fold_away():
 
 @pytest.mark.slow
 def test_the_control_without_recurrence_is_worse_than_the_dense_network():
-    data = load("digits")
+    data = load_dataset("digits")
     dense, _ = train_literal(data, VARIANTS[0], SCHEDULES["digits"])
     control, _ = train_literal(data, VARIANTS[-1], SCHEDULES["digits"])
     x, y = data.parts["test"]

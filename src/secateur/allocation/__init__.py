@@ -9,7 +9,7 @@ no threshold is involved.  With `round_to`, a group keeps a multiple of it, or s
 are the closest that do not exceed the target.
 """
 
-from secateur.allocation.allocate import Allocation, allocate, prunable, weight_sizes
+from secateur.allocation.allocation import Allocation, allocate, prunable, weight_sizes
 from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every

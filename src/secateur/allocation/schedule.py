@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secateur.allocation.allocate import allocate, prunable, weight_sizes
+from secateur.allocation.allocation import allocate, prunable, weight_sizes
 from secateur.allocation.cost import graph_cost
 from secateur.core import Budget, Plan, PruningGraph, Units, Weights
 

@@ -133,7 +133,7 @@ def _network(
     name: str, number: int, methods: Sequence[str], budget: Units, batch_sizes: Sequence[int], seed: int
 ) -> list[dict[str, Any]]:
     """Train one network and prune it in every way."""
-    dataset, task = data.load(name), TASKS[name]()[number]
+    dataset, task = data.load_dataset(name), TASKS[name]()[number]
     model = task.train(dataset, seed).model
     return [
         _run(model, task.model, dataset, method, budget, repair, batch_sizes, seed)

@@ -29,7 +29,7 @@ from secateur.diagnostics.figures import (
 from secateur.methods.matroid.activations import basis_order
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
 from secateur.structures.matroid import IntervalMatroid, tail_partition, window_ranks
-from secateur.structures.matroid.sliding import normalized
+from secateur.structures.matroid.sliding import normalized_rows
 
 __all__ = ["clip_line", "matroid_sections"]
 
@@ -245,7 +245,7 @@ def _ranks_of_windows(rows: Floats, rank: int, exact: bool, rtol: float | None) 
         return [rank] if rank else []
     if exact:
         return IntervalMatroid(rows).window_ranks(rank).tolist()
-    return window_ranks(normalized(rows), rank, rtol=rtol).ranks.tolist()
+    return window_ranks(normalized_rows(rows), rank, rtol=rtol).ranks.tolist()
 
 
 def _unit_points(table: Sequence[Json]) -> list[Json]:

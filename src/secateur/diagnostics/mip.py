@@ -26,7 +26,7 @@ from secateur.diagnostics.figures import (
 )
 from secateur.methods.mip.method import group_scores
 from secateur.structures.relu_mip import Chain, ReLU, balanced_images
-from secateur.structures.relu_mip.bounds import bounds
+from secateur.structures.relu_mip.interval_bounds import bounds
 
 __all__ = ["mip_sections", "relu_states"]
 

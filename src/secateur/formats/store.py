@@ -35,7 +35,7 @@ from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.paths import to_path
 from secateur.formats.plan_json import decode_value, encode_value
 
-__all__ = ["DOCUMENT", "load", "load_plan", "load_report", "save"]
+__all__ = ["DOCUMENT", "load", "load_plan", "read_report", "save"]
 
 FORMAT = 1
 DOCUMENT = "plan.json"
@@ -163,7 +163,7 @@ def load_plan(folder: str | Path) -> Plan:
     return _plan(*_read(folder, "plan"))
 
 
-def load_report(folder: str | Path) -> dict[str, Any] | None:
+def read_report(folder: str | Path) -> dict[str, Any] | None:
     """Return the saved report as JSON, or None if none was saved.
 
     Raises:

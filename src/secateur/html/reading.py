@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core import StoreError
-from secateur.formats.store import DOCUMENT, load_report
+from secateur.formats.store import DOCUMENT, read_report
 from secateur.html.page import page_content
 from secateur.html.rows import Row, SavedRuns
 
@@ -53,7 +53,7 @@ def _read(path: Path) -> list[Row]:
     """Return the runs of one file. Drawing them here finds damaged runs before they are on a page."""
     runs: Any
     if path.name == DOCUMENT:
-        report = load_report(path.parent)
+        report = read_report(path.parent)
         runs = [] if report is None else [report]
     else:
         runs = json.loads(path.read_text("utf-8"))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from secateur import zoo
 from secateur.core import InputError, unknown
-from secateur.data import Dataset, load
+from secateur.data import Dataset, load_dataset
 from secateur.zoo.factory import factory
 from secateur_studies.weights import remembered, weights_file
 
@@ -137,7 +137,7 @@ def make_data(name: str, network: str, folder: str | None = None, halved: bool =
 
     LeNet-5 is given digits with each pixel doubled, to the 16 x 16 that it needs.
     """
-    data = load(name, folder)
+    data = load_dataset(name, folder)
     if halved:
         return _mapped(data, lambda x: functional.avg_pool2d(x, 2))
     if network == "LeNet-5" and data.shape[1] < 16:

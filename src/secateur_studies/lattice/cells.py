@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.data import load
+from secateur.data import load_dataset
 from secateur.measure.metrics import accuracy
 from secateur_studies.lattice import phonemes
 from secateur_studies.lattice.effect import effects
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 def literal(data: str, folder: str | None, how: dict[str, Any], variant: str, seed: int) -> list[Row]:
     """Train one variant of Algorithms 2 and 3."""
-    images = load(data, folder, seed)
+    images = load_dataset(data, folder, seed)
     chosen = next(v for v in VARIANTS if v.name == variant)
     model, zeros = train_literal(images, chosen, Schedule(**how), seed)
     score = accuracy(model, images.batches("test", 1000))
@@ -28,7 +28,7 @@ def literal(data: str, folder: str | None, how: dict[str, Any], variant: str, se
 
 def rigorous(data: str, folder: str | None, size: dict[str, Any], seed: int) -> list[Row]:
     """Compare criteria on an LSTM of one seed, and say what the loss of half of its units changes."""
-    case = prepare(load(data, folder, seed), Size(**size), seed)
+    case = prepare(load_dataset(data, folder, seed), Size(**size), seed)
     return [*compare(case), *effects(case)]
 
 

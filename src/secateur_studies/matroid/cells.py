@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.data import Dataset, load
+from secateur.data import Dataset, load_dataset
 from secateur.structures.matroid.parametrize import Kind
 from secateur_studies.matroid import audits
 from secateur_studies.matroid import ordinary as networks
@@ -124,4 +124,4 @@ def planted(data: str, folder: str | None, seed: int, count: int) -> list[Row]:
 
 
 def _data(name: str, folder: str | None) -> Dataset:
-    return load(name, folder)
+    return load_dataset(name, folder)

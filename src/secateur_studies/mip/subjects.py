@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import PruningGraph, Statistics
-from secateur.data import Dataset, load
+from secateur.data import Dataset, load_dataset
 from secateur.measure.metrics import accuracy
 from secateur.methods import MIP
 from secateur.repair.finetune import finetune
@@ -138,7 +138,7 @@ def _vgg16(channels: int, side: int, classes: int, width: float) -> nn.Sequentia
 
 def dataset(name: str, net: str, setting: Setting) -> Dataset:
     """Return a data set as the paper uses it: 3 x 32 x 32 for convolutions, as it is for perceptrons."""
-    data, flat = load(name, setting.folders.get(name), 0), net.startswith("FC")
+    data, flat = load_dataset(name, setting.folders.get(name), 0), net.startswith("FC")
     limits = {"train": round(setting.train * (1 if flat else setting.share)), "test": setting.test}
     shares = {part: (x[: limits.get(part)], y[: limits.get(part)]) for part, (x, y) in data.parts.items()}
     if not flat:

@@ -23,7 +23,7 @@ from secateur.core import InputError, IntArray, Merge, PruningGraph, Statistics
 from secateur.methods.matroid.upper_bound import Offer
 from secateur.structures.matroid import parallel_rows
 from secateur.structures.relu_mip import Affine, Chain, ReLU
-from secateur.structures.relu_mip.bounds import step_bounds
+from secateur.structures.relu_mip.interval_bounds import step_bounds
 
 __all__ = ["HINT", "Domain", "row_offers"]
 

@@ -1,6 +1,6 @@
 """Matroids by their rank function: everything that follows from it, and minors and duals.
 
-J. Oxley, "Matroid Theory", 2nd ed., 2011.  The names are those of common usage.
+J. Oxley, "FiniteMatroid Theory", 2nd ed., 2011.  The names are those of common usage.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from secateur.structures.matroid.modular import (
     residues,
 )
 from secateur.structures.matroid.parallel import parallel_rows
-from secateur.structures.matroid.sliding import Floats, check_rtol, normalized
+from secateur.structures.matroid.sliding import Floats, check_rtol, normalized_rows
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class LinearMatroid(FiniteMatroid):
             raise ValueError(f"confirm must be 'prime' or 'rational'; got {confirm!r}")
         if exact and confirm == "rational":
             flint()
-        self.vectors: Floats = normalized(rows) if normalize else rows
+        self.vectors: Floats = normalized_rows(rows) if normalize else rows
         self.exact, self.confirm = exact, confirm
         self.elements = tuple(range(rows.shape[0]))
         relative = max(rows.shape) * np.finfo(float).eps if rtol is None else rtol

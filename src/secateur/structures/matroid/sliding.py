@@ -51,7 +51,7 @@ class WindowRanks:
         return self.above / np.maximum(np.maximum(self.below, self.tolerance), np.finfo(float).tiny)
 
 
-def normalized(rows: Floats) -> Floats:
+def normalized_rows(rows: Floats) -> Floats:
     """Scale every row by its largest entry, then to length 1; rows of zeros stay."""
     largest = np.abs(rows).max(axis=1, keepdims=True)
     scaled = rows / np.where(largest > 0, largest, 1.0)
@@ -99,7 +99,7 @@ def window_ranks(
     rows = as_rows(vectors)
     check_window(size, rows.shape[0])
     check_rtol(rtol)
-    rows = normalized(rows) if normalize else rows
+    rows = normalized_rows(rows) if normalize else rows
     relative = max(size, rows.shape[1]) * np.finfo(float).eps if rtol is None else rtol
     windows = rows.shape[0] if cyclic else rows.shape[0] - size + 1
     around = np.vstack([rows, rows[: size - 1]]) if cyclic and size > 1 else rows
@@ -178,4 +178,4 @@ def _inverted(window: Floats) -> Floats | None:
     return inverse if np.isfinite(inverse).all() and _drift(inverse, window[0], 0) <= _DRIFT else None
 
 
-__all__ = ["MARGIN", "WindowRanks", "check_rtol", "normalized", "window_ranks"]
+__all__ = ["MARGIN", "WindowRanks", "check_rtol", "normalized_rows", "window_ranks"]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from secateur.structures.matroid.interval import IntervalMatroid
 from secateur.structures.matroid.modular import Ints, as_rows
-from secateur.structures.matroid.sliding import normalized, window_ranks
+from secateur.structures.matroid.sliding import normalized_rows, window_ranks
 
 Order = Literal["outermost", "most-windows", "index"]
 
@@ -90,7 +90,7 @@ def tail_partition(vectors: ArrayLike, *, exact: bool = False, rtol: float | Non
         rank, gap = matroid.rank, float("inf")
         ranks = matroid.window_ranks(rank) if rank else np.zeros(0, dtype=np.int64)
     else:
-        units = normalized(rows)
+        units = normalized_rows(rows)
         rank = int(np.linalg.matrix_rank(units, rtol=rtol))
         found = window_ranks(units, rank, rtol=rtol) if rank else None
         ranks = np.zeros(0, dtype=np.int64) if found is None else found.ranks

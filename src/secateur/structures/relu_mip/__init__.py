@@ -4,9 +4,9 @@ After ElAraby, Wolf and Carvalho, "Identifying Critical Neurons in ANN Architect
 Integer Programming" (arXiv:2002.07376; CPAIOR 2023).
 """
 
-from .bounds import Bounds, bounds
 from .chain import Affine, Chain, MaxPool, ReLU, average_matrix, conv_matrix, pool_windows
 from .conic import minimise_conic
+from .interval_bounds import Bounds, bounds
 from .program import Program, build
 from .scores import (
     Part,

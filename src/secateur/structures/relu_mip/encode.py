@@ -14,8 +14,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csr_array as Csr
 
-from .bounds import BoundsKind, drops_for, expression_bounds, step_bounds
 from .chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU
+from .interval_bounds import BoundsKind, drops_for, expression_bounds, step_bounds
 
 Tighten = Callable[["Builder", int, Csr, Float, Float, Float], tuple[Float, Float]]
 

@@ -16,9 +16,9 @@ import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp
 
-from .bounds import BoundsKind, bounds
 from .chain import Bool, Chain, Float, Int, MaxPool, ReLU
 from .encode import Builder, Encoded, Place, Tighten, encode
+from .interval_bounds import BoundsKind, bounds
 
 Objective = Literal["layer_mean", "paper"]
 _ZERO_WIDTH = 1e-10

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from .bounds import BoundsKind
 from .chain import Bool, Chain, Float, Int
 from .conic import minimise_conic
+from .interval_bounds import BoundsKind
 from .program import Objective, Program, build
 from .search import FEASIBLE, Progress, Solution, minimise
 from .tighten import tighten_by_lp
