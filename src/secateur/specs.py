@@ -226,7 +226,7 @@ def make_budget(spec: str, scope: str = "layer", floor: int = 1, round_to: int =
 
     Example:
         >>> make_budget("params=0.3", scope="global")
-        Params(keep=0.3, scope='global', floor=1, round_to=1)
+        Params(0.3, scope='global')
     """
     name, _, text = spec.partition("=")
     if name not in BUDGETS:

@@ -29,7 +29,7 @@ def _check_options(scope: str, floor: int, round_to: int) -> None:
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
     """The share that stays: base of `Units`, `Params`, `Macs` and `Weights`, which say what it counts.
 
@@ -61,6 +61,14 @@ class Budget:
         object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
         _check_options(self.scope, self.floor, self.round_to)
 
+    def __repr__(self) -> str:
+        """Return the budget as it is written, without defaults."""
+        defaults = {"scope": "layer", "floor": 1, "round_to": 1}
+        options = [
+            f"{name}={getattr(self, name)!r}" for name in defaults if getattr(self, name) != defaults[name]
+        ]
+        return f"{type(self).__name__}({', '.join([repr(self.keep), *options])})"
+
     def after(self, progress: float) -> Self:
         """Return the budget after a part of the way: its shares to the power of `progress`, in (0, 1].
 
@@ -68,12 +76,12 @@ class Budget:
 
         Example:
             >>> Units(0.25).after(0.5)
-            Units(keep=0.5, scope='layer', floor=1, round_to=1)
+            Units(0.5)
         """
         return self if progress == 1 else replace(self, keep=self.keep**progress)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Units(Budget):
     """Keep this share of the units.
 
@@ -84,7 +92,7 @@ class Units(Budget):
 
     Example:
         >>> Units(0.5, round_to=8)
-        Units(keep=0.5, scope='layer', floor=1, round_to=8)
+        Units(0.5, round_to=8)
         >>> Units({"layer1.*": 0.75, "fc": 0.5}).after(0.5).keep["fc"]
         0.7071067811865476
     """
@@ -111,27 +119,27 @@ class Units(Budget):
         return super().after(progress)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Params(Budget):
     """Remove units until this share of the parameters is left."""
 
     unit: ClassVar[str] = "params"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Macs(Budget):
     """Remove units until this share of the multiply-accumulates is left."""
 
     unit: ClassVar[str] = "macs"
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Weights(Budget):
     """Keep this share of the single weights (a mask; nothing gets smaller).
 
     Example:
         >>> Weights(0.1, scope="global")
-        Weights(keep=0.1, scope='global', floor=1)
+        Weights(0.1, scope='global')
     """
 
     unit: ClassVar[str] = "weights"
