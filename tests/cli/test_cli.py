@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur
-import secateur_studies as studies
 from secateur.cli import main as cli
 from secateur.cli import printing as terminal
 from secateur.cli.demo import demonstrate, markdown, pivot
 from secateur.core import InputError, StoreError
 from secateur.methods import METHODS
 from secateur.specs import find_function
-from secateur_studies.common import Findings, Table
+from secateur_studies.findings import Findings, Table
+from secateur_studies.registry import STUDIES
+from secateur_studies.runner import Study
 
 NET = """
 import torch
@@ -344,37 +346,42 @@ def told(title: str) -> Findings:
     return Findings("lattice", title, tables=[Table("one", "Table 1", rows)], paragraph="It was **1**.")
 
 
+def register(monkeypatch: pytest.MonkeyPatch, given: dict[str, dict], fails: str = "") -> None:
+    """Replace all studies by ones without trials that note their options."""
+
+    def fake(study: Study) -> Study:
+        def trials(**options: object) -> list:
+            given[study.name] = options
+            if study.name == fails:
+                raise InputError("no such thing")
+            return []
+
+        return replace(study, trials=trials, findings=lambda _: told(f"On {study.name}"))
+
+    for study in list(STUDIES.values()):
+        monkeypatch.setitem(STUDIES, study.name, fake(study))
+
+
 def test_study_writes_findings_and_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
-
-    def study(*, full: bool, out: Path, seed: int, jobs: int, tell: object, folders: object) -> Findings:
-        given.append((full, out, seed, jobs, callable(tell), folders))
-        return told("On lattices")
-
-    monkeypatch.setattr(studies, "find_study", lambda _: study)
+    given: dict[str, dict] = {}
+    register(monkeypatch, given)
     done = run("study", "lattice", "--full", "--seed", "4", "--jobs", "1", "--docs", "pages")
     assert done.exit_code == 0, done.output
-    assert given == [(True, Path("runs/studies/lattice"), 4, 1, True, {})]
+    assert given == {
+        "lattice": {"full": True, "seed": 4, "folders": {}, "cache": "runs/studies/lattice/weights"}
+    }
     assert "1 reproduced" in done.stdout and "It was **1**." in done.stdout and "differs" not in done.stdout
     page = (place / "pages" / "lattice.md").read_text()
     assert page == (place / "runs/studies/lattice/findings.md").read_text()
-    assert "# On lattices" in page
+    assert "# On lattice" in page
 
 
 def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(name: str):
-        def study(**_: object) -> Findings:
-            if name == "spectral":
-                raise InputError("no such thing")
-            return told(name)
-
-        return study
-
-    monkeypatch.setattr(studies, "find_study", find)
+    register(monkeypatch, {}, fails="spectral")
     done = run("study", "all", "--docs", "pages", "--out", "all")
     assert done.exit_code == 2 and "failed: spectral" in done.stderr
     pages = {path.name for path in (place / "pages").iterdir()}
-    assert pages == {"README.md", *(f"{name}.md" for name in studies.STUDIES if name != "spectral")}
+    assert pages == {"README.md", *(f"{name}.md" for name in STUDIES if name != "spectral")}
     index = (place / "pages" / "README.md").read_text()
     assert "(matroid.md)" in index and "Failed: InputError: no such thing" in index
     assert index.count("| matroid | 1 | 1 | 0 | 0 | ok |") == 1
@@ -382,19 +389,13 @@ def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.Monke
 
 
 def test_each_study_gets_the_folders_that_it_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, dict[str, str]] = {}
-
-    def find(name: str):
-        def study(*, folders: dict[str, str], **_: object) -> Findings:
-            given[name] = folders
-            return told(name)
-
-        return study
-
-    monkeypatch.setattr(studies, "find_study", find)
+    given: dict[str, dict] = {}
+    register(monkeypatch, given)
+    for name in ("here", "there"):
+        (place / name).mkdir()
     done = run("study", "all", "--folder", "mnist=here", "--folder", "cifar100=there")
     assert done.exit_code == 0, done.output
-    assert given == {
+    assert {name: options["folders"] for name, options in given.items()} == {
         "matroid": {},
         "spectral": {"cifar100": "there"},
         "mip": {"mnist": "here"},

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -30,7 +31,6 @@ from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
-from secateur_studies.lattice.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from secateur_studies.lattice.dynamics import lyapunov_spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*order is uninformative", "ignore:.*units are irreducible")

@@ -8,10 +8,10 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from torch import nn
 
 from secateur.core import InputError
-from secateur_studies.lattice.cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from secateur_studies.lattice.dynamics import Map, autodiff_jacobian, lyapunov_spectrum
 from secateur_studies.lattice.modularity import communities, modularity
 from secateur_studies.lattice.recurrent_systems import recurrent_system

@@ -1,4 +1,4 @@
-"""The joint study: blocks, ties and conclusions from rows; cells; a run that resumes."""
+"""The joint study: blocks, ties and comparisons from rows; its job; a run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from secateur.core import InputError
 from secateur.methods import METHODS
-from secateur_studies.joint import run
-from secateur_studies.joint.cells import REPAIRS, network
-from secateur_studies.joint.costs import measured
-from secateur_studies.joint.standing import blocks, meetings
+from secateur_studies.joint import STUDY
+from secateur_studies.joint.blocks import make_blocks, mean_differences
+from secateur_studies.joint.cost import measure_cost
+from secateur_studies.joint.experiments import REPAIRS, network
+from secateur_studies.joint.models import NETWORKS, SIZES, Size, load_data, load_trained, make_network
 from secateur_studies.joint.study import findings
-from secateur_studies.joint.subjects import NETWORKS, SIZES, Size, make_data, make_network, trained
-from secateur_studies.joint.tables import against, standings
+from secateur_studies.joint.tables import compare_structures, list_standings
+from secateur_studies.runner import run_study
 
 SEEDS = range(5)
 PLACES = [("fashion", "MLP"), ("fashion", "LSTM"), ("digits", "MLP"), ("digits", "LSTM")]
@@ -59,26 +60,30 @@ def test_a_planted_winner_wins_everywhere_and_is_named():
     tables = {table.name: table.rows for table in found.tables}
     assert {row["best"] for row in tables["winners-fold"]} == {"spectral"}
     assert {row["tied with it"] for row in tables["winners-fold"]} == {"none"}
-    assert "With the fold, **spectral** loses least, 1.1 points on average, 7.9 fewer than" in found.paragraph
-    assert "least in most blocks: spectral, in 8 of 8" in found.paragraph
-    assert "in so many of 8 blocks: 8 (no repair), 8 (with the fold)" in found.paragraph
-    assert "spectral is ahead of magnitude, random." in found.paragraph
+    for row in tables["leaders"]:
+        assert (row["first"], row["second"], row["outcome"]) == ("spectral", "magnitude", "ahead")
+        assert (row["beats random"], row["blocks"], row["networks"]) == (8, 8, 2)
+        assert row["ahead by"] == pytest.approx(8, abs=0.5)
+    assert {row["verdict"] for row in tables["structures"]} == {"ahead"}
     first = next(row for row in tables["standings"] if row["repair"] == "fold")
     assert (first["method"], first["best"], first["tied"], first["blocks"]) == ("spectral", 8, 0, 8)
     assert first["behind"] == 0
 
 
 def test_a_structure_that_loses_is_said_to_lose():
-    text = findings(rows({"matroid": 9.0, "magnitude": 1.0, "random": 20.0})).paragraph
-    assert "**magnitude** loses least" in text
-    assert "matroid is ahead of random; behind magnitude." in text
+    tables = {
+        t.name: t.rows for t in findings(rows({"matroid": 9.0, "magnitude": 1.0, "random": 20.0})).tables
+    }
+    assert {row["first"] for row in tables["leaders"]} == {"magnitude"}
+    verdicts = {(row["baseline"], row["verdict"]) for row in tables["structures"]}
+    assert verdicts == {("magnitude", "behind"), ("random", "ahead")}
 
 
 def test_twins_tie():
     twins = rows({"matroid": 3.0, "magnitude": 3.0})
-    for verdict in (row["verdict"] for row in against(blocks(twins))):
+    for verdict in (row["verdict"] for row in compare_structures(make_blocks(twins))):
         assert verdict == "tie"
-    found = blocks(twins)
+    found = make_blocks(twins)
     assert sum(len(block.tied) == 1 for block in found) >= 0.85 * len(found)  # at a level of 5 %
 
 
@@ -90,13 +95,13 @@ def test_standings_are_consistent(quality, seed):
     for row in made:
         if row["part"] == "pruned":
             row["accuracy"] += 0.01 * generator.normal()
-    found = blocks(made)
+    found = make_blocks(made)
     for repair in REPAIRS:
-        mine = [row for row in standings(found) if row["repair"] == repair]
+        mine = [row for row in list_standings(found) if row["repair"] == repair]
         assert sum(row["best"] for row in mine) == len(PLACES) * 2
         assert all(row["behind"] >= 0 and 1 <= row["mean rank"] <= 3 for row in mine)
         assert all(row["best"] + row["tied"] <= row["blocks"] for row in mine)
-    there, back = meetings(found, "matroid", "taylor"), meetings(found, "taylor", "matroid")
+    there, back = mean_differences(found, "matroid", "taylor"), mean_differences(found, "taylor", "matroid")
     np.testing.assert_allclose(there, [-x for x in back])
     assert len(there) == len({network for _, network in PLACES})
 
@@ -107,10 +112,12 @@ def test_methods_that_lack_a_seed_and_blocks_that_lack_a_method():
     made = [r for r in made if not (r.get("method") == "mip" and r["data"] == "digits" and r["seed"] == 2)]
     refusal = {"data": "fashion", "network": "LSTM", "seed": 0, "method": "mip", "why": "no"}
     made.append({"part": "refused", **refusal})
-    found = {(b.data, b.network): set(b.lost) for b in blocks(made)}
+    found = {(b.data, b.network): set(b.lost) for b in make_blocks(made)}
     assert found["fashion", "MLP"] == {"matroid", "mip", "random"}
     assert found["digits", "MLP"] == found["fashion", "LSTM"] == {"matroid", "random"}
-    standing = {row["method"]: row["blocks"] for row in standings(blocks(made)) if row["repair"] == "none"}
+    standing = {
+        row["method"]: row["blocks"] for row in list_standings(make_blocks(made)) if row["repair"] == "none"
+    }
     assert standing == {"matroid": 8, "mip": 2, "random": 8}
     tables = {table.name: table.rows for table in findings(made).tables}
     assert [(r["method"], r["network"], r["why"]) for r in tables["refused"]] == [("mip", "LSTM", "no")]
@@ -119,7 +126,7 @@ def test_methods_that_lack_a_seed_and_blocks_that_lack_a_method():
 @pytest.mark.parametrize("data", ["digits"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_takes_its_data(data, name):
-    there = make_data(data, name)
+    there = load_data(data, name)
     x, _ = there.parts["test"]
     with torch.no_grad():
         assert make_network(name, there, 0).eval()(x[:3]).shape == (3, there.classes)
@@ -129,17 +136,17 @@ def test_every_network_takes_its_data(data, name):
 
 
 def test_images_can_be_halved():
-    whole, half = make_data("digits", "VGG"), make_data("digits", "VGG", halved=True)
+    whole, half = load_data("digits", "VGG"), load_data("digits", "VGG", halved=True)
     assert half.shape == (1, 4, 4)
     expected = whole.parts["test"][0][:, :, :2, :2].mean((2, 3))
     torch.testing.assert_close(half.parts["test"][0][:, :, 0, 0], expected)
 
 
 def test_weights_are_trained_once(tmp_path, monkeypatch):
-    data, size = make_data("digits", "MLP"), Size(1, 100)
-    first = trained("MLP", data, 0, size, str(tmp_path))
-    monkeypatch.setattr("secateur_studies.joint.subjects.zoo.train", None)
-    again = trained("MLP", data, 0, size, str(tmp_path))
+    data, size = load_data("digits", "MLP"), Size(1, 100)
+    first = load_trained("MLP", data, 0, size, str(tmp_path))
+    monkeypatch.setattr("secateur_studies.joint.models.zoo.train", None)
+    again = load_trained("MLP", data, 0, size, str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 1
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -163,9 +170,9 @@ def test_a_cell_has_all_that_is_defined_and_says_what_is_not():
 
 
 def test_costs_are_those_of_the_work():
-    with measured() as nothing:
+    with measure_cost() as nothing:
         pass
-    with measured() as much:
+    with measure_cost() as much:
         block = np.ones(2**24)
         total = sum(float(block.sum()) for _ in range(3))
     assert total == 3 * 2**24
@@ -175,22 +182,22 @@ def test_costs_are_those_of_the_work():
         assert nothing.memory < 20
 
 
-def test_a_run_writes_resumes_and_refuses(tmp_path):
+def test_a_run_writes_and_refuses(tmp_path):
     options = {"datasets": ("digits",), "networks": ("MLP",), "methods": ("magnitude", "random")}
     options |= {"keeps": (0.5,), "seeds": 2, "limit": 100, "jobs": 1}
-    found = run(out=tmp_path, **options)
+    found = run_study(STUDY, tmp_path, **options)
     assert found.paragraph in (tmp_path / "findings.md").read_text()
-    before = (tmp_path / "cells.jsonl").read_bytes()
-    assert run(out=tmp_path, **options).paragraph == found.paragraph
-    assert (tmp_path / "cells.jsonl").read_bytes() == before
+    assert len(list((tmp_path / "weights").iterdir())) == 2
     for wrong in ({"networks": ("MPL",)}, {"methods": ("magnitud",)}, {"datasets": ("digit",)}):
         with pytest.raises(InputError, match=r"did you mean|known"):
-            run(out=tmp_path, **(options | wrong))
+            run_study(STUDY, tmp_path, **(options | wrong))
 
 
 @pytest.mark.slow
 def test_full_size_in_small(tmp_path):
-    found = run(True, tmp_path, datasets=("digits",), networks=("MLP", "LSTM"), seeds=2, limit=100)
+    found = run_study(
+        STUDY, tmp_path, full=True, datasets=("digits",), networks=("MLP", "LSTM"), seeds=2, limit=100
+    )
     tables = {table.name: table.rows for table in found.tables}
     assert {row["units kept"] for row in tables["winners-fold"]} == {"80%", "60%", "40%", "20%", "10%", "5%"}
     assert {row["method"] for row in tables["standings"]} == set(METHODS)

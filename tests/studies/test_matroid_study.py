@@ -1,4 +1,4 @@
-"""The study: published figures to the printed digit, audits, and the statistics of the comparison."""
+"""The matroid study: published numbers to the printed digit, controls, and the comparison."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import pytest
 from secateur.bench.statistics import paired_p
 from secateur.core import InputError
 from secateur.data import digits
-from secateur_studies.matroid import cells, run
-from secateur_studies.matroid.audits import audit_network, audit_untrained
-from secateur_studies.matroid.ordinary import planted
-from secateur_studies.matroid.paired import verdicts
-from secateur_studies.matroid.post import CRITERIA, Post, accuracy, curve, grid, moons, train
+from secateur_studies.matroid import STUDY, experiments
+from secateur_studies.matroid.controls import check_network, check_untrained
+from secateur_studies.matroid.ordinary import find_planted
+from secateur_studies.matroid.post import CRITERIA, SEEDS, Post, accuracy, curve, moons, train
 from secateur_studies.matroid.published import AT_75, FACTS
 from secateur_studies.matroid.study import findings
+from secateur_studies.matroid.tables import compare_best
+from secateur_studies.runner import run_study
 
 
 @pytest.fixture(scope="module")
 def fifty() -> list[Post]:
-    return list(grid(("tp_exponential",), (50,)))
+    return [train("tp_exponential", 50, seed, moons(np.random.default_rng(seed))) for seed in SEEDS]
 
 
 def test_the_table_at_50_units_is_reproduced_to_the_printed_digit(fifty):
@@ -54,16 +55,16 @@ def test_permuting_the_units_keeps_the_function_and_loses_the_result(fifty):
     net = fifty[0]
     other = net.permuted(np.random.default_rng(0).permutation(50))
     np.testing.assert_allclose(other.logits(), net.logits(), rtol=1e-9)
-    audits = {row["part"]: row for row in audit_network(net)}
+    controls = {row["part"]: row for row in check_network(net)}
     assert curve(net, "matroid", net.tail.tail)[2] == 0
-    assert audits["permuted"]["change"] < -5
-    assert audits["partition"]["exact tail"] == audits["partition"]["zero biases"]
-    assert audits["merged"]["change"] == 0
-    assert audits["merged"]["kept"] < 50
+    assert controls["permuted"]["change"] < -5
+    assert controls["partition"]["exact tail"] == controls["partition"]["zero biases"]
+    assert controls["merged"]["change"] == 0
+    assert controls["merged"]["kept"] < 50
 
 
 def test_tails_are_there_before_training_and_never_without_structure():
-    assert audit_untrained("tp_exponential", 200, 42)["tail"] > 100
+    assert check_untrained("tp_exponential", 200, 42)["tail"] > 100
     net = train("unconstrained", 20, 42, moons(np.random.default_rng(42)))
     assert len(net.tail.tail) == 0
 
@@ -83,56 +84,53 @@ def test_intervals_call_a_difference_by_its_name():
     right = generator.random((4, 2000)) < 0.9
     worse = right & (generator.random(right.shape) < 0.95)
     random = outcomes("random", right, right)
-    found = verdicts(outcomes("matroid", right, right) + outcomes("magnitude", worse, right) + random)[0]
+    found = compare_best(outcomes("matroid", right, right) + outcomes("magnitude", worse, right) + random)[0]
     assert (found["verdict"], found["best baseline"], found["seeds"]) == ("ahead", "magnitude", 4)
     assert found["low"] < found["ahead by"] < found["high"]
     exact = 100 * (right.mean(1) - worse.mean(1))
     assert math.isclose(found["ahead by"], exact.mean())
     assert found["p"] == pytest.approx(paired_p((exact / 100).tolist(), 2000 / 4)) and found["p"] < 0.05
-    behind = verdicts(outcomes("matroid", worse, worse) + outcomes("taylor", right, worse))[0]
-    tie = verdicts(outcomes("matroid", right, right) + outcomes("taylor", right, right))[0]
+    behind = compare_best(outcomes("matroid", worse, worse) + outcomes("taylor", right, worse))[0]
+    tie = compare_best(outcomes("matroid", right, right) + outcomes("taylor", right, right))[0]
     assert (behind["verdict"], tie["verdict"]) == ("behind", "tie")
 
 
 def test_planted_rows_of_a_trained_network_are_found():
-    row = planted(digits(), 0, count=20)
+    row = find_planted(digits(), 0, count=20)
     assert (row["found"], row["found besides"]) == (20, 0)
     assert row["relative output difference"] < 1e-12
     assert row["accuracy before"] == row["accuracy after"]
 
 
 def test_findings_set_published_figures_beside_ours(fifty):
-    rows = [row for net in fifty for row in cells._curves(net, net.seed)]
-    found = findings([*rows, *cells._boundaries(fifty[0])])
+    rows = [row for net in fifty for row in experiments.curve_rows(net, net.seed)]
+    found = findings([*rows, *experiments.panel_rows(fifty[0])])
     tables = {table.name: table.rows for table in found.tables}
-    verdicts_ = {(r["criterion"], r["of the tail"]): r["verdict"] for r in tables["published"]}
-    assert verdicts_ == {(criterion, "75%"): "reproduced" for criterion in CRITERIA}
+    verdicts = {(r["criterion"], r["of the tail"]): r["verdict"] for r in tables["published"]}
+    assert verdicts == {(criterion, "75%"): "reproduced" for criterion in CRITERIA}
     assert {r["verdict"] for r in tables["whole-tail"]} == {"reproduced"}
-    assert "Of 5 published means 5 come out" in found.paragraph
     other = [{**r, "change": r["change"] - 0.1 * (r["criterion"] == "random")} for r in rows]
-    assert "Of 5 published means 4 come out" in findings(other).paragraph
+    verdicts = {r["criterion"]: r["verdict"] for r in findings(other).tables[0].rows}
+    assert [name for name, word in verdicts.items() if word == "differs"] == ["random"]
     assert {f.name for f in found.figures} == {"figure2", "figure3", "figure4"}
     side = next(f for f in found.figures if f.name == "figure2").figure["data"][0]["z"]
-    assert np.shape(side) == (cells.SIDE, cells.SIDE)
+    assert np.shape(side) == (experiments.SIDE, experiments.SIDE)
 
 
 def test_a_run_writes_what_it_finds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("secateur_studies.matroid.study.fashion_available", lambda: False)
     told: list[str] = []
-    found = run(out=tmp_path, parts=("planted",), seeds=1, jobs=1, tell=told.append)
+    found = run_study(STUDY, tmp_path, parts=("planted",), seeds=1, jobs=1, tell=told.append)
     rows = json.loads((tmp_path / "planted.json").read_text())
     assert [row["found"] for row in rows] == [40] == [row["found"] for row in found.tables[0].rows]
     assert found.paragraph in (tmp_path / "findings.md").read_text()
-    before = (tmp_path / "cells.jsonl").read_bytes()
-    assert run(out=tmp_path, parts=("planted",), seeds=1, jobs=1).paragraph == found.paragraph
-    assert (tmp_path / "cells.jsonl").read_bytes() == before
     with pytest.raises(InputError, match="post"):
-        run(out=tmp_path, parts=("pots",))
+        run_study(STUDY, tmp_path, parts=("pots",))
 
 
 @pytest.mark.slow
 def test_every_published_entry_is_reproduced(tmp_path):
-    found = run(out=tmp_path, parts=("post", "controls"))
+    found = run_study(STUDY, tmp_path, parts=("post", "controls"))
     tables = {table.name: table.rows for table in found.tables}
     assert len(tables["post"]) == 2 * 5 * len(CRITERIA)
     assert len(tables["published"]) == 38
@@ -144,7 +142,7 @@ def test_every_published_entry_is_reproduced(tmp_path):
 @pytest.mark.parametrize("full", [False, True])
 def test_ordinary_networks_on_digits(tmp_path, monkeypatch, full):
     monkeypatch.setattr("secateur_studies.matroid.study.fashion_available", lambda: False)
-    found = run(full, tmp_path, parts=("ordinary",), models=("mlp",), seeds=2, limit=600)
+    found = run_study(STUDY, tmp_path, full=full, parts=("ordinary",), models=("mlp",), seeds=2, limit=600)
     rows = {(r["criterion"], r["repair"]): r for r in found.tables[0].rows}
     assert rows["matroid", "fold"]["90%"] < rows["random", "fold"]["90%"]
     assert {r["verdict"] for r in found.tables[1].rows} <= {"ahead", "tie", "behind"}

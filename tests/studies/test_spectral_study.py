@@ -1,4 +1,4 @@
-"""The spectral study: its cells at a tiny scale, the paper's settings too, and what its tables say."""
+"""The spectral study: its jobs at a tiny scale and with the paper's settings, and its tables."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from typer.testing import CliRunner
 
 from secateur.cli import main as cli
 from secateur.core import InputError
-from secateur_studies.spectral import cells, run
-from secateur_studies.spectral.paired import difference
-from secateur_studies.spectral.study import cells as grid
+from secateur_studies.runner import run_study
+from secateur_studies.spectral import STUDY, experiments
+from secateur_studies.spectral.models import (
+    FULL,
+    NETS,
+    Scale,
+    load_data,
+    make_network,
+    normalise,
+    train_network,
+)
 from secateur_studies.spectral.study import findings
-from secateur_studies.spectral.subjects import FULL, NETS, QUICK, Scale, fit, load_data, make, normalised
+from secateur_studies.spectral.tables import difference
 
 TINY = Scale(0.0625, 8, 200, 100, 1, (0.3,), 5.0, 2, paper=False)
 BASE: dict[str, Any] = {"seed": 0, "scale": TINY.to_json(), "folders": {}}
@@ -25,27 +33,32 @@ BASE: dict[str, Any] = {"seed": 0, "scale": TINY.to_json(), "folders": {}}
 
 def test_cells_say_what_they_did() -> None:
     start = {**BASE, "net": "VGG-11", "part": "figure 2", "densities": [0.3]}
-    for score, way in (("magnitude", "greedy"), ("synflow", "sparsify"), ("snip", "sparsify")):
-        (row,) = cells.figure2(**start, score=score, way=way)
-        assert (row["part"], row["score"], row["way"], row["density"]) == ("figure 2", score, way, 0.3)
+    for score, variant in (("magnitude", "greedy"), ("synflow", "sparsify"), ("snip", "sparsify")):
+        (row,) = experiments.figure2(**start, score=score, variant=variant)
+        assert (row["part"], row["score"], row["variant"], row["density"]) == (
+            "figure 2",
+            score,
+            variant,
+            0.3,
+        )
         assert 0 <= row["accuracy"] <= 100
         assert 0 < row["least share"] <= 1
-    assert cells.figure2(**start, score="magnitude", way="greedy") == cells.figure2(
-        **start, score="magnitude", way="greedy"
+    assert experiments.figure2(**start, score="magnitude", variant="greedy") == experiments.figure2(
+        **start, score="magnitude", variant="greedy"
     )
     after = {**BASE, "net": "VGG-11", "densities": [0.3]}
-    dense = cells.figure3(**after, way="dense")
+    dense = experiments.figure3(**after, variant="dense")
     assert [row["part"] for row in dense] == ["figure 3"] + ["figure 4"] * 9
     assert all(row["share"] == 1 and row["condition"] is None for row in dense[1:])
-    grown = cells.figure3(**after, way="coverage, sizes of sparsify")
+    grown = experiments.figure3(**after, variant="coverage, sizes of sparsify")
     assert all(1 <= row["condition"] < 10 for row in grown[1:])
-    rows = cells.oneshot(**{**after, "densities": [0.5]}, units=[0.5], floor=0.1)
+    rows = experiments.oneshot(**{**after, "densities": [0.5]}, units=[0.5], floor=0.1)
     assert {row["what"] for row in rows} == {"weights", "units"}
-    assert {"leverage, 2:4", "magnitude", "random, sizes of leverage"} <= {row["way"] for row in rows}
+    assert {"leverage, 2:4", "magnitude", "random, sizes of leverage"} <= {row["variant"] for row in rows}
 
 
 def test_table_1_times_both_graphs() -> None:
-    rows = cells.table1(**BASE, net="ResNet-20", density=0.03, repeats=1)
+    rows = experiments.table1(**BASE, net="ResNet-20", density=0.03, repeats=1)
     assert [row["graph"] for row in rows] == ["layer", "network"]
     assert all(row["seconds"] > 0 and row["density"] == 0.15 for row in rows)
     table = findings(rows).tables[0]
@@ -65,16 +78,16 @@ def made_up(gain: float) -> list[dict[str, Any]]:
             "width": 0.125,
             "seed": seed,
             "score": score,
-            "way": way,
+            "variant": variant,
             "density": density,
             "accuracy": 50
             + seed / 2
-            + (gain + sign * (-1) ** seed / 2) * (way == "sparsify") * (density < 0.1),
+            + (gain + sign * (-1) ** seed / 2) * (variant == "sparsify") * (density < 0.1),
         }
         for net, sign in (("VGG-11", 1), ("ResNet-20", -1))
         for seed in range(3)
         for score in ("magnitude", "snip", "synflow")
-        for way in ("sparsify", "greedy")
+        for variant in ("sparsify", "greedy")
         for density in (0.2, 0.05)
     ]
 
@@ -87,7 +100,6 @@ def test_verdicts_follow_the_rows(gain: float, verdict: str) -> None:
         row = said[f"Figure 2, {score}: sparsify better than greedy at low densities"]
         assert row["verdict"] == verdict
     assert said["Figure 2, magnitude: alike at high densities"]["verdict"] == "reproduced"
-    assert f"{gain:+.1f}" in found.paragraph
     (figure,) = found.figures
     assert len(figure.figure["data"]) == 2 * 6
     assert json.loads(json.dumps(figure.figure)) == figure.figure
@@ -95,29 +107,26 @@ def test_verdicts_follow_the_rows(gain: float, verdict: str) -> None:
 
 def test_differences_are_paired() -> None:
     rows = made_up(5.0)
-    both = ({"way": "sparsify"}, {"way": "greedy"})
+    both = ({"variant": "sparsify"}, {"variant": "greedy"})
     found = difference(rows, *both, score="snip", density={0.05})
-    assert (found.pairs, found.verdict) == (2, "ahead")
+    assert (found.count, found.outcome) == (2, "ahead")
     assert found.mean == pytest.approx(5)
     assert (found.low, found.high) == pytest.approx((5 - 1 / 6, 5 + 1 / 6))
     alone = difference(rows, *both, net="VGG-11", density={0.05, 0.2})
-    assert alone.pairs == 3 and alone.mean == pytest.approx((5 + 1 / 6) / 2)
+    assert alone.count == 3 and alone.mean == pytest.approx((5 + 1 / 6) / 2)
     assert difference(rows, *both, net="VGG-16") is None
     behind = difference(rows, *reversed(both), density=0.05)
-    assert behind.verdict == "behind"
-    assert difference(rows, *both, density=0.2).verdict == "tie"
+    assert behind.outcome == "behind"
+    assert difference(rows, *both, density=0.2).outcome == "tie"
 
 
-def test_a_run_writes_its_findings_and_goes_on(tmp_path: Path) -> None:
-    options = {"out": tmp_path, "parts": ["oneshot"], "nets": [], "seeds": 1, "jobs": 1}
+def test_a_run_writes_its_findings(tmp_path: Path) -> None:
+    options = {"parts": ["oneshot"], "nets": [], "seeds": 1, "jobs": 1}
     options["scale"] = Scale(1.0, 28, 200, 100, 1, paper=False)
-    found = run(**options)
+    found = run_study(STUDY, tmp_path, **options)
     assert [table.name for table in found.tables] == ["one-shot", "one-shot-paired"]
     assert "less global magnitude" in (tmp_path / "findings.md").read_text()
-    before = (tmp_path / "cells.jsonl").read_text()
-    assert [row["network"] for row in found.tables[0].rows if row["way"] == "dense"] == ["MLP", "LeNet-5"]
-    assert run(**options) == found
-    assert (tmp_path / "cells.jsonl").read_text() == before
+    assert [row["network"] for row in found.tables[0].rows if row["variant"] == "dense"] == ["MLP", "LeNet-5"]
 
 
 @pytest.mark.parametrize(
@@ -131,19 +140,16 @@ def test_a_run_writes_its_findings_and_goes_on(tmp_path: Path) -> None:
 )
 def test_unknown_names_are_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        run(out=tmp_path, **given)
+        run_study(STUDY, tmp_path, **given)
 
 
 def test_the_grid_has_every_experiment() -> None:
-    default, paper = (
-        grid(scale, {}, ("table1", "figure2", "controls", "figure3", "oneshot"), tuple(NETS), range(3))
-        for scale in (QUICK, FULL)
-    )
+    default, paper = (STUDY.trials(full=full, seed=0, folders={}, cache="") for full in (False, True))
     jobs = {(c.function.rpartition(":")[2], c.params["net"]) for c in default}
     assert {("table1", "VGG-16"), ("table1", "ResNet-20"), ("figure3", "VGG-11")} <= jobs
     assert {net for job, net in jobs if job == "figure2"} == set(NETS)
     assert len({c.key for c in default}) == len(default)
-    alone = [c for c in paper if c.params.get("part") == "figure 2" and c.params["way"] != "dense"]
+    alone = [c for c in paper if c.params.get("part") == "figure 2" and c.params["variant"] != "dense"]
     assert len(alone) == 3 * 4 * 3 * 2 * len(FULL.densities)
     assert Scale.from_json(paper[0].params["scale"]) == FULL
 
@@ -161,16 +167,18 @@ def test_the_papers_settings_run(tmp_path: Path) -> None:
     """Steps, augmentation and data of the paper, one epoch of a narrow network."""
     folders = {"cifar100": str(folder_of_cifar100(tmp_path))}
     scale = Scale(0.0625, None, 256, 100, 1, (0.05,), rounds=2)
-    data = normalised(load_data("VGG-16", folders, scale, 0))
+    data = normalise(load_data("VGG-16", folders, scale, 0))
     assert (data.name, data.classes, data.shape) == ("cifar100", 100, (3, 32, 32))
-    model = make("VGG-16", data, scale, 0)
+    model = make_network("VGG-16", data, scale, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained = fit(model, data, scale, 0)
+    trained = train_network(model, data, scale, 0)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not torch.equal(trained[0].weight, model[0].weight)
-    widths = [m.out_channels for m in make("VGG-16", data, FULL, 0) if isinstance(m, torch.nn.Conv2d)]
+    widths = [m.out_channels for m in make_network("VGG-16", data, FULL, 0) if isinstance(m, torch.nn.Conv2d)]
     assert widths == [64, 64, 128, 128, 256, 256, 256, *[512] * 6]
-    (row,) = cells.figure2("VGG-16", 0, scale.to_json(), folders, "figure 2", "synflow", "greedy", [0.05])
+    (row,) = experiments.figure2(
+        "VGG-16", 0, scale.to_json(), folders, "figure 2", "synflow", "greedy", [0.05]
+    )
     assert row["data"] == "cifar100"
     (tmp_path / "test.bin").write_bytes(b"short")
     with pytest.raises(InputError, match="3074"):

@@ -38,8 +38,8 @@ from secateur.specs import (
     try_inputs,
 )
 from secateur.tracing.trace import trace
-from secateur_studies import STUDIES, Outcome, folders_of, run_studies, run_study
-from secateur_studies.common import named_folders
+from secateur_studies import registry as studies
+from secateur_studies.runner import named_folders
 
 
 class Guarded(TyperGroup):
@@ -349,10 +349,7 @@ def study_command(
     with printing.telling(f"study {name}") as tell:
         options: dict[str, Any] = {"full": full, "seed": seed, "jobs": jobs, "tell": tell}
         options["folders"] = read_folders(name, data or [])
-        if name != "all":
-            outcomes = [Outcome(name, run_study(name, folder / name, docs, **options))]
-        else:
-            outcomes = run_studies(STUDIES, folder, docs, **options)
+        outcomes = studies.run(name, folder, docs, **options)
     for outcome in outcomes:
         printing.show_study(outcome)
     printing.say(f"written into {folder}")
@@ -366,7 +363,7 @@ def read_folders(study: str, given: list[str]) -> dict[str, str]:
     if wrong := [text for text, (name, _, folder) in zip(given, pairs, strict=True) if not (name and folder)]:
         raise InputError(f"a folder is given as NAME=DIR, as in cifar10=data/cifar; got {', '.join(wrong)}")
     named = {name: folder for name, _, folder in pairs}
-    return named_folders(named, folders_of(study))
+    return named_folders(named, studies.folders_of(study))
 
 
 @app.command("report")

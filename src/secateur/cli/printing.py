@@ -21,7 +21,7 @@ from secateur.core import PruningGraph
 from secateur.core.markdown import format_value
 from secateur.html import flatten
 from secateur.html.rows import column_label
-from secateur_studies import Outcome
+from secateur_studies.runner import Outcome
 
 WIDE = 200  # columns where there is no terminal: a log or a pipe cuts no word
 MINUTE = 60.0

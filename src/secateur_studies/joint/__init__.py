@@ -1,5 +1,5 @@
-"""The four structures and all baselines, on the same networks, at the same sizes, with the same repairs."""
+"""The joint study: the four structures and all baselines on the same networks, sizes and repairs."""
 
-from secateur_studies.joint.study import FOLDERS, run
+from secateur_studies.joint.study import STUDY
 
-__all__ = ["FOLDERS", "run"]
+__all__ = ["STUDY"]

@@ -1,11 +1,11 @@
-"""The study of lattice-based pruning of recurrent networks: `secateur study lattice`.
+"""The study of lattice-based pruning of recurrent networks, arXiv:2502.16525.
 
-Three parts: ``literal``, the paper's Algorithms 2 and 3 as they stand beside its Tables I and II and a
-control without recurrence; ``rigorous``, whole units removed by the order of the network's own weights or
-data against other criteria, with what that does to modularity, Lyapunov exponent and information; ``g2p``, a
-real GRU encoder-decoder, where its weights are installed.
+Part ``literal`` trains with the paper's Algorithms 2 and 3 as printed, beside its Tables I and II and a
+control without recurrence. Part ``rigorous`` removes whole units by the order of the network's own weights or
+data, compares other criteria, and measures modularity, Lyapunov exponents and information. Part ``g2p``
+prunes a real GRU encoder-decoder, if its weights are installed.
 """
 
-from secateur_studies.lattice.study import FOLDERS, PARTS, run
+from secateur_studies.lattice.study import STUDY
 
-__all__ = ["FOLDERS", "PARTS", "run"]
+__all__ = ["STUDY"]

@@ -159,8 +159,8 @@ def lyapunov_spectrum(
                 largest = max(largest, float(torch.linalg.matrix_norm(J, ord=2)))
     if not torch.isfinite(x).all():
         raise InputError(
-            f"the trajectory left the finite numbers within {total} steps: it is unstable from "
-            "this start; take another initial state or a smaller dt"
+            f"the trajectory left the finite numbers within {total} steps: it is unstable from this start; "
+            "take another initial state or a smaller dt"
         )
     exponents = (logs / ((total - warmup) * system.dt)).sort(descending=True).values
     return Spectrum(exponents, largest, total - warmup, system.dt, x)

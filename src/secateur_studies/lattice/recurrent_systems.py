@@ -149,8 +149,8 @@ def recurrent_system(module: nn.Module, layer: int = 0, reverse: bool = False) -
         raise InputError(f"{type(module).__name__} is no RNN, GRU, LSTM or cell of one")
     if getattr(module, "proj_size", 0):
         raise InputError(
-            f"{type(module).__name__} with proj_size={module.proj_size} has a projected state; "
-            "its Jacobian is not available"
+            f"{type(module).__name__} with proj_size={module.proj_size} has a projected state; its Jacobian "
+            "is not available"
         )
     suffix = "" if isinstance(module, nn.RNNCellBase) else f"_l{layer}" + ("_reverse" if reverse else "")
     tensors = {name: tensor.detach() for name, tensor in module.named_parameters()}

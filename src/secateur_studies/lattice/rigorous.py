@@ -1,4 +1,4 @@
-"""Whole units of a trained LSTM removed by the order of its own weights or data, against other criteria."""
+"""Remove whole units of a trained LSTM by the order of its own weights or data, and by other criteria."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
-from secateur.zoo.sequence import lstm
 from secateur.zoo.training import Shuffled, train
+from secateur_studies.models import lstm
 
-__all__ = ["CRITERIA", "RATIOS", "SIZES", "Case", "Size", "compare", "prepare", "quiet"]
+__all__ = ["CRITERIA", "RATIOS", "SIZES", "Case", "Size", "compare_criteria", "prepare_case", "quiet"]
+
+RIGOROUS, WHOLE = "rigorous", "whole network"
+PAPER, IN_STRENGTH = "paper: irreducible, then mu", "in-strength alone"
+DEFAULT = "context from data, then flow (default)"
+REPAIRS = ("none", "fold", "finetune")
 
 CRITERIA: dict[str, Method] = {
-    "paper: irreducible, then mu": Lattice(adjacency="weights", centrality="mu"),
+    PAPER: Lattice(adjacency="weights", centrality="mu"),
     "irreducible, then Moebius": Lattice(adjacency="weights", centrality="moebius"),
     "irreducible, then in-strength": Lattice(adjacency="weights"),
     "reducible, then in-strength": Lattice(adjacency="weights", prefer="reducible"),
     "unrolled: irreducible, then in-strength": Lattice(adjacency="weights", reading="unrolled"),
-    "context from data, then flow (default)": Lattice(),
+    DEFAULT: Lattice(),
     "context from data, then in-strength": Lattice(centrality="in-strength"),
     "context from data alone": Lattice(centrality="gap"),
     "flow alone": Lattice(prefer="neither"),
-    "in-strength alone": Lattice(adjacency="weights", prefer="neither"),
+    IN_STRENGTH: Lattice(adjacency="weights", prefer="neither"),
     "unit norm": Magnitude(p=2, over="both"),
     "magnitude": Magnitude(),
     "activation": Activation(),
@@ -48,7 +53,7 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Size:
-    """How large the comparison is.
+    """Size of the comparison.
 
     Attributes:
         hidden: Units of the LSTM.
@@ -57,10 +62,10 @@ class Size:
         limit: Most training examples.
         tests: Most test examples.
         tuning: Most examples of the fine-tuning.
-        tuning_epochs: Its passes.
+        tuning_epochs: Passes of the fine-tuning.
         draws: Random removals.
-        ratios: Shares of the units that go.
-        steps: Length of the trajectory that the Lyapunov exponent is measured on.
+        ratios: Shares of the units that are removed.
+        steps: Length of the trajectory for the Lyapunov exponent.
     """
 
     hidden: int
@@ -86,23 +91,23 @@ SIZES = {
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A trained network with all that a comparison needs.
+    """A trained network with its statistics.
 
     Attributes:
         data: The data set.
-        size: What it was made with.
+        size: Size of the comparison.
         model: The trained LSTM.
-        network: Its trace.
-        evidence: Everything on one half of the calibration part.
-        guard: Gram matrices on the other half, for the fold.
-        seed: Seed of all of it.
+        graph: Its graph.
+        statistics: Statistics of one half of the calibration part.
+        guard: Gram matrices of the other half, for the fold.
+        seed: Seed of weights and draws.
     """
 
     data: Dataset
     size: Size
     model: nn.Module
-    network: PruningGraph
-    evidence: Statistics
+    graph: PruningGraph
+    statistics: Statistics
     guard: Statistics
     seed: int
 
@@ -112,63 +117,67 @@ class Case:
         return accuracy(model, list(zip(inputs.split(1000), targets.split(1000), strict=True)))
 
 
-def prepare(data: Dataset, size: Size, seed: int) -> Case:
-    """Train an LSTM on the rows of images and gather evidence."""
-    model = lstm(size.hidden, 1, side=data.shape[-1], classes=data.classes, seed=seed)
+def prepare_case(data: Dataset, size: Size, seed: int) -> Case:
+    """Train an LSTM on the rows of images and collect statistics."""
+    model = lstm(data, size.hidden, seed=seed)
     trained = train(model, data, size.epochs, lr=size.lr, batch_size=64, limit=size.limit, seed=seed).model
-    network = trace(trained, data.parts["test"][0][:2])
+    graph = trace(trained, data.parts["test"][0][:2])
     batches = data.batches("calibration", 50, 1000)
     half = len(batches) // 2
     needs = {"activations", "moments", "gram", "taylor"}
-    evidence = collect_statistics(trained, network, batches[:half], needs, seed)
-    guard = collect_statistics(trained, network, batches[half:], {"gram"}, seed)
-    return Case(data, size, trained, network, evidence, guard, seed)
+    statistics = collect_statistics(trained, graph, batches[:half], needs, seed)
+    guard = collect_statistics(trained, graph, batches[half:], {"gram"}, seed)
+    return Case(data, size, trained, graph, statistics, guard, seed)
 
 
-def compare(case: Case) -> Iterator[dict[str, Any]]:
-    """Compare all criteria at all ratios with all repairs; one row each."""
-    shared = {"part": "rigorous", "data": case.data.name, "seed": case.seed}
+def compare_criteria(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield one row for each criterion, ratio and repair."""
+    shared = {"part": RIGOROUS, "data": case.data.name, "seed": case.seed}
     base = case.test(case.model)
     for ratio in case.size.ratios:
-        whole = {"criterion": "whole network", "repair": "none", "removed": ratio, "accuracy": base}
+        whole = {"criterion": WHOLE, "repair": "none", "removed": ratio, "accuracy": base}
         yield {**shared, **whole}
         for name, plan in _plans(case, ratio):
             small = shrink(case.model, plan)
-            for repair, model in _repaired(case, plan, small):
+            for repair, model in _repair(case, plan, small):
                 row = {"criterion": name, "repair": repair, "removed": ratio}
                 yield {**shared, **row, "accuracy": case.test(model)}
 
 
 def _plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
-    """Yield every criterion's plan, random ones several times."""
+    """Yield the plan of every criterion, and several random plans."""
     budget = Units(1 - ratio)
     with quiet():
         for name, method in CRITERIA.items():
-            yield name, method.plan(case.network, case.evidence, budget)
+            yield name, method.plan(case.graph, case.statistics, budget)
     for draw in range(case.size.draws):
-        drawn = Statistics(case.evidence.weights, seed=1000 * case.seed + draw)
-        yield "random", Random().plan(case.network, drawn, budget)
+        drawn = Statistics(case.statistics.weights, seed=1000 * case.seed + draw)
+        yield "random", Random().plan(case.graph, drawn, budget)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what the order warns of: tables show what comes of it."""
+    """Silence the warnings of the order; the tables show the results."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(order says little|units are irreducible)")
         yield
 
 
-def _repaired(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _repair(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the shrunk model without repair, folded, and fine-tuned."""
-    yield "none", small
-    held = [x for x, _ in case.data.batches("selection", 200)]
-    yield "fold", fold(case.model, small, plan, case.evidence, case.guard, partial(_distance, case, held))[0]
+    none, folded, tuned = REPAIRS
+    yield none, small
+    judged = [x for x, _ in case.data.batches("selection", 200)]
+    yield (
+        folded,
+        fold(case.model, small, plan, case.statistics, case.guard, partial(_distance, case, judged))[0],
+    )
     inputs, targets = (part[: case.size.tuning] for part in case.data.parts["train"])
     batches = Shuffled(inputs, targets, 64, torch.Generator().manual_seed(case.seed))
     epochs = case.size.tuning_epochs
-    yield "finetune", finetune(small, batches, epochs=epochs, lr=3e-3, seed=case.seed, progress=False)[0]
+    yield tuned, finetune(small, batches, epochs=epochs, lr=3e-3, seed=case.seed, progress=False)[0]
 
 
 @torch.no_grad()
-def _distance(case: Case, held: list[Tensor], model: nn.Module) -> float:
-    return sum(float((model(x) - case.model(x)).square().sum()) for x in held)
+def _distance(case: Case, inputs: list[Tensor], model: nn.Module) -> float:
+    return sum(float((model(x) - case.model(x)).square().sum()) for x in inputs)

@@ -1,197 +1,219 @@
-"""The tables of the study, from the rows of its cells."""
+"""The tables and figures of the lattice study, from its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+from secateur_studies.figures import curves, titled
+from secateur_studies.findings import Figure, Table, verdict
+from secateur_studies.lattice.effects import EFFECT, EFFECTS
+from secateur_studies.lattice.experiments import LITERAL
+from secateur_studies.lattice.literal import CONTROL, HALF, ONE_ROW
+from secateur_studies.lattice.phonemes import G2P
+from secateur_studies.lattice.rigorous import DEFAULT, IN_STRENGTH, PAPER, REPAIRS, RIGOROUS, WHOLE
+from secateur_studies.rows import Row, Rows, across, distinct, group, mean, pivot, select
+from secateur_studies.statistics import Comparison, compare, paired_differences
 
-from secateur.bench.statistics import bootstrap
-from secateur_studies.common import Table, verdict
+__all__ = ["figures", "tables"]
 
-__all__ = ["by_seed", "interval", "mean_of", "part", "tables"]
-
-Row = dict[str, Any]
-Rows = Sequence[Row]
 PUBLISHED_DATA = "mnist"
-# Prose of the paper: Table I has sparsities .4943 to .5038 above 98 %, Table II up to .9943 at 86 to 87 %.
+# From the text: Table I has sparsities of .4943 to .5038 above 98 %, Table II up to .9943 at 86 to 87 %.
 PUBLISHED = (
-    ("Algorithm 2, half of W_hh", "Table I", (0.4943, 0.5038), (0.98, 1.0)),
-    ("Algorithm 3, 1 row of 128", "Table II", (0.9943, 0.9943), (0.86, 0.87)),
+    (HALF, "Table I", (0.4943, 0.5038), (0.98, 1.0)),
+    (ONE_ROW, "Table II", (0.9943, 0.9943), (0.86, 0.87)),
 )
 ACCURACY_TOLERANCE = 0.01
-SIGNS = (
-    "`+` or `-`: better or worse than random removal with the same seed, each time (chance alone does that "
-    "in one of eight cases with four seeds)."
+SHOWN = (PAPER, DEFAULT, IN_STRENGTH, "magnitude", "random")
+SHOWN_G2P = ("taylor", "matroid", "lattice", "magnitude", "random")
+
+_PUBLISHED = (
+    "The bodies of the paper's tables are not published with its text. These are the ranges given in the "
+    "text. Ours is the mean over seeds, with masks that persist. The accuracies are those of MNIST, which "
+    "is not downloaded: `--folder mnist=DIR` compares them."
 )
-EFFECTS = ("accuracy", "modularity", "exponent", "norm", "information", "unit information")
-
-
-def part(rows: Rows, name: str, **where: Any) -> list[Row]:
-    """Return the rows of one part that have these values."""
-    return [r for r in rows if r["part"] == name and all(r.get(k) == v for k, v in where.items())]
-
-
-def by_seed(rows: Rows, value: str) -> dict[int, float]:
-    """Return the mean of a value for each seed."""
-    found: dict[int, list[float]] = {}
-    for row in rows:
-        found.setdefault(row["seed"], []).append(row[value])
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
-
-
-def mean_of(rows: Rows, value: str) -> float | None:
-    """Return the mean over seeds of the means for each seed, or None without rows."""
-    seeds = by_seed(rows, value)
-    return float(np.mean(list(seeds.values()))) if seeds else None
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Return the 95 % bootstrap interval of the mean of paired differences, or Nones for fewer than two."""
-    if len(differences) < 2:
-        return None, None
-    found = bootstrap(differences)
-    return found.low, found.high
+_LITERAL = (
+    "`above control` is the paired difference with a network that never had a recurrence, `low` and `high` "
+    "its 95 % bootstrap interval."
+)
+_SIGNS = (
+    "`+` or `-`: better or worse than random removal for each seed (by chance alone this happens in one of "
+    "eight cases with four seeds)."
+)
+_EFFECT = (
+    "Half of the units removed, no repair. Modularity is that of the recurrent strengths, with communities "
+    "by Louvain's method. Exponent is the largest Lyapunov exponent driven by test images, norm the largest "
+    "norm of the Jacobian on the way. Information about the label is a lower bound (linear decoder) in "
+    "nats, unit information the mean over single units."
+)
+_SPEED = "CPU time of a pass over a batch of words in one thread, whole and pruned in turn."
 
 
 def tables(rows: Rows) -> list[Table]:
-    """Return the tables that there are rows for."""
-    found = [
-        _published(rows),
-        *_of_each(rows, "literal", _literal),
-        *_of_each(rows, "rigorous", _rigorous),
-        *_of_each(rows, "effect", _effect),
-        *_g2p(rows),
+    """Return the tables that have rows."""
+    makers = ((LITERAL, _literal), (RIGOROUS, _rigorous), (EFFECT, _effect))
+    by_data = [
+        make(data, same)
+        for part, make in makers
+        for (data,), same in group(select(rows, part=part), "data").items()
     ]
-    return [table for table in found if table.rows]
+    published = Table("published", "Tables I and II of the paper", list(_published(rows)), _PUBLISHED)
+    return [table for table in (published, *by_data, *_g2p(rows)) if table.rows]
 
 
-def _of_each(rows: Rows, name: str, make: Callable[[str, list[Row]], Table]) -> Iterator[Table]:
-    for data in dict.fromkeys(r["data"] for r in part(rows, name)):
-        yield make(data, part(rows, name, data=data))
+def _published(rows: Rows) -> Iterator[Row]:
+    """Yield the sparsities on any data, and the accuracies on MNIST alone."""
+    trained = select(rows, part=LITERAL)
+    datasets = distinct(trained, "data")
+    if not datasets:
+        return
+    data = PUBLISHED_DATA if PUBLISHED_DATA in datasets else datasets[0]
+    for variant, table, zeros, score in PUBLISHED:
+        ours = select(trained, data=data, variant=variant)
+        on_mnist = ours if data == PUBLISHED_DATA else []
+        line = _in_range(f"{table}: share of zeros in W_hh", mean(ours, "zeros"), zeros, 0.0)
+        yield {**line, "verdict": "", "note": "set, not found"}
+        yield _in_range(f"{table}: accuracy on MNIST", mean(on_mnist, "accuracy"), score, ACCURACY_TOLERANCE)
 
 
-def _published(rows: Rows) -> Table:
-    """Tables I and II beside ours: sparsities on any data, accuracies on MNIST alone."""
-    found: list[Row] = []
-    if trained := part(rows, "literal"):
-        datasets = [r["data"] for r in trained]
-        data = PUBLISHED_DATA if PUBLISHED_DATA in datasets else datasets[0]
-        for variant, table, zeros, score in PUBLISHED:
-            ours = part(rows, "literal", data=data, variant=variant)
-            on_mnist = ours if data == PUBLISHED_DATA else []
-            share, accuracy = mean_of(ours, "zeros"), mean_of(on_mnist, "accuracy")
-            setting = _beside(f"{table}: share of zeros in W_hh", share, zeros, 0.0)
-            found.append({**setting, "verdict": "", "note": "set, not found"})
-            found.append(_beside(f"{table}: accuracy on MNIST", accuracy, score, ACCURACY_TOLERANCE))
-    note = (
-        "The bodies of the paper's tables are not published with its text; these are the ranges that its "
-        "prose gives. Ours is the mean over seeds, with masks that persist. Its accuracies are of MNIST, "
-        "which is not downloaded: `--folder mnist=DIR` compares them."
-    )
-    return Table("published", "Tables I and II of the paper", found, note)
-
-
-def _beside(what: str, ours: float | None, published: tuple[float, float], tolerance: float) -> Row:
+def _in_range(statement: str, ours: float | None, published: tuple[float, float], tolerance: float) -> Row:
     low, high = published
-    nearest = None if ours is None else min(max(ours, low), high)
-    said = f"{low:g}" if low == high else f"above {low:g}" if high == 1 else f"{low:g} to {high:g}"
+    nearest = low if ours is None else min(max(ours, low), high)
+    text = f"{low:g}" if low == high else f"above {low:g}" if high == 1 else f"{low:g} to {high:g}"
     return {
-        "statement": what,
+        "statement": statement,
         "ours": None if ours is None else round(ours, 4),
-        "published": said,
-        "verdict": verdict(ours, low if nearest is None else nearest, tolerance),
+        "published": text,
+        "verdict": verdict(ours, nearest, tolerance),
     }
 
 
-def _literal(data: str, rows: list[Row]) -> Table:
-    control = by_seed([r for r in rows if r["variant"].startswith("control")], "accuracy")
-    found = []
-    for variant in dict.fromkeys(r["variant"] for r in rows):
-        own = [r for r in rows if r["variant"] == variant]
-        seeds = by_seed(own, "accuracy")
-        both = [seeds[s] - control[s] for s in seeds if s in control]
-        low, high = interval(both)
-        above = {"above control": float(np.mean(both)) if both else None, "low": low, "high": high}
-        means = {"zeros in W_hh": mean_of(own, "zeros"), "accuracy": mean_of(own, "accuracy")}
-        found.append({"variant": variant, **means, "seeds": len(seeds), **above})
-    note = (
-        "`above control` is the paired difference with a network that never had a recurrence, `low` and "
-        "`high` its 95 % bootstrap interval."
-    )
-    return Table(f"literal-{data}", f"Algorithms 2 and 3 as they stand, {data}", found, note)
+def _literal(data: str, rows: Rows) -> Table:
+    lines = []
+    for (variant,), same in group(rows, "variant").items():
+        found = _compare(same, select(rows, variant=CONTROL))
+        line = {"variant": variant, "zeros in W_hh": mean(same, "zeros"), "accuracy": mean(same, "accuracy")}
+        line |= {"seeds": len(distinct(same, "seed")), "above control": None if found is None else found.mean}
+        lines.append({**line, **_interval(found)})
+    return Table(f"literal-{data}", f"Algorithms 2 and 3 as printed, {data}", lines, _LITERAL)
 
 
-def _rigorous(data: str, rows: list[Row]) -> Table:
-    whole = mean_of([r for r in rows if r["criterion"] == "whole network"], "accuracy")
-    pruned = [r for r in rows if r["criterion"] != "whole network"]
-    found: list[Row] = []
-    for repair, criterion in dict.fromkeys((r["repair"], r["criterion"]) for r in pruned):
-        line: Row = {"repair": repair, "criterion": criterion}
-        for removed in sorted({r["removed"] for r in pruned}):
-            here = [r for r in pruned if (r["repair"], r["removed"]) == (repair, removed)]
-            line[f"{removed:.0%}"] = _signed(here, criterion)
-        found.append(line)
-    found.sort(key=lambda line: ("none", "fold", "finetune").index(line["repair"]))
-    seeds = len({r["seed"] for r in rows})
-    note = f"Accuracy with all units {whole:.3f}; means over {seeds} seeds. {SIGNS}"
-    return Table(f"rigorous-{data}", f"Whole units removed from an LSTM, {data}", found, note)
+def _compare(first: Rows, second: Rows) -> Comparison | None:
+    return compare(paired_differences(first, second, "accuracy", ["seed"]))
 
 
-def _signed(rows: Rows, criterion: str) -> str:
-    """Word a mean with the sign of its difference with random removal; none where they tie."""
-    ours, random = (
-        by_seed([r for r in rows if r["criterion"] == name], "accuracy") for name in (criterion, "random")
-    )
-    low, high = interval([ours[s] - random[s] for s in ours if s in random])
-    if criterion == "random" or low is None or high is None or low <= 0 <= high:
-        return f"{np.mean(list(ours.values())):.3f}"
-    sign = "+" if low > 0 else "-"
-    return f"{np.mean(list(ours.values())):.3f} {sign}"
+def _interval(comparison: Comparison | None) -> Row:
+    low, high = (None, None) if comparison is None else (comparison.low, comparison.high)
+    return {"low": low, "high": high}
 
 
-def _effect(data: str, rows: list[Row]) -> Table:
-    found = []
-    for criterion in dict.fromkeys(r["criterion"] for r in rows):
-        own = [r for r in rows if r["criterion"] == criterion]
-        found.append({"criterion": criterion, **{value: mean_of(own, value) for value in EFFECTS}})
-    note = (
-        "Half of the units removed, no repair. Modularity is that of the recurrent strengths with "
-        "communities by Louvain's method; exponent is the largest Lyapunov exponent driven by test images, "
-        "norm the largest norm of the Jacobian on the way; information about the label is a lower bound "
-        "(linear decoder) in nats, unit information the mean over single units."
-    )
-    return Table(f"effect-{data}", f"What removal does to the dynamics, {data}", found, note)
+def _rigorous(data: str, rows: Rows) -> Table:
+    whole = mean(select(rows, criterion=WHOLE), "accuracy") or 0.0
+    pruned = [row for row in rows if row["criterion"] != WHOLE]
+    random = select(pruned, criterion="random")
+    signs = {"ahead": " +", "behind": " -"}
+
+    def show(same: Rows, key: str) -> str:
+        sign = ""
+        if same and same[0]["criterion"] != "random":
+            other = select(random, repair=same[0]["repair"], removed=same[0]["removed"])
+            found = _compare(same, other)
+            sign = "" if found is None else signs.get(found.outcome, "")
+        return f"{mean(same, key) or 0.0:.3f}{sign}"
+
+    lines = pivot(pruned, ["repair", "criterion"], across(pruned, "removed", "accuracy"), show)
+    lines.sort(key=lambda line: REPAIRS.index(line["repair"]))
+    note = f"Accuracy with all units {whole:.3f}. Means over {len(distinct(rows, 'seed'))} seeds. {_SIGNS}"
+    return Table(f"rigorous-{data}", f"Whole units removed from an LSTM, {data}", lines, note)
+
+
+def _effect(data: str, rows: Rows) -> Table:
+    columns = ("accuracy", *EFFECTS)
+    lines = pivot(rows, ["criterion"], dict(zip(columns, columns, strict=True)))
+    return Table(f"effect-{data}", f"Effects of removal on the dynamics, {data}", lines, _EFFECT)
 
 
 def _g2p(rows: Rows) -> Iterator[Table]:
-    measured = [r for r in part(rows, "g2p") if "repair" in r]
-    base = [r for r in measured if r["criterion"] == "whole network"]
-    whys = {r["criterion"]: r["why"] for r in part(rows, "g2p") if "why" in r}
-    undefined = " ".join(f"Not defined here: {name} ({why.rstrip('.')})." for name, why in whys.items())
-    for units in dict.fromkeys(r["units"] for r in measured):
-        own = [r for r in measured if r["units"] == units and r["criterion"] != "whole network"]
-        note = (
-            f"With all units: {mean_of(base, 'error'):.3f}, standard error over words "
-            f"{mean_of(base, 'standard error'):.3f}. {undefined}"
-        )
+    same = select(rows, part=G2P)
+    measured = [row for row in same if "repair" in row]
+    whole = select(measured, criterion=WHOLE)
+    reasons = {row["criterion"]: row["why"] for row in same if "why" in row}
+    undefined = " ".join(f"Not defined here: {name} ({why.rstrip('.')})." for name, why in reasons.items())
+    for units in distinct(measured, "units"):
+        pruned = [row for row in select(measured, units=units) if row["criterion"] != WHOLE]
+        error, deviation = mean(whole, "error"), mean(whole, "standard error")
+        note = f"With all units: {error:.3f}, standard error over words {deviation:.3f}. {undefined}"
         name = units.replace(" ", "-")
-        errors = _across(own, ("repair", "criterion"), "error")
+        errors = pivot(pruned, ["repair", "criterion"], across(pruned, "removed", "error"))
         yield Table(f"g2p-{name}", f"g2p-en: phoneme error, share of {units} removed", errors, note.strip())
-        speeds = _across([r for r in own if "speed-up" in r], ("criterion",), "speed-up")
-        left = {r["criterion"]: r["left"] for r in own if "left" in r and r["removed"] == 0.25}
-        shown = [{**line, "left at 25%": left.get(line["criterion"])} for line in speeds]
-        note = "CPU time of a pass over a batch of words in one thread, whole and pruned in turn."
-        yield Table(f"g2p-speed-{name}", f"g2p-en: times as fast, share of {units} removed", shown, note)
+        timed = [row for row in pruned if "speed-up" in row]
+        left = {row["criterion"]: row["left"] for row in timed if row["removed"] == 0.25}
+        speeds = [
+            {**line, "left at 25%": left.get(line["criterion"])}
+            for line in pivot(timed, ["criterion"], across(timed, "removed", "speed-up"))
+        ]
+        yield Table(f"g2p-speed-{name}", f"g2p-en: times as fast, share of {units} removed", speeds, _SPEED)
 
 
-def _across(rows: Rows, names: tuple[str, ...], value: str) -> list[Row]:
-    """Return a line for each combination of names, with a column for each share removed."""
-    found: dict[tuple[Any, ...], Row] = {}
-    for removed in sorted({r["removed"] for r in rows}):
-        for key in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
-            own = [r for r in rows if r["removed"] == removed and tuple(r[n] for n in names) == key]
-            line = found.setdefault(key, dict(zip(names, key, strict=True)))
-            line[f"{removed:.0%}"] = mean_of(own, value)
-    return list(found.values())
+def figures(rows: Rows) -> list[Figure]:
+    """Return the figures that have rows."""
+    return [*_literal_figures(rows), *_rigorous_figures(rows), *_g2p_figures(rows)]
+
+
+def _plot(
+    lines: Rows, name: str, x: str, y: str, titles: tuple[str, str], mode: str = "lines+markers"
+) -> Any:
+    series = {key[0]: [(line[x], line[y]) for line in same] for key, same in group(lines, name).items()}
+    return curves(series, titled(titles[0]), titled(titles[1]), mode=mode)
+
+
+def _literal_figures(rows: Rows) -> Iterator[Figure]:
+    for (data,), trained in group(select(rows, part=LITERAL), "data").items():
+        columns = ("variant", "seed", "zeros", "accuracy")
+        shown = [{c: row[c] for c in columns} for same in group(trained, "variant").values() for row in same]
+        titles = ("share of zeros in W_hh", "accuracy")
+        plot = _plot(shown, "variant", "zeros", "accuracy", titles, "markers")
+        text = "Each point is a training. Without masks that persist, the weights have grown back."
+        title = f"Accuracy against zeros in W_hh, {data}"
+        yield Figure(f"literal-accuracy-{data}", title, plot, text, shown)
+
+
+def _rigorous_figures(rows: Rows) -> Iterator[Figure]:
+    repairs = {"none": "without repair", "fold": "with the least-squares fold"}
+    for data in distinct(select(rows, part=RIGOROUS), "data"):
+        for repair, words in repairs.items():
+            same = select(rows, part=RIGOROUS, data=data, repair=repair, criterion=set(SHOWN))
+            shown = []
+            for criterion in SHOWN:
+                for removed in sorted(distinct(same, "removed")):
+                    here = select(same, removed=removed)
+                    own = select(here, criterion=criterion)
+                    line = {"criterion": criterion, "removed": removed, "accuracy": mean(own, "accuracy")}
+                    shown.append({**line, **_interval(_compare(own, select(here, criterion="random")))})
+            if shown:
+                text = (
+                    f"Mean accuracy over the seeds {words}. The rows have the 95 % interval of the paired "
+                    "difference with random removal."
+                )
+                titles = ("share of units removed", "accuracy")
+                plot = _plot(shown, "criterion", "removed", "accuracy", titles)
+                title = f"Accuracy against units removed, {data}, {words}"
+                yield Figure(f"removed-{data}-{repair}", title, plot, text, shown)
+
+
+def _g2p_figures(rows: Rows) -> Iterator[Figure]:
+    folded = select(rows, part=G2P, repair="fold")
+    if not folded:
+        return
+    shown = []
+    for units in distinct(folded, "units"):
+        for criterion in SHOWN_G2P:
+            same = select(folded, units=units, criterion=criterion)
+            for removed in sorted(distinct(same, "removed")):
+                line = {"units": units, "criterion": criterion, "removed": removed}
+                shown.append({**line, "phoneme error": mean(select(same, removed=removed), "error")})
+    named = [{**line, "name": f"{line['criterion']}, {line['units']}"} for line in shown]
+    plot = _plot(named, "name", "removed", "phoneme error", ("share of units removed", "phoneme error"))
+    text = "With the least-squares fold and no training; over all units, and over the hidden units alone."
+    title = "g2p-en: phoneme error against units removed, with fold"
+    yield Figure("g2p-fold", title, plot, text, shown)

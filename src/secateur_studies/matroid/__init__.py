@@ -1,9 +1,8 @@
-"""The first seed, reproduced and audited, and its idea on ordinary networks.
+"""The study of the blog post "Matroid-Guided Pruning: Removing 70% of Neurons for Free".
 
-"Matroid-Guided Pruning: Removing 70% of Neurons for Free" (blog post), and the experiment its author
-published.
+It reproduces the published experiment, adds controls, and applies the idea to ordinary networks.
 """
 
-from secateur_studies.matroid.study import FOLDERS, run
+from secateur_studies.matroid.study import STUDY
 
-__all__ = ["FOLDERS", "run"]
+__all__ = ["STUDY"]

@@ -21,32 +21,26 @@ from secateur.methods.matroid import Matroid
 from secateur.repair.fold import fold, merge
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
-from secateur.zoo import lstm, mlp, small_cnn, train
+from secateur.zoo import small_cnn, train
+from secateur_studies.models import lstm, perceptron
 
-__all__ = ["MODELS", "REMOVED", "Scale", "compare", "correct", "planted"]
+__all__ = ["MODELS", "REMOVED", "Scale", "compare_criteria", "find_planted"]
 
 Row = dict[str, Any]
 Correct = NDArray[np.bool_]
+ORDINARY, PAIRED, PLANTED = "ordinary", "paired", "planted"
 REMOVED = (0.5, 0.7, 0.8, 0.9, 0.95)
 REPAIRS = ("none", "fold")
 NEEDS = frozenset({"gram", "moments", "gradients", "taylor"})
-
-
-def _mlp(data: Dataset, seed: int) -> nn.Module:
-    return mlp((int(np.prod(data.shape)), 512, data.classes), seed=seed)
 
 
 def _cnn(data: Dataset, seed: int) -> nn.Module:
     return small_cnn(16, side=data.shape[1], channels=data.shape[0], classes=data.classes, seed=seed)
 
 
-def _lstm(data: Dataset, seed: int) -> nn.Module:
-    return lstm(128, side=data.shape[1], classes=data.classes, seed=seed)
-
-
 @dataclass(frozen=True)
 class Scale:
-    """How a network is trained and measured in under a minute.
+    """How a network is built, trained and measured, in under a minute.
 
     Attributes:
         build: (data, seed) -> network.
@@ -64,14 +58,14 @@ class Scale:
 
 
 MODELS: dict[str, Scale] = {
-    "mlp": Scale(_mlp, 5, seeds=10),
+    "mlp": Scale(lambda data, seed: perceptron(data, 512, seed=seed), 5, seeds=10),
     "cnn": Scale(_cnn, 3, 20_000, 4_000),
-    "lstm": Scale(_lstm, 3, 20_000, 4_000),
+    "lstm": Scale(lambda data, seed: lstm(data, 128, seed=seed), 3, 20_000, 4_000),
 }
 
 
 def _criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
-    """Yield name, method, and the number of draws."""
+    """Yield name, method, and number of draws; the matroid first."""
     yield "matroid", Matroid(), 1
     yield "matroid, units", Matroid(objective="units"), 1
     for name in ("magnitude", "activation", "sensitivity", "taylor"):
@@ -80,37 +74,37 @@ def _criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
     yield "random", METHODS["random"](), draws
 
 
-def compare(
+def compare_criteria(
     name: str, data: Dataset, seed: int, *, epochs: int, limit: int | None, tests: int | None, draws: int
 ) -> Iterator[Row]:
     """Train one network and prune it by every criterion, without and with fold.
 
     Yields:
-        ``ordinary``: the accuracy lost in points.  ``paired``: beside each baseline with the same repair, on
-        how many test examples only the matroid is right, and on how many only the baseline.
+        `ORDINARY` rows with the lost accuracy in points. `PAIRED` rows for each baseline with the same
+        repair: the numbers of test examples on which only the matroid is right, and only the baseline.
     """
     model = train(MODELS[name].build(data, seed), data, epochs=epochs, limit=limit, seed=seed).model
-    network = trace(model, data.parts["train"][0][:2])
-    evidence = collect_statistics(model, network, data.batches("calibration", 250), NEEDS, seed)
+    graph = trace(model, data.parts["train"][0][:2])
+    statistics = collect_statistics(model, graph, data.batches("calibration", 250), NEEDS, seed)
     test = data.batches("test", 1000, tests)
-    base = correct(model, test)
+    base = _correct(model, test)
     common = {"model": name, "data": data.name, "seed": seed, "accuracy": base.mean()}
-    for share in REMOVED:
+    for removed in REMOVED:
         ours: dict[str, Correct] = {}
         for label, method, times in _criteria(draws):
-            found = [_pruned(method, model, network, evidence, share, draw, test) for draw in range(times)]
+            results = [_prune(method, model, graph, statistics, removed, draw, test) for draw in range(times)]
             for repair in REPAIRS:
-                cell = common | {"criterion": label, "removed": share, "repair": repair}
-                right = [f[repair] for f in found]
+                row = common | {"criterion": label, "removed": removed, "repair": repair}
+                right = [result[repair] for result in results]
                 lost = 100 * float(base.mean() - np.mean([r.mean() for r in right]))
-                yield cell | {"part": "ordinary", "lost": lost, "draws": times}
+                yield row | {"part": ORDINARY, "lost": lost, "draws": times}
                 if label == "matroid":
                     ours[repair] = right[0]
                 elif times == 1:
-                    yield cell | {"part": "paired", **_paired(ours[repair], right[0])}
+                    yield row | {"part": PAIRED, **_count_differences(ours[repair], right[0])}
 
 
-def _paired(ours: Correct, theirs: Correct) -> Row:
+def _count_differences(ours: Correct, theirs: Correct) -> Row:
     return {
         "only matroid": int((ours & ~theirs).sum()),
         "only baseline": int((theirs & ~ours).sum()),
@@ -118,30 +112,32 @@ def _paired(ours: Correct, theirs: Correct) -> Row:
     }
 
 
-def _pruned(
+def _prune(
     method: SetMethod,
     model: nn.Module,
-    network: PruningGraph,
-    evidence: Statistics,
-    share: float,
+    graph: PruningGraph,
+    statistics: Statistics,
+    removed: float,
     draw: int,
     test: Sequence[Batch],
 ) -> dict[str, Correct]:
-    plan = method.plan(network, replace(evidence, seed=evidence.seed + 1000 * draw), Units(1 - share))
+    """Return for each repair which test examples are answered right."""
+    drawn = replace(statistics, seed=statistics.seed + 1000 * draw)
+    plan = method.plan(graph, drawn, Units(1 - removed))
     small = shrink(model, plan, check=False)
-    folded, _ = fold(model, small, plan, evidence)
-    return {"none": correct(small, test), "fold": correct(folded, test)}
+    folded, _ = fold(model, small, plan, statistics)
+    return {"none": _correct(small, test), "fold": _correct(folded, test)}
 
 
 @torch.no_grad()
-def correct(model: nn.Module, batches: Sequence[Batch]) -> Correct:
+def _correct(model: nn.Module, batches: Sequence[Batch]) -> Correct:
     """Return which examples are answered right."""
     return torch.cat([model(x).argmax(-1) == y for x, y in batches]).numpy()
 
 
-def planted(data: Dataset, seed: int, count: int = 40) -> Row:
-    """Plant positive multiples and duplicates into a trained MLP, and see whether just they are found."""
-    model = train(_mlp(data, seed), data, epochs=1, limit=20_000, seed=seed).model.double()
+def find_planted(data: Dataset, seed: int, count: int = 40) -> Row:
+    """Plant positive multiples and duplicates into a trained perceptron, and count which are found."""
+    model = train(MODELS["mlp"].build(data, seed), data, epochs=1, limit=20_000, seed=seed).model.double()
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     generator = np.random.default_rng(seed)
     rows = generator.permutation(first.out_features)[: 2 * count]
@@ -150,27 +146,25 @@ def planted(data: Dataset, seed: int, count: int = 40) -> Row:
         for source, copy, c in zip(rows[:count], rows[count:], scale, strict=True):
             first.weight[copy], first.bias[copy] = c * first.weight[source], c * first.bias[source]
     x, y = data.parts["test"][0][:1000].double(), data.parts["test"][1][:1000]
-    network = trace(model, x[:2])
-    method = Matroid(ground="rows")
-    plan = method.plan(
-        network, collect_statistics(model, network, None, method.needs(Units(0.5))), Units(0.5)
-    )
+    graph, method = trace(model, x[:2]), Matroid(ground="rows")
+    statistics = collect_statistics(model, graph, None, method.needs(Units(0.5)))
+    plan = method.plan(graph, statistics, Units(0.5))
     small = merge(model, shrink(model, plan), plan)
     pairs = {frozenset(p) for p in zip(rows[:count].tolist(), rows[count:].tolist(), strict=True)}
     merged = plan.merges[next(iter(plan.merges))]
     leaders = merged.kept[merged.coefficients.argmax(1)]
     found = {frozenset(pair) for pair in zip(merged.removed.tolist(), leaders.tolist(), strict=True)}
     with torch.no_grad():
-        apart = float((small(x) - model(x)).abs().max() / model(x).abs().max())
+        difference = float((small(x) - model(x)).abs().max() / model(x).abs().max())
     return {
-        "part": "planted",
+        "part": PLANTED,
         "data": data.name,
         "seed": seed,
         "units": first.out_features,
         "planted": count,
         "found": len(found & pairs),
         "found besides": len(found - pairs),
-        "relative output difference": apart,
+        "relative output difference": difference,
         "accuracy before": accuracy(model, [(x, y)]),
         "accuracy after": accuracy(small, [(x, y)]),
     }

@@ -27,7 +27,6 @@ __all__ = [
     "Post",
     "accuracy",
     "curve",
-    "grid",
     "moons",
     "removals",
     "train",
@@ -116,8 +115,8 @@ def moons(generator: np.random.Generator, samples: int = 200, noise: float = 0.1
 
 def train(mode: Kind, units: int, seed: int, data: tuple[Floats, Floats], epochs: int = EPOCHS) -> Post:
     """Train one network; `seed` is the data's, to which the mode adds its offset."""
-    own = seed + MODES[mode]
-    generator = np.random.default_rng(own)
+    seed = seed + MODES[mode]
+    generator = np.random.default_rng(seed)
     first, last = nn.Linear(2, units).double(), nn.Linear(units, 1).double()
     parametrize_linear(first, mode, generator)
     with torch.no_grad():
@@ -126,9 +125,9 @@ def train(mode: Kind, units: int, seed: int, data: tuple[Floats, Floats], epochs
         last.bias.zero_()
     net = nn.Sequential(first, nn.ReLU(), last)
     _fit(net, torch.from_numpy(data[0]), torch.from_numpy(data[1]), generator, epochs)
-    made = (first.weight, first.bias, last.weight, last.bias)
-    w1, b1, w2, b2 = (t.detach().numpy().copy() for t in made)
-    return Post(mode, own, *data, w1, b1, w2[0], float(b2[0]))
+    tensors = (first.weight, first.bias, last.weight, last.bias)
+    w1, b1, w2, b2 = (t.detach().numpy().copy() for t in tensors)
+    return Post(mode, seed, *data, w1, b1, w2[0], float(b2[0]))
 
 
 def _fit(
@@ -173,16 +172,3 @@ def curve(net: Post, criterion: str, tail: Ints, data: tuple[Floats, Floats] | N
         after = [accuracy(net, np.setdiff1d(everything, gone), data) for gone in sets]
         changes.append(100 * (float(np.mean(after)) - before) if len(tail) else 0.0)
     return changes
-
-
-def grid(
-    modes: tuple[Kind, ...] = ("tp_exponential", "negated_bidiagonal"),
-    dimensions: tuple[int, ...] = DIMENSIONS,
-    seeds: tuple[int, ...] = SEEDS,
-) -> Iterator[Post]:
-    """Train the networks of the experiment, one after the other."""
-    for seed in seeds:
-        data = moons(np.random.default_rng(seed))
-        for mode in modes:
-            for units in dimensions:
-                yield train(mode, units, seed, data)

@@ -1,40 +1,29 @@
-"""Tables of the study, from its rows."""
+"""The tables and figures of the matroid study, from its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from secateur_studies.common import Table, verdict
-from secateur_studies.matroid.paired import verdicts
-from secateur_studies.matroid.post import CRITERIA, FRACTIONS
+from secateur_studies.figures import bars, curves, grid, heatmap, titled
+from secateur_studies.findings import Figure, Table, beside
+from secateur_studies.matroid.controls import FRESH, MERGED, PARTITION, PERMUTED, REAL, UNTRAINED
+from secateur_studies.matroid.experiments import EXTENT, FIGURE_1, FIGURE_2, LINES, PANELS, POST, SIDE
+from secateur_studies.matroid.ordinary import ORDINARY, PAIRED, PLANTED
+from secateur_studies.matroid.post import CRITERIA, FRACTIONS, moons
 from secateur_studies.matroid.published import AT_75, AT_100, CURVES_200, FACTS
+from secateur_studies.rows import Row, Rows, across, distinct, group, mean, percent, pivot, select
+from secateur_studies.statistics import Comparison, compare, correct
 
-__all__ = ["changes", "mean_of", "part", "published_entries", "tables"]
+__all__ = ["compare_best", "figures", "tables"]
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
-# How far "about" reaches.
+# Tolerances where the post says "about".
 ABOUT = {"H=200: essential (about)": 0.5, "H=200: kept (about)": 5.0}
-
-
-def tables(rows: Rows) -> list[Table]:
-    """Return the tables of the parts that there are rows of."""
-    single = [*_whole_tail(rows), *_facts(rows)]
-    planted = [{k: v for k, v in row.items() if k != "part"} for row in part(rows, "planted")]
-    found = [
-        Table("published", "Published changes of accuracy, and ours", published_entries(rows), _PUBLISHED),
-        Table("whole-tail", "The whole tail removed (Table 2), and single statements", single, _WHOLE),
-        Table("post", "Change of accuracy in points, mean of the seeds", list(_everything(rows)), _POST),
-        *_audits(rows),
-        Table("ordinary", "Ordinary networks: test accuracy lost", list(_ordinary(rows)), _ORDINARY),
-        Table("paired", "Matroid against the best baseline, both with fold", verdicts(rows), _PAIRED),
-        Table("planted", "Planted positive multiples and duplicates", planted, _PLANTED),
-    ]
-    return [table for table in found if table.rows]
-
+POSTS = "tp_exponential"  # the parametrization of the published numbers
+BASIS, CHANCE = "matroid", "random"
+ESSENTIAL, TAIL = "#2e7d5b", "#c2553f"
 
 _PUBLISHED = (
     "tp_exponential, mean of five seeds, in points: the post's Table 1 with Figure 4 (75 % of the tail), "
@@ -42,194 +31,324 @@ _PUBLISHED = (
     "printed digit."
 )
 _WHOLE = (
-    "The post's best seed is the best among networks that have a tail and do not gain. Where it says about, "
-    "ours may differ by 0.5 units (essential) or 5 (kept)."
+    "The post's best seed is the best of the networks that have a tail and gain nothing. Where the post "
+    "says about, ours may differ by 0.5 units (essential) or 5 (kept)."
 )
 _POST = "Networks without a tail count as 0, as in the post. Random is the mean of 20 draws a network."
+_PARTITION = (
+    "Means over the seeds. The exact tail counts deficient windows over the rationals. At a gap of 1 the "
+    "choice between two ranks is arbitrary. Cauchy and unconstrained networks are controls. In `untrained` "
+    "all biases are 0."
+)
+_PERMUTED = (
+    "Change of accuracy in points. Permuting the hidden units (20 times) does not change the function. "
+    "`fresh test set`: the post's data drawn again. `real moons`: scikit-learn's moons, which interlock, "
+    "with a test set of 1,000."
+)
+_MERGED = "relu(c z) = c relu(z) for c > 0, so rows of [W1 | b1] that are positive multiples merge exactly."
 _ORDINARY = (
-    "No fine-tuning; calibration, training and test images are disjoint. `matroid, units` measures the error "
-    "of the units themselves instead of the output's. All groups of a network lose the same share; accuracy "
-    "is the trained network's, in per cent."
+    "No fine-tuning. Calibration, training and test images are disjoint. `matroid, units` measures the "
+    "error of the units themselves instead of the output's. All groups of a network lose the same share. "
+    "Accuracy is that of the trained network, in percent."
 )
 _PAIRED = (
-    "The best baseline is picked by its mean test loss, which favours it. 95 % bootstrap intervals over "
-    "networks, for the one comparison; p-values of paired t-tests, Holm-corrected for all rows, by which the "
-    "verdict goes."
+    "The best baseline is the one with the least mean test loss, a choice in its favour. The 95 % bootstrap "
+    "intervals over networks are for one comparison. P-values are of paired t-tests, Holm-corrected for all "
+    "rows; the verdict follows them."
 )
 _PLANTED = "40 rows of the first layer become multiples or duplicates of others, in float64."
 
 
-_CELL = ("mode", "units", "criterion", "fraction")
-
-
-def part(rows: Rows, *names: str) -> list[Row]:
-    """Return the rows of some parts."""
-    return [row for row in rows if row["part"] in names]
-
-
-def changes(rows: Rows, mode: str, units: int, criterion: str) -> np.ndarray:
-    """Return the changes of one cell, [seeds, fractions]."""
-    kept = [
-        r for r in part(rows, "post") if (r["mode"], r["units"], r["criterion"]) == (mode, units, criterion)
+def tables(rows: Rows) -> list[Table]:
+    """Return the tables that have rows."""
+    planted = [{k: v for k, v in row.items() if k != "part"} for row in select(rows, part=PLANTED)]
+    controls = [
+        ("partition", "Exact and numerical tail, and controls", _PARTITION, {PARTITION, UNTRAINED}),
+        (
+            "permuted",
+            "Permuted neurons and fresh test sets: 75 % of the tail removed",
+            _PERMUTED,
+            {PERMUTED, FRESH, REAL},
+        ),
+        ("merged", "Positive multiples merged, in any order", _MERGED, {MERGED}),
     ]
-    seeds = dict.fromkeys(r["data seed"] for r in kept)
-    found = {(r["data seed"], r["fraction"]): r["change"] for r in kept}
-    return np.array([[found[s, f] for f in FRACTIONS] for s in seeds]).reshape(-1, len(FRACTIONS))
+    found = [
+        Table("published", "Published changes of accuracy, and ours", list(_published(rows)), _PUBLISHED),
+        Table(
+            "whole-tail",
+            "The whole tail removed (Table 2), and single statements",
+            [*_whole_tail(rows), *_facts(rows)],
+            _WHOLE,
+        ),
+        Table("post", "Change of accuracy in points, mean of the seeds", _all_changes(rows), _POST),
+        *(
+            Table(name, title, _controls(select(rows, part=part)), note)
+            for name, title, note, part in controls
+        ),
+        Table("ordinary", "Ordinary networks: test accuracy lost", _ordinary(rows), _ORDINARY),
+        Table("paired", "Matroid and the best baseline, both with fold", compare_best(rows), _PAIRED),
+        Table("planted", "Planted positive multiples and duplicates", planted, _PLANTED),
+    ]
+    return [table for table in found if table.rows]
 
 
-def mean_of(rows: Rows, key: str, **where: Any) -> float | None:
-    """Return the mean of a column over the rows that agree with `where`; None if there are none."""
-    values = [r[key] for r in rows if all(r.get(k) == v for k, v in where.items()) and r.get(key) is not None]
-    return float(np.mean(values)) if values else None
+def _change(rows: Rows, units: int, criterion: str, fraction: float) -> float | None:
+    return mean(
+        select(rows, part=POST, mode=POSTS, units=units, criterion=criterion, fraction=fraction), "change"
+    )
 
 
-def _signed(value: float) -> float:
-    return round(float(value), 1) + 0.0
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1) + 0.0  # no -0
 
 
-def _dimensions(rows: Rows) -> list[int]:
-    return sorted({r["units"] for r in part(rows, "post") if r["mode"] == "tp_exponential"})
+def _widths(rows: Rows) -> list[int]:
+    return sorted(distinct(select(rows, part=POST, mode=POSTS), "units"))
 
 
-def _published(units: int, criterion: str, fraction: int) -> float | None:
+def _printed(units: int, criterion: str, fraction: float) -> float | None:
     """Return the printed mean, or None where the post prints none."""
     if units == 200:
-        return CURVES_200[criterion][fraction]
-    if fraction == FRACTIONS.index(0.75):
+        return CURVES_200[criterion][FRACTIONS.index(fraction)]
+    if fraction == 0.75:
         return AT_75.get(units, {}).get(criterion)
-    whole = AT_100.get(units, {}) if fraction == len(FRACTIONS) - 1 else {}
-    return whole.get({"matroid": "mean"}.get(criterion, criterion))
+    whole = AT_100.get(units, {}) if fraction == 1 else {}
+    return whole.get("mean" if criterion == BASIS else criterion)
 
 
-def published_entries(rows: Rows) -> list[dict[str, Any]]:
-    """Return every published mean of which there are rows, ours beside it, with the verdict."""
-    entries = []
-    for units in _dimensions(rows):
+def _published(rows: Rows) -> Iterator[Row]:
+    """Yield every published mean of which there are rows, beside ours."""
+    for units in _widths(rows):
         for criterion in CRITERIA:
-            means = changes(rows, "tp_exponential", units, criterion).mean(0)
-            for i, fraction in enumerate(FRACTIONS):
-                printed = _published(units, criterion, i)
+            for fraction in FRACTIONS:
+                printed = _printed(units, criterion, fraction)
                 if printed is not None:
-                    entries.append(
-                        {
-                            "H": units,
-                            "criterion": criterion,
-                            "of the tail": f"{fraction:.0%}",
-                            **_beside(_signed(means[i]), printed),
-                        }
-                    )
-    return entries
+                    ours = _rounded(_change(rows, units, criterion, fraction))
+                    line = {"H": units, "criterion": criterion, "of the tail": percent(fraction)}
+                    yield {**line, **beside(ours, printed)}
 
 
-def _beside(ours: float | None, published: float, tolerance: float = 1e-9) -> dict[str, Any]:
-    return {"ours": ours, "published": published, "verdict": verdict(ours, published, tolerance)}
-
-
-def _whole_tail(rows: Rows) -> Iterator[dict[str, Any]]:
+def _whole_tail(rows: Rows) -> Iterator[Row]:
     for units, published in AT_100.items():
-        if units not in _dimensions(rows):
+        whole = select(rows, part=POST, mode=POSTS, units=units, criterion=BASIS, fraction=1.0)
+        if not whole:
             continue
-        whole = changes(rows, "tp_exponential", units, "matroid")[:, -1]
-        wanted = ("tp_exponential", units, "matroid", 1.0)
-        same = [r for r in part(rows, "post") if tuple(r[k] for k in _CELL) == wanted]
-        worse = [r["change"] for r in same if r["tail"] and r["change"] <= 0]
-        best = _signed(max(worse)) if worse else None
-        yield {"statement": f"H={units}: best", **_beside(best, published["best"])}
-        yield {"statement": f"H={units}: worst", **_beside(_signed(whole.min()), published["worst"])}
+        worse = [r["change"] for r in whole if r["tail"] and r["change"] <= 0]
+        best = _rounded(max(worse)) if worse else None
+        worst = _rounded(min(r["change"] for r in whole))
+        yield {"statement": f"H={units}: best", **beside(best, published["best"])}
+        yield {"statement": f"H={units}: worst", **beside(worst, published["worst"])}
 
 
-def _facts(rows: Rows) -> Iterator[dict[str, Any]]:
-    """Figure 1, figure 2 and the text's counts at H = 200, where there are rows of them."""
+def _facts(rows: Rows) -> Iterator[Row]:
+    """Yield the numbers of Figures 1 and 2 and of the text at H = 200."""
     ours: dict[str, float | None] = {}
-    kinds = [r["kind"] for r in part(rows, "figure 1")]
+    kinds = [r["kind"] for r in select(rows, part=LINES)]
     if kinds:
         ours |= {f"figure 1: {kind}": kinds.count(kind) for kind in ("essential", "tail")}
-    panels = {r["panel"]: r for r in part(rows, "figure 2")}
+    panels = {r["panel"]: r for r in select(rows, part=PANELS)}
     if panels:
         ours["figure 2: removed"] = panels["matroid"]["removed"]
         names = {"original": "before", "matroid": "by matroid", "worst of 20 random": "by random"}
-        ours |= {
-            f"figure 2: accuracy {said}": _signed(100 * panels[name]["accuracy"])
-            for name, said in names.items()
-        }
-    where = {"mode": "tp_exponential", "units": 200}
-    essential = mean_of(part(rows, "partition"), "essential", **where)
-    tail = mean_of(part(rows, "partition"), "tail", **where)
+        for panel, text in names.items():
+            ours[f"figure 2: accuracy {text}"] = _rounded(100 * panels[panel]["accuracy"])
+    wide = select(rows, part=PARTITION, mode=POSTS, units=200)
+    essential, tail = mean(wide, "essential"), mean(wide, "tail")
     if essential is not None and tail is not None:
         ours |= {"H=200: essential (about)": essential, "H=200: kept (about)": 200 - 0.75 * tail}
     for statement, value in ours.items():
-        yield {"statement": statement, **_beside(value, FACTS[statement], ABOUT.get(statement, 1e-9))}
+        yield {"statement": statement, **beside(value, FACTS[statement], ABOUT.get(statement, 1e-9))}
 
 
-def _everything(rows: Rows) -> Iterator[dict[str, Any]]:
-    cells = dict.fromkeys((r["mode"], r["units"], r["criterion"]) for r in part(rows, "post"))
-    for mode, units, criterion in sorted(cells, key=lambda c: (c[0] != "tp_exponential", c[1])):
-        means = changes(rows, mode, units, criterion).mean(0)
-        named = {f"{f:.0%}": _signed(m) for f, m in zip(FRACTIONS, means, strict=True)}
-        yield {"parametrization": mode, "H": units, "criterion": criterion, **named}
+def _all_changes(rows: Rows) -> list[dict[str, Any]]:
+    posts = sorted(select(rows, part=POST), key=lambda r: (r["mode"] != POSTS, r["units"]))
+    titles = {"mode": "parametrization", "units": "H", "criterion": "criterion"}
+    columns = across(posts, "fraction", "change")
+    return pivot(posts, titles, columns, lambda same, key: _rounded(mean(same, key)))
 
 
-def _audits(rows: Rows) -> list[Table]:
-    return [
-        Table(
-            "partition",
-            "Exact against numerical tail, and the controls",
-            _means(part(rows, "partition", "untrained")),
-            _PARTITION,
-        ),
-        Table(
-            "permuted",
-            "Permuted neurons, and fresh test sets: 75 % of the tail removed",
-            _means(part(rows, "permuted", "fresh test set", "real moons")),
-            _PERMUTED,
-        ),
-        Table("merged", "Positive multiples merged, in any order", _means(part(rows, "merged")), _MERGED),
-    ]
+def _controls(rows: Rows) -> list[dict[str, Any]]:
+    """Return the means of all columns, one row for each part, parametrization, size and tolerance."""
+    skip = {"part", "mode", "units", "data seed", "tolerance"}
+    lines = []
+    for (name, mode, units, tolerance), same in group(rows, "part", "mode", "units", "tolerance").items():
+        line = {"control": name, "parametrization": mode, "H": units, "networks": len(same)}
+        line |= {} if tolerance is None else {"tolerance": tolerance}
+        keys = dict.fromkeys(key for row in same for key in row if key not in skip)
+        lines.append(line | {key: mean(same, key) for key in keys})
+    return sorted(lines, key=lambda r: (r["control"], r["parametrization"], r.get("tolerance") or 0, r["H"]))
 
 
-_PARTITION = (
-    "Means over the seeds. The exact tail counts deficient windows over the rationals; a gap of 1 is a coin "
-    "toss between two ranks. Cauchy and unconstrained networks are controls; `untrained` has all biases at 0."
-)
-_PERMUTED = (
-    "Change of accuracy in points. Permuting the hidden units (20 times) leaves the function as it is. "
-    "`fresh test set`: the post's data drawn again; `real moons`: scikit-learn's, which interlock, with a "
-    "test set of 1,000."
-)
-_MERGED = "relu(c z) = c relu(z) for c > 0, so rows of [W1 | b1] that are positive multiples merge exactly."
-_SKIP = ("part", "mode", "units", "data seed", "tolerance")
+def _ordinary(rows: Rows) -> list[dict[str, Any]]:
+    lost = select(rows, part=ORDINARY)
+    titles = {"model": "network", "data": "data", "criterion": "criterion", "repair": "repair"}
+    lines = pivot(lost, titles, across(lost, "removed", "lost"))
+    for line, same in zip(lines, group(lost, *titles).values(), strict=True):
+        accuracy = 100 * (mean(same, "accuracy") or 0.0)
+        line |= {"accuracy": accuracy, "seeds": len(distinct(same, "seed")), "draws": same[0]["draws"]}
+    return lines
 
 
-def _means(rows: Rows) -> list[dict[str, Any]]:
-    """Return one row a part, parametrization, size and tolerance."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["part"], row["mode"], row["units"], row.get("tolerance")), []).append(row)
-    found = []
-    for (name, mode, units, tolerance), members in groups.items():
-        said = {"audit": name, "parametrization": mode, "H": units, "networks": len(members)}
-        said |= {"tolerance": tolerance} if tolerance is not None else {}
-        keys = dict.fromkeys(k for m in members for k in m if k not in _SKIP)
-        found.append(said | {key: mean_of(members, key) for key in keys})
-    return sorted(found, key=lambda r: (r["audit"], r["parametrization"], r.get("tolerance") or 0, r["H"]))
+def compare_best(rows: Rows, repair: str = "fold") -> list[dict[str, Any]]:
+    """Compare the matroid with the best baseline of each network and share, both with the same repair.
 
-
-def _ordinary(rows: Rows) -> Iterator[dict[str, Any]]:
-    mine = part(rows, "ordinary")
-    for model, data, criterion, repair in dict.fromkeys(
-        (r["model"], r["data"], r["criterion"], r["repair"]) for r in mine
-    ):
-        cell = [r for r in mine if (r["model"], r["criterion"], r["repair"]) == (model, criterion, repair)]
-        shares = dict.fromkeys(r["removed"] for r in cell)
-        lost = {f"{s:.0%}": mean_of(cell, "lost", removed=s) for s in shares}
-        accuracy = 100 * float(np.mean([r["accuracy"] for r in cell]))
-        yield {
-            "network": model,
-            "data": data,
-            "criterion": criterion,
-            "repair": repair,
-            **lost,
-            "accuracy": accuracy,
-            "seeds": len({r["seed"] for r in cell}),
-            "draws": cell[0]["draws"],
+    All networks are judged on the same test examples, and no difference counts as more certain than these
+    examples allow.
+    """
+    lines: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
+    cells = group(select(rows, part={ORDINARY, PAIRED}, repair=repair), "model", "removed")
+    for (model, removed), same in cells.items():
+        lost = {
+            name: mean(members, "lost") or 0.0
+            for (name,), members in group(select(same, part=ORDINARY), "criterion").items()
         }
+        baselines = {n: loss for n, loss in lost.items() if not n.startswith(BASIS) and n != CHANCE}
+        best = min(baselines, key=lambda n: baselines[n])
+        pairs = select(same, part=PAIRED, criterion=best)
+        ahead = [(row["only matroid"] - row["only baseline"]) / row["tested"] for row in pairs]
+        comparison = compare(ahead, min(row["tested"] for row in pairs) / len(pairs))
+        if comparison is None:
+            continue
+        comparisons.append(comparison)
+        line = {"network": model, "removed": removed, "matroid lost": lost[BASIS], "best baseline": best}
+        lines.append({**line, "baseline lost": lost[best]})
+    for line, found in zip(lines, correct(comparisons), strict=True):
+        interval = [None if end is None else 100 * end for end in (found.low, found.high)]
+        line |= {"ahead by": 100 * found.mean, "low": interval[0], "high": interval[1]}
+        line |= {"p": found.p, "verdict": found.outcome, "seeds": found.count}
+    return lines
+
+
+def figures(rows: Rows) -> list[Figure]:
+    """Return the post's five figures and one for each ordinary network, where there are rows."""
+    found = [_hyperplanes(rows), _boundaries(rows), _curves(rows), _by_width(rows), _pipeline(rows)]
+    return [figure for figure in found if figure is not None] + list(_lost(rows))
+
+
+def _points(seed: int) -> dict[str, Any]:
+    """Return the trace of the training data."""
+    x, y = moons(np.random.default_rng(seed))
+    marker = {"color": y.astype(int).tolist(), "size": 4, "colorscale": "Portland"}
+    place = {"x": x[:, 0].round(3).tolist(), "y": x[:, 1].round(3).tolist()}
+    hidden = {"showlegend": False, "hoverinfo": "skip"}
+    return {"type": "scatter", "mode": "markers", "marker": marker, **place, **hidden}
+
+
+def _hyperplanes(rows: Rows) -> Figure | None:
+    """Figure 1: the lines on which the units switch."""
+    lines = select(rows, part=LINES)
+    if not lines:
+        return None
+    ends = EXTENT[0]
+    series = {
+        f"unit {r['unit']}, {r['kind']}": [(x, -(r["a"] * x + r["c"]) / r["b"]) for x in ends] for r in lines
+    }
+    colours = [TAIL if line["kind"] == "tail" else ESSENTIAL for line in lines]
+    styles = {
+        name: {"showlegend": False, "line": {"color": colour, "width": 1.5}}
+        for name, colour in zip(series, colours, strict=True)
+    }
+    x, y = ({"range": list(extent)} for extent in EXTENT)
+    plot = curves(series, x, y, mode="lines", styles=styles)
+    plot["data"].insert(0, _points(FIGURE_1[2]))
+    shown = [{k: v for k, v in line.items() if k != "part"} for line in lines]
+    text = "Essential units are green, units of the tail red."
+    return Figure("figure1", "Figure 1: hyperplane arrangement, H = 20", plot, text, shown)
+
+
+def _boundaries(rows: Rows) -> Figure | None:
+    """Figure 2: decisions before and after."""
+    panels = select(rows, part=PANELS)
+    if not panels:
+        return None
+    xs, ys = (np.linspace(low, high, SIDE).round(3).tolist() for low, high in EXTENT)
+    traces = {}
+    for panel in panels:
+        z = np.array([int(c) for c in panel["side"]]).reshape(SIDE, SIDE).tolist()
+        regions = heatmap(xs, ys, z, showscale=False, opacity=0.4)
+        traces[f"{panel['panel']}: {panel['accuracy']:.1%}"] = [regions, _points(FIGURE_2[2])]
+    shown = [{k: p[k] for k in ("panel", "removed", "accuracy")} for p in panels]
+    text = "Decision regions of the original network and after two removals."
+    return Figure("figure2", "Figure 2: decision boundaries, H = 50", grid(traces, 3), text, shown)
+
+
+def _curves(rows: Rows) -> Figure | None:
+    """Figure 3: every criterion along the tail, in the widest network."""
+    widths = _widths(rows)
+    if not widths:
+        return None
+    units, shown = widths[-1], []
+    for criterion in CRITERIA:
+        shown.append({"criterion": criterion, "of the tail": 0.0, "ours": 0.0, "published": 0.0})
+        for fraction in FRACTIONS:
+            numbers = {"ours": _change(rows, units, criterion, fraction)}
+            numbers["published"] = _printed(units, criterion, fraction)
+            shown.append({"criterion": criterion, "of the tail": fraction, **numbers})
+    series, styles = {}, {}
+    for (criterion,), same in group(shown, "criterion").items():
+        series[criterion] = [(r["of the tail"], r["ours"]) for r in same]
+        printed = f"{criterion}, published"
+        series[printed] = [(r["of the tail"], r["published"]) for r in same]
+        styles[printed] = {"mode": "markers", "marker": {"symbol": "circle-open", "size": 10}}
+    plot = curves(series, titled("share of the tail removed"), titled("points"), styles=styles)
+    title = f"Figure 3: change of accuracy along the tail, H = {units}"
+    return Figure("figure3", title, plot, "Circles are the published points, lines are ours.", shown)
+
+
+def _by_width(rows: Rows) -> Figure | None:
+    """Figure 4: 75 % of the tail, by width."""
+    shown = [
+        {
+            "H": units,
+            "criterion": criterion,
+            "ours": _change(rows, units, criterion, 0.75),
+            "published": AT_75.get(units, {}).get(criterion),
+        }
+        for units in _widths(rows)
+        for criterion in CRITERIA
+    ]
+    series = {
+        criterion: [(f"H = {r['H']}", r["ours"]) for r in same]
+        for (criterion,), same in group(shown, "criterion").items()
+    }
+    text = "Change of accuracy for each criterion."
+    plot = bars(series, titled("points"))
+    return Figure("figure4", "Figure 4: 75 % of the tail removed", plot, text, shown) if shown else None
+
+
+def _pipeline(rows: Rows) -> Figure | None:
+    """Figure 5: the steps, with the means of the widest networks."""
+    units = max(_widths(rows), default=0)
+    same = select(rows, part=PARTITION, mode=POSTS, units=units)
+    tail, accuracy = mean(same, "tail"), mean(same, "accuracy")
+    if tail is None or accuracy is None:
+        return None
+    change = _change(rows, units, BASIS, 0.75) or 0.0
+    steps = {
+        "augmented matrix [W1 | b1]": units,
+        "partition: tail": tail,
+        "75 % of the tail removed: units left": units - 0.75 * tail,
+        "accuracy in percent": 100 * accuracy,
+        "accuracy after, in percent": 100 * accuracy + change,
+    }
+    funnel = {"type": "funnel", "y": list(steps)[:3], "x": list(steps.values())[:3]}
+    title = f"Figure 5: the pipeline, means at H = {units}"
+    shown = [{"step": step, "value": value} for step, value in steps.items()]
+    return Figure("figure5", title, {"data": [funnel], "layout": {}}, "Units at each step.", shown)
+
+
+def _lost(rows: Rows) -> Iterator[Figure]:
+    """Yield, for each ordinary network, the points lost with fold over the share removed."""
+    folded = select(rows, part=ORDINARY, repair="fold")
+    x, y = titled("share of units removed"), titled("points lost", rangemode="tozero")
+    for model, data in group(folded, "model", "data"):
+        same = select(folded, model=model)
+        shown = pivot(same, ["criterion", "removed"], {"lost": "lost"})
+        shown.sort(key=lambda r: (distinct(same, "criterion").index(r["criterion"]), r["removed"]))
+        series = {
+            name: [(r["removed"], r["lost"]) for r in points]
+            for (name,), points in group(shown, "criterion").items()
+        }
+        text = f"Test accuracy lost with the fold, {model} on {data}. Lower is better."
+        yield Figure(f"lost-{model}", f"{model}: points lost with fold", curves(series, x, y), text, shown)

@@ -1,8 +1,8 @@
-"""The third seed, reproduced: neuron importance by mixed-integer programming (arXiv:2002.07376).
+"""The study of arXiv:2002.07376: neuron importance by mixed-integer programming.
 
-Its Tables 1 to 6 and Figures 2 and 3 beside the published numbers, with the comparators that it lacks.
+It reproduces Tables 1 to 6 and Figures 2 and 3, and adds criteria that the paper does not compare with.
 """
 
-from secateur_studies.mip.study import FOLDERS, run
+from secateur_studies.mip.study import STUDY
 
-__all__ = ["FOLDERS", "run"]
+__all__ = ["STUDY"]

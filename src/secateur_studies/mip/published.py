@@ -1,74 +1,24 @@
-"""Figures printed in arXiv:2002.07376v4: accuracies and shares in percent, means of three initialisations."""
+"""Numbers printed in arXiv:2002.07376v4: accuracies and shares in percent, means of three initialisations."""
 
 from __future__ import annotations
 
 __all__ = ["MODES", "PRUNING", "REFERENCE", "REFERENCE_4", "REFERENCE_5", "RESCALE", "SNIP", "TRANSFER"]
 
-# Table 2: (data, network) -> REF., RP., CP., OURS, OURS + FT, share pruned, threshold.
+# Table 2: (data, network) -> REF., RP., CP., OURS, OURS + FT, share pruned. None: not printed.
+_TABLE_2: dict[tuple[str, str], tuple[float | None, ...]] = {
+    ("mnist", "FC-3"): (98.1, 83.6, 44.5, 95.9, 97.8, 44.5),
+    ("mnist", "FC-4"): (97.9, 77.1, 50.0, 96.6, 97.6, 42.9),
+    ("mnist", "LeNet-5"): (98.9, 56.9, 38.6, 98.7, 98.9, 17.2),
+    ("fashion", "FC-3"): (87.7, 35.3, 11.7, 80.0, 88.1, 68.0),
+    ("fashion", "FC-4"): (88.9, 38.3, 16.6, 86.9, 88.0, 60.8),
+    ("fashion", "LeNet-5"): (89.7, 33.0, 28.6, 87.7, 89.8, 17.8),
+    ("cifar10", "LeNet-5"): (72.2, 50.1, 27.5, 67.7, 68.6, 9.9),
+    ("cifar10", "VGG-16"): (83.9, 85.0, 83.3, None, 85.3, 36.0),
+}
+_COLUMNS = ("ref", "random", "critical", "ours", "ours + ft", "pruned")
 PRUNING: dict[tuple[str, str], dict[str, float]] = {
-    ("mnist", "FC-3"): {
-        "ref": 98.1,
-        "random": 83.6,
-        "critical": 44.5,
-        "ours": 95.9,
-        "ours + ft": 97.8,
-        "pruned": 44.5,
-    },
-    ("mnist", "FC-4"): {
-        "ref": 97.9,
-        "random": 77.1,
-        "critical": 50.0,
-        "ours": 96.6,
-        "ours + ft": 97.6,
-        "pruned": 42.9,
-    },
-    ("mnist", "LeNet-5"): {
-        "ref": 98.9,
-        "random": 56.9,
-        "critical": 38.6,
-        "ours": 98.7,
-        "ours + ft": 98.9,
-        "pruned": 17.2,
-    },
-    ("fashion", "FC-3"): {
-        "ref": 87.7,
-        "random": 35.3,
-        "critical": 11.7,
-        "ours": 80.0,
-        "ours + ft": 88.1,
-        "pruned": 68.0,
-    },
-    ("fashion", "FC-4"): {
-        "ref": 88.9,
-        "random": 38.3,
-        "critical": 16.6,
-        "ours": 86.9,
-        "ours + ft": 88.0,
-        "pruned": 60.8,
-    },
-    ("fashion", "LeNet-5"): {
-        "ref": 89.7,
-        "random": 33.0,
-        "critical": 28.6,
-        "ours": 87.7,
-        "ours + ft": 89.8,
-        "pruned": 17.8,
-    },
-    ("cifar10", "LeNet-5"): {
-        "ref": 72.2,
-        "random": 50.1,
-        "critical": 27.5,
-        "ours": 67.7,
-        "ours + ft": 68.6,
-        "pruned": 9.9,
-    },
-    ("cifar10", "VGG-16"): {
-        "ref": 83.9,
-        "random": 85.0,
-        "critical": 83.3,
-        "ours + ft": 85.3,
-        "pruned": 36.0,
-    },
+    key: {name: value for name, value in zip(_COLUMNS, values, strict=True) if value is not None}
+    for key, values in _TABLE_2.items()
 }
 
 # Tables 1 and 6: (data, mode, threshold) -> accuracy, share pruned; LeNet-5.
@@ -108,9 +58,9 @@ RESCALE: dict[tuple[str, float], tuple[float, float]] = {
     ("fashion", 0.0): (89.0, 10.8),
 }
 
-# Table 5: (method, source, target) -> masked accuracy, share pruned; at initialisation.  The printed row of
-# CIFAR-10 repeats the accuracies in the column of shares, so no share is given here; section 4.5, with one
-# data set throughout, has shares of the parameters only.
+# Table 5: (method, source, target) -> masked accuracy, share pruned; at initialisation. The printed row of
+# CIFAR-10 repeats the accuracies in the column of shares, so its shares are omitted. Section 4.5, with the
+# same data set for both, prints shares of the parameters only.
 SNIP: dict[tuple[str, str, str], tuple[float, float | None]] = {
     ("snip", "mnist", "fashion"): (85.8, 53.5),
     ("ours", "mnist", "fashion"): (88.5, 63.6),

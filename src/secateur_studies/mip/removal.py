@@ -1,4 +1,4 @@
-"""Ways to remove units from a network of the study, and what that costs."""
+"""Ways to remove units from a network of the study, and the accuracy that remains."""
 
 from __future__ import annotations
 
@@ -18,96 +18,93 @@ from secateur.methods.mip.method import group_scores
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
 from secateur.structures.relu_mip import Scores
-from secateur_studies.mip.subjects import Subject, batches, fit
+from secateur_studies.mip.models import Case, train_network, training_batches
 
 Keep = dict[str, np.ndarray]
+DEAD_ONLY = "dead only"
 
 __all__ = [
+    "DEAD_ONLY",
     "Keep",
-    "at_threshold",
-    "others",
-    "random_keep",
-    "ranked",
-    "retrained",
-    "share",
+    "choose_others",
+    "choose_random",
+    "choose_top",
+    "keep_above",
+    "retrain",
+    "share_removed",
     "test",
     "test_folded",
     "test_tuned",
 ]
 
 
-def at_threshold(network: PruningGraph, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:
-    """Keep what scores at least the threshold, and the best unit of a group where nothing does."""
-    groups = group_scores(network.groups, scores)
+def keep_above(graph: PruningGraph, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:
+    """Keep the units that score at least the threshold, and in each group at least the best one."""
+    groups = group_scores(graph.groups, scores)
     return {n: np.flatnonzero(s >= min(threshold, float(s.max()))) for n, s in groups.items()}
 
 
-def ranked(scores: Mapping[str, np.ndarray], like: Keep) -> Keep:
-    """Keep the best scored units, as many a group as `like` keeps."""
+def choose_top(scores: Mapping[str, np.ndarray], like: Keep) -> Keep:
+    """Keep the highest-scoring units, as many in each group as `like` keeps."""
     return {n: np.sort(np.argsort(-scores[n], kind="stable")[: len(like[n])]) for n in like}
 
 
-def random_keep(like: Keep, network: PruningGraph, generator: np.random.Generator) -> Keep:
-    """Keep as many units a group as `like`, at random."""
-    sizes = {g.name: g.size for g in network.groups}
+def choose_random(like: Keep, graph: PruningGraph, generator: np.random.Generator) -> Keep:
+    """Keep as many units in each group as `like`, at random."""
+    sizes = {g.name: g.size for g in graph.groups}
     return {n: np.sort(generator.permutation(sizes[n])[: len(kept)]) for n, kept in like.items()}
 
 
-def others(subject: Subject, result: Scores, like: Keep) -> dict[str, Keep]:
-    """Return the comparators at the counts of `like`: critical, L1, mean activation; and dead units alone."""
-    importance = group_scores(subject.network.groups, result.scores)
-    alive = group_scores(subject.network.groups, {n: (~d).astype(float) for n, d in result.dead.items()})
+def choose_others(case: Case, result: Scores, like: Keep) -> dict[str, Keep]:
+    """Return critical, L1 and mean activation at the counts of `like`, and all live units."""
+    importance = group_scores(case.graph.groups, result.scores)
+    alive = group_scores(case.graph.groups, {n: (~d).astype(float) for n, d in result.dead.items()})
     counts = {n: len(kept) for n, kept in like.items()}
-    evidence = subject.evidence({"moments"})
-    found: dict[str, Keep] = {"critical": ranked({n: -s for n, s in importance.items()}, like)}
+    statistics = case.collect({"moments"})
+    others: dict[str, Keep] = {"critical": choose_top({n: -s for n, s in importance.items()}, like)}
     for name, method in (("L1", Magnitude(p=1)), ("mean activation", Activation())):
-        chosen = method.choose(subject.network, evidence, counts)
-        found[name] = dict(chosen.keep if isinstance(chosen, Choice) else chosen)
-    found["dead only"] = {n: np.flatnonzero(s >= min(1.0, s.max())) for n, s in alive.items()}
-    return found
+        chosen = method.choose(case.graph, statistics, counts)
+        others[name] = dict(chosen.keep if isinstance(chosen, Choice) else chosen)
+    others[DEAD_ONLY] = {n: np.flatnonzero(s >= min(1.0, s.max())) for n, s in alive.items()}
+    return others
 
 
-def plan_of(network: PruningGraph, keep: Keep) -> Plan:
-    """Return the plan that keeps these units."""
-    return Plan(network, "mip", {n: np.asarray(kept, np.int64) for n, kept in keep.items()})
+def _plan(graph: PruningGraph, keep: Keep) -> Plan:
+    return Plan(graph, "mip", {n: np.asarray(kept, np.int64) for n, kept in keep.items()})
 
 
-def share(network: PruningGraph, keep: Keep) -> float:
-    """Return the share of all units that goes, in percent."""
-    total = sum(g.size for g in network.groups)
-    return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in network.groups) / total)
+def share_removed(graph: PruningGraph, keep: Keep) -> float:
+    """Return the share of all units that is removed, in percent."""
+    total = sum(g.size for g in graph.groups)
+    return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in graph.groups) / total)
 
 
-def _smaller(subject: Subject, keep: Keep, model: nn.Module) -> nn.Module:
-    """Return the model without the units; the model itself where none go."""
-    return shrink(model, plan_of(subject.network, keep)) if share(subject.network, keep) else model
+def _shrink(case: Case, keep: Keep, model: nn.Module) -> nn.Module:
+    """Return the model without the units, or the model itself if none are removed."""
+    return shrink(model, _plan(case.graph, keep)) if share_removed(case.graph, keep) else model
 
 
-def test(subject: Subject, keep: Keep) -> float:
+def test(case: Case, keep: Keep) -> float:
     """Return the masked network's test accuracy in percent."""
-    masked = mask(subject.model, plan_of(subject.network, keep))
-    return 100 * accuracy(masked, subject.data.batches("test", 500))
+    masked = mask(case.model, _plan(case.graph, keep))
+    return 100 * accuracy(masked, case.data.batches("test", 500))
 
 
-def test_folded(subject: Subject, keep: Keep) -> float:
-    """Return it after a least-squares fold of what was removed into what reads it."""
-    plan = plan_of(subject.network, keep)
-    folded, _ = fold(subject.model, shrink(subject.model, plan), plan, subject.evidence({"gram"}))
-    return 100 * accuracy(folded, subject.data.batches("test", 500))
+def test_folded(case: Case, keep: Keep) -> float:
+    """Return the test accuracy after a least-squares fold."""
+    plan = _plan(case.graph, keep)
+    folded, _ = fold(case.model, shrink(case.model, plan), plan, case.collect({"gram"}))
+    return 100 * accuracy(folded, case.data.batches("test", 500))
 
 
-def test_tuned(subject: Subject, keep: Keep) -> float:
-    """Return it after one epoch of Adam at 1e-3 (the first steps of RMSprop are ten times as long)."""
-    small = _smaller(subject, keep, subject.model)
-    tuned, _ = finetune(
-        small, batches(subject.data, subject.seed), epochs=1, seed=subject.seed, progress=False
-    )
-    tuned.eval()
-    return 100 * accuracy(tuned, subject.data.batches("test", 500))
+def test_tuned(case: Case, keep: Keep) -> float:
+    """Return the test accuracy after an epoch of Adam at 1e-3; first steps of RMSprop are too long."""
+    small, batches = _shrink(case, keep, case.model), training_batches(case.data, case.seed)
+    tuned, _ = finetune(small, batches, epochs=1, seed=case.seed, progress=False)
+    return 100 * accuracy(tuned.eval(), case.data.batches("test", 500))
 
 
-def retrained(subject: Subject, keep: Keep, data: Dataset) -> float:
+def retrain(case: Case, keep: Keep, data: Dataset) -> float:
     """Return the test accuracy of the pruned initial network, trained on other data."""
-    small = _smaller(subject, keep, subject.initial)
-    fitted = fit(small, data, subject.setting, subject.seed)
-    return 100 * accuracy(fitted, data.batches("test", 500))
+    small = _shrink(case, keep, case.initial)
+    return 100 * accuracy(train_network(small, data, case.setting, case.seed), data.batches("test", 500))

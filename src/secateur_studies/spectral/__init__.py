@@ -1,5 +1,8 @@
-"""Laenen, "One-shot neural network pruning via spectral graph sparsification" (arXiv:2306.08849), again."""
+"""The study of S. Laenen, "One-shot neural network pruning via spectral graph sparsification" (2306.08849).
 
-from secateur_studies.spectral.study import FOLDERS, run
+It reproduces Table 1 and Figures 2 to 4 of the paper, adds controls, and prunes without retraining.
+"""
 
-__all__ = ["FOLDERS", "run"]
+from secateur_studies.spectral.study import STUDY
+
+__all__ = ["STUDY"]

@@ -1,181 +1,110 @@
-"""Figures 2, 3 and 4 of the paper, drawn from the study's rows."""
+"""Figures 2, 3 and 4 of the paper, from the rows of the spectral study."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur_studies.common import Figure
-from secateur_studies.spectral.paired import order, part, spread, values
+import numpy as np
+
+from secateur_studies.figures import curves, grid, heatmap, titled
+from secateur_studies.findings import Figure
+from secateur_studies.rows import Column, Rows, distinct, group, mean, percent, pivot, select, spread
+from secateur_studies.spectral.experiments import AT_START, CONNECTIVITY, RETRAINED, WHOLE
+from secateur_studies.spectral.mask_variants import DENSE, MAIN
 
 __all__ = ["figures"]
 
-Row = dict[str, Any]
-Rows = Sequence[Mapping[str, Any]]
 COLOURS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 
 
 def figures(rows: Rows) -> list[Figure]:
-    """Return the figures that there are rows for."""
+    """Return the figures that have rows."""
     found = [_figure2(rows), _figure3(rows), _figure4(rows)]
     return [figure for figure in found if figure is not None]
 
 
-def _figure2(rows: Rows) -> Figure | None:
-    """One panel a score (down) and network (across): accuracy over density, two ways."""
-    found = part(rows, "figure 2")
-    nets, scores = order(found, "net"), order(found, "score")
-    if not found:
-        return None
-    data: list[Row] = []
-    layout: Row = {
-        "grid": {"rows": len(scores), "columns": len(nets), "pattern": "independent"},
-        "height": 260 * len(scores),
-        "annotations": [],
-    }
-    for number, (score, net) in enumerate([(score, net) for score in scores for net in nets]):
-        tag = "" if number == 0 else str(number + 1)
-        for i, way in enumerate(("sparsify", "greedy")):
-            own = [row for row in found if (row["score"], row["net"], row["way"]) == (score, net, way)]
-            data.append(
-                {
-                    **_line(own, way, i),
-                    "xaxis": f"x{tag}",
-                    "yaxis": f"y{tag}",
-                    "showlegend": number == 0,
-                    "legendgroup": way,
-                }
-            )
-        layout[f"xaxis{tag}"] = {"type": "log", "title": {"text": "density" if score == scores[-1] else ""}}
-        layout["annotations"].append(_heading(f"{net}, {score}", tag))
-    text = f"Test accuracy in percent, mean and standard deviation over seeds. {_setting(rows, 'figure 2')}"
-    title = "Figure 2: pruning at initialisation, sparsify and greedy"
-    return Figure("figure2", title, {"data": data, "layout": layout}, text, list(_wide2(rows)))
+def _lines(rows: Rows, variants: Sequence[str], **more: Any) -> Mapping[str, Any]:
+    """Return accuracy over density with standard deviations, a line for each variant."""
+    series, styles = {}, dict[str, dict[str, Any]]()
+    for number, variant in enumerate(variants):
+        cells = sorted(group(select(rows, variant=variant), "density").items())
+        accuracies = [[row["accuracy"] for row in same] for _, same in cells]
+        series[variant] = [
+            (density, float(np.mean(a))) for ((density,), _), a in zip(cells, accuracies, strict=True)
+        ]
+        deviations = [float(np.std(a, ddof=1)) if len(a) > 1 else 0.0 for a in accuracies]
+        bars = {"type": "data", "array": deviations}
+        line = {"color": COLOURS[number]}
+        styles[variant] = {"error_y": bars, "line": line, "legendgroup": variant, **more}
+    density, accuracy = titled("density", type="log"), titled("test accuracy, %")
+    return curves(series, density, accuracy, styles=styles)
 
 
-def _heading(text: str, tag: str) -> Row:
-    place = {"xref": f"x{tag} domain", "yref": f"y{tag} domain", "x": 0.5, "y": 1.12}
-    return {"text": text, "showarrow": False, **place}
-
-
-def _line(own: Rows, name: str, colour: int) -> Row:
-    densities = sorted(order(own, "density"))
-    cells = [values(own, density=d) for d in densities]
-    middle = [mean(cell) for cell in cells]
-    return {
-        "type": "scatter",
-        "name": name,
-        "x": densities,
-        "y": middle,
-        "error_y": {"type": "data", "array": [_deviation(cell) for cell in cells]},
-        "line": {"color": COLOURS[colour]},
-    }
-
-
-def _deviation(cell: Sequence[float]) -> float:
-    middle = mean(cell)
-    return (sum((x - middle) ** 2 for x in cell) / max(1, len(cell) - 1)) ** 0.5
-
-
-def _setting(rows: Rows, name: str) -> str:
-    own = part(rows, name)
-    width = own[0]["width"]
+def _setting(rows: Rows) -> str:
+    width = rows[0]["width"]
     narrow = "full width" if width == 1 else f"{width:.3g} of the published channels"
-    return f"Data: {', '.join(order(own, 'data'))}; {narrow}; {len(order(own, 'seed'))} seeds."
+    return f"Data: {', '.join(distinct(rows, 'data'))}; {narrow}; {len(distinct(rows, 'seed'))} seeds."
 
 
-def _wide2(rows: Rows) -> Iterator[Row]:
-    found, dense = part(rows, "figure 2"), part(rows, "dense")
-    for net in order(found, "net"):
-        yield {"network": net, "score": "", "way": "dense", "whole": spread(values(dense, net=net))}
-        for score in order(found, "score"):
-            for way in ("sparsify", "greedy"):
-                own = {"net": net, "score": score, "way": way}
-                yield {"network": net, "score": score, "way": way, **_by_density(found, **own)}
-
-
-def _by_density(found: Rows, **wanted: Any) -> Row:
-    densities = [d for d in order(found, "density") if d < 1]
-    return {f"{d:.0%}": spread(values(found, density=d, **wanted)) for d in densities}
+def _figure2(rows: Rows) -> Figure | None:
+    """One panel for each score (down) and network (across)."""
+    start = select(rows, part=AT_START)
+    if not start:
+        return None
+    nets, scores = distinct(start, "net"), distinct(start, "score")
+    panels = {
+        f"{net}, {score}": _lines(
+            select(start, score=score, net=net), MAIN, showlegend=(score, net) == (scores[0], nets[0])
+        )["data"]
+        for score in scores
+        for net in nets
+    }
+    columns: dict[str, Column] = {"whole": ("accuracy", {"part": WHOLE})}
+    columns |= {percent(d): ("accuracy", {"density": d}) for d in distinct(start, "density")}
+    both = sorted(select(rows, part={AT_START, WHOLE}, net=set(nets)), key=lambda r: r["part"] == AT_START)
+    both = [{"score": "", "variant": DENSE, **row} for row in both]
+    wide = pivot(both, {"net": "network", "score": "score", "variant": "variant"}, columns, spread)
+    wide.sort(key=lambda line: nets.index(line["network"]))
+    text = f"Test accuracy in percent, mean and standard deviation over seeds. {_setting(start)}"
+    title = "Figure 2: pruning at initialisation, sparsify and greedy"
+    return Figure("figure2", title, grid(panels, len(nets), {"type": "log"}), text, wide)
 
 
 def _figure3(rows: Rows) -> Figure | None:
-    found = part(rows, "figure 3")
-    if not found:
+    same = select(rows, part=RETRAINED)
+    if not same:
         return None
-    ways = [way for way in order(found, "way") if way != "dense"]
-    data = [_line([row for row in found if row["way"] == way], way, i) for i, way in enumerate(ways)]
-    layout = {
-        "xaxis": {"type": "log", "title": {"text": "density"}},
-        "yaxis": {"title": {"text": "test accuracy, %"}},
-    }
-    wide = [{"way": "dense", "whole": spread(values(found, way="dense"))}]
-    wide += [{"way": way, **_by_density(found, way=way)} for way in ways]
-    title = f"Figure 3: {found[0]['net']} pruned after training, retrained from its initial weights"
+    variants = [variant for variant in distinct(same, "variant") if variant != DENSE]
+    columns: dict[str, Column] = {"whole": ("accuracy", {"density": 1.0})}
+    columns |= {percent(d): ("accuracy", {"density": d}) for d in distinct(same, "density") if d < 1}
+    wide = pivot(same, ["variant"], columns, spread)
+    title = f"Figure 3: {same[0]['net']} pruned after training, retrained from its initial weights"
     text = (
-        "Test accuracy in percent, mean and standard deviation over seeds. The paper does not say whether "
-        f"its MagPrune ranks within layers (`greedy`) or all together. {_setting(rows, 'figure 3')}"
+        "Test accuracy in percent, mean and standard deviation over seeds. The paper does not state "
+        f"whether its MagPrune ranks within layers (`greedy`) or over all layers. {_setting(same)}"
     )
-    return Figure("figure3", title, {"data": data, "layout": layout}, text, wide)
+    return Figure("figure3", title, _lines(same, variants), text, wide)
 
 
 def _figure4(rows: Rows) -> Figure | None:
-    """One panel a way: lambda_2 of every layer over density."""
-    found = part(rows, "figure 4")
-    if not found:
+    """One panel for each variant: lambda_2 of every layer over density."""
+    same = select(rows, part=CONNECTIVITY)
+    if not same:
         return None
-    ways = [way for way in order(found, "way") if way != "dense"]
-    layers = order(found, "layer")
-    densities = sorted(order(found, "density"))
-    data, annotations = [], []
-    for i, way in enumerate(ways):
-        z = [
-            [_mean(values(found, "lambda2", layer=name, density=d, way={way, "dense"})) for d in densities]
-            for name in layers
-        ]
-        tag = "" if i == 0 else str(i + 1)
-        data.append(
-            {
-                "type": "heatmap",
-                "x": [f"{d:.0%}" for d in densities],
-                "y": layers,
-                "z": z,
-                "zmin": 0,
-                "zmax": 1,
-                "showscale": i == 0,
-                "xaxis": f"x{tag}",
-                "yaxis": f"y{tag}",
-            }
-        )
-        annotations.append(_heading(way, tag))
-    layout = {"grid": {"rows": 1, "columns": len(ways), "pattern": "independent"}, "annotations": annotations}
-    shown = [
-        {"density": f"{d:.0%}", "way": way, **dict(zip(layers, map(_mean, cells), strict=True))}
-        for d, way, cells in _lambdas(found, densities, ways, layers)
-    ]
+    layers, densities = distinct(same, "layer"), sorted(distinct(same, "density"))
+    heads = [percent(density) for density in densities]
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for variant in (v for v in distinct(same, "variant") if v != DENSE):
+        members = select(same, variant={variant, DENSE})
+        z = [[mean(select(members, layer=name, density=d), "lambda2") for d in densities] for name in layers]
+        panels[variant] = [heatmap(heads, layers, z, zmin=0, zmax=1, showscale=not panels)]
+    columns: dict[str, Column] = {name: ("lambda2", {"layer": name}) for name in layers}
+    shown = pivot(sorted(same, key=lambda r: r["density"]), ["density", "variant"], columns)
+    shown = [{**line, "density": percent(line["density"])} for line in shown]
     text = (
-        "lambda_2 of the normalised Laplacian of the largest component of every layer, means over seeds; 1 "
+        "lambda_2 of the normalised Laplacian of the largest component of every layer, means over seeds. 1 "
         "is as well connected as a complete graph, or a component that has shrunk to a star."
     )
-    return Figure(
-        "figure4",
-        "Figure 4: connectivity of every layer after training",
-        {"data": data, "layout": layout},
-        text,
-        shown,
-    )
-
-
-def _lambdas(
-    found: Rows, densities: Sequence[float], ways: Sequence[str], layers: Sequence[str]
-) -> Iterator[tuple[float, str, list[list[float]]]]:
-    for density in densities:
-        for way in ways if density < 1 else ["dense"]:
-            cells = [values(found, "lambda2", layer=name, density=density, way=way) for name in layers]
-            if any(cells):
-                yield density, way, cells
-
-
-def _mean(cell: Sequence[float]) -> float | None:
-    return mean(cell) if cell else None
+    title = "Figure 4: connectivity of every layer after training"
+    return Figure("figure4", title, grid(panels, len(panels)), text, shown)

@@ -1,193 +1,141 @@
-"""Run the study: a grid of cells, then tables, figures and a paragraph from their rows."""
+"""The trials and the conclusion of the spectral study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from secateur.bench import Trial, run_trials
-from secateur.core import InputError, unknown
-from secateur_studies.common import Findings, Table, failures, marked, named_folders, rows_of, write_findings
+from secateur.bench import Trial
+from secateur.core import InputError
+from secateur_studies.findings import Findings
+from secateur_studies.rows import Rows
+from secateur_studies.runner import Study, check_names
+from secateur_studies.spectral.experiments import AT_START, CONTROL
 from secateur_studies.spectral.figures import figures
-from secateur_studies.spectral.paired import difference, order, part
+from secateur_studies.spectral.mask_variants import (
+    CONTROLS,
+    COVERAGE,
+    DENSE,
+    GREEDY_ERK,
+    GREEDY_GLOBAL,
+    MAIN,
+)
+from secateur_studies.spectral.models import FULL, NETS, PLAIN, PLAIN_FULL, PLAIN_QUICK, QUICK, Scale
 from secateur_studies.spectral.published import TABLE_1
-from secateur_studies.spectral.subjects import FULL, NETS, PLAIN, PLAIN_FULL, PLAIN_QUICK, QUICK, Scale
-from secateur_studies.spectral.tables import LOW, tables
-from secateur_studies.spectral.ways import CONTROLS, MAIN
+from secateur_studies.spectral.tables import tables
 
-__all__ = ["FOLDERS", "PARTS", "cells", "findings", "run"]
+__all__ = ["PARTS", "STUDY", "findings", "trials"]
 
-Rows = Sequence[Mapping[str, Any]]
 PARTS = ("table1", "figure2", "controls", "figure3", "oneshot")
 SCORES = ("magnitude", "snip", "synflow")
-AFTER = ("dense", *MAIN, "greedy, global", "greedy, ERK", "coverage, sizes of sparsify")
+AFTER = (DENSE, *MAIN, GREEDY_GLOBAL, GREEDY_ERK, COVERAGE)
 SHARES = (0.5, 0.2, 0.1, 0.05)
 UNITS = (0.7, 0.5, 0.3)
 FLOOR = 0.1
-HERE = "secateur_studies.spectral.cells"
-FOLDERS = tuple(dict.fromkeys(NETS.values()))
+JOBS = "secateur_studies.spectral.experiments"
+TITLE = "Pruning by spectral sparsification: the paper's experiments, with controls"
+CONCLUSION = """\
+The paper's central statement is reproduced: at initialisation and at low densities, `sparsify` is far ahead
+of `greedy`, for every score. But the controls show that this is the effect of the layer sizes. Greedy masks
+and even random masks with the layer sizes of `sparsify` do as well, and so do greedy masks with ERK sizes.
+At the lowest density ERK sizes are better than `sparsify`.
+
+Several statements are not reproduced. SynFlow's scores are no better than the others for `sparsify`; SNIP's
+scores are not worse once the sizes are those of `sparsify`; magnitudes ranked over all layers tie with
+`sparsify` when the network is retrained after training.
+
+The speed-up of the layer-by-layer algorithm is not reproduced either. With both algorithms exact, a mask
+from the whole network's graph takes about as long as one made layer by layer.
+
+After training and without retraining, the leverage of (|w| input)^2 is well ahead of global magnitude on
+the perceptron and on LeNet-5 at low densities. On the networks with batch normalisation it is not: there it
+ties with magnitude or is behind."""
 
 
-def run(
-    full: bool = False,
-    out: str | Path = "spectral-study",
-    seed: int = 0,
+def trials(
     *,
-    jobs: int = 2,
-    tell: Callable[[str], None] | None = None,
+    full: bool,
+    seed: int,
+    folders: Mapping[str, str],
+    cache: str,
     parts: Sequence[str] = PARTS,
     nets: Sequence[str] = tuple(NETS),
     seeds: int = 3,
-    folders: Mapping[str, str | Path] | None = None,
     scale: Scale | None = None,
-) -> Findings:
-    """Reproduce the paper's Table 1 and Figures 2 to 4, with controls, and compare without retraining.
+) -> list[Trial]:
+    """Return one trial for each network, seed, score and mask variant.
 
     Args:
-        full: The paper's widths, epochs, densities and augmentation (weeks on a processor: a GPU is used if
-            there is one) instead of narrow networks on small images.
-        out: Folder for the cells, the tables, the figures and the report.
+        full: The paper's widths, epochs, densities and augmentation (weeks on a CPU; a GPU is used if there
+            is one) instead of narrow networks on small images. Then each density is its own trial.
         seed: First seed.
-        jobs: Worker processes.
-        tell: Called with a few words after each cell.
-        parts: Any of ``"table1"`` (layer by layer against the whole network), ``"figure2"`` (at the start),
-            ``"controls"`` (of Figure 2), ``"figure3"`` (after training, retrained from the initial weights;
-            with the numbers of Figure 4), ``"oneshot"`` (after training, not retrained).
-        nets: Any of VGG-11, ResNet-20, VGG-16, ResNet-18; controls and Figures 3 and 4 are of the first.
-            Part ``"oneshot"`` has a perceptron and LeNet-5 too.
-        seeds: Number of seeds; two more for the perceptron and LeNet-5.
         folders: Folders of the paper's data: ``"cifar10"``, ``"cifar100"`` (binary versions) and
-            ``"tinyimagenet"``.  Where one is not named, Fashion-MNIST stands in, or digits.
+            ``"tinyimagenet"``. Missing ones are replaced by Fashion-MNIST or digits.
+        cache: Not used: no weights are shared.
+        parts: Any of ``"table1"`` (layer by layer against the whole network), ``"figure2"`` (at
+            initialisation), ``"controls"`` (of Figure 2), ``"figure3"`` (after training, retrained from the
+            initial weights, with the connectivity of Figure 4), ``"oneshot"`` (after training, not
+            retrained).
+        nets: Any of VGG-11, ResNet-20, VGG-16, ResNet-18. Controls and Figures 3 and 4 use the first. Part
+            ``"oneshot"`` also has a perceptron and LeNet-5.
+        seeds: Number of seeds; two more for the perceptron and LeNet-5.
         scale: Another scale.
 
     Raises:
-        InputError: Unknown parts, networks or folders.
+        InputError: If a part or a network is unknown, or `seeds` is not positive.
     """
-    named = named_folders(folders, FOLDERS)
-    for what, given, known in (("part", parts, PARTS), ("network", nets, tuple(NETS))):
-        for name in given:
-            if name not in known:
-                raise InputError(unknown(what, name, known))
+    check_names("part", parts, PARTS)
+    check_names("network", nets, tuple(NETS))
     if seeds < 1:
         raise InputError(f"seeds must be at least 1; got {seeds}")
-    asked = cells(scale or (FULL if full else QUICK), named, parts, nets, range(seed, seed + seeds))
+    chosen = scale or (FULL if full else QUICK)
+    densities = [[d] for d in chosen.densities] if chosen.paper else [list(chosen.densities)]
+    found: list[Trial] = []
+    for s in range(seed, seed + seeds):
+        for net in nets:
+            common = _common(net, s, chosen, folders)
+            if "table1" in parts and (net, "layer") in TABLE_1:
+                timed = {"density": TABLE_1[net, "layer"].density, "repeats": 3}
+                found.append(Trial(f"{JOBS}:table1", {**common, **timed}))
+            for job, values in _trainings(parts, net == nets[0]):
+                some = [[]] if values["variant"] == DENSE else densities
+                found += [Trial(f"{JOBS}:{job}", {**common, **values, "densities": list(d)}) for d in some]
+            if "oneshot" in parts and (net in ("VGG-11", "ResNet-20") or len(nets) == 1):
+                found.append(_oneshot(common))
     if "oneshot" in parts:
         plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
-        asked += [_oneshot(net, s, plain, named) for s in range(seed, seed + seeds + 2) for net in PLAIN]
-    where = Path(out)
-    records = run_trials(marked(asked, named), where / "cells.jsonl", jobs=jobs, log=tell)
-    found = findings(rows_of(records), failures(records))
-    write_findings(found, where)
+        several = range(seed, seed + seeds + 2)
+        found += [_oneshot(_common(net, s, plain, folders)) for s in several for net in PLAIN]
     return found
 
 
-def cells(
-    scale: Scale, folders: Mapping[str, str], parts: Sequence[str], nets: Sequence[str], seeds: Sequence[int]
-) -> list[Trial]:
-    """Return the grid: one cell a network, seed, score and way; at the paper's scale, one a density too."""
-    found: list[Trial] = []
-    densities = [[d] for d in scale.densities] if scale.paper else [list(scale.densities)]
-    base = {"scale": scale.to_json(), "folders": dict(folders)}
-    for seed in seeds:
-        for net in nets:
-            known = {"net": net, "seed": seed, **base}
-            if "table1" in parts and (net, "layer") in TABLE_1:
-                timed = {"density": TABLE_1[net, "layer"][4], "repeats": 3}
-                found.append(Trial(f"{HERE}:table1", {**known, **timed}))
-            for job, facts in _trainings(parts, net == nets[0]):
-                some = [[]] if facts["way"] == "dense" else densities
-                found += [Trial(f"{HERE}:{job}", {**known, **facts, "densities": list(d)}) for d in some]
-            if "oneshot" in parts and (net in ("VGG-11", "ResNet-20") or len(nets) == 1):
-                found.append(_oneshot(net, seed, scale, folders))
-    return found
+def _common(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> dict[str, Any]:
+    return {"net": net, "seed": seed, "scale": scale.to_json(), "folders": dict(folders)}
 
 
-def _oneshot(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> Trial:
-    about = {"net": net, "seed": seed, "scale": scale.to_json(), "folders": dict(folders)}
+def _oneshot(common: Mapping[str, Any]) -> Trial:
     budgets = {"densities": list(SHARES), "units": list(UNITS), "floor": FLOOR}
-    return Trial(f"{HERE}:oneshot", {**about, **budgets})
+    return Trial(f"{JOBS}:oneshot", {**common, **budgets})
 
 
 def _trainings(parts: Sequence[str], first: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    """Jobs that train at each density, and what they are called with."""
+    """Yield the jobs that train at each density, with their parameters."""
     if "figure2" in parts:
-        yield "figure2", {"part": "figure 2", "score": "none", "way": "dense"}
+        yield "figure2", {"part": AT_START, "score": "none", "variant": DENSE}
         for score in SCORES:
-            for way in MAIN:
-                yield "figure2", {"part": "figure 2", "score": score, "way": way}
+            for variant in MAIN:
+                yield "figure2", {"part": AT_START, "score": score, "variant": variant}
     if "controls" in parts and first:
-        for way in CONTROLS:
-            yield "figure2", {"part": "controls", "score": "magnitude", "way": way}
+        for variant in CONTROLS:
+            yield "figure2", {"part": CONTROL, "score": "magnitude", "variant": variant}
     if "figure3" in parts and first:
-        for way in AFTER:
-            yield "figure3", {"way": way}
+        for variant in AFTER:
+            yield "figure3", {"variant": variant}
 
 
-def findings(rows: Rows, failed: Table | None = None) -> Findings:
-    """Turn the rows of the cells into what the study found."""
-    made = [*tables(rows), *([failed] if failed else [])]
-    title = "Pruning by spectral sparsification: the paper's experiments, with controls"
-    words = "\n\n".join(_sentences(rows, made))
-    return Findings("spectral", title, "arXiv:2306.08849", made, figures(rows), words)
+def findings(rows: Rows) -> Findings:
+    """Return the findings from the rows of all trials."""
+    return Findings("spectral", TITLE, "arXiv:2306.08849", tables(rows), figures(rows), CONCLUSION)
 
 
-def _sentences(rows: Rows, made: Sequence[Table]) -> Iterator[str]:
-    """Say what came out; the numbers are those of the tables."""
-    named = {table.name: table.rows for table in made}
-    rows1 = named.get("table1", ())
-    judged = [row for row in (*rows1, *named.get("statements", ())) if row.get("verdict")]
-    if judged:
-        count = {word: sum(row["verdict"] == word for row in judged) for word in ("reproduced", "differs")}
-        yield (
-            f"Of {len(judged)} published numbers and statements, {count['reproduced']} are reproduced, "
-            f"{count['differs']} differ, the rest cannot be run here."
-        )
-    for row in rows1:
-        if row["what"].endswith("time"):
-            yield (
-                f"On {row['network']} a mask from the whole network's graph takes {row['ours']:.2f} times as "
-                f"long as one made layer by layer, both exact (published: {row['published']:.1f} times)."
-            )
-    yield from _gain(rows)
-    yield from _after(rows)
-
-
-def _gain(rows: Rows) -> Iterator[str]:
-    start, controls = part(rows, "figure 2"), part(rows, "controls")
-    low = {d for d in order(start, "density") if d <= LOW}
-    main = difference(start, {"way": "sparsify"}, {"way": "greedy"}, score="magnitude", density=low)
-    if main is not None:
-        yield (
-            f"At initialisation, up to {LOW:.0%} density, all networks together, `sparsify` less `greedy` by "
-            f"magnitudes, in points of accuracy with a 95 % interval: {main}."
-        )
-    if not controls:
-        return
-    both = [*controls, *(row for row in start if row["net"] == controls[0]["net"])]
-    for way in ("greedy, sizes of sparsify", "random, sizes of sparsify", "greedy, ERK"):
-        away = difference(both, {"way": "sparsify"}, {"way": way}, score="magnitude", density=low)
-        if away is not None:
-            yield f"On {controls[0]['net']}, less the control `{way}`: {away}."
-
-
-def _after(rows: Rows) -> Iterator[str]:
-    found = part(rows, "one shot")
-    for kept in (0.2, 0.1):
-        away = {
-            net: difference(
-                found,
-                {"way": "leverage of (|w| input)^2"},
-                {"way": "magnitude"},
-                what="weights",
-                kept=kept,
-                net=net,
-            )
-            for net in order(found, "net")
-        }
-        if any(away.values()):
-            said = "; ".join(f"{net} {words}" for net, words in away.items() if words)
-            yield (
-                f"After training, without retraining, at {kept:.0%} of the weights, the leverage of "
-                f"(|w| input)^2 less global magnitude: {said}."
-            )
+STUDY = Study("spectral", tuple(dict.fromkeys(NETS.values())), trials, findings)

@@ -1,300 +1,321 @@
-"""Tables of the study, from its rows."""
+"""The tables of the spectral study, from its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean
+from collections.abc import Iterator
 from typing import Any
 
-from secateur_studies.common import Table, verdict
-from secateur_studies.spectral.paired import Difference, difference, order, part, spread, values
+import numpy as np
+
+from secateur_studies.findings import Table, beside
+from secateur_studies.rows import (
+    Column,
+    Row,
+    Rows,
+    across,
+    distinct,
+    group,
+    mean,
+    percent,
+    pivot,
+    select,
+    spread,
+)
+from secateur_studies.spectral.experiments import (
+    AT_START,
+    CONNECTIVITY,
+    CONTROL,
+    ONE_SHOT,
+    RETRAINED,
+    TABLE,
+)
+from secateur_studies.spectral.mask_variants import (
+    DENSE,
+    GREEDY,
+    GREEDY_ERK,
+    GREEDY_GLOBAL,
+    GREEDY_SIZES,
+    MAIN,
+    RANDOM_SIZES,
+    SPARSIFY,
+)
 from secateur_studies.spectral.published import SLOWER, TABLE_1
+from secateur_studies.statistics import Comparison, compare, paired_differences
 
-__all__ = ["tables"]
+__all__ = ["difference", "tables"]
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
-LOW = 0.05  # densities up to which a mask counts as of high sparsity
-HIGH = 0.2  # densities from which the two ways are published as alike
-COLLAPSED = 0.5  # share of its nodes that hang together, below which a layer counts as collapsed
-ALIKE = 2.0  # points within which accuracies count as alike
-SPARSIFY, GREEDY = {"way": "sparsify"}, {"way": "greedy"}
+PAIRED_BY = ("net", "seed", "score", "what", "density", "kept")
+LOW = 0.05  # densities up to this count as low
+HIGH = 0.2  # densities from this count as high
+COLLAPSED = 0.5  # a layer counts as collapsed below this share of connected nodes
+ALIKE = 2.0  # accuracies within these points count as alike
 
 _TABLE_1 = (
-    "Seconds of processor time for the mask of the network at full width, at the published density, on one "
-    "core; the published ones are of another machine and of pseudo-inverses. Accuracies are printed for "
-    "CIFAR; where the data are others, only their difference can be compared (within {alike:g} points)."
+    "Seconds of processor time for the mask of the network at full width and at the published density, on "
+    "one core. The published seconds are of another machine and of pseudo-inverses. Accuracies are printed "
+    f"for CIFAR. On other data only their difference is compared (within {ALIKE:g} points)."
 )
 _STATEMENTS = (
-    "The paper's figures are plots without numbers; these are its words. Differences are of test accuracy in "
-    "points, paired by network and seed, with a 95 % bootstrap interval over networks. Low densities: up to "
-    "{low:.0%}; high: from {high:.0%}. Reproduced: the interval lies on the side that the paper says; where "
-    "it says alike, the mean is within {alike:g} points of 0. A layer counts as collapsed where less than "
-    "{collapsed:.0%} of its nodes hang together, judged at the largest of the low densities: below it these "
-    "narrow layers have fewer edges than nodes, and all fall apart."
+    "The paper's figures are plots without numbers, so its statements are compared. Differences are of "
+    "test accuracy in points, paired by network and seed, with a 95 % bootstrap interval over networks. "
+    f"Low densities: up to {LOW:.0%}; high: from {HIGH:.0%}. Reproduced: the interval lies on the side that "
+    f"the paper states, or, for alike, the mean is within {ALIKE:g} points of 0. A layer counts as "
+    f"collapsed if less than {COLLAPSED:.0%} of its nodes are connected. This is judged at the largest of "
+    "the low densities; below it these narrow layers have fewer edges than nodes, and all fall apart."
 )
 _PAIRED = (
-    "Accuracy of `sparsify` (one epsilon for the network, independent draws, topped up) less that of "
-    "`greedy` (the largest scores of each layer, all layers alike), in points, with the 95 % bootstrap "
-    "interval over seeds, in the row of all over networks; of three or four it is their range, which chance "
-    "alone puts to one side of 0 in one of four or eight cases."
+    "Accuracy of `sparsify` (one epsilon for the network, independent draws, filled up) less that of "
+    "`greedy` (the largest scores of each layer, the same share in all layers), in points. The 95 % "
+    "bootstrap interval is over seeds, in the row `all` over networks. With three or four of these it is "
+    "their range, which lies on one side of 0 by chance in one of four or eight cases."
 )
 _CONTROLS = (
-    "Magnitudes at initialisation, {net}. `sparsify` gives layers other sizes than `greedy` does: the "
-    "controls with the sizes of `sparsify` show what that alone is worth. Random masks with those sizes are "
-    "also what shuffling a mask within its layers gives; one draw a seed."
+    "Magnitudes at initialisation, {net}. `sparsify` gives layers other sizes than `greedy` does. The "
+    "controls with the sizes of `sparsify` show the effect of the sizes alone. Random masks with those "
+    "sizes are the same as masks shuffled within their layers; one draw a seed."
 )
-_ONE_SHOT = (
-    "Weights are ranked over all layers together, but a tenth of the even share of the smallest layer stays "
-    "in each; no fold, no fine-tuning. Units: the same share of every group, removed, no fold."
+_CONTROLS_LOW = (
+    "The same differences, averaged over the low densities before the interval over seeds is taken."
 )
 _CONNECTIVITY = (
-    "lambda_2 is of the largest component and rises to 1 where that shrinks to a few nodes; so it stands "
-    "beside the least share of the nodes that it has in any layer, units without an edge, components beyond "
-    "one a layer, and the largest condition number of a layer's mask against the whole layer (infinite where "
-    "a layer falls apart). Means over seeds of the layers' mean, least, sum or largest."
+    "lambda_2 is that of the largest component and rises to 1 where this shrinks to a few nodes. The other "
+    "columns therefore show the least share of the nodes that the component has in any layer, units without "
+    "an edge, components beyond one a layer, and the largest condition number of a layer's mask relative to "
+    "the whole layer (infinite where a layer falls apart). Means over seeds of the layers' mean, least, sum "
+    "or largest."
+)
+_ONE_SHOT = (
+    "Weights are ranked over all layers together, but each layer keeps at least a tenth of the even share "
+    "of the smallest layer. No fold, no fine-tuning. Units: the same share of every group, removed, no fold."
 )
 
 
 def tables(rows: Rows) -> list[Table]:
-    """Return the tables of the parts that there are rows of."""
-    said = {"low": LOW, "high": HIGH, "alike": ALIKE, "collapsed": COLLAPSED}
-    net = next(iter(order(part(rows, "controls"), "net")), "")
-    found = [
-        Table(
-            "table1",
-            "Table 1: layer by layer against the whole network",
-            list(_table1(rows)),
-            _TABLE_1.format(**said),
-        ),
-        Table(
-            "statements",
-            "What the paper says of its figures, and what came out",
-            list(_statements(rows)),
-            _STATEMENTS.format(**said),
-        ),
-        Table(
-            "paired",
-            "Figure 2 in differences: sparsify less greedy, by score and density",
-            list(_paired(rows)),
-            _PAIRED,
-        ),
-        Table(
-            "controls",
-            "Controls: what the layers' sizes do",
-            list(_controls(rows)),
-            _CONTROLS.format(net=net),
-        ),
-        Table(
-            "connectivity",
-            "Figure 4 in short: connectivity after training",
-            list(_connectivity(rows)),
-            _CONNECTIVITY,
-        ),
-        Table("one-shot", "After training, without retraining", list(_oneshot(rows)), _ONE_SHOT),
-        Table(
+    """Return the tables that have rows."""
+    net = next(iter(distinct(select(rows, part=CONTROL), "net")), "")
+    named = [
+        ("table1", "Table 1: layer by layer against the whole network", _table1, _TABLE_1),
+        ("statements", "The paper's statements about its figures, and ours", _statements, _STATEMENTS),
+        ("paired", "Figure 2 in differences: sparsify less greedy, by score and density", _paired, _PAIRED),
+        ("controls", "Controls: the effect of the layer sizes", _controls, _CONTROLS.format(net=net)),
+        ("controls-low", "Controls at low densities: sparsify less the control", _low, _CONTROLS_LOW),
+        ("connectivity", "Figure 4 in short: connectivity after training", _connectivity, _CONNECTIVITY),
+        ("one-shot", "After training, without retraining", _oneshot, _ONE_SHOT),
+        (
             "one-shot-paired",
             "After training, without retraining: less global magnitude",
-            list(_oneshot_paired(rows)),
+            _oneshot_paired,
             "In points, paired over seeds.",
         ),
     ]
+    found = [Table(name, title, list(make(rows)), note) for name, title, make, note in named]
     return [table for table in found if table.rows]
 
 
+def difference(rows: Rows, first: Row, second: Row, /, **where: Any) -> Comparison | None:
+    """Compare the accuracies of two kinds of rows, paired by network, seed and budget.
+
+    Pairs of one network and seed are averaged. With several networks, they are averaged by network.
+
+    Args:
+        rows: Rows with "accuracy".
+        first: Columns that select the first kind, such as ``{"variant": "sparsify"}``.
+        second: Columns that select the second kind.
+        where: Conditions on both.
+    """
+    ours, theirs = (select(rows, **{**where, **kind}) for kind in (first, second))
+    on = [key for key in PAIRED_BY if key not in first]
+    several = len(set(distinct(ours, "net")) & set(distinct(theirs, "net"))) > 1
+    return compare(paired_differences(ours, theirs, "accuracy", on, "net" if several else "seed"))
+
+
+def _against(rows: Rows, variant: str, **where: Any) -> Comparison | None:
+    """Compare `SPARSIFY` with another variant."""
+    return difference(rows, {"variant": SPARSIFY}, {"variant": variant}, **where)
+
+
+def _text(comparison: Comparison | None) -> str:
+    return "" if comparison is None else str(comparison)
+
+
+def _low_densities(rows: Rows) -> set[float]:
+    return {density for density in distinct(rows, "density") if density <= LOW}
+
+
 def _table1(rows: Rows) -> Iterator[Row]:
-    found = part(rows, "table 1")
-    for net in order(found, "net"):
+    same = select(rows, part=TABLE)
+    for net in distinct(same, "net"):
         seconds = {}
         for graph, title in (("layer", "layer by layer"), ("network", "whole network")):
-            own = [row for row in found if (row["net"], row["graph"]) == (net, graph)]
-            printed, accuracy, _, data, density = TABLE_1[net, graph]
-            seconds[graph] = mean(values(own, "seconds"))
-            what = f"seconds, {title}"  # of another machine, and of another way to compute
-            yield {"network": net, "what": what, "ours": seconds[graph], "published": printed, "verdict": ""}
+            ours = select(same, net=net, graph=graph)
+            printed = TABLE_1[net, graph]
+            seconds[graph] = mean(ours, "seconds") or 0.0
+            # seconds of another machine and of another algorithm: no verdict
+            line = {"network": net, "what": f"seconds, {title}", "ours": seconds[graph]}
+            yield {**line, "published": printed.seconds, "verdict": ""}
             if graph == "layer":
-                cheap = mean(values(own, "seconds by series"))
+                cheap = mean(ours, "seconds by series")
                 yield {"network": net, "what": f"seconds, {title}, series", "ours": cheap}
-            there = own[0]["data"] == data and own[0]["density"] == density
-            entry = _entry(net, f"accuracy in %, {title}", mean(values(own)), accuracy, ALIKE)
-            yield entry if there else {**entry, "verdict": "cannot be run here"}
+            comparable = (ours[0]["data"], ours[0]["density"]) == (printed.data, printed.density)
+            line = {"network": net, "what": f"accuracy in %, {title}"}
+            line |= beside(mean(ours, "accuracy"), printed.accuracy, ALIKE)
+            yield line if comparable else {**line, "verdict": "cannot be run here"}
         ratio = seconds["network"] / seconds["layer"]
-        yield _entry(net, "whole network / layer by layer, time", ratio, SLOWER[net], 0.1 * SLOWER[net])
-        away = difference(found, {"graph": "network"}, {"graph": "layer"}, net=net)
-        printed = TABLE_1[net, "network"][1] - TABLE_1[net, "layer"][1]
-        if away is not None:
-            yield _entry(net, "whole network - layer by layer, accuracy", away.mean, printed, ALIKE)
-
-
-def _entry(net: str, what: str, ours: float, published: float, tolerance: float) -> Row:
-    return {
-        "network": net,
-        "what": what,
-        "ours": ours,
-        "published": published,
-        "verdict": verdict(ours, published, tolerance),
-    }
+        line = {"network": net, "what": "whole network / layer by layer, time"}
+        yield {**line, **beside(ratio, SLOWER[net], 0.1 * SLOWER[net])}
+        found = difference(same, {"graph": "network"}, {"graph": "layer"}, net=net)
+        printed_difference = TABLE_1[net, "network"].accuracy - TABLE_1[net, "layer"].accuracy
+        if found is not None:
+            line = {"network": net, "what": "whole network - layer by layer, accuracy"}
+            yield {**line, **beside(found.mean, printed_difference, ALIKE)}
 
 
 def _statements(rows: Rows) -> Iterator[Row]:
-    start = part(rows, "figure 2")
-    low = {d for d in order(start, "density") if d <= LOW}
-    high = {d for d in order(start, "density") if d >= HIGH}
-    for score in order(start, "score"):
-        ahead = difference(start, SPARSIFY, GREEDY, score=score, density=low)
-        yield from _said(f"Figure 2, {score}: sparsify better than greedy at low densities", "ahead", ahead)
-    alike = difference(start, SPARSIFY, GREEDY, score="magnitude", density=high)
-    yield from _said("Figure 2, magnitude: alike at high densities", "alike", alike)
+    start, after = select(rows, part=AT_START), select(rows, part=RETRAINED)
+    low = _low_densities(start)
+    high = {density for density in distinct(start, "density") if density >= HIGH}
+    for score in distinct(start, "score"):
+        found = _against(start, GREEDY, score=score, density=low)
+        yield from _judge(f"Figure 2, {score}: sparsify better than greedy at low densities", "ahead", found)
+    found = _against(start, GREEDY, score="magnitude", density=high)
+    yield from _judge("Figure 2, magnitude: alike at high densities", "alike", found)
     for score in ("magnitude", "snip"):
-        best = difference(start, {"score": "synflow"}, {"score": score}, way="sparsify", density=low)
-        yield from _said(f"Figure 2: sparsify with SynFlow's scores better than with {score}", "ahead", best)
-    for way in ("greedy", "sparsify"):
-        fails = difference(start, {"score": "snip"}, {"score": "magnitude"}, way=way, density=low)
-        title = f"Figure 2: SNIP collapses layers and does not do well (less magnitude, {way})"
-        yield from _said(title, "behind", fails)
-    if start and "tinyimagenet" not in order(start, "data"):
-        yield {
-            "statement": "Figure 2, Tiny ImageNet: greedy better at extreme sparsity",
-            "ours": "",
-            "published": "ahead",
-            "verdict": "cannot be run here",
-        }
-    after = part(rows, "figure 3")
-    for way in ("greedy", "greedy, global"):
-        ahead = difference(after, SPARSIFY, {"way": way}, density=low)
-        title = f"Figure 3: sparsify better than MagPrune ({way}) at low densities"
-        yield from _said(title, "ahead", ahead)
-    yield from _falls(part(rows, "figure 4"))
+        found = difference(start, {"score": "synflow"}, {"score": score}, variant=SPARSIFY, density=low)
+        title = f"Figure 2: sparsify with SynFlow's scores better than with {score}"
+        yield from _judge(title, "ahead", found)
+    for variant in (GREEDY, SPARSIFY):
+        found = difference(start, {"score": "snip"}, {"score": "magnitude"}, variant=variant, density=low)
+        title = f"Figure 2: SNIP collapses layers and does not do well (less magnitude, {variant})"
+        yield from _judge(title, "behind", found)
+    if start and "tinyimagenet" not in distinct(start, "data"):
+        statement = "Figure 2, Tiny ImageNet: greedy better at extreme sparsity"
+        yield {"statement": statement, "ours": "", "published": "ahead", "verdict": "cannot be run here"}
+    for variant in (GREEDY, GREEDY_GLOBAL):
+        found = _against(after, variant, density=low)
+        title = f"Figure 3: sparsify better than MagPrune ({variant}) at low densities"
+        yield from _judge(title, "ahead", found)
+    yield from _judge_connectivity(select(rows, part=CONNECTIVITY))
 
 
-def _said(statement: str, published: str, ours: Difference | None) -> Iterator[Row]:
+def _judge(statement: str, published: str, ours: Comparison | None) -> Iterator[Row]:
     if ours is None:
         return
-    same = abs(ours.mean) <= ALIKE if published == "alike" else ours.verdict == published
-    yield {
-        "statement": statement,
-        "ours": str(ours),
-        "published": published,
-        "verdict": "reproduced" if same else "differs",
-    }
+    same = abs(ours.mean) <= ALIKE if published == "alike" else ours.outcome == published
+    yield _statement(statement, str(ours), published, same)
 
 
-def _falls(layers: Rows) -> Iterator[Row]:
-    """Connectivity falls for both ways; greedy collapses a layer, sparsify none."""
-    densities = sorted({d for d in order(layers, "density") if d < 1})
+def _statement(statement: str, ours: str, published: str, same: bool) -> Row:
+    verdict = "reproduced" if same else "differs"
+    return {"statement": statement, "ours": ours, "published": published, "verdict": verdict}
+
+
+def _judge_connectivity(layers: Rows) -> Iterator[Row]:
+    """Connectivity falls for both variants; greedy masks collapse a layer, sparsify masks none."""
+    densities = sorted(density for density in distinct(layers, "density") if density < 1)
     if not densities:
         return
-    for way in (w for w in ("sparsify", "greedy") if w in order(layers, "way")):
-        ends = [mean(values(layers, "lambda2", way=way, density=d)) for d in (densities[-1], densities[0])]
-        yield {
-            "statement": f"Figures 3 and 4: lambda_2 falls with the density, {way}",
-            "ours": f"{ends[0]:.2f} at {densities[-1]:.0%}, {ends[1]:.2f} at {densities[0]:.0%}",
-            "published": "falls",
-            "verdict": "reproduced" if ends[1] < ends[0] else "differs",
-        }
-    for way, published in (
-        ("greedy", "a layer collapses"),
-        ("greedy, global", "a layer collapses"),
-        ("sparsify", "no layer collapses"),
-    ):
-        at = max((d for d in densities if d <= LOW), default=densities[0])
-        least = values(layers, "share", way=way, density=at)
-        if least:
-            collapsed = min(least) < COLLAPSED
-            yield {
-                "statement": f"Figures 3 and 4: {way} at {at:.0%}",
-                "ours": f"{min(least):.0%} of a layer's nodes hang together, at the least",
-                "published": published,
-                "verdict": "reproduced" if collapsed == (published[0] == "a") else "differs",
-            }
+    for variant in MAIN:
+        ends = [
+            mean(select(layers, variant=variant, density=d), "lambda2") for d in (densities[-1], densities[0])
+        ]
+        if ends[0] is not None and ends[1] is not None:
+            ours = f"{ends[0]:.2f} at {densities[-1]:.0%}, {ends[1]:.2f} at {densities[0]:.0%}"
+            title = f"Figures 3 and 4: lambda_2 falls with the density, {variant}"
+            yield _statement(title, ours, "falls", ends[1] < ends[0])
+    at = max((density for density in densities if density <= LOW), default=densities[0])
+    for variant, collapses in ((GREEDY, True), (GREEDY_GLOBAL, True), (SPARSIFY, False)):
+        shares = [row["share"] for row in select(layers, variant=variant, density=at)]
+        if shares:
+            ours = f"at least {min(shares):.0%} of a layer's nodes are connected"
+            published = "a layer collapses" if collapses else "no layer collapses"
+            same = (min(shares) < COLLAPSED) == collapses
+            yield _statement(f"Figures 3 and 4: {variant} at {at:.0%}", ours, published, same)
 
 
 def _paired(rows: Rows) -> Iterator[Row]:
-    found = part(rows, "figure 2")
-    for score in order(found, "score"):
-        for net in [*order(found, "net"), "all"]:
-            where = {} if net == "all" else {"net": net}
-            cells = {
-                f"{d:.0%}": difference(found, SPARSIFY, GREEDY, score=score, density=d, **where)
-                for d in order(found, "density")
-            }
-            if any(cells.values()):
-                yield {"score": score, "network": net, **{k: str(v) if v else "" for k, v in cells.items()}}
+    start = select(rows, part=AT_START)
+    densities = distinct(start, "density")
+    for score in distinct(start, "score"):
+        for net in [*distinct(start, "net"), "all"]:
+            where = {"score": score} if net == "all" else {"score": score, "net": net}
+            line = {percent(d): _text(_against(start, GREEDY, density=d, **where)) for d in densities}
+            if any(line.values()):
+                yield {"score": score, "network": net, **line}
+
+
+def _control_rows(rows: Rows) -> list[Row]:
+    """Return the rows of the controls, and those of the two main variants on the same networks."""
+    controls = select(rows, part=CONTROL)
+    nets = set(distinct(controls, "net"))
+    return [*select(rows, part=AT_START, net=nets, score="magnitude"), *controls]
 
 
 def _controls(rows: Rows) -> Iterator[Row]:
-    found = part(rows, "controls")
-    nets = set(order(found, "net"))
-    both = [*found, *(row for row in part(rows, "figure 2") if row["net"] in nets)]
-    for way in ("sparsify", "greedy", *order(found, "way")):
-        cells = [values(both, way=way, score="magnitude", density=d) for d in order(found, "density")]
-        if any(cells):
-            heads = (f"{d:.0%}" for d in order(found, "density"))
-            yield {"way": way, "": "accuracy", **dict(zip(heads, map(spread, cells), strict=True))}
-    for way in order(found, "way"):
-        cells2 = {
-            f"{d:.0%}": difference(both, SPARSIFY, {"way": way}, score="magnitude", density=d)
-            for d in order(found, "density")
-        }
-        if any(cells2.values()):
-            yield {"way": way, "": "sparsify less it", **{k: str(v) if v else "" for k, v in cells2.items()}}
+    both, controls = _control_rows(rows), select(rows, part=CONTROL)
+    densities = distinct(controls, "density")
+    columns: dict[str, Column] = {percent(d): ("accuracy", {"density": d}) for d in densities}
+    for line in pivot(both, ["variant"], columns, spread):
+        yield {"variant": line.pop("variant"), "": "accuracy", **line}
+    for variant in distinct(controls, "variant"):
+        line = {percent(d): _text(_against(both, variant, density=d)) for d in densities}
+        if any(line.values()):
+            yield {"variant": variant, "": "sparsify less it", **line}
+
+
+def _low(rows: Rows) -> Iterator[Row]:
+    both = _control_rows(rows)
+    for variant in (GREEDY_SIZES, RANDOM_SIZES, GREEDY_ERK):
+        found = _against(both, variant, density=_low_densities(both))
+        if found is not None:
+            yield {"variant": variant, f"up to {LOW:.0%}": str(found)}
 
 
 def _connectivity(rows: Rows) -> Iterator[Row]:
-    found = part(rows, "figure 4")
-    for density in order(found, "density"):
-        for way in order(found, "way"):
-            own = [row for row in found if (row["density"], row["way"]) == (density, way)]
-            seeds = [[row for row in own if row["seed"] == seed] for seed in order(own, "seed")]
-            if not seeds:
-                continue
-            conditions = [max(_number(row["condition"]) for row in seed) for seed in seeds]
+    layers = select(rows, part=CONNECTIVITY)
+    for density in distinct(layers, "density"):
+        for (variant,), same in group(select(layers, density=density), "variant").items():
+            seeds = list(group(same, "seed").values())
+            conditions = [max(_number(r["condition"]) for r in s) for s in seeds]
+            dead = [sum(r["dead_inputs"] + r["dead_outputs"] for r in s) for s in seeds]
             yield {
-                "density": f"{density:.0%}",
-                "way": way,
-                "mean lambda_2": mean(row["lambda2"] for row in own),
-                "least share": mean(min(row["share"] for row in seed) for seed in seeds),
-                "dead units": mean(sum(row["dead_inputs"] + row["dead_outputs"] for row in s) for s in seeds),
-                "components too many": mean(sum(max(0, row["components"] - 1) for row in s) for s in seeds),
-                "condition number": f"{mean(conditions):.3g}" if density < 1 else "1",
+                "density": percent(density),
+                "variant": variant,
+                "mean lambda_2": mean(same, "lambda2"),
+                "least share": float(np.mean([min(r["share"] for r in s) for s in seeds])),
+                "dead units": float(np.mean(dead)),
+                "components too many": float(
+                    np.mean([sum(max(0, r["components"] - 1) for r in s) for s in seeds])
+                ),
+                "condition number": f"{np.mean(conditions):.3g}" if density < 1 else "1",
             }
 
 
-def _number(condition: Any) -> float:
-    return float("nan") if condition is None else float(condition)
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)  # infinity is a string in JSON
 
 
 def _oneshot(rows: Rows) -> Iterator[Row]:
-    found = part(rows, "one shot")
-    shares = sorted({row["kept"] for row in found if row["way"] != "dense"}, reverse=True)
-    for net in order(found, "net"):
-        own = [row for row in found if row["net"] == net]
-        seeds = len(order(own, "seed"))
-        whole = spread(values(own, way="dense"))
-        yield {"network": net, "seeds": seeds, "what": "", "way": "dense", "whole": whole}
-        for what in order(own, "what"):
-            for way in _ways(own, what):
-                cells = {f"{s:.0%}": spread(values(own, what=what, way=way, kept=s)) for s in shares}
-                yield {"network": net, "seeds": seeds, "what": what, "way": way, **cells}
+    pruned = select(rows, part=ONE_SHOT)
+    columns = across([r for r in pruned if r["variant"] != DENSE], "kept", "accuracy", descending=True)
+    for net in distinct(pruned, "net"):
+        same = select(pruned, net=net)
+        line = {"network": net, "seeds": len(distinct(same, "seed"))}
+        whole = spread(select(same, variant=DENSE), "accuracy")
+        yield {**line, "what": "", "variant": DENSE, "whole": whole}
+        smaller = [row for row in same if row["variant"] != DENSE]
+        yield from ({**line, **cells} for cells in pivot(smaller, ["what", "variant"], columns, spread))
 
 
 def _oneshot_paired(rows: Rows) -> Iterator[Row]:
-    found = [row for row in part(rows, "one shot") if row["way"] != "dense"]
-    shares = sorted(order(found, "kept"), reverse=True)
-    for net in order(found, "net"):
-        own = [row for row in found if row["net"] == net]
-        for what, way in ((w, x) for w in order(own, "what") for x in _ways(own, w) if x != "magnitude"):
-            cells = {
-                f"{s:.0%}": difference(own, {"way": way}, {"way": "magnitude"}, what=what, kept=s)
-                for s in shares
-            }
-            yield {
-                "network": net,
-                "what": what,
-                "way": way,
-                **{k: str(v) if v else "" for k, v in cells.items()},
-            }
-
-
-def _ways(rows: Rows, what: str) -> list[str]:
-    return order([row for row in rows if row["what"] == what and row["way"] != "dense"], "way")
+    pruned = [row for row in select(rows, part=ONE_SHOT) if row["variant"] != DENSE]
+    shares = sorted(distinct(pruned, "kept"), reverse=True)
+    magnitude = {"variant": "magnitude"}
+    for net in distinct(pruned, "net"):
+        same = select(pruned, net=net)
+        for what, variant in group(same, "what", "variant"):
+            if variant != "magnitude":
+                line = {
+                    percent(s): _text(difference(same, {"variant": variant}, magnitude, what=what, kept=s))
+                    for s in shares
+                }
+                yield {"network": net, "what": what, "variant": variant, **line}

@@ -1,8 +1,9 @@
-"""Networks, data and training of the study.
+"""Networks, data and training of the spectral study.
 
-The paper (its appendix A, after Frankle et al. 2021): SGD with momentum, batches of 256, weight decay 1e-4.
-CIFAR: 160 epochs from a learning rate of 0.1, a tenth of it from epoch 80 and 120, images flipped and shifted
-by up to 4 pixels.  tinyImageNet: 200 epochs from 0.2, a tenth from 100 and 150, crops of scale 0.1 to 1.
+The paper (appendix A, after Frankle et al. 2021) uses SGD with momentum, batches of 256 and a weight decay of
+1e-4. CIFAR: 160 epochs from a learning rate of 0.1, divided by ten at epochs 80 and 120, with images flipped
+and shifted by up to 4 pixels. Tiny ImageNet: 200 epochs from 0.2, divided by ten at epochs 100 and 150, with
+crops of scale 0.1 to 1.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from secateur.core import InputError, unknown
 from secateur.data import Batch, Dataset, cifar10, digits, fashion, fashion_available, split
 from secateur.measure.metrics import accuracy
 from secateur.repair.finetune import finetune
-from secateur.zoo import lenet5, mlp, resnet18, resnet20
-from secateur.zoo.plain import VGG_PLANS
+from secateur.zoo import resnet18, resnet20
+from secateur_studies.models import MakeOptimizer, lenet5, perceptron, scheduled, vgg
 
 __all__ = [
     "FULL",
@@ -33,11 +34,11 @@ __all__ = [
     "PLAIN_QUICK",
     "QUICK",
     "Scale",
-    "accuracy_of",
-    "fit",
     "load_data",
-    "make",
-    "normalised",
+    "make_network",
+    "measure_accuracy",
+    "normalise",
+    "train_network",
 ]
 
 PLAIN = ("MLP", "LeNet-5")  # networks without normalisation, for pruning without retraining
@@ -46,19 +47,19 @@ NETS = {"VGG-11": "cifar10", "ResNet-20": "cifar10", "VGG-16": "cifar100", "ResN
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done.
+    """Size of the experiments.
 
     Attributes:
         width: Share of the published channels.
-        side: Side of the images; larger ones are averaged, or padded.  None leaves them.
+        side: Side of the images. Larger images are averaged, smaller ones padded. None keeps them.
         examples: Training examples, or None for all.
         test: Test examples, or None for all.
-        epochs: Passes; the paper's 160 or 200 if None.
+        epochs: Passes, or None for the paper's 160 or 200.
         densities: Densities of Figures 2 and 3.
         sparser: Factor on the densities of Table 1.
         rounds: Rounds of SynFlow.
-        paper: Whether to train by the paper's recipe (SGD, steps, augmentation) or by Adam, one cycle.
-        device: Where to train and test.
+        paper: Train by the paper's recipe (SGD, steps, augmentation) instead of Adam with one cycle.
+        device: Device for training and tests.
     """
 
     width: float = 1.0
@@ -73,12 +74,12 @@ class Scale:
     device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the values as JSON."""
         return {**asdict(self), "densities": list(self.densities)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Scale:
-        """Return the scale that `to_json` wrote."""
+        """Return the scale from the result of `to_json`."""
         return cls(**{**values, "densities": tuple(values["densities"])})
 
 
@@ -88,64 +89,42 @@ PLAIN_FULL = Scale(1.0, 28, epochs=20, paper=False, device=FULL.device)
 PLAIN_QUICK = Scale(1.0, 28, 12000, 4000, 4, paper=False)
 
 
-def make(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
-    """Return an untrained network of the paper for the data, its channels times the scale's width."""
-    channels, side, _ = data.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if net == "ResNet-20":
-            model: nn.Module = resnet20(
-                width=max(4, round(16 * scale.width * 4)) if scale.width < 1 else 16,
-                channels=channels,
-                classes=data.classes,
-                seed=seed,
-            )
-        elif net == "ResNet-18":
-            model = resnet18(
-                width=max(4, round(64 * scale.width)), channels=channels, classes=data.classes, seed=seed
-            )
-        elif net == "MLP":
-            model = mlp((channels * side**2, 300, 100, data.classes), seed=seed)
-        elif net == "LeNet-5":
-            model = lenet5(channels=channels, side=side, classes=data.classes, seed=seed)
-        elif net in NETS:
-            model = _vgg(VGG_PLANS[net[4:]], scale.width, channels, side, data.classes)
-        else:
-            raise InputError(unknown("network", net, [*NETS, *PLAIN]))
-    return model.eval()
+def make_network(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
+    """Return an untrained network of the paper for the data, its channels times the scale's width.
+
+    Raises:
+        InputError: If the network is unknown.
+    """
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "ResNet-20": lambda: _resnet(resnet20, 16, data, scale, seed),
+        "ResNet-18": lambda: _resnet(resnet18, 64, data, scale, seed),
+        "VGG-11": lambda: vgg("11", data, width=scale.width, seed=seed),
+        "VGG-16": lambda: vgg("16", data, width=scale.width, seed=seed),
+        "MLP": lambda: perceptron(data, 300, 100, seed=seed),
+        "LeNet-5": lambda: lenet5(data, seed=seed),
+    }
+    if net not in kinds:
+        raise InputError(unknown("network", net, list(kinds)))
+    return kinds[net]().eval()
 
 
-def _vgg(plan: Any, width: float, channels: int, side: int, classes: int) -> nn.Sequential:
-    """VGG as in the zoo, narrower; small images are not pooled to one pixel, which would idle 8 of 9 taps."""
-    layers: list[nn.Module] = []
-    large = side >= 2 ** list(plan).count("M")
-    for step in plan:
-        if step != "M":
-            out = max(4, round(step * width))
-            layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-            channels = out
-        elif side > 2 or large:
-            layers.append(nn.MaxPool2d(2))
-            side //= 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side**2, classes))
+def _resnet(build: Callable[..., nn.Module], full: int, data: Dataset, scale: Scale, seed: int) -> nn.Module:
+    width = max(4, round(64 * scale.width)) if scale.width < 1 else full
+    return build(width=width, channels=data.shape[0], classes=data.classes, seed=seed)
 
 
 def load_data(net: str, folders: Mapping[str, str | Path], scale: Scale, seed: int) -> Dataset:
-    """Return the paper's data for a network if its folder is named; else Fashion-MNIST, else digits."""
+    """Return the paper's data for a network if its folder is given, else Fashion-MNIST, else digits."""
     name = NETS.get(net, "fashion")
     if name in folders:
-        consumers: dict[str, Callable[..., Dataset]] = {
-            "cifar10": cifar10,
-            "cifar100": _cifar100,
-            "tinyimagenet": _tiny_imagenet,
-        }
-        data = consumers[name](folders[name], seed=seed)
+        read = {"cifar10": cifar10, "cifar100": _cifar100, "tinyimagenet": _tiny_imagenet}[name]
+        data = read(folders[name], seed=seed)
     else:
         data = fashion(seed=seed) if fashion_available() else digits(seed)
-    return data if scale.side is None else _resized(data, scale.side)
+    return data if scale.side is None else _resize(data, scale.side)
 
 
-def _resized(data: Dataset, side: int) -> Dataset:
+def _resize(data: Dataset, side: int) -> Dataset:
     def fit_side(x: Tensor) -> Tensor:
         if x.shape[-1] > side:
             x = functional.adaptive_avg_pool2d(x, side if x.shape[-1] % side == 0 else x.shape[-1] // 2)
@@ -156,7 +135,7 @@ def _resized(data: Dataset, side: int) -> Dataset:
 
 
 def _cifar100(folder: str | Path, seed: int) -> Dataset:
-    """CIFAR-100's binary version: records of a coarse and a fine label and 3 x 32 x 32 pixels."""
+    """Read CIFAR-100's binary version: records of a coarse and a fine label and 3 x 32 x 32 pixels."""
     pairs = []
     for name in ("train.bin", "test.bin"):
         path = Path(folder) / name
@@ -170,7 +149,7 @@ def _cifar100(folder: str | Path, seed: int) -> Dataset:
 
 
 def _tiny_imagenet(folder: str | Path, seed: int) -> Dataset:
-    """Tiny ImageNet as published: train/CLASS/images and val/val_annotations.txt; 6 GB in memory."""
+    """Read Tiny ImageNet as published: train/CLASS/images, val/val_annotations.txt. Needs 6 GB."""
     try:
         from PIL import Image  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -178,7 +157,7 @@ def _tiny_imagenet(folder: str | Path, seed: int) -> Dataset:
     root = Path(folder)
     names = sorted(path.name for path in (root / "train").glob("n*"))
     if not names:
-        raise InputError(f"no classes in {root / 'train'}: name the folder tiny-imagenet-200")
+        raise InputError(f"no classes in {root / 'train'}: give the folder tiny-imagenet-200")
 
     def read(items: list[tuple[Path, int]]) -> Batch:
         pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in items])
@@ -194,7 +173,7 @@ def _tiny_imagenet(folder: str | Path, seed: int) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class _Batches:
-    """Training batches in a seeded order, normalised by channel and augmented as the paper does."""
+    """Training batches in a seeded order, augmented as in the paper."""
 
     data: Dataset
     scale: Scale
@@ -207,11 +186,11 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         x, y = (part[: self.scale.examples] for part in self.data.parts["train"])
         for at in torch.randperm(len(y), generator=self.generator).split(self.size):
-            images = self._augmented(x[at]) if self.scale.paper else x[at]
+            images = self._augment(x[at]) if self.scale.paper else x[at]
             yield images.to(self.scale.device), y[at].to(self.scale.device)
 
-    def _augmented(self, x: Tensor) -> Tensor:
-        """Flip, and shift by up to 4 pixels; Tiny ImageNet is cropped at random scale and aspect."""
+    def _augment(self, x: Tensor) -> Tensor:
+        """Flip, and shift by up to 4 pixels. Crop Tiny ImageNet at random scale and aspect."""
         n, draw = len(x), lambda low, high: low + (high - low) * torch.rand(len(x), generator=self.generator)
         flip = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
         wide, high = torch.ones(n), torch.ones(n)
@@ -228,60 +207,55 @@ class _Batches:
         return functional.grid_sample(x, grid, align_corners=False)
 
 
-def normalised(data: Dataset) -> Dataset:
+def normalise(data: Dataset) -> Dataset:
     """Subtract each channel's mean over the training part and divide by its deviation."""
     x = data.parts["train"][0]
     mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
     return replace(data, parts={part: ((x - mean) / deviation, y) for part, (x, y) in data.parts.items()})
 
 
-def fit(
+def train_network(
     model: nn.Module, data: Dataset, scale: Scale, seed: int, masks: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Train a copy, masked weights held at zero; it comes back on the processor, in evaluation mode."""
+    """Train a copy with masked weights kept at zero. Return it on the CPU, in evaluation mode."""
     tiny = data.name == "tinyimagenet"
     epochs = scale.epochs or (200 if tiny else 160)
     batches = _Batches(data, scale, 256 if scale.paper else 64, torch.Generator().manual_seed(seed))
-    rule, lr = (
-        (_steps(len(batches), tiny), 0.2 if tiny else 0.1)
-        if scale.paper
-        else (_cycle(epochs * len(batches)), 1e-2)
-    )
+    if scale.paper:
+        optimizer, lr = _steps(len(batches), tiny), 0.2 if tiny else 0.1
+    else:
+        optimizer, lr = _cycle(epochs * len(batches)), 1e-2
     trained, _ = finetune(
         copy.deepcopy(model).to(scale.device),
         batches,
         epochs=epochs,
         lr=lr,
         masks=masks,
-        optimizer=rule,
+        optimizer=optimizer,
         seed=seed,
         progress=False,
     )
     return trained.cpu().eval()
 
 
-def accuracy_of(model: nn.Module, data: Dataset, scale: Scale) -> float:
-    """Measure the accuracy on the test part, in percent."""
+def measure_accuracy(model: nn.Module, data: Dataset, scale: Scale) -> float:
+    """Return the accuracy on the test part, in percent."""
     batches = ((x.to(scale.device), y.to(scale.device)) for x, y in data.batches("test", 500, scale.test))
     return 100 * accuracy(copy.deepcopy(model).to(scale.device), batches)
 
 
-def _steps(length: int, tiny: bool) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
-    def rule(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        sgd = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
-        marks = [length * epoch for epoch in ((100, 150) if tiny else (80, 120))]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, marks)
-        sgd.register_step_post_hook(lambda *_: schedule.step())
-        return sgd
-
-    return rule
+def _steps(length: int, tiny: bool) -> MakeOptimizer:
+    marks = [length * epoch for epoch in ((100, 150) if tiny else (80, 120))]
+    return scheduled(
+        lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4),
+        lambda optimizer, _: torch.optim.lr_scheduler.MultiStepLR(optimizer, marks),
+    )
 
 
-def _cycle(steps: int) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
-    def rule(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        adam = torch.optim.Adam(parameters, lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, lr, total_steps=steps + 1, cycle_momentum=False)
-        adam.register_step_post_hook(lambda *_: schedule.step())
-        return adam
-
-    return rule
+def _cycle(steps: int) -> MakeOptimizer:
+    return scheduled(
+        torch.optim.Adam,
+        lambda optimizer, lr: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=steps + 1, cycle_momentum=False
+        ),
+    )

@@ -1,4 +1,4 @@
-"""What is real in the published figures and what is an artefact: the audits beside the tables."""
+"""Controls of the published experiment: permuted neurons, exact ranks, untrained networks, other data."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from secateur.structures.matroid import parallel_rows, tail_partition
 from secateur.structures.matroid.parametrize import Kind
 from secateur_studies.matroid.post import FRACTIONS, Post, accuracy, curve, moons, train
 
-__all__ = ["audit_network", "audit_real_moons", "audit_untrained", "merged"]
+__all__ = ["check_network", "check_real_moons", "check_untrained", "merge_multiples"]
 
 Row = dict[str, Any]
+PARTITION, UNTRAINED, PERMUTED, MERGED = "partition", "untrained", "permuted", "merged"
+FRESH, REAL = "fresh test set", "real moons"
 PERMUTATIONS = 20
 TOLERANCES = (1e-12, 1e-6)
 _AT_75 = FRACTIONS.index(0.75)
 
 
-def audit_network(net: Post) -> Iterator[Row]:
-    """Yield the audits of one network of the post."""
+def check_network(net: Post) -> Iterator[Row]:
+    """Yield the controls of one network of the post."""
     common = {"mode": net.mode, "units": len(net.w2)}
     tail = net.tail
     exact = tail_partition(net.rows, exact=True)
     yield common | {
-        "part": "partition",
+        "part": PARTITION,
         "accuracy": accuracy(net),
         "essential": len(tail.essential),
         "tail": len(tail.tail),
@@ -44,18 +46,18 @@ def audit_network(net: Post) -> Iterator[Row]:
     for _ in range(PERMUTATIONS):
         other = net.permuted(generator.permutation(len(net.w2)))
         changes.append(curve(other, "matroid", other.tail.tail)[_AT_75])
-    yield common | {"part": "permuted", "change": float(np.mean(changes)), "worst": min(changes)}
+    yield common | {"part": PERMUTED, "change": float(np.mean(changes)), "worst": min(changes)}
     fresh = moons(np.random.default_rng(10_000 + net.seed))
     yield common | {
-        "part": "fresh test set",
+        "part": FRESH,
         "accuracy": accuracy(net, None, fresh),
         "change": curve(net, "matroid", tail.tail, fresh)[_AT_75],
     }
-    yield from (common | merged(net, tolerance) for tolerance in TOLERANCES)
+    yield from (common | merge_multiples(net, tolerance) for tolerance in TOLERANCES)
 
 
-def merged(net: Post, tolerance: float) -> Row:
-    """Merge rows of [W1 | b1] that are positive multiples to within a tolerance: relu(c z) = c relu(z)."""
+def merge_multiples(net: Post, tolerance: float) -> Row:
+    """Merge rows of [W1 | b1] that are positive multiples within a tolerance: relu(c z) = c relu(z)."""
     found = parallel_rows(net.rows, tolerance=tolerance)
     leaders = np.array([star[0] for star in found.classes])
     w2 = np.array(
@@ -65,31 +67,31 @@ def merged(net: Post, tolerance: float) -> Row:
         ]
     )
     after = replace(net, w1=net.w1[leaders], b1=net.b1[leaders], w2=w2)
-    apart = np.abs(after.logits() - net.logits()).max() / np.abs(net.logits()).max()
+    difference = np.abs(after.logits() - net.logits()).max() / np.abs(net.logits()).max()
     return {
-        "part": "merged",
+        "part": MERGED,
         "tolerance": tolerance,
         "kept": len(leaders),
         "change": 100 * (accuracy(after) - accuracy(net)),
-        "relative logit difference": float(apart),
+        "relative logit difference": float(difference),
     }
 
 
-def audit_untrained(mode: Kind, units: int, seed: int) -> Row:
-    """Return the tail of a network before training (all biases are 0 there)."""
+def check_untrained(mode: Kind, units: int, seed: int) -> Row:
+    """Return the tail of a network before training, where all biases are 0."""
     data = moons(np.random.default_rng(seed))
     tail = train(mode, units, seed, data, epochs=0).tail
-    return {"part": "untrained", "mode": mode, "units": units, "tail": len(tail.tail)}
+    return {"part": UNTRAINED, "mode": mode, "units": units, "tail": len(tail.tail)}
 
 
-def audit_real_moons(units: int, seed: int, mode: Kind = "tp_exponential") -> Row:
-    """Return the same experiment on scikit-learn's moons, which interlock, with a fresh test set."""
+def check_real_moons(units: int, seed: int, mode: Kind = "tp_exponential") -> Row:
+    """Repeat the experiment on scikit-learn's moons, which interlock, with a fresh test set."""
     x, y = make_moons(200, noise=0.1, random_state=seed)
     net = train(mode, units, seed, (x, y.astype(float)))
     tail = net.tail.tail
     x, y = make_moons(1000, noise=0.1, random_state=10_000 + seed)
     return {
-        "part": "real moons",
+        "part": REAL,
         "mode": mode,
         "units": units,
         "accuracy": accuracy(net),
