@@ -38,7 +38,7 @@ from secateur.methods import (
     SynFlow,
     Taylor,
 )
-from secateur.methods.base import normalized
+from secateur.methods.base import normalize_scores
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
@@ -335,7 +335,7 @@ def test_equal_scores_keep_the_first() -> None:
 
 def test_normalisation_puts_groups_on_one_scale() -> None:
     given = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([100.0, 200.0, 300.0])}
-    found = normalized(given)
+    found = normalize_scores(given)
     torch.testing.assert_close(found["a"], found["b"])
     model, graph, _ = make("mlp")
     with torch.no_grad():

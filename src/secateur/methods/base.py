@@ -31,7 +31,7 @@ from secateur.core import (
 from secateur.core.budget import check_budget
 from secateur.core.indices import check_units
 
-__all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalized", "required"]
+__all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalize_scores", "required"]
 
 Scores = Mapping[str, Tensor]
 
@@ -160,7 +160,7 @@ class ScoreMethod(SetMethod):
 
     def comparable(self, scores: Scores, budget: Budget) -> Scores:
         """Return scores that a global scope may rank together."""
-        return normalized(scores) if self.normalize and budget.scope == "global" else scores
+        return normalize_scores(scores) if self.normalize and budget.scope == "global" else scores
 
 
 def best(scores: Scores, counts: Mapping[str, int]) -> Choice:
@@ -184,12 +184,12 @@ def _range(scores: np.ndarray) -> list[float]:
     return [float(finite.min()), float(finite.max())] if len(finite) else []
 
 
-def normalized(scores: Scores) -> Scores:
+def normalize_scores(scores: Scores) -> Scores:
     """Divide the scores of each group by the mean of their absolute values.
 
     Example:
         >>> import torch
-        >>> normalized({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(2)})
+        >>> normalize_scores({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(2)})
         {'a': tensor([0.5000, 1.5000], dtype=torch.float64), 'b': tensor([0., 0.], dtype=torch.float64)}
     """
 
