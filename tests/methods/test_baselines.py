@@ -402,10 +402,10 @@ def test_options_and_budgets_are_checked() -> None:
         (lambda: SynFlow(rounds=0), "at least 1; got 0"),
         (lambda: plan(Magnitude(), 0.01), "a budget is Units"),
         (lambda: plan(SynFlow(), 0.01), "a budget is Units"),
-        (lambda: plan(SynFlow(), Params(0.01)), r"Params\(keep=0.01.* cannot be reached"),
+        (lambda: plan(SynFlow(), Params(0.01)), r"Params\(0.01.* cannot be reached"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()
-    with pytest.raises(NothingToPrune, match=r"Units\(keep=0.99.* removes nothing"):
+    with pytest.raises(NothingToPrune, match=r"Units\(0.99.* removes nothing"):
         plan(Magnitude(), Units(0.99))
     assert not plan(Magnitude(), Units(1.0)).keep
