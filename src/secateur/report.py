@@ -26,6 +26,7 @@ from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, met
 __all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
 
 METRIC_BY_DEFAULT = "accuracy"
+SHORTEST = 0.005  # seconds of a stage that a summary mentions
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Report:
         for what in ("undone", "skipped"):
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
-        spent = ", ".join(f"{stage} {seconds:.2g} s" for stage, seconds in self.seconds.items())
+        spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
         return "\n".join([*lines, f"  time: {spent}"])
 
     def _changes(self) -> list[tuple[str, str, str, float | None]]:
@@ -186,6 +187,8 @@ class Report:
         if self.before.metric is not None and self.after.metric is not None:
             rows.append((str(self.metric), f"{self.before.metric:.4f}", f"{self.after.metric:.4f}", None))
         for key, name in _COSTS.items():
+            if key == "nonzero" and not self.masks:
+                continue
             a, b = getattr(self.before.cost, key), getattr(self.after.cost, key)
             rows.append((name, f"{a:,}", f"{b:,}", _ratio(a, b)))
         for x, y in zip(self.before.latency, self.after.latency, strict=True):
