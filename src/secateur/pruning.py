@@ -199,7 +199,7 @@ def prune(
     with clock("trace"):
         graph = trace(model, example_inputs, ignored_layers, example_kwargs)
     start = state = Pruned(model, graph, Plan(graph, chosen.name))
-    judge, notes, refusal = schedule.judge(model), [], None
+    judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
     for number, goal in enumerate(schedule.goals(budget), 1):
         before = start if schedule.restarts else state
         step_budget = remaining_budget(graph, before.graph, goal)
@@ -223,7 +223,7 @@ def prune(
             break
         state = after
     if not _removes(state.plan):
-        raise refusal or NothingToPrune(_refusal(schedule, notes, graph))
+        raise _nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
     decided = _with_notes(state.plan, budget, schedule, notes)
@@ -373,11 +373,12 @@ def _left(graph: PruningGraph, plan: Plan) -> dict[str, int]:
     return {"units": units, "masked": sum(int((~mask).sum()) for mask in plan.masks.values())}
 
 
-def _refusal(schedule: Schedule, notes: Sequence[Mapping[str, Any]], graph: PruningGraph) -> str:
-    if not notes:
-        return f"no unit can go.\n{graph.summary()}"
+def _nothing_accepted(
+    schedule: Schedule, notes: Sequence[Mapping[str, Any]], graph: PruningGraph
+) -> NothingToPrune:
+    """Return the error of a tolerance that not even the first step meets."""
     budget, before, metric = (notes[0][key] for key in ("budget", "before", "metric"))
-    return (
+    return NothingToPrune(
         f"no step stays within {schedule!r}: the metric is {before:.4g}; {budget} takes it to {metric:.4g}. "
         f"Allow more, or take smaller steps.\n{graph.summary()}"
     )
