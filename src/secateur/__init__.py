@@ -34,7 +34,7 @@ from secateur.core import (
 )
 from secateur.formats.store import load, load_plan
 from secateur.formats.weights import load_weights
-from secateur.methods import METHODS
+from secateur.methods import METHODS, register
 from secateur.pruning import plan, prune
 from secateur.repair.base import Finetune, Fold, Refit
 from secateur.repair.batchnorm import update_bn
@@ -88,6 +88,7 @@ __all__ = [
     "plan",
     "prune",
     "refit",
+    "register",
     "shrink",
     "structures",
     "trace",
