@@ -22,7 +22,6 @@ from secateur.statistics.activation_sample import ActivationSample
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
-from secateur.statistics.relu_chain import affine_relu_chain
 from secateur.statistics.unit_gates import Gates
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
@@ -250,6 +249,8 @@ def _chain(model: nn.Module, graph: PruningGraph) -> Any:
     inputs = (*graph.example_inputs, *graph.example_kwargs.values())
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
         raise InputError(f"chain: a chain has one input tensor; the model was traced with {len(inputs)}")
+    from secateur.statistics.relu_chain import affine_relu_chain  # scipy takes a while to import
+
     return affine_relu_chain(model, to_model(inputs[0], model))
 
 
