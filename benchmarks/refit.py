@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
-from secateur.cli.demo import Task, digits_tasks, fashion_tasks
+from secateur.cli.demo import TASKS, Task
 from secateur.core import Units
-from secateur.data import Dataset, digits, fashion
+from secateur.data import Dataset, load_dataset
 from secateur.pruning import prune
 
 REPAIRS = (None, "fold", "refit")
@@ -25,8 +24,7 @@ REPAIRS = (None, "fold", "refit")
 
 def lines(task: Task, data: Dataset, methods: list[str], keep: float, seed: int) -> Iterator[dict[str, Any]]:
     """Train a network and yield a line for each method and repair."""
-    trained = task.train(data, seed)
-    model: nn.Module = trained.model
+    model = task.train(data, seed)
     calibration, x = data.batches("calibration"), data.parts["calibration"][0]
     for method in methods:
         for repair in REPAIRS:
@@ -53,7 +51,7 @@ def lines(task: Task, data: Dataset, methods: list[str], keep: float, seed: int)
                 "repair": repair or "none",
                 "before": round(100 * report.before.metric, 2),
                 "after": round(100 * report.after.metric, 2),
-                "seconds": round(report.seconds.get("fold", 0), 2),
+                "seconds": round(report.seconds.get("repair", 0), 2),
             }
 
 
@@ -66,10 +64,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for seed in range(options.seeds):
-        for data, tasks in ((digits(seed), digits_tasks()), (fashion(None, seed), fashion_tasks())):
-            for task in tasks:
-                for line in lines(task, data, options.methods.split(","), options.keep, seed):
-                    print(json.dumps(line), flush=True)
+        for task in TASKS:
+            for line in lines(
+                task, load_dataset(task.data, None, seed), options.methods.split(","), options.keep, seed
+            ):
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -227,11 +227,11 @@ def test_methods_of_ones_own_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("class Empty:\n    pass\n\n\ndef fail(x):\n    return x\n")
     place = tmp_path / "own.py"
     for spec, words in {
-        f"{place}:Empty": "makes a Empty: a method has",
+        f"{place}:Empty": "which is not a method",
         f"{place}:Empt": "did you mean 'Empty'",
         f"{place}:fail": "missing 1 required",
         f"{place}:Empty:power=2": "no option of Empty 'power'",
-        f"{tmp_path / 'absent.py'}:Empty": "there is no file",
+        f"{tmp_path / 'absent.py'}:Empty": "does not exist",
         "secateur.methods:Magnitude:power=2": "no option of Magnitude 'power'",
         "magnitud:p=2": "did you mean 'magnitude'",
     }.items():

@@ -1,31 +1,27 @@
-"""What a user names: models, weights, data, methods and budgets.  The command line and the bench read it.
+"""What a user names: models, weights, data, methods, budgets, metrics and losses.
 
-A model or data is ``package.module:function`` or ``file.py:function``; its code is run, as by Python itself.
+The command line and the bench read these names.  Models, data, metrics and losses are functions, written
+``package.module:function`` or ``file.py:function``.  Their code is imported and run.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from secateur.batches import split_batch
+from secateur.batches import as_batches, split_batch
 from secateur.core import (
     Budget,
     InputError,
     Macs,
     Params,
-    SecateurError,
     Units,
     Weights,
     unknown,
@@ -33,15 +29,32 @@ from secateur.core import (
 from secateur.data import DATASETS, Dataset, load_dataset
 from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights, split_key
+from secateur.measure.metrics import Metric, metric_named
 from secateur.methods import METHODS, Method
+from secateur.user_code import find_function, find_guarded, run_user_code
 
-BUDGETS: dict[str, Callable[..., Any]] = {
+__all__ = [
+    "BUDGETS",
+    "Batches",
+    "default_metric",
+    "example_of",
+    "is_folder",
+    "make_budget",
+    "make_data",
+    "make_loss",
+    "make_method",
+    "make_metric",
+    "make_model",
+    "try_inputs",
+]
+
+BUDGETS: dict[str, type[Budget]] = {
     "units": Units,
     "weights": Weights,
     "params": Params,
     "macs": Macs,
 }
-TOKENS = 16
+TOKENS = 16  # in each example input of a transformers model
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,51 +64,40 @@ class Batches:
     Attributes:
         fit: Batches that methods and repairs look at, or None.
         holdout: Batches for the metric, or None.
-        example: Two example inputs, or None where there are no batches.
     """
 
-    fit: list[Any] | None = None
-    holdout: list[Any] | None = None
-    example: Any = None
+    fit: Sequence[Any] | None = None
+    holdout: Sequence[Any] | None = None
+
+    def example(self, model: nn.Module | None = None) -> Any:
+        """Return the inputs of the first two examples, or None if there are no batches.
+
+        Args:
+            model: The model that the batches are for; it decides whether labels are inputs.
+        """
+        if self.fit is None:
+            return None
+        args, kwargs, _ = split_batch(next(iter(self.fit)), model)
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        return tree_map(lambda x: x[:2] if isinstance(x, Tensor) else x, inputs)
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """Return the function that ``package.module:function`` or ``file.py:function`` names.
-
-    Raises:
-        InputError: If the form is another, or the module or the function cannot be had.
-
-    Example:
-        >>> find_function("secateur.zoo:lenet5").__name__
-        'lenet5'
-    """
-    place, colon, function = name.rpartition(":")
-    if not (colon and place and function):
-        raise InputError(f"{name!r} has the wrong form: write package.module:function or file.py:function")
-    module = run_user_code(f"importing {place}", lambda: _module(place))
-    found = getattr(module, function, None)
-    if found is None:
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(unknown(f"function in {place}", function, known))
-    if not callable(found):
-        raise InputError(f"{name} is a {type(found).__name__}, not a function")
-    return found
-
-
-def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module, Any]:
-    """Return a model and its example inputs, where it brings any.
+def make_model(name: str, weights: str | Path | None = None, *, strict: bool = True) -> tuple[nn.Module, Any]:
+    """Return a model, and its example inputs if it brings any.
 
     Args:
         name: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.
-        weights: A checkpoint, or ``file:key`` for one state dict in it, or None.
+        weights: A checkpoint, ``file:key`` for one state dict in it, or None.  A factory may also load its
+            weights itself.
+        strict: Whether the names in the checkpoint must be those of the model; see `load_weights`.
 
     Returns:
         The model in evaluation mode, and the factory's attribute `example_inputs` (called, if it is a
         function), or None.
 
     Raises:
-        InputError: If the factory fails or returns no module.
-        StoreError: If the weights are missing or damaged, or do not fit.
+        InputError: If the factory fails or does not return a module.
+        StoreError: If the weights are missing, are damaged, or do not fit.
     """
     if is_folder(name):
         model, example = _hugging_face(Path(name))
@@ -104,14 +106,14 @@ def make_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module,
         model, example = run_user_code(name, factory), getattr(factory, "example_inputs", None)
         example = run_user_code(f"{name}.example_inputs", example) if callable(example) else example
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"{name} returned a value of type {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
-        load_weights(model, *split_key(weights))
+        load_weights(model, *split_key(weights), strict=strict)
     return model.eval(), example
 
 
 def is_folder(model: str) -> bool:
-    """Say whether a model's name is a folder; the empty name is none.
+    """Return whether the name of a model is a folder.  The empty name is not.
 
     Example:
         >>> is_folder("."), is_folder("")
@@ -120,36 +122,39 @@ def is_folder(model: str) -> bool:
     return bool(model) and Path(model).is_dir()
 
 
-def make_data(name: str, repair: str | None = None, *, tolerance: bool = False, seed: int = 0) -> Batches:
+def make_data(name: str, *, finetune: bool = False, tolerance: bool = False, seed: int = 0) -> Batches:
     """Return batches by the name of a data set, or from the user's function.
-
-    A data set's calibration part is looked at (its training part, where fine-tuning is asked for), and its
-    test part is held out (its selection part, where a tolerance stops by it).
 
     Args:
         name: ``digits``, ``fashion``, ``mnist:FOLDER``, ``cifar10:FOLDER``, or a function that returns a
-            `Dataset` or an iterable of (inputs, targets).
-        repair: The repair, which decides what is looked at.
-        tolerance: Whether a tolerance stops the pruning by the batches that are held out.
+            `Dataset` or batches as `prune` takes them: a DataLoader, or a list of tensors, mappings or pairs.
+        finetune: Whether the batches are for fine-tuning: then a data set gives its training part instead of
+            its calibration part.
+        tolerance: Whether a tolerance stops by the held-out batches: then a data set holds out its selection
+            part instead of its test part.
         seed: Seed of the data set's parts.
+
+    Raises:
+        InputError: If the data set or the function is unknown, or the function fails or returns no batches.
     """
     known, _, folder = name.partition(":")
-    found = load_dataset(known, folder or None, seed) if known in DATASETS or ":" not in name else None
-    given = found if found is not None else run_user_code(name, find_function(name))
-    if isinstance(given, Dataset):
-        fit = given.batches("train" if "finetune" in (repair or "") else "calibration")
-        holdout = given.batches("selection" if tolerance else "test", 500)
-        return Batches(fit, holdout, fit[0][0][:2])
-    if not isinstance(given, Iterable) or isinstance(given, (Tensor, Mapping, str)):
-        raise InputError(f"{name} returned a {type(given).__name__}, not batches of (inputs, targets)")
-    fit = run_user_code(name, lambda: list(given))
-    if not fit:
-        raise InputError(f"{name} returned no batches")
-    return Batches(fit, None, _cut(fit[0]))
+    if known in DATASETS or ":" not in name:
+        data: Any = load_dataset(known, folder or None, seed)
+    else:
+        data = run_user_code(name, find_function(name))
+    if isinstance(data, Dataset):
+        fit = data.batches("train" if finetune else "calibration")
+        return Batches(fit, data.batches("selection" if tolerance else "test", 500))
+    try:
+        batches = run_user_code(name, lambda: as_batches(data))
+        split_batch(run_user_code(name, lambda: next(iter(batches))))
+        return Batches(batches)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def example_of(shape: str) -> Tensor:
-    """Return example inputs of a shape: zeros where nothing is known; the batch is the first number.
+    """Return random example inputs of a shape; its first number is the size of the batch.
 
     Example:
         >>> example_of("2,3,8").shape
@@ -158,9 +163,9 @@ def example_of(shape: str) -> Tensor:
     try:
         sizes = tuple(int(size) for size in shape.replace("x", ",").split(","))
     except ValueError as error:
-        raise InputError(f"a shape is numbers with commas, as in 2,3,32,32; got {shape!r}") from error
+        raise InputError(f"a shape is integers with commas, as in 2,3,32,32; got {shape!r}") from error
     if min(sizes) < 1:
-        raise InputError(f"the sizes of a shape are positive; got {shape!r}")
+        raise InputError(f"the sizes of a shape must be positive; got {shape!r}")
 
     def draw() -> Tensor:
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
@@ -169,7 +174,11 @@ def example_of(shape: str) -> Tensor:
 
 
 def try_inputs(model: nn.Module, inputs: Any) -> None:
-    """Run a model once, so that wrong example inputs are told before anything else is done."""
+    """Run the model once to report bad example inputs early.
+
+    Raises:
+        InputError: If the model fails on the inputs.
+    """
     with evaluating(model):
         args = to_model(inputs, model)
         call = (lambda: model(**args)) if isinstance(args, Mapping) else lambda: model(*_tuple(args))
@@ -182,8 +191,7 @@ def make_method(spec: str) -> Method:
     Options follow a colon: ``name:option=value,option=value``, ``file.py:Class:option=value``.
 
     Raises:
-        InputError: For an unknown name or option, with the near matches, a value that cannot be, or a class
-            that makes no method.
+        InputError: If a name, an option or its value is not valid, or the class is not that of a method.
 
     Example:
         >>> make_method("magnitude:p=2,over=both").over
@@ -204,14 +212,17 @@ def make_method(spec: str) -> Method:
         except TypeError as error:
             raise InputError(f"{spec!r}: {error}") from error
 
-    found = run_user_code(repr(spec), make)
-    if not isinstance(found, Method):
-        raise InputError(f"{name} makes a {type(found).__name__}: a method has a name, needs and plan")
-    return found
+    method = run_user_code(repr(spec), make)
+    if not isinstance(method, Method):
+        kind_name = type(method).__name__
+        raise InputError(
+            f"{name} makes a value of type {kind_name}, which is not a method: it needs name, needs and plan"
+        )
+    return method
 
 
 def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
-    """Divide a method's description into its name, its class, and its options."""
+    """Split the description of a method into its name, its class and its options."""
     first, _, rest = spec.partition(":")
     if first in METHODS:
         return first, METHODS[first], rest
@@ -222,60 +233,85 @@ def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
 
 
 def make_budget(spec: str, scope: str = "layer", floor: int = 1, round_to: int = 1) -> Budget:
-    """Return the budget that ``units=0.5`` and the like describe.
+    """Return the budget that a text such as ``units=0.5`` or ``units=layer1.*:0.75,fc:0.5`` names.
+
+    Raises:
+        InputError: If the form, the name or a number is not valid.
 
     Example:
         >>> make_budget("params=0.3", scope="global")
         Params(0.3, scope='global')
+        >>> make_budget("units=layer1.*:0.75,fc:0.5").keep
+        {'layer1.*': 0.75, 'fc': 0.5}
     """
     name, _, text = spec.partition("=")
     if name not in BUDGETS:
         raise InputError(unknown("budget", name, list(BUDGETS)))
     try:
-        value = float(text)
+        keep: Any = _shares(text) if ":" in text else float(text)
     except ValueError as error:
-        raise InputError(f"a budget is written {name}=NUMBER, as in {name}=0.5; got {spec!r}") from error
-    if name != "weights":
-        return BUDGETS[name](value, scope=scope, floor=floor, round_to=round_to)
+        raise InputError(
+            f"a budget is written {name}=NUMBER, as in {name}=0.5, or with layers or patterns of them, as in "
+            f"units=layer1.*:0.75,fc:0.5; got {spec!r}"
+        ) from error
+    kind: Any = BUDGETS[name]
+    if kind is not Weights:
+        return kind(keep, scope=scope, floor=floor, round_to=round_to)
     if round_to != 1:
-        raise InputError("round-to rounds counts of units; a budget of single weights has none")
-    return Weights(value, scope=scope, floor=floor)  # type: ignore[arg-type]  # checked by Weights
+        raise InputError("--round-to rounds the number of units, and a budget of weights removes no units")
+    return Weights(keep, scope=scope, floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
 
 
-def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(place)
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise InputError(f"there is no file {place}")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    name = f"secateur_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{place} is not a Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _shares(text: str) -> dict[str, float]:
+    """Return the shares by layer, or raise `ValueError`."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        layer, _, share = part.rpartition(":")
+        if not layer or layer in shares:
+            raise ValueError(f"no layer in {part!r}, or the layer is given twice")
+        shares[layer] = float(share)
+    return shares
 
 
-def run_user_code(what: str, call: Callable[[], Any]) -> Any:
-    """Run a user's code and return what it returns.
+def make_metric(spec: str) -> str | Metric:
+    """Return the name of a metric, or the user's function (model, batches) -> float.
 
     Raises:
-        InputError: It failed, or asked the program to end; says where.
+        InputError: If the name or the function is unknown.
+
+    Example:
+        >>> make_metric("agreement"), make_metric("secateur.measure.metrics:accuracy").__name__
+        ('agreement', 'accuracy')
     """
-    try:
-        return call()
-    except SecateurError:
-        raise
-    except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"{what} failed: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        ) from error
+    if ":" in spec:
+        return find_guarded(spec)
+    metric_named(spec)
+    return spec
+
+
+def make_loss(spec: str) -> Callable[..., Tensor]:
+    """Return the user's function (outputs, targets) -> scalar.
+
+    Raises:
+        InputError: If there is no such function.
+
+    Example:
+        >>> make_loss("torch.nn.functional:cross_entropy").__name__
+        'cross_entropy'
+    """
+    return find_guarded(spec)
+
+
+def default_metric(holdout: Sequence[Any], model: nn.Module) -> str:
+    """Return "accuracy" if the first held-out batch has class numbers as targets, else "agreement".
+
+    Example:
+        >>> default_metric([torch.ones(2, 3)], nn.Linear(3, 2))
+        'agreement'
+    """
+    targets = split_batch(next(iter(holdout)), model)[2]
+    classes = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    return "accuracy" if classes else "agreement"
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -291,15 +327,6 @@ def _options(text: str) -> dict[str, Any]:
     return chosen
 
 
-def _cut(batch: Any) -> Any:
-    """Return the inputs of the first two examples of a batch."""
-    args, kwargs, _ = split_batch(batch)
-    if kwargs:
-        return {key: value[:2] for key, value in kwargs.items()}
-    inputs = tuple(value[:2] for value in args)
-    return inputs[0] if len(inputs) == 1 else inputs
-
-
 def _tuple(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
@@ -313,7 +340,9 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
     try:
         import transformers
     except ImportError as error:
-        raise InputError("a transformers folder needs the extra hf: pip install 'secateur[hf]'") from error
+        raise InputError(
+            "reading a folder of transformers needs the extra hf: pip install 'secateur[hf]'"
+        ) from error
 
     def read() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -327,18 +356,3 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
         return model, None
     tokens = torch.randint(size, (2, TOKENS), generator=torch.Generator().manual_seed(0))
     return model, {"input_ids": tokens}
-
-
-__all__ = [
-    "BUDGETS",
-    "Batches",
-    "example_of",
-    "find_function",
-    "is_folder",
-    "make_budget",
-    "make_data",
-    "make_method",
-    "make_model",
-    "run_user_code",
-    "try_inputs",
-]

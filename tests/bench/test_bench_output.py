@@ -10,7 +10,7 @@ from report_runs import several_seeds
 
 from secateur.bench.compare import Comparison, compare_methods
 from secateur.bench.output import write_comparison
-from secateur.cli.printing import show_comparison
+from secateur.cli.bench import print_comparison
 
 
 def rows_of(methods: tuple[str, ...] = ("taylor", "random"), seeds: int = 3) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def test_tables_of_an_earlier_run_go(tmp_path: Path) -> None:
 
 
 def said_of(found: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
-    show_comparison(found)
+    print_comparison(found)
     captured = capsys.readouterr()
     return captured.out + captured.err
 

@@ -1,104 +1,32 @@
-"""The command line: what it prints, writes and refuses, with which exit code."""
+"""The command line: what it prints, writes and rejects, with which exit code."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import prune, run
 from rich.console import Console
 from safetensors.torch import save_model
 from torch import nn
-from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import main as cli
-from secateur.cli import printing as terminal
-from secateur.cli.demo import demonstrate, markdown, pivot
-from secateur.core import InputError, StoreError
+from secateur.cli import printing
+from secateur.cli.inspect import print_everything, print_summary
+from secateur.cli.options import check_writable
+from secateur.core import StoreError
 from secateur.methods import METHODS
-from secateur.specs import find_function
-from secateur_studies.findings import Findings, Table
-from secateur_studies.registry import STUDIES
-from secateur_studies.runner import Study
-
-NET = """
-import torch
-from torch import nn
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3))
-
-def ready():
-    return make()
-
-ready.example_inputs = (torch.zeros(2, 8),)
-
-class Lost:
-    pass
-
-def broken():
-    raise RuntimeError("no disk left")
-
-def number():
-    return 3
-
-def batches():
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(64, 8, generator=generator) for _ in range(6)]
-    return [(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()) for x in inputs]
-
-def none():
-    return []
-
-def unlabelled():
-    return [torch.zeros(4, 8)]
-
-class Branching(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.fc(x) if x.sum() > 0 else x
-
-branching = Branching
-
-def spoiled():
-    model = make()
-    with torch.no_grad():
-        model[0].weight[0, 0] = float("nan")
-    return model
-
-constant = 7
-"""
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh working directory with net.py in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "net.py").write_text(NET)
-    return tmp_path
-
-
-def run(*arguments: str):
-    return CliRunner().invoke(cli.app, list(arguments))
-
-
-def prune(*arguments: str):
-    return run("prune", "net.py:ready", *arguments)
+from secateur.tracing.trace import trace
+from secateur.user_code import find_function
+from secateur.zoo import lstm, resnet20, transformer
 
 
 def test_version_and_help() -> None:
@@ -114,12 +42,36 @@ def test_methods_lists_each_with_its_options() -> None:
     assert "over='producers'" in shown
 
 
-def test_inspect_shows_groups_and_frozen_axes() -> None:
+def test_inspect_shows_what_each_group_costs_and_why_axes_are_frozen() -> None:
     done = run("inspect", "net.py:make", "--example-shape", "2,8", "--ignore", "2")
-    assert done.exit_code == 0
-    assert re.search(r"0 +│ 32 +│ 0\.weight\[0\], 0\.bias\[0\], 2\.weight\[1\]", done.stdout)
-    assert re.search(r"4\.weight\[0\] +│ an output of the model", done.stdout)
-    assert re.search(r"2\.weight\[0\] +│ ignored_layers", done.stdout)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"0 +32 +1,056 +91.4% +1,024 +93.4%", done.stdout), done.stdout
+    assert re.search(r"1 +an output of the model +4\.weight", done.stdout)
+    assert "1 group, 32 units" in done.stdout and "--all" in done.stdout
+
+
+def test_inspect_all_lists_every_tensor_and_frozen_axis() -> None:
+    done = run("inspect", "net.py:make", "--example-shape", "2,8", "--ignore", "2", "--all")
+    assert re.search(r"0 +32 +2\.weight +1 +in", done.stdout)
+    assert re.search(r"2\.weight +0 +ignored_layers", done.stdout)
+    assert re.search(r"4\.weight +0 +an output of the model", done.stdout)
+
+
+@pytest.mark.parametrize("factory", [resnet20, transformer, lstm], ids=lambda f: f.__name__)
+def test_every_name_that_inspect_prints_can_be_ignored(
+    factory: Callable[..., nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = factory()
+    graph = trace(model, factory.example_inputs)
+    print_everything(graph)
+    print_summary(graph)
+    printed = capsys.readouterr().out
+    groups = {group.name for group in graph.groups}
+    names = groups | {slot.tensor for group in graph.groups for slot in group.slots}
+    names |= {axis.tensor for axis in graph.frozen}
+    assert groups and all(name in printed for name in names)
+    assert trace(model, factory.example_inputs, ignored_layers=sorted(names - groups)).groups == ()
+    assert trace(model, factory.example_inputs, ignored_layers=sorted(groups)).groups == ()
 
 
 def test_prune_leaves_what_load_reads(place: Path) -> None:
@@ -208,19 +160,19 @@ def test_named_data_set_is_used_in_its_parts() -> None:
 
 
 WRONG = {
-    "net.py:make": "what is the model called with",
+    "net.py:make": "example inputs of the model are missing",
     "net.py:mak": "did you mean 'make'",
-    "net.py:constant": "is a int, not a function",
-    "net.py:Lost": "returned a Lost, not a torch.nn.Module",
+    "net.py:constant": "is of type int, not a function",
+    "net.py:Lost": "returned a value of type Lost, not a torch.nn.Module",
     "net.py:broken": r"no disk left \(.*net\.py:1\d\)",
-    "net.py:number": "returned a int, not a torch.nn.Module",
-    "none.py:make": "there is no file none.py",
+    "net.py:number": "returned a value of type int, not a torch.nn.Module",
+    "none.py:make": "the file none.py does not exist",
     "no_such_package.module:make": "No module named 'no_such_package'",
     "net": "has the wrong form",
     "net.py:branching --example-shape 2,8": "data-dependent",
     "net.py:spoiled --example-shape 2,8": "NaN",
     "net.py:make --example-shape 2,9": r"calling Sequential on example inputs \(2, 9\) failed",
-    "net.py:make --example-shape two": "a shape is numbers with commas",
+    "net.py:make --example-shape two": "a shape is integers with commas",
     "net.py:make --example-shape 0,8": "positive",
     "net.py:ready --budget units=0": r"\(0, 1\]",
     "net.py:ready --budget units=1.5": r"\(0, 1\]",
@@ -235,12 +187,29 @@ WRONG = {
     "net.py:ready --method magnitude:p=3": "p is 1 or 2",
     "net.py:ready --method magnitude:p": "name=value",
     "net.py:ready --method taylor": "pass data=",
-    "net.py:ready --method taylor --data net.py:unlabelled": r"pair \(inputs, targets\)",
     "net.py:ready --data net.py:none": "no batches",
-    "net.py:ready --data net.py:number": "returned a int, not batches",
+    "net.py:ready --data net.py:number": "net.py:number: data is a list, a DataLoader",
     "net.py:ready --data digit": "did you mean 'digits'",
     "net.py:ready --data mnist": "mnist has no default folder",
     "net.py:ready --data fashion:nowhere": "no train-images-idx3-ubyte.gz",
+    "net.py:ready --method taylor --data net.py:strings": "net.py:strings",
+    "net.py:ready --data net.py:one_batch": "put it into a list",
+    "net.py:ready --data net.py:broken_batches": "no such image",
+    "net.py:ready --budget units=0:0.5,2": "units=layer1",
+    "net.py:ready --budget units=9:0.5": "9",
+    "net.py:ready --budget units=0:1.5": r"\(0, 1\]",
+    "net.py:ready --budget params=0:0.5": "must be one number",
+    "net.py:ready --steps 2 --tolerance 0.1": "not both",
+    "net.py:ready --epochs 2": "fine-tuning",
+    "net.py:ready --lr 0.1 --repair fold --data net.py:batches": "fine-tuning",
+    "net.py:ready --metric accuracy": "--holdout",
+    "net.py:ready --metric accuracy --data net.py:batches --holdout net.py:unlabelled": "agreement",
+    "net.py:ready --metric net.py:wrong_metric --data net.py:batches --holdout net.py:dicts": "one number",
+    "net.py:ready --metric net.py:failing_metric --data net.py:batches --holdout net.py:dicts": "score",
+    "net.py:ready --metric net.py:no_metric": "no function in net.py 'no_metric'",
+    "net.py:ready --loss net.py:no_loss": "no function in net.py 'no_loss'",
+    "net.py:ready --loss squared": "has the wrong form",
+    "net.py:ready --weights net.py:key": "neither a safetensors file",
     "net.py:ready --repair glue": "'fold'",
     "net.py:ready --repair fold": "pass data=",
     "net.py:ready --metric f1 --data net.py:batches --holdout net.py:batches": "no metric 'f1'",
@@ -273,7 +242,6 @@ def test_mistakes_end_in_one_message(arguments: str, place: Path) -> None:
         ("report .", "in . or below"),
         ("demo --keep 0 --quick", r"\(0, 1\]"),
         ("demo --quick --out net.py", "cannot write into net.py"),
-        ("study matriod", "did you mean 'matroid'"),
     ],
 )
 def test_mistakes_of_other_commands(arguments: str, message: str, place: Path) -> None:
@@ -305,13 +273,13 @@ def test_out_that_exists_keeps_its_other_files(place: Path) -> None:
 
 
 def test_check_writable_leaves_no_trace(place: Path) -> None:
-    cli.check_writable(place / "a" / "b")
+    check_writable(place / "a" / "b")
     assert not (place / "a").exists()
     (place / "kept").mkdir()
-    cli.check_writable(place / "kept")
+    check_writable(place / "kept")
     assert (place / "kept").is_dir()
     with pytest.raises(StoreError):
-        cli.check_writable(place / "net.py" / "a")
+        check_writable(place / "net.py" / "a")
 
 
 def test_interruption_exits_with_130_and_writes_nothing(place: Path) -> None:
@@ -341,127 +309,16 @@ def test_transformers_folder(place: Path) -> None:
     assert done.exit_code == 2 and "reading gpt2 failed" in done.stderr
 
 
-def told(title: str) -> Findings:
-    rows = [{"ours": 1.0, "published": 1.0, "verdict": "reproduced"}, {"ours": 3.0, "verdict": ""}]
-    return Findings("lattice", title, tables=[Table("one", "Table 1", rows)], paragraph="It was **1**.")
-
-
-def register(monkeypatch: pytest.MonkeyPatch, given: dict[str, dict], fails: str = "") -> None:
-    """Replace all studies by ones without trials that note their options."""
-
-    def fake(study: Study) -> Study:
-        def trials(**options: object) -> list:
-            given[study.name] = options
-            if study.name == fails:
-                raise InputError("no such thing")
-            return []
-
-        return replace(study, trials=trials, findings=lambda _: told(f"On {study.name}"))
-
-    for study in list(STUDIES.values()):
-        monkeypatch.setitem(STUDIES, study.name, fake(study))
-
-
-def test_study_writes_findings_and_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, dict] = {}
-    register(monkeypatch, given)
-    done = run("study", "lattice", "--full", "--seed", "4", "--jobs", "1", "--docs", "pages")
-    assert done.exit_code == 0, done.output
-    assert given == {
-        "lattice": {"full": True, "seed": 4, "folders": {}, "cache": "runs/studies/lattice/weights"}
-    }
-    assert "1 reproduced" in done.stdout and "It was **1**." in done.stdout and "differs" not in done.stdout
-    page = (place / "pages" / "lattice.md").read_text()
-    assert page == (place / "runs/studies/lattice/findings.md").read_text()
-    assert "# On lattice" in page
-
-
-def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, {}, fails="spectral")
-    done = run("study", "all", "--docs", "pages", "--out", "all")
-    assert done.exit_code == 2 and "failed: spectral" in done.stderr
-    pages = {path.name for path in (place / "pages").iterdir()}
-    assert pages == {"README.md", *(f"{name}.md" for name in STUDIES if name != "spectral")}
-    index = (place / "pages" / "README.md").read_text()
-    assert "(matroid.md)" in index and "Failed: InputError: no such thing" in index
-    assert index.count("| matroid | 1 | 1 | 0 | 0 | ok |") == 1
-    assert {"index.md", "index.html", "matroid"} <= {path.name for path in (place / "all").iterdir()}
-
-
-def test_each_study_gets_the_folders_that_it_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, dict] = {}
-    register(monkeypatch, given)
-    for name in ("here", "there"):
-        (place / name).mkdir()
-    done = run("study", "all", "--folder", "mnist=here", "--folder", "cifar100=there")
-    assert done.exit_code == 0, done.output
-    assert {name: options["folders"] for name, options in given.items()} == {
-        "matroid": {},
-        "spectral": {"cifar100": "there"},
-        "mip": {"mnist": "here"},
-        "lattice": {"mnist": "here"},
-        "joint": {},
-    }
-    done = run("study", "all", "--folder", "cifar11=there")
-    assert done.exit_code == 2 and "did you mean 'cifar10'" in done.stderr
-    done = run("study", "lattice", "--folder", "cifar10=there")
-    assert done.exit_code == 2 and "Known: 'fashion', 'mnist'" in done.stderr
-
-
-def test_progress_is_a_line_a_minute_where_there_is_no_terminal(
+def test_progress_is_a_line_a_minute_where_there_is_no_printing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = iter([0.0, 10.0, 59.0, 61.0, 100.0, 125.0])
-    monkeypatch.setattr(terminal, "err", Console(stderr=True, width=200))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
-    with terminal.telling("study all") as tell:
+    monkeypatch.setattr(printing, "err", Console(stderr=True, width=200))
+    monkeypatch.setattr(printing.time, "monotonic", lambda: next(now))
+    with printing.progress("study all") as log:
         for count in range(5):
-            tell(f"matroid: {count} of 5 [cells]")
+            log(f"matroid: {count} of 5 [cells]")
     assert capsys.readouterr().err.splitlines() == [
         "study all, 1 min: matroid: 2 of 5 [cells]",
         "study all, 2 min: matroid: 4 of 5 [cells]",
-    ]
-
-
-def test_an_unknown_study_is_refused() -> None:
-    done = run("study", "matriod")
-    assert done.exit_code == 2 and "did you mean 'matroid'" in done.stderr
-
-
-# --- the demonstration
-
-
-def test_demo_leaves_table_and_report(place: Path) -> None:
-    done = run("demo", "--quick", "--out", "shown", "--keep", "0.5")
-    assert done.exit_code == 0, done.output
-    runs = json.loads((place / "shown" / "runs.json").read_text())
-    assert [(r["method"], r["repair"]) for r in runs] == [(m, r) for m in METHODS for r in (None, "fold")]
-    for one in runs:
-        assert one["status"] == "ok" and one["data"] == "digits"
-        assert one["groups"]["1"] == {"units": 128, "kept": 64} and one["before"]["metric"] > 0.95
-        assert one["method"] in done.stdout and f"{one['after']['metric']:.3f}" in done.stdout
-    folded = [one["after"]["metric"] for one in runs if one["repair"] == "fold"]
-    assert min(folded) > 0.9
-    assert {path.name for path in (place / "shown").iterdir()} == {"report.html", "runs.json", "table.md"}
-    assert (place / "shown" / "table.md").read_text() == markdown(runs)
-
-
-def test_a_refusal_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise InputError("the network\n is unsuitable")
-
-    monkeypatch.setattr("secateur.cli.demo.prune", refuse)
-    runs = demonstrate(0.5, methods=["random", "mip"], quick=True)
-    assert {run["status"] for run in runs} == {"the network is unsuitable"} and len(runs) == 4
-    (first, _) = pivot(runs)
-    assert first.pop("status") == "the network is unsuitable"
-    assert first == {"data": "digits", "model": "MLP 64-128-64-10", "method": "random"}
-    assert "| random | the network is unsuitable |" in markdown(runs)
-
-
-def test_demo_repeats_itself() -> None:
-    first, second = (demonstrate(0.5, methods=["random", "matroid"], quick=True, seed=1) for _ in range(2))
-    drop = {"seconds", "finetune"}
-    assert [{k: v for k, v in run.items() if k not in drop} for run in first] == [
-        {k: v for k, v in run.items() if k not in drop} for run in second
     ]

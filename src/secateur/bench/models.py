@@ -27,13 +27,12 @@ from secateur.measure.metrics import Metric, metric_named, more_is_better
 from secateur.methods.registry import BUILT_IN, METHODS
 from secateur.specs import (
     example_of,
-    find_function,
     is_folder,
     make_data,
     make_method,
     make_model,
-    run_user_code,
 )
+from secateur.user_code import find_function, run_user_code
 
 __all__ = [
     "SAMPLE",
@@ -105,18 +104,19 @@ def load_batches(data: str, holdout: str | None, finetune: bool) -> tuple[list[A
     Raises:
         InputError: If nothing is held out, or methods look at the held-out examples.
     """
-    batches = make_data(data, "finetune" if finetune else None)
+    batches = make_data(data, finetune=finetune)
     held_out = batches.holdout if holdout is None else make_data(holdout).fit
     if batches.fit is None or held_out is None:
         raise InputError(
             f"{data} brings no held-out examples: name other batches with --holdout, which methods do not see"
         )
-    known = share_known(batches.fit, held_out)
+    fit, held_out = list(batches.fit), list(held_out)
+    known = share_known(fit, held_out)
     if known > KNOWN:
         raise InputError(
             f"{known:.0%} of the held-out examples are among those that methods look at: hold others out"
         )
-    return batches.fit, held_out, batches.example, hash_values([batches.fit, held_out])
+    return fit, held_out, batches.example(), hash_values([fit, held_out])
 
 
 def example_inputs(shape: str | None, of_data: Any, of_model: Any) -> Any:

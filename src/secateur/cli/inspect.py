@@ -1,0 +1,129 @@
+"""``secateur inspect`` and ``secateur methods``: what can be removed, and by what."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sized
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Annotated, Any
+
+import typer
+
+from secateur.allocation.cost import group_costs
+from secateur.cli.options import (
+    DataName,
+    ExampleShape,
+    IgnoredLayers,
+    ModelName,
+    Strict,
+    WeightsFile,
+    prepare_model,
+)
+from secateur.cli.printing import print_line, print_table
+from secateur.core import PruningGraph
+from secateur.methods import METHODS
+from secateur.specs import Batches, make_data
+from secateur.tracing.trace import trace
+
+__all__ = ["inspect_command", "methods_command", "print_everything", "print_summary"]
+
+REASONS = 6
+LOCATION = re.compile(r" \(\S+:\d+\)")  # in a reason: where the model's code ties two axes
+
+
+def inspect_command(
+    model: ModelName,
+    weights: WeightsFile = None,
+    strict: Strict = True,
+    example_shape: ExampleShape = None,
+    data: DataName = None,
+    ignore: IgnoredLayers = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every tensor of each group and every frozen axis.")
+    ] = False,
+) -> None:
+    """Show the groups of units that can be removed from a model, and what is frozen and why.
+
+    Every name and pattern of names that it prints can be given to --ignore.
+    """
+    batches = make_data(data) if data else Batches()
+    network, example = prepare_model(model, weights, strict, example_shape, batches)
+    graph = trace(network, example, ignored_layers=ignore or ())
+    (print_everything if everything else print_summary)(graph)
+
+
+def print_summary(graph: PruningGraph) -> None:
+    """Print a line for each group, and the most common reasons why axes are frozen."""
+    rows = [
+        {
+            "group": name,
+            "units": graph.group(name).size,
+            "parameters": cost.params,
+            "share": f"{cost.params_share:.1%}",
+            "MACs": round(cost.macs),
+            "share of MACs": f"{cost.macs_share:.1%}",
+        }
+        for name, cost in group_costs(graph).items()
+    ]
+    units = sum(group.size for group in graph.groups)
+    print_table(rows, f"{_count(rows, 'group')}, {units:,} units; a weight between two groups counts in both")
+    reasons = Counter(LOCATION.sub("", axis.reason) for axis in graph.frozen)
+    examples = {LOCATION.sub("", axis.reason): axis.tensor for axis in reversed(graph.frozen)}
+    print_table(
+        [
+            {"axes": count, "why nothing is removed": reason, "example": examples[reason]}
+            for reason, count in reasons.most_common(REASONS)
+        ],
+        f"{len(graph.frozen)} frozen axes",
+    )
+    more = f"{len(reasons) - REASONS} more reasons; " if len(reasons) > REASONS else ""
+    print_line(f"{more}--all lists every tensor and every frozen axis")
+
+
+def print_everything(graph: PruningGraph) -> None:
+    """Print every tensor of each group, and every frozen axis."""
+    print_table(
+        [
+            {
+                "group": group.name,
+                "units": group.size,
+                "tensor": slot.tensor,
+                "axis": slot.axis,
+                "role": slot.role,
+            }
+            for group in graph.groups
+            for slot in group.slots
+        ],
+        _count(graph.groups, "group"),
+    )
+    print_table(
+        [
+            {
+                "tensor": axis.tensor,
+                "axis": axis.axis,
+                "why nothing is removed": axis.reason,
+                "source": axis.source,
+            }
+            for axis in graph.frozen
+        ],
+        f"{len(graph.frozen)} frozen axes",
+    )
+
+
+def methods_command() -> None:
+    """List the methods, what each does, and its options."""
+    rows = []
+    for name, kind in METHODS.items():
+        summary = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
+        options = [_option(f) for f in fields(kind) if f.init] if is_dataclass(kind) else []
+        rows.append({"method": name, "what it does": summary, "options": ", ".join(options)})
+    print_table(rows)
+
+
+def _count(values: Sized, name: str) -> str:
+    return f"{len(values)} {name}" + ("" if len(values) == 1 else "s")
+
+
+def _option(option: Field[Any]) -> str:
+    return option.name if option.default is MISSING else f"{option.name}={option.default!r}"

@@ -1,0 +1,127 @@
+"""Options that several commands have, and what they stand for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from secateur.core import InputError, StoreError
+from secateur.specs import Batches, example_of, make_model, try_inputs
+from secateur.user_code import run_user_code
+
+__all__ = [
+    "DataName",
+    "Epochs",
+    "ExampleShape",
+    "HoldoutName",
+    "IgnoredLayers",
+    "Jobs",
+    "Latency",
+    "LearningRate",
+    "ModelName",
+    "ScopeName",
+    "Seed",
+    "Strict",
+    "WeightsFile",
+    "check_writable",
+    "prepare_model",
+]
+
+ModelName = Annotated[
+    str, typer.Argument(help="package.module:factory, file.py:factory, or a folder saved by transformers.")
+]
+WeightsFile = Annotated[
+    str | None,
+    typer.Option(
+        help="Checkpoint with the model's weights (safetensors or torch.save), or FILE:KEY for one in it."
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict", help="Whether the checkpoint must have exactly the model's tensors."
+    ),
+]
+ExampleShape = Annotated[
+    str | None,
+    typer.Option(
+        help="Shape of the example inputs, the batch first, as in 2,3,32,32. Without it, the first two "
+        "examples of --data are used, or the factory's attribute example_inputs."
+    ),
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, fashion, mnist:FOLDER, cifar10:FOLDER, or a function that returns batches, with or "
+        "without labels: file.py:function."
+    ),
+]
+HoldoutName = Annotated[
+    str | None,
+    typer.Option(help="Batches for the metric, named like --data. A data set holds out a part by itself."),
+]
+IgnoredLayers = Annotated[
+    list[str] | None,
+    typer.Option(help="Layer, parameter, group or pattern whose units all stay; may be repeated."),
+]
+ScopeName = Annotated[str, typer.Option(help="layer (the same share in every group), global, or erk.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of a fine-tuning; 1 by default.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate of a fine-tuning; 0.001 by default.")]
+Latency = Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+
+
+def prepare_model(
+    name: str,
+    weights: str | None,
+    strict: bool,
+    shape: str | None,
+    batches: Batches,
+    device: str = "cpu",
+) -> tuple[nn.Module, Any]:
+    """Return the model on its device, and example inputs on which it runs.
+
+    Raises:
+        InputError: If the model cannot be made, is not on a known device, or does not run on the inputs.
+        StoreError: If the weights cannot be loaded.
+    """
+    model, example = make_model(name, weights, strict=strict)
+    if shape is not None:
+        example = example_of(shape)
+    elif batches.fit is not None:
+        example = run_user_code("reading the first batch", lambda: batches.example(model))
+    if example is None or (isinstance(example, (tuple, Mapping)) and not example):
+        raise InputError(
+            "example inputs of the model are missing: give --example-shape, as in 2,3,32,32, or --data, or "
+            "set the attribute example_inputs of the factory"
+        )
+    try:
+        model = model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
+    try_inputs(model, example)
+    return model, example
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `StoreError` if a folder cannot be made or written; leave everything as it was."""
+    created: list[Path] = []
+    try:
+        created += [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
+    finally:
+        for path in created:
+            with suppress(OSError):  # another run has begun to write there
+                path.rmdir()

@@ -1,0 +1,269 @@
+"""``secateur prune``: prune a model, check it, measure it and save it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from secateur.cli.options import (
+    DataName,
+    Epochs,
+    ExampleShape,
+    HoldoutName,
+    IgnoredLayers,
+    Latency,
+    LearningRate,
+    ModelName,
+    ScopeName,
+    Seed,
+    Strict,
+    WeightsFile,
+    check_writable,
+    prepare_model,
+)
+from secateur.cli.printing import print_line, print_table, warn
+from secateur.core import InputError, SecateurError
+from secateur.diagnostics import DIAGNOSTICS, diagnose
+from secateur.html import write_html
+from secateur.measure.metrics import Metric
+from secateur.methods import Method
+from secateur.pruning import prune
+from secateur.repair.base import Finetune, Repair, parse_repair
+from secateur.result import Result
+from secateur.schedule import OneShot, Schedule, Steps, Tolerance
+from secateur.specs import (
+    Batches,
+    default_metric,
+    make_budget,
+    make_data,
+    make_loss,
+    make_method,
+    make_metric,
+)
+
+__all__ = ["print_result", "prune_command"]
+
+GROUPS = 30  # in the table of groups
+UNDONE = 5  # repairs that were undone
+
+
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help="auto (matroid with data, else magnitude), or a method with its options: "
+        "magnitude:p=2,over=both, file.py:Class, file.py:Class:option=value."
+    ),
+]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        help="What stays: units=0.5 (the default), params=0.3, macs=0.5, weights=0.1, or a share for "
+        "each layer: units=layer1.*:0.75,fc:0.5."
+    ),
+]
+Floor = Annotated[int, typer.Option(help="Least number of units in a group.")]
+RoundTo = Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")]
+StepCount = Annotated[int | None, typer.Option(help="Reach the budget in so many steps, each with a repair.")]
+Drop = Annotated[
+    float | None,
+    typer.Option(
+        help="Prune more and more while the metric on held-out batches falls by no more than this, at "
+        "most to the budget."
+    ),
+]
+RepairName = Annotated[
+    str,
+    typer.Option(
+        help="auto (fold with data, else none), none, fold, refit, finetune, fold+finetune, or "
+        "refit+finetune."
+    ),
+]
+LossName = Annotated[
+    str | None,
+    typer.Option(
+        help="Function (outputs, targets) -> scalar, for gradients and fine-tuning: file.py:function."
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        help="accuracy, agreement, log_likelihood, perplexity, or a function (model, batches) -> float: "
+        "file.py:function. By default accuracy if there are labels, else agreement with the original."
+    ),
+]
+DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Print what goes from each group, and why.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the weights, the plan and the report.")
+]
+Onnx = Annotated[bool, typer.Option("--onnx", help="Also write model.onnx into the folder (extra onnx).")]
+
+
+def prune_command(
+    model: ModelName,
+    method: MethodName = "auto",
+    budget: BudgetText = None,
+    scope: ScopeName = "layer",
+    floor: Floor = 1,
+    round_to: RoundTo = 1,
+    steps: StepCount = None,
+    tolerance: Drop = None,
+    data: DataName = None,
+    holdout: HoldoutName = None,
+    repair: RepairName = "auto",
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    loss: LossName = None,
+    metric: MetricName = None,
+    latency: Latency = False,
+    weights: WeightsFile = None,
+    strict: Strict = True,
+    example_shape: ExampleShape = None,
+    ignore: IgnoredLayers = None,
+    device: DeviceName = "cpu",
+    seed: Seed = 0,
+    explain: Explain = False,
+    folder: OutFolder = None,
+    onnx: Onnx = False,
+) -> None:
+    """Prune a model, check that what is left computes the same, and compare it with the original."""
+    repairs = _parse_repair(repair, epochs, lr)
+    chosen = None if method == "auto" else make_method(method)
+    share = make_budget(
+        budget or f"units={0.5 if tolerance is None else Tolerance.step}", scope, floor, round_to
+    )
+    user_metric = None if metric is None else make_metric(metric)
+    user_loss = None if loss is None else make_loss(loss)
+    _check_folder(folder, onnx)
+    batches = _make_batches(
+        data, holdout, finetune="finetune" in repair, tolerance=tolerance is not None, seed=seed
+    )
+    original, example = prepare_model(model, weights, strict, example_shape, batches, device)
+    judge = _choose_metric(user_metric, batches.holdout, original)
+    result = prune(
+        original,
+        example,
+        share,
+        batches.fit,
+        method=chosen,
+        repair=repairs,
+        schedule=_make_schedule(steps, tolerance, batches.holdout, judge),
+        loss=user_loss,
+        ignored_layers=ignore or (),
+        seed=seed,
+    ).measure(batches.holdout, judge, latency=latency)
+    print_result(result, explain)
+    if data and batches.holdout is None:
+        warn("no metric was measured: name held-out batches with --holdout")
+    if folder is None:
+        warn("nothing was saved: name a folder with --out")
+    else:
+        _save(_with_diagnostics(result, original, chosen, batches.fit), folder, onnx)
+
+
+def _check_folder(folder: Path | None, onnx: bool) -> None:
+    if folder is not None:
+        check_writable(folder)
+    elif onnx:
+        raise InputError("--onnx writes into the folder that --out names: give --out")
+
+
+def _make_batches(data: str | None, holdout: str | None, **options: Any) -> Batches:
+    """Return the batches to look at and those for the metric."""
+    batches = make_data(data, **options) if data else Batches()
+    return replace(batches, holdout=make_data(holdout, **options).fit) if holdout else batches
+
+
+def _choose_metric(
+    metric: str | Metric | None, holdout: Sequence[Any] | None, model: nn.Module
+) -> str | Metric | None:
+    """Return the user's metric, or the one that fits the held-out batches; None if there are none."""
+    if holdout is None:
+        if metric is not None:
+            raise InputError("--metric needs batches that nothing else looks at: name them with --holdout")
+        return None
+    if metric is not None:
+        return metric
+    default = default_metric(holdout, model)
+    if default == "agreement":
+        warn("the held-out batches have no class numbers: the metric is the agreement with the original")
+    return default
+
+
+def _make_schedule(
+    steps: int | None, drop: float | None, holdout: Sequence[Any] | None, metric: str | Metric | None
+) -> Schedule:
+    if drop is None:
+        return OneShot() if steps is None else Steps(steps)
+    if steps is not None:
+        raise InputError("--tolerance makes its own steps: give --tolerance or --steps, not both")
+    if holdout is None or metric is None:
+        raise InputError("--tolerance needs batches that nothing else looks at: name them with --holdout")
+    return Tolerance(drop, holdout, metric)
+
+
+def _parse_repair(text: str, epochs: int | None, lr: float | None) -> str | tuple[Repair, ...]:
+    """Return "auto" or the repairs; a fine-tuning gets its epochs and its learning rate."""
+    repairs = () if text == "auto" else parse_repair(None if text == "none" else text)
+    given: dict[str, Any] = {
+        name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None
+    }
+    if given and not any(isinstance(x, Finetune) for x in repairs):
+        raise InputError(f"--{next(iter(given))} is for a fine-tuning: give --repair fold+finetune")
+    if text == "auto":
+        return "auto"
+    return tuple(replace(x, **given) if isinstance(x, Finetune) else x for x in repairs)
+
+
+def print_result(result: Result, explain: bool = False) -> None:
+    """Print the summary of a result, the groups that lost units, and the repairs that were undone.
+
+    Args:
+        result: What `prune` returned.
+        explain: Whether to print what goes from each group, and why, before that.
+    """
+    report = result.report
+    if explain:
+        print_line(result.plan.explain())
+    print_line(repr(result))
+    rows = [
+        {"where": name, "had": f"{counts[unit]:,} {unit}", "kept": counts["kept"]}
+        for unit, parts in (("units", report.groups), ("weights", report.masks))
+        for name, counts in parts.items()
+        if counts["kept"] < counts[unit]
+    ]
+    print_table(rows[:GROUPS])
+    if len(rows) > GROUPS:
+        print_line(f"and {len(rows) - GROUPS} more groups: the report lists them all")
+    undone = {name: note.get("why") for name, note in report.folds.items() if note.get("undone")}
+    for name, why in list(undone.items())[:UNDONE]:
+        print_line(f"repair of {name} undone: {why or 'no reason was given'}")
+    if len(undone) > UNDONE:
+        print_line(f"and {len(undone) - UNDONE} more repairs undone: see folds in the report")
+
+
+def _save(result: Result, folder: Path, onnx: bool) -> None:
+    """Write weights, plan, report and, if asked for, an ONNX file; that first, since it may be refused."""
+    if onnx:
+        any_batch = result.to_onnx(folder / "model.onnx")
+        print_line(
+            f"model.onnx takes {'any batch size' if any_batch else 'inputs of the example sizes only'}"
+        )
+    result.save(folder)
+    print_line(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
+
+
+def _with_diagnostics(result: Result, model: nn.Module, method: Method | None, data: Any) -> Result:
+    """Return the result with diagnostics of the method's structure in its report, if it has any."""
+    if result.plan.method not in DIAGNOSTICS:
+        return result
+    try:
+        return diagnose(result, model, data, method)
+    except SecateurError as error:
+        warn(f"warning: the report has no diagnostics of {result.plan.method!r}: {error}")
+        return result

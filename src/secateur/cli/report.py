@@ -1,0 +1,25 @@
+"""``secateur report``: one page of all the runs in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.printing import print_line
+from secateur.html import read_runs, write_html
+
+__all__ = ["report_command"]
+
+
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Folder with saved results or runs, searched to any depth.")],
+    page: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; by default report.html in the folder.")
+    ] = None,
+) -> None:
+    """Write one HTML report of all the runs in a folder."""
+    runs = read_runs(folder)
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print_line(f"{count} in {write_html(runs, page or folder / 'report.html')}")
