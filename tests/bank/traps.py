@@ -36,6 +36,12 @@ def overwritten(x: Tensor) -> Tensor:
     return x / (1 + buffer.sum((1, 2), keepdim=True)[:, 0].square())
 
 
+def head_normed(x: Tensor) -> Tensor:
+    """Divide heads of 4 by their root mean square: the heads may go, their positions must stay."""
+    x = x.unflatten(-1, (-1, 4))
+    return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).flatten(-2)
+
+
 def scattered(x: Tensor) -> Tensor:
     """Move features by a fixed permutation."""
     order = torch.tensor([3, 0, 2, 1, *range(15, 3, -1)])
@@ -324,6 +330,7 @@ ENTRIES = (
     row("Standard deviation over features", summed(lambda x: x.std(-1, keepdim=True)), 18),
     row("Number of features", summed(lambda x: x.sum(-1, keepdim=True) / x.size(-1)), 18),
     row("Euclidean normalisation", lambda x: F.normalize(x, dim=-1), 18),
+    row("Heads divided by their root mean square", head_normed, 22),
     row("Softmax over features", lambda x: x.softmax(-1), 18),
     row("Cumulative sum over features", lambda x: x.cumsum(-1), 18),
     row("Sorted features", lambda x: x.sort(-1).values, 18),

@@ -141,6 +141,9 @@ def test_an_unknown_operation_freezes_what_it_touches_and_is_named() -> None:
         (lambda m, x: m.last(m.first(x) - m.first(x).mean(-1, keepdim=True)), "statistic"),
         (lambda m, x: m.last(m.first(x).sigmoid().log()), "not finite at 0"),
         (lambda m, x: m.last(m.first(x).relu().log()), "not finite at 0"),
+        (lambda m, x: m.last((m.first(x) - 1).relu().rsqrt()), "not finite at 0"),
+        (lambda m, x: m.last((m.first(x).square() + -0.5).rsqrt()), "not finite at 0"),
+        (lambda m, x: m.last((m.first(x) + 1).reciprocal()), "not finite at 0"),
         (lambda m, x: m.last(x[:, :1] / m.first(x).relu()), "0 where dead"),
         (lambda m, x: m.last(m.first(x)) * m.first(x).sigmoid().sum(-1, keepdim=True), "summed"),
     ],
@@ -148,6 +151,21 @@ def test_an_unknown_operation_freezes_what_it_touches_and_is_named() -> None:
 def test_values_at_dead_units_are_followed(body, why: str) -> None:
     graph = trace(Net(body), torch.randn(2, 5))
     assert not graph.groups and why in reason(graph, "first.weight", 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: m.last((m.first(x).square() + 1e-6).rsqrt()),
+        lambda m, x: m.last((m.first(x).abs() + m.first(x).exp() + 0.5) ** -0.5),
+        lambda m, x: m.last((1 + m.first(x).relu()).log()),
+        lambda m, x: m.last((m.first(x)[..., None].pow(2).mean(-1) + 1e-6).rsqrt()),
+        lambda m, x: m.last((m.first(x)[..., None].pow(2).sum(-1) + 1e-6).rsqrt()),
+        lambda m, x: m.last((m.first(x)[:, None].repeat(1, 2, 1).var(1) + 1e-6).rsqrt()),
+    ],
+)
+def test_a_function_that_is_singular_at_zero_may_take_what_is_always_positive(body) -> None:
+    assert sizes(trace(Net(body), torch.randn(2, 5))) == {"first": 12}
 
 
 def test_a_unit_that_is_indexed_stays_and_the_others_are_free() -> None:

@@ -39,6 +39,7 @@ class TensorAxes:
         parameter: Name of the parameter that the tensor is, possibly with permuted axes; else None.
         order: If `parameter` is set: the parameter's axis for each axis of this tensor.
         part: Whether the tensor is only a slice of that parameter.
+        least: A lower bound of the values in the masked model; -inf where no rule knows one.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class TensorAxes:
     parameter: str | None = None
     order: tuple[int, ...] = ()
     part: bool = False
+    least: float = -math.inf
 
     @property
     def ndim(self) -> int:
@@ -75,8 +77,8 @@ class TensorAxes:
         )
 
     def derived(self, **changes: Any) -> TensorAxes:
-        """Return a copy that is no longer the parameter itself."""
-        return replace(self, parameter=None, order=(), part=False, **changes)
+        """Return a copy with other values: no longer the parameter itself, and without a lower bound."""
+        return replace(self, **{"parameter": None, "order": (), "part": False, "least": -math.inf, **changes})
 
     def with_axis(self, axis: int, size: int, label: Label, zero: bool) -> TensorAxes:
         """Return a copy with one axis replaced."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from secateur.tracing.propagate import Propagation, TensorAxes
@@ -25,6 +26,7 @@ SAME = words(
     bfloat16 requires_grad_"""
 )
 SINGULAR = words("log log2 log10 rsqrt reciprocal")
+NEVER_NEGATIVE = words("relu abs square exp exp2 sigmoid softplus sqrt cosh var std norm linalg_vector_norm")
 UNIFY = words(
     """maximum minimum max min fmax fmin eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
     bitwise_or bitwise_xor remainder fmod atan2 hypot"""
@@ -44,7 +46,7 @@ def keeps_zero(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
     """Apply a function with f(0) = 0: labels and zeros pass."""
-    return x.derived()
+    return x.derived(least=_bound(propagation))
 
 
 @rule(*LOSES_ZERO)
@@ -52,14 +54,23 @@ def loses_zero(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
     """Apply a function with f(0) finite and not 0: labels pass, zeros do not."""
-    return x.nonzero()
+    return x.nonzero().derived(least=_bound(propagation))
+
+
+def _bound(propagation: Propagation) -> float:
+    return 0.0 if propagation.operation_name in NEVER_NEGATIVE else -math.inf
 
 
 @rule(*SINGULAR)
 def singular(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
-    """Apply a function that is not finite at 0: freeze, as the masked model would give infinities or NaN."""
+    """Apply a function that is not finite at 0: freeze, as the masked model would give infinities or NaN.
+
+    Values that are always positive, such as a mean of squares plus a constant, need no freezing.
+    """
+    if x.least > 0:
+        return x.nonzero()
     return propagation.freeze(x, range(x.ndim), "not finite at 0").nonzero()
 
 
@@ -87,7 +98,14 @@ def add(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, **
     scalars = [o for o in operands[:2] if not isinstance(o, TensorAxes) and o != 0]
     shape, labels = propagation.broadcast(*states)
     zero = (False,) * len(shape) if scalars else propagation.zero_flags(shape, states, every=True)
-    return TensorAxes(shape, labels, zero, any(s.data for s in states))
+    bounds = [o.least if isinstance(o, TensorAxes) else o for o in operands]
+    known = (
+        propagation.operation_name == "add"
+        and not options
+        and all(isinstance(b, (int, float)) for b in bounds)
+    )
+    least = sum(bounds) if known else -math.inf
+    return TensorAxes(shape, labels, zero, any(s.data for s in states), least=least)
 
 
 @rule("mul", "multiply")
@@ -146,7 +164,9 @@ def power(
 ) -> TensorAxes:
     """Keep 0 under a positive exponent; freeze under a negative one."""
     if isinstance(x, TensorAxes) and isinstance(exponent, (int, float)):
-        return x.derived() if exponent > 0 else singular(propagation, out, x) if exponent < 0 else x.nonzero()
+        if exponent <= 0:
+            return singular(propagation, out, x) if exponent < 0 else x.nonzero()
+        return x.derived(least=0.0 if exponent % 2 == 0 else -math.inf)
     result = unify(propagation, out, x, exponent)
     return result
 
@@ -233,7 +253,7 @@ def sum_(
     if axes != [x.ndim - 1] or not propagation.can_narrow(x):
         risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
         x = propagation.freeze(x, risky, "dead values are not 0 where they are summed")
-    return _drop(x, axes, len(out[0]) == x.ndim)
+    return _drop(x, axes, len(out[0]) == x.ndim).derived(least=0.0 if x.least >= 0 else -math.inf)
 
 
 @rule(
@@ -271,7 +291,9 @@ def reduce(
     axes = axes_of(dim, x.ndim)
     if propagation.operation_name != "mean" or axes != [x.ndim - 1] or not propagation.can_narrow(x):
         x = propagation.freeze(x, axes, "a statistic over the axis")
-    dropped = _drop(x, axes, len(out[0]) == x.ndim).nonzero()
+    keeps_bound = propagation.operation_name in ("mean", "amax", "amin")
+    least = x.least if keeps_bound else _bound(propagation)
+    dropped = _drop(x, axes, len(out[0]) == x.ndim).nonzero().derived(least=least)
     return dropped if len(out) == 1 else [dropped] * len(out)
 
 
