@@ -37,8 +37,12 @@ def build(folder: Path) -> list[str]:
     with warnings.catch_warnings():
         # Annotations that only type checkers import are shown as they are written.
         warnings.filterwarnings("ignore", "Error parsing type annotation", UserWarning)
-        # A function may have the name of its module, as `secateur.pruning` has.
-        warnings.filterwarnings("ignore", "The module specification", UserWarning)
+        for module in (
+            secateur,
+            secateur.methods,
+        ):  # pdoc does not ask for names that are imported on first use
+            for name in module.__all__:
+                setattr(module, name, getattr(module, name))
         pdoc.pdoc(*names, output_directory=folder)
     return names
 
