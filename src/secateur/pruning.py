@@ -24,11 +24,10 @@ from secateur.core import (
     Statistics,
     Units,
     Weights,
-    unknown,
 )
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
-from secateur.methods import METHODS, Method
+from secateur.methods import Method, find_method
 from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
@@ -38,7 +37,7 @@ from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
 from secateur.tracing.trace import trace, traced_model
 
-__all__ = ["Result", "StepInfo", "find_method", "plan", "prune"]
+__all__ = ["Result", "StepInfo", "plan", "prune"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +59,6 @@ class StepInfo:
 
 
 Callback = Callable[[StepInfo], nn.Module | None]
-
-
-def find_method(method: str | Method | type) -> Method:
-    """Return a method given by its name in `METHODS`, as a class, or as an instance.
-
-    Raises:
-        InputError: If the name is unknown, or the value is not a method.
-
-    Example:
-        >>> find_method("magnitude").name
-        'magnitude'
-    """
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(unknown("method", method, list(METHODS)))
-        return METHODS[method]()
-    chosen = method() if isinstance(method, type) else method
-    if not isinstance(chosen, Method):
-        raise InputError(
-            f"method must be a name in METHODS, or have `needs` and `plan`; got {type(chosen).__name__}"
-        )
-    return chosen
 
 
 def plan(

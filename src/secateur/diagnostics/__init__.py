@@ -21,8 +21,7 @@ from secateur.diagnostics.lattice import lattice_sections
 from secateur.diagnostics.matroid import matroid_sections
 from secateur.diagnostics.mip import mip_sections
 from secateur.diagnostics.spectral import spectral_sections
-from secateur.methods import Method
-from secateur.pruning import find_method
+from secateur.methods import Method, find_method
 from secateur.result import Result
 
 __all__ = ["DIAGNOSTICS", "diagnose"]

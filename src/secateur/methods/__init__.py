@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
-from secateur.methods.registry import BUILT_IN, METHODS, register
+from secateur.methods.registry import BUILT_IN, METHODS, find_method, register
 
 if TYPE_CHECKING:
     from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
@@ -35,6 +35,7 @@ __all__ = [
     "Spectral",
     "SynFlow",
     "Taylor",
+    "find_method",
     "prune_every",
     "register",
 ]

@@ -9,9 +9,10 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from secateur.core import InputError
+from secateur.core import InputError, unknown
+from secateur.methods.base import Method
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "METHODS", "register"]
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "METHODS", "find_method", "register"]
 
 BUILT_IN = {
     "matroid": ("matroid", "Matroid"),
@@ -105,6 +106,28 @@ def register(name: str) -> Callable[[Kind], Kind]:
         return kind
 
     return decorate
+
+
+def find_method(method: str | Method | type) -> Method:
+    """Return a method given by its name in `METHODS`, as a class, or as an instance.
+
+    Raises:
+        InputError: If the name is unknown, or the value is not a method.
+
+    Example:
+        >>> find_method("magnitude").name
+        'magnitude'
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InputError(unknown("method", method, list(METHODS)))
+        return METHODS[method]()
+    chosen = method() if isinstance(method, type) else method
+    if not isinstance(chosen, Method):
+        raise InputError(
+            f"method must be a name in METHODS, or have `needs` and `plan`; got {type(chosen).__name__}"
+        )
+    return chosen
 
 
 def _path(kind: type) -> str:
