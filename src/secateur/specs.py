@@ -344,6 +344,8 @@ def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
             "reading a folder of transformers needs the extra hf: pip install 'secateur[hf]'"
         ) from error
 
+    transformers.utils.logging.disable_progress_bar()
+
     def read() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)

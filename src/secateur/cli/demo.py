@@ -21,7 +21,7 @@ from torch import nn
 
 from secateur import data, zoo
 from secateur.cli.options import Jobs, Seed, check_writable
-from secateur.cli.printing import print_line, print_table, progress
+from secateur.cli.printing import print_line, print_table, progress, warn
 from secateur.core import SecateurError, Units
 from secateur.core.markdown import markdown_table
 from secateur.data import Dataset
@@ -100,10 +100,13 @@ def demo_command(
     start = time.perf_counter()
     with progress("training and pruning") as log:
         runs = demonstrate(keep, quick=quick, seed=seed, jobs=jobs, log=log)
-    table = demonstration_table(runs)
+    table, reasons = demonstration_table(runs)
     print_table(table)
+    for reason in reasons:
+        warn(reason)
     write_json(runs, folder / "runs.json")
-    write_text(folder / "table.md", markdown_table(table, right=list(table[0])[3:]) + "\n")
+    lines = [markdown_table(table, right=list(table[0])[3:] if table else ()), "", *reasons]
+    write_text(folder / "table.md", "\n".join(lines).rstrip() + "\n")
     page = write_html(runs, folder / "report.html", title="Secateur demonstration")
     done = sum(run["status"] == "ok" for run in runs)
     print_line(
@@ -210,22 +213,26 @@ def pivot(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def demonstration_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the rows of `pivot` as text for a table."""
-    return [
+def demonstration_table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the rows of `pivot` as text for a table, and the reasons why methods could not run."""
+    rows = pivot(runs)
+    table = [
         {
             "data": row["data"],
             "model": row["model"],
             "method": row["method"],
-            "accuracy before": f"{row['before']:.3f}" if "before" in row else row["status"],
+            "accuracy before": _format(row, "before", ".3f"),
             "after": _format(row, "none", ".3f"),
             "after, folded": _format(row, "fold", ".3f"),
             "parameters": _format(row, "parameters", ".0%"),
             "MACs": _format(row, "macs", ".0%"),
             "speed, batch 64": _format(row, "speed", ".1f"),
         }
-        for row in pivot(runs)
+        for row in rows
+        if "before" in row
     ]
+    reasons = [f"{r['data']}, {r['model']}, {r['method']}: {r['status']}" for r in rows if "status" in r]
+    return table, reasons
 
 
 def _format(row: Mapping[str, Any], key: str, form: str) -> str:

@@ -46,7 +46,9 @@ def _shorten(message: str) -> str:
     return (
         message
         if rest <= 0
-        else "\n".join([*lines[:LINES], f"and {rest} more lines: see `secateur inspect`"])
+        else "\n".join(
+            [*lines[:LINES], f"and {rest} more lines; `secateur inspect --all` lists every frozen axis"]
+        )
     )
 
 
