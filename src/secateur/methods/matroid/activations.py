@@ -8,7 +8,9 @@ consume a group, each counts relative to the size of its own output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +20,17 @@ from torch import Tensor
 
 from secateur.core import Group, InputError, IntArray, Layer, PruningGraph, Slot, Statistics
 from secateur.methods.unit_sums import moments_of, reading_features
-from secateur.structures.matroid import ActivationBasis, activation_basis, centered, output_error, swapped
+from secateur.structures.matroid import (
+    ActivationBasis,
+    activation_basis,
+    center_gram,
+    exchange_units,
+)
 
 __all__ = ["Objective", "Reading", "basis_order", "choose_basis", "reading"]
 
 Objective = Literal["units", "output"]
+LARGE_GROUP = 2000  # units; smaller groups take a second or two
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,7 @@ def _covariance(graph: PruningGraph, statistics: Statistics, layer: Layer) -> tu
     moments = moments_of(graph, statistics, layer)
     if moments is None or moments.gram is None:
         return None
-    return centered(moments.gram, moments.gram_mean), moments.taps
+    return center_gram(moments.gram, moments.gram_mean), moments.taps
 
 
 def _part(
@@ -109,21 +117,23 @@ def basis_order(
     graph: PruningGraph, statistics: Statistics, group: Group, objective: Objective
 ) -> tuple[Reading, ActivationBasis]:
     """Return the matrices of the consumers, and the greedy order of the units."""
-    seen = reading(graph, statistics, group)
-    return seen, activation_basis(seen.gram, consumer=seen.consumer if objective == "output" else None)
+    matrices = reading(graph, statistics, group)
+    consumer = matrices.consumer if objective == "output" else None
+    return matrices, activation_basis(matrices.gram, consumer=consumer)
 
 
 def choose_basis(
     graph: PruningGraph, statistics: Statistics, group: Group, count: int, objective: Objective, swaps: int
 ) -> tuple[IntArray, Mapping[str, Any]]:
     """Return the units that stay, and a note for the plan."""
-    seen, basis = basis_order(graph, statistics, group, objective)
-    q = seen.consumer if objective == "output" else None
-    kept = basis.order[:count]
-    total = output_error(seen.gram, [], q)
-    errors = [output_error(seen.gram, kept, q)]
+    matrices = reading(graph, statistics, group)
+    q = matrices.consumer if objective == "output" else None
+    with _progress_bar(group, count) as show:
+        basis = activation_basis(matrices.gram, consumer=q, count=count, on_step=show)
+    kept, total = basis.order, float(basis.residuals[0])
+    errors = basis.residuals[-1:].tolist()
     if swaps and 0 < count < group.size:
-        kept, path = swapped(seen.gram, kept, q, limit=swaps)
+        kept, path = exchange_units(matrices.gram, kept, q, limit=swaps)
         errors = path.tolist()
     note = {
         "ground": "activations",
@@ -134,3 +144,26 @@ def choose_basis(
         "residual before swaps": errors[0] / total if total > 0 else 0.0,
     }
     return np.sort(kept.cpu().numpy().astype(np.int64)), note
+
+
+@contextmanager
+def _progress_bar(group: Group, count: int) -> Iterator[Callable[[int], None] | None]:
+    """Show the number of units taken, on a terminal, for a group so large that it takes seconds."""
+    if group.size < LARGE_GROUP or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # slow to import
+    from rich.errors import LiveError
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    try:
+        bar.start()
+    except LiveError:  # another bar is shown already, and this rich allows only one
+        yield None
+        return
+    task = bar.add_task(f"basis of {group.name}", total=count)
+    try:
+        yield lambda taken: bar.update(task, completed=taken)
+    finally:
+        bar.stop()

@@ -9,12 +9,12 @@ from secateur.structures.matroid.activations import (
     ActivationBasis,
     Expression,
     activation_basis,
-    centered,
+    center_gram,
     express,
     output_error,
-    swapped,
 )
 from secateur.structures.matroid.base import Circuit, FiniteMatroid
+from secateur.structures.matroid.exchange import exchange_units
 from secateur.structures.matroid.interval import Decorated, IntervalMatroid
 from secateur.structures.matroid.linear import LinearMatroid, RankVerdict
 from secateur.structures.matroid.parallel import ParallelRows, parallel_rows
@@ -45,15 +45,15 @@ __all__ = [
     "WindowRanks",
     "activation_basis",
     "cauchy",
-    "centered",
+    "center_gram",
     "draw_raw",
+    "exchange_units",
     "express",
     "increasing",
     "negated_bidiagonal",
     "output_error",
     "parallel_rows",
     "parametrize_linear",
-    "swapped",
     "tail_partition",
     "tp_exponential",
     "window_ranks",
