@@ -371,7 +371,7 @@ def test_bad_adjacency_is_refused(bad, message):
 
 def test_bad_strengths_and_densities_are_refused():
     s = np.arange(9.0).reshape(3, 3)
-    with pytest.raises(ValueError, match="cannot be negative"):
+    with pytest.raises(ValueError, match="must not be negative"):
         strongest_edges(s - 4, 0.5)
     with pytest.raises(ValueError, match="NaN"):
         strongest_edges(np.full((2, 2), np.nan), 0.5)

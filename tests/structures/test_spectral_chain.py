@@ -143,7 +143,7 @@ def test_layers_add_up_to_the_network() -> None:
         ([], "at least one"),
         ([torch.ones(3)], "shape"),
         ([torch.ones(3, 2), torch.ones(2, 4)], "multiple"),
-        ([Link(torch.ones(3, 2), 0, 1), Link(torch.ones(4, 2), 0, 1)], "made with"),
+        ([Link(torch.ones(3, 2), 0, 1), Link(torch.ones(4, 2), 0, 1)], "level 1"),
         ([Link(torch.ones(3, 2), 0, 1, 2)], "groups"),
         ([Link(torch.ones(3, 2), torch.zeros(5, 2, dtype=torch.long), 1)], "source"),
         ([-torch.ones(3, 2)], "non-negative"),

@@ -89,7 +89,7 @@ def test_reweighting_is_unbiased() -> None:
     p = drawn[0].probability
     error = S * ((1 - p) / p / len(drawn)).sqrt()
     assert ((mean - S).abs() <= 5 * error + 1e-12).all()
-    assert torch.allclose(S * drawn[0].mask * drawn[0].scale, drawn[0].reweighted(S))
+    assert torch.allclose(S * drawn[0].mask * drawn[0].scale, drawn[0].reweight(S))
 
 
 @pytest.mark.parametrize("mode", SAMPLERS)
@@ -124,7 +124,7 @@ def test_theorem_2_3(eps: float) -> None:
     n = sum(G.shape)
     for seed in range(3):
         H = sparsify(G, epsilon=eps**-2, mode="paper", generator=gen(seed))
-        assert sparsifier_quality(G, H.reweighted(G)).epsilon < eps
+        assert sparsifier_quality(G, H.reweight(G)).epsilon < eps
         expected = float(H.probability.sum())
         assert expected < min(5 * n * math.log(n) / eps**2, 0.7 * G.numel())
         assert abs(int(H.mask.sum()) - expected) < 5 * math.sqrt(expected)

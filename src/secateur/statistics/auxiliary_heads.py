@@ -240,7 +240,7 @@ def _part(block: DecoupledBlock, a: Tensor, labels: Tensor) -> Part:
         raise InputError(f"no ReLU follows the convolution of {block.weight!r}: its units have no score")
     units = np.repeat(np.arange(a.shape[1]), a[0, 0].numel())
     renamed = [_renamed(step, block) if isinstance(step, ReLU) else step for step in steps[1:]]
-    chain = Chain((ReLU(block.weight, units), *renamed), first.width).fused()
+    chain = Chain((ReLU(block.weight, units), *renamed), first.width).fuse()
     return Part(block.weight, chain, flatten_images(a), labels.detach().cpu().numpy())
 
 

@@ -120,7 +120,7 @@ def affine_relu_chain(
     """
     steps = chain_steps(model, example_input, unscored=unscored, memory=memory)
     try:
-        return Chain(tuple(steps), math.prod(example_input.shape[1:])).fused()
+        return Chain(tuple(steps), math.prod(example_input.shape[1:])).fuse()
     except ValueError as error:
         raise InputError(f"{type(model).__name__} is not an affine-ReLU chain: {error}") from error
 

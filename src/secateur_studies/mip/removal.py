@@ -20,9 +20,6 @@ from secateur.repair.fold import fold
 from secateur.structures.relu_mip import Scores
 from secateur_studies.mip.models import Case, train_network, training_batches
 
-Keep = dict[str, np.ndarray]
-DEAD_ONLY = "dead only"
-
 __all__ = [
     "DEAD_ONLY",
     "Keep",
@@ -36,6 +33,10 @@ __all__ = [
     "test_folded",
     "test_tuned",
 ]
+
+
+Keep = dict[str, np.ndarray]
+DEAD_ONLY = "dead only"
 
 
 def keep_above(graph: PruningGraph, scores: Mapping[str, np.ndarray], threshold: float) -> Keep:

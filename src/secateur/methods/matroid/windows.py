@@ -42,7 +42,7 @@ def partitions(
 def window_offers(tails: Mapping[str, Tail], order: Order, share: float, exact: bool) -> dict[str, Offer]:
     """Offer the first `share` of each tail, rounded as the published experiment does."""
     return {
-        name: Offer(t.ordered(order)[: round(share * len(t.tail))], _note(t, order, share, exact))
+        name: Offer(t.removal_order(order)[: round(share * len(t.tail))], _note(t, order, share, exact))
         for name, t in tails.items()
     }
 

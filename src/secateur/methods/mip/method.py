@@ -125,7 +125,7 @@ class MIP(ScoreMethod):
         at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
         seconds = self.time_limit * at_once / len(parts)
         solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
-        return mip.joined(solved) if self.parts is not None else mip.average(solved)
+        return mip.join_scores(solved) if self.parts is not None else mip.average(solved)
 
     def _solve(self, part: mip.Part, seconds: float) -> mip.Scores:
         try:

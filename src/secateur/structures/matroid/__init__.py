@@ -1,8 +1,9 @@
 """Matroids of the rows of a matrix and of activations: exact, numerical, by intervals.
 
-`LinearMatroid` knows ranks, bases, circuits of any sets of rows; `IntervalMatroid` and `window_ranks` the
-ranks of neighbouring rows; `activation_basis` which units of a layer span the others; `parallel_rows` which
-rows are multiples of one another; `parametrize_linear` makes layers of structured matroids.
+`LinearMatroid` gives ranks, bases and circuits of any set of rows, `IntervalMatroid` and `window_ranks` the
+ranks of neighbouring rows.  `activation_basis` chooses units of a layer that span the others.
+`parallel_rows` finds rows that are multiples of one another.  `parametrize_linear` builds layers of
+structured matroids.
 """
 
 from secateur.structures.matroid.activations import (

@@ -1,6 +1,6 @@
 """Matroids by their rank function: everything that follows from it, and minors and duals.
 
-J. Oxley, "FiniteMatroid Theory", 2nd ed., 2011.  The names are those of common usage.
+J. Oxley, "Matroid Theory", 2nd ed., 2011.  Names follow common usage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
 
+__all__ = ["Circuit", "Coefficient", "FiniteMatroid"]
+
 Coefficient = float | Fraction
 
 
@@ -20,8 +22,8 @@ class Circuit:
 
     Attributes:
         elements: The sorted elements.
-        coefficients: Where vectors are known, by element: they sum the vectors to zero, and the element
-            in question has -1, so that the others express it.
+        coefficients: If vectors are known, the coefficient of each element in a sum of vectors that is zero;
+            the element to be expressed by the others has -1.
     """
 
     elements: tuple[int, ...]
@@ -42,21 +44,21 @@ class FiniteMatroid(ABC):
         """Return the rank of sorted, distinct elements of the ground set."""
 
     def rank(self, subset: Iterable[int] | None = None) -> int:
-        """Return the rank of `subset`, or of the whole.
+        """Return the rank of `subset`, or of the ground set.
 
         Raises:
-            ValueError: An element that is not in the ground set (as for every other method).
+            ValueError: If an element is not in the ground set (also in every other method).
         """
-        return self._rank(self.elements if subset is None else self._sorted(subset))
+        return self._rank(self.elements if subset is None else self._check_elements(subset))
 
     def is_independent(self, subset: Iterable[int]) -> bool:
         """Return whether the rank of `subset` is its size."""
-        chosen = self._sorted(subset)
+        chosen = self._check_elements(subset)
         return self._rank(chosen) == len(chosen)
 
     def closure(self, subset: Iterable[int]) -> frozenset[int]:
         """Return all elements that do not raise the rank of `subset`."""
-        chosen = self._sorted(subset)
+        chosen = self._check_elements(subset)
         rank, inside = self._rank(chosen), frozenset(chosen)
         return frozenset(e for e in self.elements if e in inside or self._rank(_with(chosen, e)) == rank)
 
@@ -70,10 +72,10 @@ class FiniteMatroid(ABC):
             The sorted elements of the basis.
 
         Raises:
-            ValueError: A number of weights that does not fit, or NaN among them.
+            ValueError: If the number of weights is wrong or one is NaN.
         """
         chosen: tuple[int, ...] = ()
-        for e in self._by_weight(weights):
+        for e in self._order_by_weight(weights):
             grown = _with(chosen, e)
             if self._rank(grown) == len(grown):
                 chosen = grown
@@ -83,10 +85,10 @@ class FiniteMatroid(ABC):
         """Return a circuit inside a dependent set: the one that closes first, in order of elements.
 
         Raises:
-            ValueError: `subset` is independent.
+            ValueError: If `subset` is independent.
         """
         chosen: tuple[int, ...] = ()
-        for e in self._sorted(subset):
+        for e in self._check_elements(subset):
             grown = _with(chosen, e)
             if self._rank(grown) < len(grown):
                 return self.fundamental_circuit(chosen, e)
@@ -97,9 +99,9 @@ class FiniteMatroid(ABC):
         """Return the only circuit in `basis` (any independent set) and an element of its span.
 
         Raises:
-            ValueError: `basis` is dependent or holds `element`, or does not span it.
+            ValueError: If `basis` is dependent, holds `element` or does not span it.
         """
-        chosen = self._spanning(basis, element)
+        chosen = self._check_spanning(basis, element)
         grown = _with(chosen, element)
         inside = (e for e in chosen if self._rank(_without(grown, e)) == len(chosen))
         return Circuit(tuple(sorted((*inside, element))))
@@ -114,7 +116,7 @@ class FiniteMatroid(ABC):
         return frozenset(e for e in self.elements if self._rank(_without(self.elements, e)) < rank)
 
     def parallel_classes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the classes of elements, loops apart, that are pairwise of rank 1."""
+        """Return the classes of elements that are pairwise of rank 1, without the loops."""
         classes: list[list[int]] = []
         loops = self.loops()
         for e in self.elements:
@@ -130,12 +132,12 @@ class FiniteMatroid(ABC):
 
     def circuits(self) -> Iterator[frozenset[int]]:
         """Generate all circuits, small ones first; there may be exponentially many."""
-        found: list[frozenset[int]] = []
+        smaller: list[frozenset[int]] = []
         for size in range(1, self.rank() + 2):
             for candidate in combinations(self.elements, size):
                 chosen = frozenset(candidate)
-                if self._rank(candidate) < size and not any(c <= chosen for c in found):
-                    found.append(chosen)
+                if self._rank(candidate) < size and not any(c <= chosen for c in smaller):
+                    smaller.append(chosen)
                     yield chosen
 
     def components(self) -> tuple[frozenset[int], ...]:
@@ -144,6 +146,7 @@ class FiniteMatroid(ABC):
         They are those of the fundamental graph: e joined to the elements of C(B, e), for one basis B.
         """
         basis = self.basis()
+        # `home` maps each element to its component so far; every fundamental circuit merges some.
         home = {e: {e} for e in self.elements}
         for e in sorted(set(self.elements) - set(basis)):
             merged = set().union(*(home[x] for x in self.fundamental_circuit(basis, e).elements))
@@ -156,33 +159,35 @@ class FiniteMatroid(ABC):
 
     def delete(self, subset: Iterable[int]) -> FiniteMatroid:
         """Return the matroid without `subset`; elements keep their numbers."""
-        return _Minor(self, deleted=frozenset(self._sorted(subset)))
+        return _Minor(self, deleted=frozenset(self._check_elements(subset)))
 
     def contract(self, subset: Iterable[int]) -> FiniteMatroid:
         """Return the contraction by `subset`: r(X + S) - r(S); elements keep their numbers."""
-        return _Minor(self, contracted=frozenset(self._sorted(subset)))
+        return _Minor(self, contracted=frozenset(self._check_elements(subset)))
 
-    def _sorted(self, subset: Iterable[int]) -> tuple[int, ...]:
+    def _check_elements(self, subset: Iterable[int]) -> tuple[int, ...]:
         chosen = tuple(sorted({int(e) for e in subset}))
-        strange = set(chosen) - set(self.elements)
-        if strange:
-            raise ValueError(f"{sorted(strange)} are none of this matroid's {len(self.elements)} elements")
+        unknown = set(chosen) - set(self.elements)
+        if unknown:
+            raise ValueError(
+                f"{sorted(unknown)} are not among the {len(self.elements)} elements of this matroid"
+            )
         return chosen
 
-    def _spanning(self, basis: Iterable[int], element: int) -> tuple[int, ...]:
-        chosen = self._sorted(basis)
+    def _check_spanning(self, basis: Iterable[int], element: int) -> tuple[int, ...]:
+        chosen = self._check_elements(basis)
         if element in chosen or self._rank(chosen) < len(chosen):
-            raise ValueError(f"needed is an independent set that does not hold {element}; got {chosen}")
-        if self._rank(_with(chosen, *self._sorted([element]))) > len(chosen):
+            raise ValueError(f"the basis must be an independent set without element {element}; got {chosen}")
+        if self._rank(_with(chosen, *self._check_elements([element]))) > len(chosen):
             raise ValueError(f"element {element} is not in the span of {chosen}")
         return chosen
 
-    def _by_weight(self, weights: Sequence[float] | None) -> list[int]:
+    def _order_by_weight(self, weights: Sequence[float] | None) -> list[int]:
         if weights is None:
             return list(self.elements)
         given = [float(w) for w in weights]
         if len(given) != len(self.elements) or any(w != w for w in given):
-            raise ValueError(f"basis needs a weight, not NaN, for each of {len(self.elements)} elements")
+            raise ValueError(f"basis needs {len(self.elements)} weights, one for each element, and no NaN")
         order = sorted(range(len(given)), key=lambda i: -given[i])
         return [self.elements[i] for i in order]
 
@@ -218,8 +223,5 @@ def _with(subset: tuple[int, ...], *more: int) -> tuple[int, ...]:
 
 
 def _without(subset: tuple[int, ...], *fewer: int) -> tuple[int, ...]:
-    gone = set(fewer)
-    return tuple(e for e in subset if e not in gone)
-
-
-__all__ = ["Circuit", "Coefficient", "FiniteMatroid"]
+    removed = set(fewer)
+    return tuple(e for e in subset if e not in removed)

@@ -30,6 +30,8 @@ from secateur.structures.matroid.modular import (
     residues,
 )
 
+__all__ = ["Confirm", "Decorated", "IntervalMatroid", "check_window"]
+
 Confirm = Literal["prime", "rational"]
 
 
@@ -51,9 +53,9 @@ class Decorated:
 class IntervalMatroid:
     """The ranks of all contiguous and cyclic intervals of a sequence of vectors, exactly.
 
-    Floats are taken as the dyadic rationals that they are; arithmetic is modulo two primes that must
+    Floats are treated as the dyadic rationals that they are; arithmetic is modulo two primes that must
     agree.  A rank mod p never exceeds the true one, so a full rank is proven; a deficiency rests on
-    two primes (a mistake needs both to divide a non-zero minor), or, with `confirm="rational"`, is
+    two primes (an error would need both to divide a non-zero minor), or, with `confirm="rational"`, is
     proven too.  Time O(n d^2), memory O(n d).
 
     Args:
@@ -61,9 +63,9 @@ class IntervalMatroid:
         confirm: ``"prime"``, or ``"rational"`` to prove the deficient intervals by python-flint.
 
     Raises:
-        ValueError: Not a finite matrix, or an unknown `confirm`.
-        ImportError: `confirm="rational"` without python-flint.
-        ArithmeticError: The primes disagree throughout.
+        ValueError: If `vectors` is not a finite matrix or `confirm` is unknown.
+        ImportError: If `confirm="rational"` and python-flint is missing.
+        ArithmeticError: If no two primes agree.
 
     Example:
         >>> m = IntervalMatroid([[1, 0], [2, 0], [0, 1], [1, 1]])
@@ -82,9 +84,9 @@ class IntervalMatroid:
             flint()
         self.size = rows.shape[0]
         self.confirmed_by = confirm
-        self.bounded_affine_permutation: Ints = _agreed(rows)
+        self.bounded_affine_permutation: Ints = _vote_over_primes(rows)
         if confirm == "rational":
-            self._prove(rows)
+            self._prove_deficiencies(rows)
 
     @property
     def rank(self) -> int:
@@ -117,14 +119,12 @@ class IntervalMatroid:
         """Return the rank of v_start .. v_stop, both included; cyclic where stop < start.
 
         Raises:
-            ValueError: An index outside 0 .. n-1.
+            ValueError: If an index is outside 0 .. n-1.
         """
         n = self.size
         if not (0 <= start < n and 0 <= stop < n):
             raise ValueError(f"interval ends must be in 0 .. {n - 1}; got {start} and {stop}")
-        end = stop if stop >= start else stop + n
-        a = np.arange(start, end + 1)
-        return int(a.size - (self._lifted(a) <= end).sum())
+        return self._rank_between(start, stop if stop >= start else stop + n)
 
     def window_ranks(self, size: int, cyclic: bool = False) -> Ints:
         """Return the ranks of all windows of `size` neighbours, in O(n).
@@ -139,12 +139,13 @@ class IntervalMatroid:
             Integers [n - size + 1], or [n] if cyclic.
 
         Raises:
-            ValueError: `size` out of range.
+            ValueError: If `size` is out of range.
         """
         n = self.size
         check_window(size, n)
         a = np.arange(2 * n)
-        f = self._lifted(a)
+        f = self._lift(a)
+        # a costs a rank in the windows that hold both a and f(a): those that start in (f(a) - size, a].
         inside = f - a < size
         first, last = np.maximum(f[inside] - size + 1, 0), a[inside]
         change = np.zeros(2 * n + 1, dtype=np.int64)
@@ -152,10 +153,11 @@ class IntervalMatroid:
         np.add.at(change, last + 1, -1)
         return size - np.cumsum(change)[: n if cyclic else n - size + 1]
 
-    def _lifted(self, a: Ints) -> Ints:
+    def _lift(self, a: Ints) -> Ints:
+        """Return f at any integers: f(a + n) = f(a) + n."""
         return self.bounded_affine_permutation[a % self.size] + a // self.size * self.size
 
-    def _prove(self, rows: np.ndarray) -> None:
+    def _prove_deficiencies(self, rows: np.ndarray) -> None:
         """Prove every relation that is not implied by a full rank.
 
         f mod p has the mean of the rank mod p; if rational ranks agree on [a+1 .. f(a)] and [a .. f(a)]
@@ -163,7 +165,9 @@ class IntervalMatroid:
         """
         n, rank = self.size, self.rank
         if rank_rational(rows) != rank:
-            raise ArithmeticError(f"the rank modulo two primes is {rank}, over the rationals it is larger")
+            raise ArithmeticError(
+                f"the rank modulo two primes is {rank}, but over the rationals it is larger"
+            )
         for a, end in enumerate(self.bounded_affine_permutation.tolist()):
             span = rows[np.arange(a + 1, end + 1) % n]
             lower = min(self._rank_between(a + 1, end), rank)
@@ -171,11 +175,12 @@ class IntervalMatroid:
                 raise ArithmeticError(f"row {a} is in the span of rows {a + 1}..{end} modulo two primes only")
 
     def _rank_between(self, start: int, end: int) -> int:
+        """Return the rank of v_start .. v_end, `end` possibly beyond n."""
         a = np.arange(start, end + 1)
-        return int(a.size - (self._lifted(a) <= end).sum())
+        return int(a.size - (self._lift(a) <= end).sum())
 
 
-def _agreed(rows: np.ndarray) -> Ints:
+def _vote_over_primes(rows: np.ndarray) -> Ints:
     """Return the permutation that two primes agree on; unlucky primes are outvoted."""
     votes: Counter[bytes] = Counter()
     for p in PRIMES:
@@ -190,6 +195,3 @@ def check_window(size: int, n: int) -> None:
     """Raise ValueError unless 1 <= size <= n."""
     if not 1 <= size <= n:
         raise ValueError(f"a window must hold 1 to {n} of the {n} vectors; got {size}")
-
-
-__all__ = ["Confirm", "Decorated", "IntervalMatroid", "check_window"]

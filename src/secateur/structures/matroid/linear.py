@@ -24,17 +24,19 @@ from secateur.structures.matroid.modular import (
 from secateur.structures.matroid.parallel import parallel_rows
 from secateur.structures.matroid.sliding import Floats, check_rtol, normalized_rows
 
+__all__ = ["LinearMatroid", "RankVerdict"]
+
 
 @dataclass(frozen=True)
 class RankVerdict:
-    """The rank of a set, with what it rests on.
+    """The rank of a set, with its evidence.
 
     Attributes:
         rank: The rank.
         above: Smallest singular value that counts; inf if none does, NaN in exact mode.
         below: Largest singular value that does not count; 0 if there is none, NaN in exact mode.
         tolerance: Values up to this count as zero; 0 in exact mode.
-        reason: In words.
+        reason: Short explanation.
     """
 
     rank: int
@@ -57,19 +59,20 @@ class LinearMatroid(FiniteMatroid):
     largest singular value of all rows.  One tolerance for all sets keeps the rank monotone with unit steps
     (interlacing); one relative to each set would not.
     Exactly, floats are dyadic rationals and elimination runs modulo a prime.  A rank mod p never exceeds
-    the true rank: what is found independent is proven independent.  A deficiency is confirmed by a second
+    the true rank, so independence is proven.  A deficiency is confirmed by a second
     prime, or with `confirm="rational"` by python-flint.
 
     Args:
         vectors: Rows [n, d], finite; row i is element i.
         exact: Whether to compute exactly.
         rtol: Numerical tolerance, None for max(n, d) * eps.
-        normalize: Scale rows to length 1 first (by their largest entry before, so nothing overflows).
+        normalize: Scale rows to length 1 first (after division by the largest entry, against overflow).
             Numerical mode only: it rounds.
         confirm: ``"prime"`` or ``"rational"``, for exact mode.
 
     Raises:
-        ValueError: Not a finite matrix; `rtol` outside [0, 1); `rtol` or `normalize` in exact mode.
+        ValueError: If `vectors` is not a finite matrix, `rtol` is outside [0, 1), or exact mode gets `rtol`
+            or `normalize`.
 
     Example:
         >>> m = LinearMatroid([[1, 0], [2, 0], [0, 1], [1, 1]], exact=True)
@@ -91,7 +94,7 @@ class LinearMatroid(FiniteMatroid):
         rows = as_rows(vectors)
         check_rtol(rtol)
         if exact and (normalize or rtol is not None):
-            raise ValueError("exact=True takes no rtol (nothing is tolerated) and no normalize (it rounds)")
+            raise ValueError("exact=True takes no rtol (it has no tolerance) and no normalize (it rounds)")
         if confirm not in ("prime", "rational"):
             raise ValueError(f"confirm must be 'prime' or 'rational'; got {confirm!r}")
         if exact and confirm == "rational":
@@ -104,14 +107,15 @@ class LinearMatroid(FiniteMatroid):
 
     def verdict(self, subset: Iterable[int] | None = None) -> RankVerdict:
         """Return the rank of `subset` (or the whole) with the evidence for it."""
-        chosen = self.elements if subset is None else self._sorted(subset)
+        chosen = self.elements if subset is None else self._check_elements(subset)
         return self._exact_verdict(chosen) if self.exact else self._numerical_verdict(chosen)
 
     def basis(self, weights: Sequence[float] | None = None) -> tuple[int, ...]:
         """Return the basis of largest weight, by the greedy algorithm: see `FiniteMatroid.basis`."""
         if not self.exact:
             return super().basis(weights)
-        order = np.array(self._by_weight(weights))
+        order = np.array(self._order_by_weight(weights))
+        # Ranks mod p never exceed the true one, so prefer the longer of two greedy bases.
         best = max((order[greedy_mod(residues(self.vectors[order], p), p)] for p in PRIMES[:2]), key=len)
         if self.confirm == "rational" and len(best) < self.rank():
             raise ArithmeticError("two primes understate the rank of this matrix")
@@ -124,18 +128,18 @@ class LinearMatroid(FiniteMatroid):
         itself is proven), floats otherwise; that of `element` is -1.
 
         Raises:
-            ValueError: See `FiniteMatroid.fundamental_circuit`.
+            ValueError: As in `FiniteMatroid.fundamental_circuit`.
         """
-        chosen = self._spanning(basis, element)
+        chosen = self._check_spanning(basis, element)
         support = [e for e in super().fundamental_circuit(chosen, element).elements if e != element]
         parts = self.vectors[support].T
         solve = _solve_exactly if self.exact else _solve_numerically
         values: list[Any] = [*solve(parts, self.vectors[element]), Fraction(-1) if self.exact else -1.0]
-        found = dict(sorted(zip([*support, element], values, strict=True)))
-        return Circuit(tuple(found), found)
+        coefficients = dict(sorted(zip([*support, element], values, strict=True)))
+        return Circuit(tuple(coefficients), coefficients)
 
     def parallel_classes(self, signed: bool = False) -> tuple[tuple[int, ...], ...]:
-        """Return the classes of rows that are multiples of one another, rows of zeros apart.
+        """Return the classes of rows that are multiples of one another, without rows of zeros.
 
         Args:
             signed: Distinguish positive from negative multiples.  relu(c z) = c relu(z) only for
@@ -144,8 +148,8 @@ class LinearMatroid(FiniteMatroid):
         Returns:
             Classes in the order of their first rows.
         """
-        found = parallel_rows(self.vectors, tolerance=0.0 if self.exact else self.tolerance, signed=signed)
-        return found.classes
+        tolerance = 0.0 if self.exact else self.tolerance
+        return parallel_rows(self.vectors, tolerance=tolerance, signed=signed).classes
 
     def _rank(self, subset: tuple[int, ...]) -> int:
         return self.verdict(subset).rank
@@ -180,7 +184,7 @@ def _solve_exactly(parts: Floats, target: Floats) -> list[Fraction]:
     """Solve parts @ c = target over the rationals, parts [d, m] of full column rank.
 
     Raises:
-        ArithmeticError: If there is no solution: the relation holds modulo the primes only.
+        ArithmeticError: If there is no solution: the relation holds only modulo the primes.
     """
     rows = [[Fraction(float(x)) for x in row] for row in np.column_stack([parts, target])]
     m = parts.shape[1]
@@ -194,6 +198,3 @@ def _solve_exactly(parts: Floats, target: Floats) -> list[Fraction]:
     if any(row[m] for row in rows[m:]):
         raise ArithmeticError("the vectors are dependent modulo the primes used, not over the rationals")
     return [row[m] for row in rows[:m]]
-
-
-__all__ = ["LinearMatroid", "RankVerdict"]

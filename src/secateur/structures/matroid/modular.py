@@ -1,4 +1,4 @@
-"""Rank arithmetic modulo a prime, for floats taken as the dyadic rationals that they are.
+"""Rank arithmetic modulo a prime, for floats treated as the dyadic rationals that they are.
 
 A finite float is m * 2^e with integers m and e, so it has an exact image in GF(p) for every odd prime
 p.  The rank modulo p never exceeds the rank over the rationals, and falls short of it only when p
@@ -45,7 +45,7 @@ def as_rows(vectors: ArrayLike, what: str = "vectors") -> NDArray[np.float64]:
         what: Name for the error message.
 
     Raises:
-        ValueError: Not a matrix, empty, not finite, or integers that float64 cannot hold.
+        ValueError: If it is not a matrix, is empty or not finite, or holds integers too large for float64.
     """
     given = np.asarray(vectors.detach().cpu() if hasattr(vectors, "detach") else vectors)
     if given.ndim != 2 or 0 in given.shape:
@@ -70,6 +70,7 @@ def residues(rows: NDArray[np.float64], p: int) -> Residues:
         >>> residues(np.array([[3.0, -1.0, 0.5]]), 7).tolist()
         [[3, 6, 4]]
     """
+    # x = (mantissa 2^53) 2^(exponent - 53), and mantissa 2^53 is an integer.
     mantissa, exponent = np.frexp(rows)
     whole = np.ldexp(mantissa, 53).astype(np.int64) % p
     return (whole * _powers_of_two(p)[exponent - 53 - _LOWEST] % p).astype(np.uint32)
@@ -114,6 +115,7 @@ def affine_permutation_mod(rows: Residues, p: int) -> Ints:
 
 def rank_mod(rows: NDArray[np.float64], p: int) -> int:
     """Return the rank modulo p of a float matrix [n, d]: a lower bound of its rank."""
+    # Elimination costs n d^2: make d the smaller side.
     slim = rows if rows.shape[0] >= rows.shape[1] else rows.T
     return int(greedy_mod(residues(slim, p), p).sum())
 
@@ -122,7 +124,7 @@ def flint() -> Any:
     """Return the module python-flint.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: If it is not installed.
     """
     try:
         return import_module("flint")
@@ -134,10 +136,10 @@ def flint() -> Any:
 
 def rank_rational(rows: NDArray[np.float64]) -> int:
     """Return the rank of a float matrix [n, d] over the rationals, by python-flint."""
-    return int(flint().fmpz_mat([_integers(row) for row in rows]).rank())
+    return int(flint().fmpz_mat([_scale_to_integers(row) for row in rows]).rank())
 
 
-def _integers(row: NDArray[np.float64]) -> list[int]:
+def _scale_to_integers(row: NDArray[np.float64]) -> list[int]:
     """Scale a row by a power of two to integers; ranks do not change."""
     pairs = [float(x).as_integer_ratio() for x in row]
     common = max(denominator for _, denominator in pairs)

@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 
 
 @njit(cache=True)
-def _inverse(a: int, p: int) -> int:
+def _inverse_mod(a: int, p: int) -> int:
     """Return a^-1 mod p by Euclid's algorithm."""
     r0, r1, t0, t1 = p, a, 0, 1
     while r1 != 0:
@@ -45,7 +45,7 @@ def _axpy(row: Residues, pivot: Residues, coefficient: int, start: int, p: int) 
 def greedy(rows: Residues, p: int) -> NDArray[np.bool_]:
     """Mark the rows that are not in the span (mod p) of the rows before them; see `modular.greedy_mod`."""
     n, d = rows.shape
-    pool = np.zeros((d, d), np.uint32)
+    pool = np.zeros((d, d), np.uint32)  # row c: the basis vector whose first non-zero entry is in column c
     inverse = np.zeros(d, np.int64)
     taken = np.zeros(n, np.bool_)
     count = 0
@@ -56,7 +56,7 @@ def greedy(rows: Residues, p: int) -> NDArray[np.bool_]:
             if lead == 0:
                 continue
             if inverse[c] == 0:
-                inverse[c] = _inverse(lead, p)
+                inverse[c] = _inverse_mod(lead, p)
                 pool[c] = x
                 taken[i] = True
                 count += 1
@@ -73,8 +73,9 @@ def affine_permutation(rows: Residues, p: int) -> Ints:
 
     One pass from right to left over the doubled sequence keeps an echelon basis.  Each of its slots knows the
     index up to which its vector reaches; the slots that reach at most j span v_i .. v_j, for every j.  A new
-    row takes the place of the older vector in the first slot it meets, which moves on to the next.  What is
-    reduced to zero in the end is the latest element of the new row's circuit.  O(n d^2).
+    row replaces the vector in the first slot it meets if that one reaches further; the replaced vector is
+    reduced and moves on to the next slot.  The vector that ends up zero is the latest of the new row's
+    circuit.  O(n d^2).
     """
     n, d = rows.shape
     pool = np.zeros((d + 1, d), np.uint32)
@@ -93,7 +94,7 @@ def affine_permutation(rows: Residues, p: int) -> Ints:
             if latest < reach[c]:
                 spare, place[c] = place[c], spare
                 latest, reach[c] = reach[c], latest
-                old, inverse[c] = inverse[c], _inverse(lead, p)
+                old, inverse[c] = inverse[c], _inverse_mod(lead, p)
                 if old == 0:
                     break
                 lead = int(pool[spare, c]) % p

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from secateur.structures.matroid.modular import Ints, as_rows
 
+__all__ = ["ParallelRows", "parallel_rows"]
+
 Floats = NDArray[np.float64]
 
 _ROUNDING = 1e-12
@@ -22,7 +24,7 @@ class ParallelRows:
     Attributes:
         classes: Rows of each class, its leader (the first) first, in the order of leaders.
         scales: row = scale * leader, in the same order; 1 for the leader.
-        zeros: Rows of zeros, which belong to no class.
+        zeros: Rows of zeros, which are in no class.
         deviation: Largest entry of |row / |row| - +-leader / |leader|| over all classes.
     """
 
@@ -43,32 +45,34 @@ def parallel_rows(vectors: ArrayLike, tolerance: float = 0.0, signed: bool = Tru
         vectors: Rows [n, d], finite.
         tolerance: Largest entry by which directions may differ (rows of norm up to it count as zero). 0 asks
             for exactly parallel rows, which is decided over the rationals.
-        signed: Whether only positive multiples count.
+        signed: Whether to count only positive multiples.
 
     Raises:
-        ValueError: Not a finite matrix, or a negative tolerance.
+        ValueError: If `vectors` is not a finite matrix or the tolerance is negative.
 
     Example:
-        >>> found = parallel_rows([[1.0, 2.0], [0.0, 0.0], [3.0, 6.0], [-1.0, -2.0]])
-        >>> found.classes, found.scales, found.zeros
+        >>> result = parallel_rows([[1.0, 2.0], [0.0, 0.0], [3.0, 6.0], [-1.0, -2.0]])
+        >>> result.classes, result.scales, result.zeros
         (((0, 2), (3,)), ((1.0, 3.0), (1.0,)), (1,))
     """
     rows = as_rows(vectors)
     if not tolerance >= 0:
         raise ValueError(f"the tolerance must be 0 or more; got {tolerance!r}")
-    units, norms = _directions(rows)
+    units, norms = _normalise_rows(rows)
     zero = norms <= tolerance
-    stars = _stars(rows, units, np.flatnonzero(~zero), tolerance, signed)
-    scales = tuple(tuple(_scale(rows[star[0]], rows[i]) for i in star) for star in stars)
-    deviation = max((_apart(units[star], units[star[0]], signed).max() for star in stars), default=0.0)
+    stars = _group_by_leader(rows, units, np.flatnonzero(~zero), tolerance, signed)
+    scales = tuple(tuple(_scale_factor(rows[star[0]], rows[i]) for i in star) for star in stars)
+    deviation = max((_distances(units[star], units[star[0]], signed).max() for star in stars), default=0.0)
     zeros = tuple(np.flatnonzero(zero).tolist())
     return ParallelRows(tuple(map(tuple, stars)), scales, zeros, float(deviation))
 
 
-def _stars(rows: Floats, units: Floats, alive: Ints, tolerance: float, signed: bool) -> list[list[int]]:
-    """Give every row to the first leader it is parallel to.
+def _group_by_leader(
+    rows: Floats, units: Floats, alive: Ints, tolerance: float, signed: bool
+) -> list[list[int]]:
+    """Assign every row to the first leader to which it is parallel.
 
-    |g . (u - l)| <= |g|_1 |u - l|_inf bounds where in the order of projections a member can be.
+    |g . (u - l)| <= |g|_1 |u - l|_inf bounds how far a member's projection can be from its leader's.
     """
     g = np.random.default_rng(0).normal(size=rows.shape[1])
     slack = max(tolerance, _ROUNDING)
@@ -82,7 +86,7 @@ def _stars(rows: Floats, units: Floats, alive: Ints, tolerance: float, signed: b
             continue
         low, high = np.searchsorted(sorted_keys, [key[leader] - reach, key[leader] + reach])
         near = np.sort(order[low : max(high, low + 1)])
-        near = near[free[near] & (_apart(units[near], units[leader], signed) <= slack)]
+        near = near[free[near] & (_distances(units[near], units[leader], signed) <= slack)]
         near = near[near != leader]
         star = [int(i) for i in near if tolerance > 0 or _exactly_parallel(rows[leader], rows[i])]
         free[[leader, *star]] = False
@@ -90,7 +94,7 @@ def _stars(rows: Floats, units: Floats, alive: Ints, tolerance: float, signed: b
     return stars
 
 
-def _directions(rows: Floats) -> tuple[Floats, Floats]:
+def _normalise_rows(rows: Floats) -> tuple[Floats, Floats]:
     """Return rows scaled to length 1 (zeros stay), and their lengths."""
     largest = np.abs(rows).max(axis=1)
     scaled = rows / np.where(largest > 0, largest, 1.0)[:, None]
@@ -98,9 +102,9 @@ def _directions(rows: Floats) -> tuple[Floats, Floats]:
     return scaled / np.where(length > 0, length, 1.0)[:, None], largest * length
 
 
-def _apart(units: Floats, leader: Floats, signed: bool) -> Floats:
-    apart = np.abs(units - leader).max(axis=1)
-    return apart if signed else np.minimum(apart, np.abs(units + leader).max(axis=1))
+def _distances(units: Floats, leader: Floats, signed: bool) -> Floats:
+    distance = np.abs(units - leader).max(axis=1)
+    return distance if signed else np.minimum(distance, np.abs(units + leader).max(axis=1))
 
 
 def _exactly_parallel(a: Floats, b: Floats) -> bool:
@@ -110,9 +114,6 @@ def _exactly_parallel(a: Floats, b: Floats) -> bool:
     return all(lead_a * Fraction(float(y)) == lead_b * Fraction(float(x)) for x, y in zip(a, b, strict=True))
 
 
-def _scale(leader: Floats, row: Floats) -> float:
+def _scale_factor(leader: Floats, row: Floats) -> float:
     c = int(np.abs(leader).argmax())
     return float(row[c] / leader[c])
-
-
-__all__ = ["ParallelRows", "parallel_rows"]

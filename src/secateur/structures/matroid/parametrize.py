@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
+__all__ = [
+    "BIDIAGONAL",
+    "KERNELS",
+    "KernelWeight",
+    "Kind",
+    "cauchy",
+    "draw_raw",
+    "increasing",
+    "negated_bidiagonal",
+    "parametrize_linear",
+    "tp_exponential",
+]
+
 Kind = Literal["tp_exponential", "negated_bidiagonal", "cauchy", "unconstrained"]
 
 BIDIAGONAL = 1.5
@@ -43,7 +56,7 @@ def tp_exponential(a: Tensor, b: Tensor) -> Tensor:
     """Return exp(a b^T) [n, d].
 
     Raises:
-        OverflowError: An entry is too large for the dtype.
+        OverflowError: If an entry is too large for the dtype.
     """
     exponent = torch.outer(a, b)
     weight = torch.exp(exponent)
@@ -95,10 +108,10 @@ class KernelWeight(nn.Module):
         return KERNELS[self.kind](increasing(raw_a), increasing(raw_b))
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Hand over the starting point, once: not every weight has this form.
+        """Return the starting point, once: not every weight has this form.
 
         Raises:
-            ValueError: The weight is assigned to later.
+            ValueError: If the weight is assigned later.
         """
         if self._start is None:
             raise ValueError(f"a {self.kind} weight cannot be assigned; set its raw parameters")
@@ -108,13 +121,13 @@ class KernelWeight(nn.Module):
 
 def draw_raw(kind: Kind, size: int, generator: np.random.Generator) -> Tensor:
     """Draw the raw start of one sorted sequence, float64 [size], from the generator's stream."""
-    first, rest = _STARTS[kind]
-    values = [generator.uniform(*first), *generator.uniform(*rest, size=size - 1)]
+    first, others = _STARTS[kind]
+    values = [generator.uniform(*first), *generator.uniform(*others, size=size - 1)]
     return torch.tensor(values, dtype=torch.float64)
 
 
 def parametrize_linear(linear: nn.Linear, kind: Kind, generator: np.random.Generator) -> nn.Linear:
-    """Give a linear layer's weight the form `kind`, in place, and return the layer.
+    """Parametrize a linear layer's weight as `kind`, in place, and return the layer.
 
     Args:
         linear: The layer; its bias is left alone.
@@ -123,8 +136,8 @@ def parametrize_linear(linear: nn.Linear, kind: Kind, generator: np.random.Gener
         generator: Draws raw a, then raw b.
 
     Raises:
-        ValueError: An unknown kind.
-        OverflowError: The start overflows the layer's dtype (float32 does from some 40 units on).
+        ValueError: If the kind is unknown.
+        OverflowError: If the start overflows the layer's dtype (float32 does from some 40 units on).
 
     Example:
         >>> layer = parametrize_linear(nn.Linear(2, 5).double(), "tp_exponential", np.random.default_rng(0))
@@ -142,17 +155,3 @@ def parametrize_linear(linear: nn.Linear, kind: Kind, generator: np.random.Gener
     raw_b = draw_raw(kind, linear.in_features, generator)
     parametrize.register_parametrization(linear, "weight", KernelWeight(kind, raw_a, raw_b))
     return linear
-
-
-__all__ = [
-    "BIDIAGONAL",
-    "KERNELS",
-    "KernelWeight",
-    "Kind",
-    "cauchy",
-    "draw_raw",
-    "increasing",
-    "negated_bidiagonal",
-    "parametrize_linear",
-    "tp_exponential",
-]

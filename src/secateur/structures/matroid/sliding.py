@@ -1,7 +1,7 @@
-"""Numerical ranks of all windows of a sequence of vectors, with an SVD only where a screen is not clear.
+"""Numerical ranks of all windows of a sequence of vectors, with an SVD only if a cheap bound does not decide.
 
 Neighbouring windows of k rows in k columns differ in one row, so the inverse X of the window follows by
-Sherman and Morrison in O(k^2), and sigma_min >= (1 - rho) / |X|_F, rho = |M X - I|, says when a window is
+Sherman and Morrison in O(k^2), and sigma_min >= (1 - rho) / |X|_F, rho = |M X - I|, shows when a window is
 far from losing rank.  rho is sampled (at the row about to leave), taken as at most 1/2 for a sample under
 1e-3, and the bound must still clear the tolerance by a factor of 100.  Windows of fewer rows than columns are
 sketched by a Gaussian matrix G first, sigma_min(A) >= sigma_min(A G) / |G|; of longer ones it is enough that
@@ -18,6 +18,8 @@ from scipy.linalg.blas import dger
 
 from secateur.structures.matroid.interval import check_window
 from secateur.structures.matroid.modular import Ints, as_rows
+
+__all__ = ["MARGIN", "WindowRanks", "check_rtol", "normalized_rows", "window_ranks"]
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +49,7 @@ class WindowRanks:
 
     @property
     def gap(self) -> Floats:
-        """How many times the smallest value that counts exceeds the tolerance or the next, [windows]."""
+        """Ratio of the smallest value that counts to the tolerance or the next value, [windows]."""
         return self.above / np.maximum(np.maximum(self.below, self.tolerance), np.finfo(float).tiny)
 
 
@@ -80,7 +82,7 @@ def window_ranks(
         vectors: Rows [n, d], finite.
         size: Vectors in a window, 1 .. n.
         rtol: Tolerance relative to the window's largest singular value; None: max(size, d) * eps, as
-            `numpy.linalg.matrix_rank` has it.
+            in `numpy.linalg.matrix_rank`.
         normalize: Scale rows to length 1 first.
         cyclic: Whether windows may wrap.
         screen: Skip the SVD if the sliding bound proves that a window has full rank by a
@@ -90,7 +92,7 @@ def window_ranks(
         The ranks, and for each its tolerance and the singular values on both sides of it.
 
     Raises:
-        ValueError: Not a finite matrix, or `size` or `rtol` out of range.
+        ValueError: If `vectors` is not a finite matrix, or `size` or `rtol` is out of range.
 
     Example:
         >>> window_ranks([[1, 0], [2, 0], [0, 1]], 2).ranks.tolist()
@@ -103,11 +105,11 @@ def window_ranks(
     relative = max(size, rows.shape[1]) * np.finfo(float).eps if rtol is None else rtol
     windows = rows.shape[0] if cyclic else rows.shape[0] - size + 1
     around = np.vstack([rows, rows[: size - 1]]) if cyclic and size > 1 else rows
-    bound = _screen(around, size)[:windows] if screen else np.zeros(windows)
-    return _verdicts(around, size, relative, bound)
+    bound = _window_bounds(around, size)[:windows] if screen else np.zeros(windows)
+    return _decide_windows(around, size, relative, bound)
 
 
-def _verdicts(rows: Floats, size: int, rtol: float, bound: Floats) -> WindowRanks:
+def _decide_windows(rows: Floats, size: int, rtol: float, bound: Floats) -> WindowRanks:
     """Decide each window by its bound where that is clear, else by its singular values."""
     squares = np.concatenate([[0.0], np.cumsum((rows**2).sum(axis=1))])
     count = bound.size
@@ -124,12 +126,13 @@ def _verdicts(rows: Floats, size: int, rtol: float, bound: Floats) -> WindowRank
     return WindowRanks(size, ranks, tolerance, above, below, unclear.size)
 
 
-def _screen(rows: Floats, size: int) -> Floats:
+def _window_bounds(rows: Floats, size: int) -> Floats:
     """Return lower bounds of the smallest singular value of every window, 0 where none is known."""
     d = rows.shape[1]
     if size < d:
         sketch = np.random.default_rng(0).normal(size=(d, size)) / np.sqrt(d)
         return _square_bounds(rows @ sketch) / np.linalg.norm(sketch, 2)
+    # More rows never lower sigma_min: the best of the d-row windows inside bounds the longer one.
     square = _square_bounds(rows)
     return np.lib.stride_tricks.sliding_window_view(square, size - d + 1).max(axis=1)
 
@@ -148,13 +151,14 @@ def _square_bounds(rows: Floats) -> Floats:
         if inverse is not None:
             inverse = _replace_row(inverse, rows[i + k - 1], (i - 1) % k)
         if inverse is None or _drift(inverse, rows[i], i % k) > _DRIFT:
-            inverse = _inverted(np.roll(rows[i : i + k], i % k, axis=0))
+            inverse = _invert(np.roll(rows[i : i + k], i % k, axis=0))
         if inverse is not None:
-            bounds[i] = 0.5 / np.linalg.norm(inverse)
+            bounds[i] = 0.5 / np.linalg.norm(inverse)  # (1 - rho) / |X|_F with rho <= 1/2
     return bounds
 
 
 def _replace_row(inverse: Floats, new: Floats, slot: int) -> Floats | None:
+    """Update the inverse in place for a new row in `slot`; None if the new window is singular."""
     w = new @ inverse
     pivot = w[slot]
     if abs(pivot) <= np.finfo(float).eps * np.abs(w).max():
@@ -169,13 +173,10 @@ def _drift(inverse: Floats, row: Floats, slot: int) -> float:
     return float(np.linalg.norm(residual)) if np.isfinite(residual).all() else np.inf
 
 
-def _inverted(window: Floats) -> Floats | None:
-    """Return the inverse in Fortran order, or None where there is none that is any good."""
+def _invert(window: Floats) -> Floats | None:
+    """Return the inverse in Fortran order, or None if it does not exist or is inaccurate."""
     try:
         inverse = np.asfortranarray(np.linalg.inv(window))
     except np.linalg.LinAlgError:
         return None
     return inverse if np.isfinite(inverse).all() and _drift(inverse, window[0], 0) <= _DRIFT else None
-
-
-__all__ = ["MARGIN", "WindowRanks", "check_rtol", "normalized_rows", "window_ranks"]

@@ -3,7 +3,7 @@
 "Matroid-Guided Pruning: Removing 70% of Neurons for Free" (blog post): slide a window of k neighbours, k the
 rank of all rows, along the rows of [W1 | b1]; rows in a window of smaller rank are the tail.  Windows are
 contiguous, not cyclic; rows are scaled to length 1 before the numerical rank, which follows numpy's rule.
-Where a row stands decides: the partition is one of a sequence, not of a set.
+The partition depends on the order of the rows: it is one of a sequence, not of a set.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 from secateur.structures.matroid.interval import IntervalMatroid
 from secateur.structures.matroid.modular import Ints, as_rows
 from secateur.structures.matroid.sliding import normalized_rows, window_ranks
+
+__all__ = ["Order", "Tail", "tail_partition"]
 
 Order = Literal["outermost", "most-windows", "index"]
 
@@ -41,8 +43,8 @@ class Tail:
     deficient: int
     gap: float
 
-    def ordered(self, order: Order = "outermost") -> Ints:
-        """Return the tail in the order in which it goes.
+    def removal_order(self, order: Order = "outermost") -> Ints:
+        """Return the tail in the order of removal.
 
         The post asks for "the outermost tail neurons inward (those participating in the most rank-deficient
         windows first)"; the code behind its figures removes the lowest index first.
@@ -52,7 +54,7 @@ class Tail:
                 alternately from both ends of the tail towards its middle.
 
         Raises:
-            ValueError: An unknown order.
+            ValueError: If the order is unknown.
         """
         place = np.arange(len(self.tail))
         keys = {
@@ -70,19 +72,19 @@ def tail_partition(vectors: ArrayLike, *, exact: bool = False, rtol: float | Non
 
     Args:
         vectors: Rows [n, d], in the order of the units.
-        exact: Ranks over the rationals (see `IntervalMatroid`) instead of numerically.
+        exact: Compute ranks over the rationals (see `IntervalMatroid`) instead of numerically.
         rtol: Numerical tolerance; None: numpy's.
 
     Raises:
-        ValueError: Not a finite matrix, or `rtol` out of range or given in exact mode.
+        ValueError: If `vectors` is not a finite matrix, or `rtol` is out of range or given in exact mode.
 
     Example:
-        >>> found = tail_partition([[1, 0], [1, 1], [2, 2], [0, 1]])
-        >>> found.rank, found.essential.tolist(), found.tail.tolist()
+        >>> tail = tail_partition([[1, 0], [1, 1], [2, 2], [0, 1]])
+        >>> tail.rank, tail.essential.tolist(), tail.tail.tolist()
         (2, [0, 3], [1, 2])
     """
     if exact and rtol is not None:
-        raise ValueError("exact ranks know no tolerance: leave rtol out")
+        raise ValueError("exact ranks have no tolerance: omit rtol")
     rows = as_rows(vectors)
     n = len(rows)
     if exact:
@@ -92,15 +94,13 @@ def tail_partition(vectors: ArrayLike, *, exact: bool = False, rtol: float | Non
     else:
         units = normalized_rows(rows)
         rank = int(np.linalg.matrix_rank(units, rtol=rtol))
-        found = window_ranks(units, rank, rtol=rtol) if rank else None
-        ranks = np.zeros(0, dtype=np.int64) if found is None else found.ranks
-        gap = float("inf") if found is None else float(found.gap.min())
+        verdicts = window_ranks(units, rank, rtol=rtol) if rank else None
+        ranks = np.zeros(0, dtype=np.int64) if verdicts is None else verdicts.ranks
+        gap = float("inf") if verdicts is None else float(verdicts.gap.min())
+    # +1 where a deficient window starts, -1 behind its end: the running sum counts windows for each row.
     change = np.zeros(n + 1, dtype=np.int64)
     deficient = np.flatnonzero(ranks < rank)
     np.add.at(change, deficient, 1)
     np.add.at(change, deficient + rank, -1)
     windows = np.cumsum(change)[:n]
     return Tail(rank, np.flatnonzero(windows == 0), np.flatnonzero(windows), windows, len(deficient), gap)
-
-
-__all__ = ["Order", "Tail", "tail_partition"]

@@ -76,8 +76,9 @@ def condense(starts: Any, targets: Any, component: Any, count: int) -> Any:
 
 @njit(cache=True, nogil=True)
 def transpose(starts: Any, targets: Any, order: Any) -> Any:
-    """Reverse every edge; each new row lists its targets in the sequence in which `order` has them."""
+    """Reverse every edge; each new row lists its targets in the sequence of `order`."""
     n = len(starts) - 1
+    # A counting sort by target: row lengths, then row starts, then each edge into its row.
     degree = np.zeros(n + 1, np.int32)
     for e in range(len(targets)):
         degree[targets[e] + 1] += 1
@@ -164,7 +165,7 @@ def down_sets(cover_starts: Any, cover_targets: Any, order: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def irreducible(down: Any, cover_starts: Any, cover_targets: Any, full: Any) -> Any:
-    """Tell for each element whether its down-set differs from the meet of its covers' down-sets."""
+    """Return for each element whether its down-set differs from the meet of its covers' down-sets."""
     n, words = down.shape
     result = np.zeros(n, np.bool_)
     for i in range(n):
@@ -188,6 +189,7 @@ def bound_table(sets: Any, rank: Any) -> Any:
     """
     n, words = sets.shape
     order = np.argsort(rank)
+    # The same sets with bits in the sequence of ranks: the highest bit is the element of highest rank.
     by_rank = np.zeros((n, words), np.uint64)
     for i in range(n):
         for k in range(n):
@@ -205,15 +207,15 @@ def bound_table(sets: Any, rank: Any) -> Any:
                     break
             if top < 0:
                 continue
-            found = order[top]
+            bound = order[top]
             same = True
             for w in range(words):
-                if sets[a, w] & sets[b, w] != sets[found, w]:
+                if sets[a, w] & sets[b, w] != sets[bound, w]:
                     same = False
                     break
             if same:
-                table[a, b] = found
-                table[b, a] = found
+                table[a, b] = bound
+                table[b, a] = bound
     return table
 
 
@@ -232,7 +234,7 @@ def highest(word: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def count_bits(word: Any) -> Any:
-    """Return the number of set bits of a word."""
+    """Return the number of set bits of a word: sums over pairs, nibbles and bytes, added by a product."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
     word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -254,10 +256,11 @@ def moebius_row(start: int, up: Any, down: Any, order: Any, row: Any) -> bool:
         for w in range(words):
             common = up[start, w] & down[y, w]
             while common:
-                z = 64 * w + highest(common & (~common + _ONE))
-                common &= common - _ONE
+                z = 64 * w + highest(common & (~common + _ONE))  # the lowest set bit
+                common &= common - _ONE  # clears it
                 total -= row[z]
                 size += abs(float(row[z]))
+        # The sum of absolute values bounds every partial sum, so below 2^63 nothing has wrapped around.
         if size > 9e18:
             return False
         row[y] = total

@@ -66,24 +66,24 @@ class Completion:
     @cached_property
     def lattice(self) -> Poset:
         """The completion as a poset of its own (inclusion of cuts); needs m * m bytes."""
-        return type(self.poset).from_digraph(_inclusion(self.bits))
+        return type(self.poset).from_digraph(_inclusion_matrix(self.bits))
 
 
 def complete(poset: Poset, limit: int = 100_000) -> Completion:
-    """Build the completion of a poset, refusing beyond `limit` elements.
+    """Build the completion of a poset, up to `limit` elements.
 
     Raises:
         ValueError: If the limit is not positive.
-        CompletionTooLarge: With the number of elements found so far.
+        CompletionTooLarge: If there are more; it holds the number found so far.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1; got {limit}")
-    found = list(islice(_rows(poset), limit + 1))
-    if len(found) > limit:
-        raise CompletionTooLarge(limit, len(found))
-    number = {row.tobytes(): i for i, row in enumerate(found)}
+    rows = list(islice(_lectic_cuts(poset), limit + 1))
+    if len(rows) > limit:
+        raise CompletionTooLarge(limit, len(rows))
+    number = {row.tobytes(): i for i, row in enumerate(rows)}
     embedding = np.array([number[row.tobytes()] for row in poset.down], np.int64)
-    return Completion(poset, np.stack(found), embedding)
+    return Completion(poset, np.stack(rows), embedding)
 
 
 def cuts(poset: Poset) -> Iterator[NDArray[np.int64]]:
@@ -94,17 +94,18 @@ def cuts(poset: Poset) -> Iterator[NDArray[np.int64]]:
         >>> [cut.tolist() for cut in cuts(Poset.from_digraph([[0, 0], [0, 0]]))]  # two incomparable elements
         [[], [1], [0], [0, 1]]
     """
-    return (np.flatnonzero(bitset.unpack(row[None], len(poset))[0]) for row in _rows(poset))
+    return (np.flatnonzero(bitset.unpack(row[None], len(poset))[0]) for row in _lectic_cuts(poset))
 
 
-def _rows(poset: Poset, chunk: int = 256) -> Iterator[bitset.Bits]:
+def _lectic_cuts(poset: Poset, chunk: int = 256) -> Iterator[bitset.Bits]:
+    """Yield the lower cuts as rows of bits in lectic order, computed `chunk` at a time."""
     full = bitset.full_row(len(poset))
     attributes = poset.down[poset.meet_irreducibles()]
     joins = poset.join_irreducibles()
     chosen = np.zeros((1, len(poset)), np.bool_)
     chosen[0, joins] = True
     mask = bitset.pack(chosen)[0]
-    row = _close(np.zeros_like(full), attributes, full)
+    row = _intersect_above(np.zeros_like(full), attributes, full)
     yield row
     while True:
         block = _next_closures(row, attributes, full, joins, mask, chunk)
@@ -115,7 +116,8 @@ def _rows(poset: Poset, chunk: int = 256) -> Iterator[bitset.Bits]:
 
 
 @njit(cache=True, nogil=True)
-def _close(members: Any, attributes: Any, full: Any) -> Any:
+def _intersect_above(members: Any, attributes: Any, full: Any) -> Any:
+    """Return the closure of `members`: the intersection of all attributes that contain them."""
     result = full.copy()
     for m in range(len(attributes)):
         inside = True
@@ -152,7 +154,7 @@ def _next_closures(row: Any, attributes: Any, full: Any, joins: Any, mask: Any, 
             for w in range(word):
                 seed[w] = row[w] & mask[w]
             seed[word] = (row[word] & mask[word] & (bit - np.uint64(1))) | bit
-            closed = _close(seed, attributes, full)
+            closed = _intersect_above(seed, attributes, full)
             # What the closure adds below j; `mask` leaves only join-irreducibles.
             fresh = closed[word] & ~seed[word] & mask[word] & (bit - np.uint64(1))
             for w in range(word):
@@ -169,7 +171,8 @@ def _next_closures(row: Any, attributes: Any, full: Any, joins: Any, mask: Any, 
 
 
 @njit(cache=True, nogil=True)
-def _inclusion(bits: Any) -> Any:
+def _inclusion_matrix(bits: Any) -> Any:
+    """Return [m, m], true where row a is a subset of row b."""
     m, words = bits.shape
     result = np.ones((m, m), np.bool_)
     for a in range(m):

@@ -49,8 +49,8 @@ def attribute_order(incidence: ArrayLike) -> Poset:
         >>> attribute_order([[1, 1, 1], [1, 0, 0], [0, 1, 0]]).upper_covers(2).tolist()
         [0, 1]
     """
-    extents, _ = _extents(incidence, 0.0)
-    return Poset.from_digraph(_contained(bitset.pack(extents), 0))
+    extents, _ = _check_table(incidence, 0.0)
+    return Poset.from_digraph(_containment(bitset.pack(extents), 0))
 
 
 def attribute_gaps(incidence: ArrayLike, tolerance: float = 0.0) -> NDArray[np.float64]:
@@ -71,7 +71,7 @@ def attribute_gaps(incidence: ArrayLike, tolerance: float = 0.0) -> NDArray[np.f
         >>> attribute_gaps([[1, 1, 1], [1, 0, 0], [0, 1, 0]]).round(2).tolist()  # third = first & second
         [0.33, 0.33, 0.0]
     """
-    extents, objects = _extents(incidence, tolerance)
+    extents, objects = _check_table(incidence, tolerance)
     missing = _missing_counts(extents, int(tolerance * objects), objects)
     return _gaps(extents, missing[0], np.ones(len(extents), np.bool_), objects) / objects
 
@@ -94,16 +94,17 @@ def eliminate_attributes(
         The sequence; O(attributes^2 objects) time.
 
     Raises:
-        ValueError: As `attribute_gaps`.
+        ValueError: As in `attribute_gaps`.
     """
-    extents, objects = _extents(incidence, tolerance)
+    extents, objects = _check_table(incidence, tolerance)
     missing, above = _missing_counts(extents, int(tolerance * objects), objects)
     limit = int(np.floor(largest_gap * objects + 1e-9))
-    order, gaps, taken = _eliminate(extents, missing, above, objects, limit, keep)
+    order, gaps, taken = _eliminate_by_gap(extents, missing, above, objects, limit, keep)
     return Elimination(order, gaps[:taken] / objects)
 
 
-def _extents(incidence: ArrayLike, tolerance: float) -> tuple[BoolArray, int]:
+def _check_table(incidence: ArrayLike, tolerance: float) -> tuple[BoolArray, int]:
+    """Return the extents [attributes, objects] of a valid table, and the number of objects."""
     table = np.asarray(incidence)
     if table.ndim != 2 or 0 in table.shape or not np.isin(table, (0, 1)).all():
         raise ValueError(
@@ -116,13 +117,14 @@ def _extents(incidence: ArrayLike, tolerance: float) -> tuple[BoolArray, int]:
 
 def _missing_counts(extents: BoolArray, slack: int, objects: int) -> tuple[Any, Any]:
     """Return how many of the extents above each one miss each object, and which ones are above."""
-    above = _contained(bitset.pack(extents), slack)
+    above = _containment(bitset.pack(extents), slack)
     missing = above.astype(np.float32) @ (~extents).astype(np.float32)
     return missing.astype(np.int32), above
 
 
 @njit(cache=True, nogil=True)
-def _contained(bits: Any, slack: int) -> Any:
+def _containment(bits: Any, slack: int) -> Any:
+    """Return [n, n], true where set k contains set m except for at most `slack` objects, k not m."""
     n, words = bits.shape
     above = np.zeros((n, n), np.bool_)
     for m in range(n):
@@ -137,7 +139,8 @@ def _contained(bits: Any, slack: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _gap(extent: Any, missing: Any) -> int:
+def _count_difference(extent: Any, missing: Any) -> int:
+    """Count where an extent and an intersection differ; g is in the intersection if missing[g] is 0."""
     count = 0
     for g in range(len(extent)):
         count += extent[g] != (missing[g] == 0)
@@ -149,12 +152,12 @@ def _gaps(extents: Any, missing: Any, present: Any, objects: int) -> Any:
     gaps = np.full(len(extents), objects + 1, np.int64)
     for m in range(len(extents)):
         if present[m]:
-            gaps[m] = _gap(extents[m], missing[m])
+            gaps[m] = _count_difference(extents[m], missing[m])
     return gaps
 
 
 @njit(cache=True, nogil=True)
-def _eliminate(extents: Any, missing: Any, above: Any, objects: int, limit: int, keep: int) -> Any:
+def _eliminate_by_gap(extents: Any, missing: Any, above: Any, objects: int, limit: int, keep: int) -> Any:
     n = len(extents)
     present = np.ones(n, np.bool_)
     gaps = _gaps(extents, missing, present, objects)
@@ -162,18 +165,19 @@ def _eliminate(extents: Any, missing: Any, above: Any, objects: int, limit: int,
     taken_gaps = np.empty(n, np.int64)
     taken = 0
     while taken < n - keep:
-        chosen = n - 1 - np.argmin(gaps[::-1])
+        chosen = n - 1 - np.argmin(gaps[::-1])  # reversed: ties go to the higher index
         if gaps[chosen] > limit:
             break
         order[taken], taken_gaps[taken] = chosen, gaps[chosen]
         taken += 1
         present[chosen] = False
         gaps[chosen] = objects + 1
+        # Only intersections that contained the removed extent change: subtract what it was missing.
         for m in range(n):
             if present[m] and above[m, chosen]:
                 for g in range(objects):
                     if not extents[chosen, g]:
                         missing[m, g] -= 1
-                gaps[m] = _gap(extents[m], missing[m])
+                gaps[m] = _count_difference(extents[m], missing[m])
     order[taken:] = np.flatnonzero(present)
     return order, taken_gaps, taken

@@ -37,7 +37,7 @@ def strongest_edges(strength: ArrayLike, density: float) -> BoolArray:
         ValueError: If the matrix is not square or holds NaN or negative values, if the density is outside
             (0, 1], or if no edge is left.
     """
-    s = _strengths(strength).copy()
+    s = _check_strengths(strength).copy()
     n = len(s)
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1]; got {density}")
@@ -110,17 +110,17 @@ def density_profile(strength: ArrayLike, densities: Sequence[float]) -> tuple[Or
     """Describe the order of the strongest edges at each density; skip densities without edges.
 
     Raises:
-        ValueError: As `strongest_edges`, or if no density leaves an edge.
+        ValueError: As in `strongest_edges`, or if no density leaves an edge.
     """
-    s = _strengths(strength)
+    s = _check_strengths(strength)
     possible = len(s) * (len(s) - 1)
     useful = [d for d in densities if min(round(d * possible), 1)]
     if not useful:
         raise ValueError(f"none of the densities {list(densities)} leaves an edge among {len(s)} vertices")
-    return tuple(_profile(strongest_edges(s, d), d) for d in useful)
+    return tuple(_order_profile(strongest_edges(s, d), d) for d in useful)
 
 
-def _profile(adjacency: BoolArray, density: float) -> OrderProfile:
+def _order_profile(adjacency: BoolArray, density: float) -> OrderProfile:
     poset = Poset.from_digraph(adjacency)
     n, elements = len(adjacency), len(poset)
     members = np.bincount(poset.component, minlength=elements)
@@ -141,12 +141,12 @@ def _profile(adjacency: BoolArray, density: float) -> OrderProfile:
     )
 
 
-def _strengths(strength: ArrayLike) -> FloatArray:
+def _check_strengths(strength: ArrayLike) -> FloatArray:
     s = np.asarray(strength, np.float64)
     if s.ndim != 2 or s.shape[0] != s.shape[1] or s.shape[0] == 0:
         raise ValueError(f"a strength matrix is square with at least one vertex; got shape {s.shape}")
     if np.isnan(s).any():
         raise ValueError("the strengths hold NaN: the strongest edges are undefined")
     if (s < 0).any():
-        raise ValueError(f"strengths are norms and cannot be negative; the smallest is {s.min():.3g}")
+        raise ValueError(f"strengths are norms and must not be negative; the smallest is {s.min():.3g}")
     return s

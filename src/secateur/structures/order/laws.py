@@ -15,7 +15,7 @@ __all__ = ["Violation", "modular_violation"]
 
 @dataclass(frozen=True)
 class Violation:
-    """Three elements at which a law fails, and its two sides."""
+    """Three elements for which the law fails, with the values of both sides."""
 
     a: int
     b: int
@@ -39,12 +39,12 @@ def modular_violation(lattice: Poset) -> Violation | None:
             raise ValueError(
                 f"not a lattice: elements {a} and {b} have no {name}; its `completion().lattice` is one"
             )
-    violation = _modular(meets, joins)
+    violation = _find_violation(meets, joins)
     return Violation(*map(int, violation)) if violation[0] >= 0 else None
 
 
 @njit(cache=True, nogil=True)
-def _modular(meets: Any, joins: Any) -> Any:
+def _find_violation(meets: Any, joins: Any) -> Any:
     n = len(meets)
     for a in range(n):
         for c in range(n):

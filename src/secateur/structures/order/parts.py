@@ -1,7 +1,7 @@
 """Decomposition into independent parts, solved in parallel (arXiv 2502.16525, Corollary III.1).
 
 A poset whose comparability graph is disconnected is the disjoint sum of its parts.  The parts are found
-before any closure is taken, so that k equal parts cost a k-th of the work and memory even on one core.
+before any closure is taken, so k equal parts need a k-th of the work and memory, even on one core.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class Parts:
         is irreducible in the whole although it is not in its part.
         """
         tops = include_top or len(self) > 1
-        found = _in_threads(self.jobs, lambda poset: poset.meet_irreducibles(include_top=tops), self.posets)
-        parts = zip(self.vertices, self.posets, found, strict=True)
+        irreducibles = _map_in_threads(
+            self.jobs, lambda poset: poset.meet_irreducibles(include_top=tops), self.posets
+        )
+        parts = zip(self.vertices, self.posets, irreducibles, strict=True)
         return np.sort(np.concatenate([v[np.isin(p.component, m)] for v, p, m in parts]))
 
     def completion_size(self, limit: int = 100_000) -> int:
@@ -61,7 +63,7 @@ class Parts:
         Raises:
             CompletionTooLarge: If a part, or the whole, has more than `limit` elements.
         """
-        sizes = _in_threads(self.jobs, lambda poset: len(poset.completion(limit)), self.posets)
+        sizes = _map_in_threads(self.jobs, lambda poset: len(poset.completion(limit)), self.posets)
         if len(self) == 1:
             return sizes[0]
         merged = sum((p.least() is None) + (p.greatest() is None) for p in self.posets)
@@ -93,10 +95,10 @@ def decompose(adjacency: Any, jobs: int = 1) -> Parts:
         return Parts((np.arange(n),), (Poset.from_digraph(graph),), jobs)
     by_label = np.argsort(labels, kind="stable")
     vertices = tuple(np.split(by_label, np.cumsum(np.bincount(labels))[:-1]))
-    posets = _in_threads(jobs, lambda v: Poset.from_digraph(graph[v][:, v]), vertices)
+    posets = _map_in_threads(jobs, lambda v: Poset.from_digraph(graph[v][:, v]), vertices)
     return Parts(vertices, tuple(posets), jobs)
 
 
-def _in_threads(jobs: int, task: Any, items: Any) -> list[Any]:
+def _map_in_threads(jobs: int, task: Any, items: Any) -> list[Any]:
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         return list(pool.map(task, items))

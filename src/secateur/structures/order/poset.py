@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from secateur.structures.order.completion import Completion
 
+__all__ = ["Poset", "edges_of"]
+
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-__all__ = ["Poset", "edges_of"]
 
 
 def edges_of(adjacency: Any) -> tuple[bitset.Indices, bitset.Indices]:
@@ -64,8 +64,8 @@ def _check_square(shape: tuple[int, ...], has_nan: bool) -> None:
 class Poset:
     """A finite partially ordered set; elements are 0..n-1.
 
-    Made by `Poset.from_digraph`.  Two vertices that reach one another are one element; elements are
-    numbered by their smallest vertex, so that those of an acyclic digraph are its vertices.
+    Build it with `Poset.from_digraph`.  Two vertices that reach each other are one element.  Elements are
+    numbered by their smallest vertex, so the elements of an acyclic digraph are its vertices.
 
     Attributes:
         component: Element of each vertex of the digraph [vertices].
@@ -100,12 +100,14 @@ class Poset:
         """
         starts, targets = edges_of(adjacency)
         n = len(starts) - 1
+        # Vertices on a common cycle become one element.
         graph = sparse.csr_array((np.ones(len(targets)), targets, starts), shape=(n, n))
         count, labels = connected_components(graph, directed=True, connection="strong")
         component = bitset.number_by_first_member(labels, count)
         if count < n:
             starts, targets = bitset.condense(starts, targets, component, count)
         order = bitset.topological_order(starts, targets)
+        # `closure` needs every row sorted by `order`: transposing twice sorts them.
         source_starts, sources = bitset.transpose(starts, targets, np.arange(count))
         starts, targets = bitset.transpose(source_starts, sources, order)
         up, cover_starts, cover_targets = bitset.closure(starts, targets, order)
@@ -125,12 +127,12 @@ class Poset:
 
     def members(self, element: int) -> IntArray:
         """Return the vertices of the digraph that are this element."""
-        return np.flatnonzero(self.component == self._known(element))
+        return np.flatnonzero(self.component == self._check_element(element))
 
     def less_equal(self, a: int, b: int) -> bool:
         """Return whether a <= b."""
-        row = self.up[self._known(a)]
-        return bool((int(row[self._known(b) >> 6]) >> (b & 63)) & 1)
+        row = self.up[self._check_element(a)]
+        return bool((int(row[self._check_element(b) >> 6]) >> (b & 63)) & 1)
 
     def relation(self) -> BoolArray:
         """Return the order as a matrix [n, n], true where row <= column."""
@@ -138,15 +140,15 @@ class Poset:
 
     def up_set(self, element: int) -> IntArray:
         """Return all elements >= this one, ascending by number."""
-        return np.flatnonzero(bitset.unpack(self.up[[self._known(element)]], len(self))[0])
+        return np.flatnonzero(bitset.unpack(self.up[[self._check_element(element)]], len(self))[0])
 
     def down_set(self, element: int) -> IntArray:
         """Return all elements <= this one, ascending by number."""
-        return np.flatnonzero(bitset.unpack(self.down[[self._known(element)]], len(self))[0])
+        return np.flatnonzero(bitset.unpack(self.down[[self._check_element(element)]], len(self))[0])
 
     def upper_covers(self, element: int) -> IntArray:
         """Return the elements that cover this one (nothing in between), ascending by number."""
-        first, last = self.cover_starts[self._known(element)], self.cover_starts[element + 1]
+        first, last = self.cover_starts[self._check_element(element)], self.cover_starts[element + 1]
         return np.sort(self.cover_targets[first:last]).astype(np.int64)
 
     def lower_covers(self, element: int) -> IntArray:
@@ -180,11 +182,11 @@ class Poset:
 
     def meet(self, a: int, b: int) -> int | None:
         """Return the greatest lower bound of two elements, or None where there is none in P."""
-        return self._bound(self.down, self.rank, a, b)
+        return self._greatest_common(self.down, self.rank, a, b)
 
     def join(self, a: int, b: int) -> int | None:
         """Return the least upper bound of two elements, or None where there is none in P."""
-        return self._bound(self.up, -self.rank, a, b)
+        return self._greatest_common(self.up, -self.rank, a, b)
 
     def meet_table(self) -> NDArray[np.int32]:
         """Return the meets of all pairs [n, n], -1 where there is none."""
@@ -199,14 +201,14 @@ class Poset:
 
         Args:
             include_top: Whether a greatest element of P counts.  It is never the meet
-                of two others, but by convention it is the meet of none at all.
+                of two others, but by convention it is the meet of the empty set.
         """
         full = bitset.full_row(len(self))
-        found = bitset.irreducible(self.down, self.cover_starts, self.cover_targets, full)
+        irreducible = bitset.irreducible(self.down, self.cover_starts, self.cover_targets, full)
         top = self.greatest()
         if include_top and top is not None:
-            found[top] = True
-        return np.flatnonzero(found)
+            irreducible[top] = True
+        return np.flatnonzero(irreducible)
 
     def join_irreducibles(self, include_bottom: bool = False) -> IntArray:
         """Return the join-irreducibles of the completion (all of them are elements), ascending."""
@@ -243,7 +245,7 @@ class Poset:
         """Build the Dedekind-MacNeille completion, unless it has more than `limit` elements.
 
         Raises:
-            CompletionTooLarge: With the number of elements found so far.
+            CompletionTooLarge: If there are more; it holds the number found so far.
         """
         from secateur.structures.order.completion import complete
 
@@ -254,7 +256,7 @@ class Poset:
         import networkx as nx
 
         graph = nx.DiGraph()
-        names = self._labels(labels)
+        names = self._node_labels(labels)
         for i in range(len(self)):
             graph.add_node(i, label=names[i], vertices=self.members(i).tolist())
             graph.add_edges_from((i, int(j)) for j in self.upper_covers(i))
@@ -262,7 +264,7 @@ class Poset:
 
     def to_dot(self, labels: Sequence[str] | None = None) -> str:
         """Return the Hasse diagram in the DOT language, least elements at the bottom, irreducibles filled."""
-        names, chosen = self._labels(labels), set(self.meet_irreducibles().tolist())
+        names, chosen = self._node_labels(labels), set(self.meet_irreducibles().tolist())
         lines = ["digraph hasse {", "  rankdir=BT;", "  edge [dir=none];"]
         for i, name in enumerate(names):
             quoted = name.replace("\\", "\\\\").replace('"', '\\"')
@@ -271,20 +273,21 @@ class Poset:
         lines += [f"  {i} -> {j};" for i in range(len(self)) for j in self.upper_covers(i)]
         return "\n".join([*lines, "}"])
 
-    def _labels(self, labels: Sequence[str] | None) -> list[str]:
+    def _node_labels(self, labels: Sequence[str] | None) -> list[str]:
         if labels is None:
             return [",".join(map(str, self.members(i))) for i in range(len(self))]
         if len(labels) != len(self):
             raise ValueError(f"{len(self)} elements need as many labels; got {len(labels)}")
         return [str(label) for label in labels]
 
-    def _bound(self, sets: bitset.Bits, rank: IntArray, a: int, b: int) -> int | None:
-        common = sets[self._known(a)] & sets[self._known(b)]
+    def _greatest_common(self, sets: bitset.Bits, rank: IntArray, a: int, b: int) -> int | None:
+        """Return the element whose set is sets[a] & sets[b]: the common one of highest rank, or none."""
+        common = sets[self._check_element(a)] & sets[self._check_element(b)]
         candidates = np.flatnonzero(bitset.unpack(common[None], len(self))[0])
         if len(candidates) == 0:
             return None
-        found = int(candidates[np.argmax(rank[candidates])])
-        return found if np.array_equal(sets[found], common) else None
+        bound = int(candidates[np.argmax(rank[candidates])])
+        return bound if np.array_equal(sets[bound], common) else None
 
     def _with_bottom(self) -> Poset:
         n = len(self)
@@ -293,7 +296,7 @@ class Poset:
         relation[n] = True
         return Poset.from_digraph(relation)
 
-    def _known(self, element: int) -> int:
+    def _check_element(self, element: int) -> int:
         if not 0 <= element < len(self):
             raise ValueError(f"elements are 0..{len(self) - 1}; got {element}")
         return element

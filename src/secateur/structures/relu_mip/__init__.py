@@ -4,11 +4,19 @@ After ElAraby, Wolf and Carvalho, "Identifying Critical Neurons in ANN Architect
 Integer Programming" (arXiv:2002.07376; CPAIOR 2023).
 """
 
-from .chain import Affine, Chain, MaxPool, ReLU, average_matrix, conv_matrix, pool_windows
-from .conic import minimise_conic
-from .interval_bounds import Bounds, bounds
-from .program import Program, build
-from .scores import (
+from secateur.structures.relu_mip.chain import (
+    Affine,
+    Chain,
+    MaxPool,
+    ReLU,
+    average_matrix,
+    conv_matrix,
+    pool_windows,
+)
+from secateur.structures.relu_mip.conic import minimise_conic
+from secateur.structures.relu_mip.interval_bounds import Bounds, bounds
+from secateur.structures.relu_mip.program import Program, build
+from secateur.structures.relu_mip.scores import (
     Part,
     Scores,
     Solver,
@@ -16,10 +24,10 @@ from .scores import (
     balanced_images,
     imbalanced_images,
     importance_scores,
-    joined,
+    join_scores,
 )
-from .search import Progress, Solution, minimise
-from .tighten import tighten_by_lp
+from secateur.structures.relu_mip.search import Progress, Solution, minimise
+from secateur.structures.relu_mip.tighten import tighten_by_lp
 
 __all__ = [
     "Affine",
@@ -41,7 +49,7 @@ __all__ = [
     "conv_matrix",
     "imbalanced_images",
     "importance_scores",
-    "joined",
+    "join_scores",
     "minimise",
     "minimise_conic",
     "pool_windows",

@@ -14,10 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-
 __all__ = [
     "Affine",
     "Bool",
@@ -32,6 +28,10 @@ __all__ = [
     "pool_windows",
 ]
 
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -42,7 +42,7 @@ class Affine:
 
     @property
     def width(self) -> int:
-        """Number of coordinates that come out."""
+        """Number of output coordinates."""
         return int(self.W.shape[0])
 
     def __call__(self, h: Float) -> Float:
@@ -57,7 +57,7 @@ class ReLU:
     Attributes:
         name: Name of the layer; ReLUs of one name share their scores.
         units: Unit (neuron, or feature map) of every coordinate, [width].
-        scored: Whether the units have scores; without, they stay whole (s = 1).
+        scored: Whether the units have scores; if not, they stay (s = 1).
     """
 
     name: str
@@ -77,7 +77,7 @@ class ReLU:
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """The maximum over windows of coordinates: `windows` [out, window], -1 where there is none."""
+    """The maximum over windows of coordinates: `windows` [out, window], -1 for padding."""
 
     windows: Int
 
@@ -99,10 +99,10 @@ Step = Affine | ReLU | MaxPool
 class Chain:
     """An affine-ReLU chain: `steps` applied in order to inputs of `inputs` coordinates.
 
-    The last step is affine and gives the logits.
+    The last step is affine; its outputs are the logits.
 
     Raises:
-        ValueError: Widths that do not fit, a step that is not finite, a chain without a scored ReLU.
+        ValueError: If widths do not fit, a step is not finite, or no ReLU is scored.
 
     Example:
         >>> import numpy as np
@@ -121,11 +121,11 @@ class Chain:
         """Check that the steps fit one another."""
         width = self.inputs
         for number, step in enumerate(self.steps):
-            width = _check(number, step, width)
+            width = _check_step(number, step, width)
         if not self.steps or not isinstance(self.steps[-1], Affine):
             raise ValueError("a chain must end with the affine map that gives the logits")
         if not self.layers:
-            raise ValueError("the chain has no scored ReLU: there is no neuron to give a score to")
+            raise ValueError("the chain has no scored ReLU: there is no neuron to score")
         for name, size in self.layers.items():
             if any(relu.size != size for relu in self.relus if relu.name == name):
                 raise ValueError(f"ReLUs named {name!r} share scores but have different numbers of units")
@@ -173,7 +173,7 @@ class Chain:
             caps: U by step number: the output of a ReLU is at most s U.
             keep: Units that stay by layer; the others give 0, as in the pruned network.
         """
-        h, found = np.asarray(x, float), []
+        h, outputs = np.asarray(x, float), []
         for number, step in enumerate(self.steps):
             if not isinstance(step, ReLU):
                 h = step(h)
@@ -185,15 +185,15 @@ class Chain:
                     h = np.minimum(h, scores[step.name][step.units] * caps[number])
                 if keep is not None and step.name in keep:
                     h = h * keep[step.name][step.units]
-            found.append(h)
-        return found
+            outputs.append(h)
+        return outputs
 
     def logits(self, x: Float, keep: Mapping[str, Bool] | None = None) -> Float:
         """Return the logits [images, classes], of the pruned network where `keep` is given."""
         return self.outputs(x, keep=keep)[-1]
 
-    def fused(self) -> Chain:
-        """Return the same chain with consecutive affine maps multiplied where that saves non-zeros.
+    def fuse(self) -> Chain:
+        """Return the same chain with consecutive affine maps multiplied if that saves non-zeros.
 
         Bounds on the fused chain are at least as tight; the mathematics is the same.
         """
@@ -214,8 +214,8 @@ class Chain:
         return sum(step.W.nnz for step in self.steps if isinstance(step, Affine))
 
 
-def _check(number: int, step: Step, width: int) -> int:
-    """Check that a step reads `width` coordinates and is finite; return the width that comes out."""
+def _check_step(number: int, step: Step, width: int) -> int:
+    """Check that a step reads `width` coordinates and is finite; return its output width."""
     if isinstance(step, Affine):
         if step.W.shape[1] != width or step.b.shape != (step.W.shape[0],):
             raise ValueError(
@@ -228,7 +228,9 @@ def _check(number: int, step: Step, width: int) -> int:
     elif isinstance(step, MaxPool) and not (
         step.windows.max() < width and (step.windows.max(axis=1) >= 0).all()
     ):
-        raise ValueError(f"step {number}: pooling windows must hold 0 to {width - 1}, each at least one")
+        raise ValueError(
+            f"step {number}: pooling windows must hold numbers 0 to {width - 1}, each at least one of them"
+        )
     return step.width
 
 
@@ -271,12 +273,12 @@ def conv_matrix(
 
     Args:
         weight: [out, in / groups, kernel height, kernel width].
-        shape: Channels, height, width of what comes in; flattened in that order.
+        shape: Channels, height, width of the input; flattened in that order.
         stride: Steps down and across.
         padding: Zeros added on each side, down and across.
         dilation: Distance of the kernel's taps.
         groups: Groups of channels.
-        size: Height and width of the output, where they differ from the formula's (uneven padding).
+        size: Height and width of the output if they differ from the formula (uneven padding).
 
     Example:
         >>> matrix, shape = conv_matrix(np.ones((1, 1, 2, 2)), (1, 3, 3))
@@ -286,6 +288,7 @@ def conv_matrix(
     out, per_group, *kernel = weight.shape
     taps, (h, w) = _patches(shape, (kernel[0], kernel[1]), stride, padding, dilation, size)
     positions, area = len(taps), shape[1] * shape[2]
+    # Rows are (output channel, position), columns (input channel, pixel); padded taps have no entry.
     first = np.arange(out) // (out // groups) * per_group
     channel = first[:, None] + np.arange(per_group)
     columns = channel[:, None, :, None] * area + taps[None, :, None, :]
@@ -300,7 +303,7 @@ def conv_matrix(
 
 
 def average_matrix(windows: Int, divisors: Float, width: int) -> sparse.csr_array:
-    """Return the matrix of an average over `windows` [out, window] (-1: nothing there) of `width` values."""
+    """Return the matrix of an average over `windows` [out, window] (-1: padding) of `width` values."""
     inside = windows >= 0
     values = np.broadcast_to(1 / divisors[:, None], windows.shape)[inside]
     indptr = np.concatenate([[0], np.cumsum(inside.sum(1))])

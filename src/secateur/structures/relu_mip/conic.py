@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from .program import Program
-from .search import FEASIBLE, Solution, Status
+from secateur.structures.relu_mip.program import Program
+from secateur.structures.relu_mip.search import FEASIBLE, Solution, Status
 
 __all__ = ["minimise_conic"]
 
@@ -25,13 +25,13 @@ def minimise_conic(
     """Minimise a program by a conic solver through cvxpy.
 
     MOSEK needs its licence and solves with binaries; Clarabel is free and solves relaxations.  Ties
-    are not broken: an interior point lies in the middle of the optimal solutions.
+    are not broken: an interior-point solution lies in the middle of the optimal ones.
 
     Raises:
-        ImportError: cvxpy, or the solver, is not installed.
-        ValueError: Binaries with a solver that has none.
-        PermissionError: MOSEK has no licence.
-        ArithmeticError: The solver failed or found nothing.
+        ImportError: If cvxpy or the solver is not installed.
+        ValueError: If the program has binaries and the solver cannot handle them.
+        PermissionError: If MOSEK has no licence.
+        ArithmeticError: If the solver fails or finds no point.
     """
     try:
         import cvxpy as cp
@@ -45,14 +45,14 @@ def minimise_conic(
             f"clarabel has no integers and {len(program.integer)} binaries are free: use relax=True"
         )
     began = time.monotonic()
-    problem, v = _problem(program, binary)
-    limits = _limits(solver, seconds, gap)
+    problem, v = _cvxpy_problem(program, binary)
+    options = _solver_options(solver, seconds, gap)
     try:
-        value = problem.solve(solver=solver.upper(), **limits)
-    except _errors(solver) as error:
+        value = problem.solve(solver=solver.upper(), **options)
+    except _solver_errors(solver) as error:
         if "license" in str(error).lower():
-            words = str(error).strip()
-            raise PermissionError(f"MOSEK has no licence ({words}); solver='highs' needs none") from error
+            reason = str(error).strip()
+            raise PermissionError(f"MOSEK has no licence ({reason}); solver='highs' needs none") from error
         raise ArithmeticError(f"{solver} failed: {error}") from error
     if v.value is None:
         raise ArithmeticError(
@@ -70,7 +70,7 @@ def minimise_conic(
     return Solution(point, status, program.value(point), bound, None, {"seconds": time.monotonic() - began})
 
 
-def _problem(program: Program, binary: bool):
+def _cvxpy_problem(program: Program, binary: bool):
     import cvxpy as cp
 
     v = cp.Variable(program.width)
@@ -96,7 +96,7 @@ def _problem(program: Program, binary: bool):
     return cp.Problem(cp.Minimize(program.cost @ v + program.offset), rules), v
 
 
-def _errors(solver: str) -> tuple[type[Exception], ...]:
+def _solver_errors(solver: str) -> tuple[type[Exception], ...]:
     """Return the errors of a failed solver; those of MOSEK are not cvxpy's SolverError."""
     import cvxpy as cp
 
@@ -105,7 +105,7 @@ def _errors(solver: str) -> tuple[type[Exception], ...]:
     return (cp.error.SolverError, importlib.import_module("mosek").Error)
 
 
-def _limits(solver: str, seconds: float, gap: float) -> dict:
+def _solver_options(solver: str, seconds: float, gap: float) -> dict:
     """Return the solver's own options."""
     if solver == "clarabel":
         return {} if np.isinf(seconds) else {"time_limit": seconds}

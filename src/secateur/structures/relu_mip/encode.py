@@ -1,7 +1,7 @@
-"""One image propagated through the chain as expressions, columns and rows of a mixed-integer program.
+"""Propagate one image through the chain as expressions, columns and rows of a mixed-integer program.
 
 The state is an expression a = E v + d in the program's columns v, so that everything decided
-beforehand is substituted instead of modelled: the constant first layer, dead units, units that the
+in advance is substituted instead of modelled: the constant first layer, dead units, units that the
 bounds hold active (h = a - (1 - s) D), maxima with one candidate.  The substitution is exact.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csr_array as Csr
 
-from .chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU
-from .interval_bounds import BoundsKind, drops_for, expression_bounds, step_bounds
-
-Tighten = Callable[["Builder", int, Csr, Float, Float, Float], tuple[Float, Float]]
+from secateur.structures.relu_mip.chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU
+from secateur.structures.relu_mip.interval_bounds import BoundsKind, drops_for, expression_bounds, step_bounds
 
 __all__ = ["Builder", "Encoded", "Place", "Tighten", "encode"]
+
+Tighten = Callable[["Builder", int, Csr, Float, Float, Float], tuple[Float, Float]]
 
 
 @dataclass(eq=False)
@@ -56,11 +56,11 @@ class Builder:
             self.nonzeros += E.nnz
 
     def widen(self, E: Csr) -> Csr:
-        """Return E with as many columns as there are now."""
+        """Return E with the current number of columns."""
         return Csr((E.data, E.indices, E.indptr), shape=(E.shape[0], self.width))
 
     def pick(self, columns: Int, values: Float | float = 1.0) -> Csr:
-        """Return one row for each column given, with `values` there."""
+        """Return one row for each given column, with its entry of `values` in that column."""
         n = len(columns)
         data = np.broadcast_to(np.asarray(values, float), n).copy()
         # columns are copied: scipy compresses index arrays in place
@@ -101,7 +101,7 @@ class Encoded:
 
 
 class _Image:
-    """The state of an image on its way: a = E v + d with L <= a <= U."""
+    """The state of an image between steps: a = E v + d with L <= a <= U."""
 
     def __init__(self, builder: Builder, chain: Chain, x: Float, kind: BoundsKind, epsilon: float) -> None:
         self.build, self.chain, self.kind = builder, chain, kind
@@ -119,6 +119,8 @@ class _Image:
 
     def affine(self, number: int, step: Affine) -> None:
         """Multiply out, or add columns for the inputs if that saves non-zeros."""
+        # W E has at most `products` non-zeros.  New columns for the moving inputs cost W's non-zeros there,
+        # the rows that define the columns, and one entry for each.
         per_row = np.diff(self.E.indptr)
         moving = per_row > 0
         reached = int(moving[step.W.indices].sum())
@@ -160,40 +162,40 @@ class _Image:
                 self.caps[number] = np.where(constant, D, np.maximum(self.U, 0))
         columns = score[step.units] if step.scored else np.zeros(n, int)
         dead = self.U <= 0  # h = 0
-        held = self.L > 0  # h = a - (1 - s) D
+        active = self.L > 0  # h = a - (1 - s) D
         if not paper:
             # Valid bounds hold for every s.  A scored unit that moves stays open even if L > 0: s < 1 may
             # bring a - (1 - s) D below 0.
             dead |= constant & (self.d <= 0)
-            held = ~dead & (constant | ((self.L >= 0) & (not step.scored)))
-        free = ~dead & ~held
+            active = ~dead & (constant | ((self.L >= 0) & (not step.scored)))
+        free = ~dead & ~active
         # a - (1 - s) D as an expression; the columns of D = 0 vanish
         S = self.build.pick(columns, D)
         S.eliminate_zeros()
         lowered, base = Csr(self.build.widen(self.E) + S), self.d - D
         if paper:
-            self._hidden(dead & ~constant, held, lowered, base)
+            self._add_published_rows(dead & ~constant, active, lowered, base)
         # What is left open gets columns h and z.
         chosen = np.flatnonzero(free)
-        h, rows = self._free(chosen, lowered, base, D, columns, step.scored)
+        h, rows = self._add_open_units(chosen, lowered, base, D, columns, step.scored)
         self.place(number, chosen, h)
         self.place(number, chosen, rows, "active")
         # The output: substituted where active, the column h where open, nothing where dead.
-        stay = sparse.diags_array(held.astype(float)).tocsr()
+        stay = sparse.diags_array(active.astype(float)).tocsr()
         spread = Csr((np.ones(len(h)), (chosen, h)), shape=(n, self.build.width))
         self.E = Csr(stay @ self.build.widen(lowered) + spread)
         self.E.eliminate_zeros()
-        self.d = np.where(held, base, 0.0)
+        self.d = np.where(active, base, 0.0)
         bound_drop = D if step.scored and not paper else None
         self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None], bound_drop))
         self.refine()
 
-    def _hidden(self, dead: Bool, held: Bool, lowered: Csr, base: Float) -> None:
+    def _add_published_rows(self, dead: Bool, active: Bool, lowered: Csr, base: Float) -> None:
         """Add the published constraints on decided units: L <= a <= 0, or 0 <= h <= U."""
         self.build.rows(lowered[dead], self.L[dead] - base[dead], -base[dead], lazy=True)
-        self.build.rows(lowered[held], -base[held], self.U[held] - base[held], lazy=True)
+        self.build.rows(lowered[active], -base[active], self.U[active] - base[active], lazy=True)
 
-    def _free(
+    def _add_open_units(
         self, free: Int, lowered: Csr, base: Float, D: Float, columns: Int, scored: bool
     ) -> tuple[Int, Int]:
         """Add h and z with constraints (1d), (2a), (2b).
@@ -207,8 +209,8 @@ class _Image:
         z = build.columns(np.zeros(len(free)), np.ones(len(free)), integer=True)
         a, H = build.widen(lowered[free]), build.pick(h)
         never = np.full(len(free), np.inf)
-        more = U - D[free] if self.kind == "free" and scored else np.zeros(len(free))
-        build.rows(Csr(H - a - build.pick(columns[free], more)), base[free] - more, never)
+        relief = U - D[free] if self.kind == "free" and scored else np.zeros(len(free))
+        build.rows(Csr(H - a - build.pick(columns[free], relief)), base[free] - relief, never)
         build.rows(Csr(H - a - build.pick(z, M)), -never, base[free] - M)
         build.rows(Csr(H - build.pick(z, U)), -never, np.zeros(len(free)))
         if self.kind != "paper" and scored:
@@ -217,19 +219,20 @@ class _Image:
 
     def maximum(self, number: int, step: MaxPool) -> None:
         """Apply equations (9) and (10) to windows with more than one candidate left."""
-        windows, there = step.windows, step.windows >= 0
-        L = np.where(there, self.L[windows], -np.inf)
-        U = np.where(there, self.U[windows], -np.inf)
+        windows, inside = step.windows, step.windows >= 0
+        L = np.where(inside, self.L[windows], -np.inf)
+        U = np.where(inside, self.U[windows], -np.inf)
+        # The candidate of the best lower bound stays open, and all whose upper bound exceeds that.
         champion = L.argmax(1)
-        open_ = there & (np.take_along_axis(L, champion[:, None], 1) < U)
+        open_ = inside & (np.take_along_axis(L, champion[:, None], 1) < U)
         np.put_along_axis(open_, champion[:, None], True, 1)
-        single = self._single(windows, there)
+        single = self._constant_winners(windows, inside)
         if self.kind == "paper":
-            self._winners_stay(windows, champion, there & ~open_ & (single < 0)[:, None])
+            self._fix_winners(windows, champion, inside & ~open_ & (single < 0)[:, None])
         many = (open_.sum(1) > 1) & (single < 0)
         winner = np.where(single >= 0, single, champion)
         item = np.take_along_axis(windows, winner[:, None], 1)[:, 0]
-        x = self._candidates(number, windows[many], open_[many], np.flatnonzero(many))
+        x = self._add_maxima(number, windows[many], open_[many], np.flatnonzero(many))
         E, d = self.build.widen(self.E)[item], self.d[item]
         stay = sparse.diags_array((~many).astype(float)).tocsr()
         spread = Csr((np.ones(len(x)), (np.flatnonzero(many), x)), shape=(len(many), self.build.width))
@@ -238,29 +241,31 @@ class _Image:
         self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None]))
         self.refine()
 
-    def _winners_stay(self, windows: Int, champion: Int, others: Bool) -> None:
+    def _fix_winners(self, windows: Int, champion: Int, others: Bool) -> None:
         """Add h_winner >= h_other if the published bounds single out a winner."""
         window, slot = np.nonzero(others)
         winner, loser = windows[window, champion[window]], windows[window, slot]
         E = Csr(self.E[winner] - self.E[loser])
         self.build.rows(E, self.d[loser] - self.d[winner], np.full(len(winner), np.inf), lazy=True)
 
-    def _single(self, windows: Int, there: Bool) -> Int:
+    def _constant_winners(self, windows: Int, inside: Bool) -> Int:
         """Return for each window the slot that wins for every score, if one column moves all; else -1."""
+        # Candidates d + slope s of one score s in [0, 1] (or constants, column -1) are linear: a slot that
+        # wins at s = 0 and at s = 1 wins in between.  -2: more than one column, not decided here.
         counts = np.diff(self.E.indptr)
         first = np.append(self.E.indices, 0)[self.E.indptr[:-1]]
         column = np.where(counts == 1, first, np.where(counts == 0, -1, -2))
         slope = np.asarray(self.E.sum(axis=1)).ravel()
-        lo = np.where(there, self.d[windows], -np.inf)
-        hi = np.where(there, (self.d + slope)[windows], -np.inf)
-        c = np.where(there, column[windows], -1)
+        lo = np.where(inside, self.d[windows], -np.inf)
+        hi = np.where(inside, (self.d + slope)[windows], -np.inf)
+        c = np.where(inside, column[windows], -1)
         low, high = np.where(c < 0, np.iinfo(int).max, c).min(1), c.max(1)
         alone = (c != -2).all(1) & ((low == high) | (high == -1)) & (high < sum(self.chain.layers.values()))
         best = np.where(hi == hi.max(1, keepdims=True), lo, -np.inf).argmax(1)
         wins = np.take_along_axis(lo, best[:, None], 1)[:, 0] >= lo.max(1)
         return np.where(alone & wins, best, -1)
 
-    def _candidates(self, number: int, windows: Int, open_: Bool, at: Int) -> Int:
+    def _add_maxima(self, number: int, windows: Int, open_: Bool, at: Int) -> Int:
         """Add x = max of the open candidates with binaries m, one of which is 1."""
         build = self.build
         if not len(at):
@@ -271,6 +276,7 @@ class _Image:
         top = np.where(open_, self.U[windows], -np.inf).max(1)
         x = build.columns(np.where(open_, low[windows], -np.inf).max(1), top)
         m = build.columns(np.zeros(len(item)), np.ones(len(item)), integer=True)
+        # m = 1 forces x <= h + (1 - m) gap, the big-M form of equation (10).
         gap = top[window] - low[item]
         H, X = build.widen(self.E[item]), build.pick(x[window])
         never = np.full(len(item), np.inf)

@@ -1,6 +1,6 @@
-"""Linear (mixed-integer) programs that grow: the one small interface that the search needs.
+"""Linear (mixed-integer) programs that grow: the interface that the search needs.
 
-HiGHS is always there.  SCIP (through pyscipopt) is optional.
+HiGHS is always available; SCIP (through pyscipopt) is optional.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy import sparse
 
-from .chain import Float, Int
+from secateur.structures.relu_mip.chain import Float, Int
+
+__all__ = ["Answer", "Ending", "Engine", "Highs", "Scip"]
 
 Ending = Literal["optimal", "time_limit", "node_limit", "interrupted", "infeasible", "failed"]
 
 _LARGE = 150_000
 
-__all__ = ["Answer", "Ending", "Engine", "Highs", "Scip"]
-
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What one solve gave.
+    """Result of one solve.
 
     Attributes:
-        ending: How it ended.
+        ending: Why the solver stopped.
         v: The best point, or None.
-        bound: A proven lower bound on the linear objective (-inf where there is none).
-        detail: The solver's own word.
-        nodes: Branch-and-bound nodes that it took.
+        bound: A proven lower bound on the linear objective (-inf if none is known).
+        detail: The solver's own name for its status.
+        nodes: Number of branch-and-bound nodes.
     """
 
     ending: Ending
@@ -102,16 +102,16 @@ class Highs:
         self.h.setOptionValue("time_limit", self.h.getRunTime() + max(seconds, 0.01))
         self.h.setOptionValue("mip_rel_gap", gap)
         self.h.setOptionValue("mip_max_nodes", nodes)
-        # a large first relaxation is an interior point's work; what is added later, the dual simplex's
+        # A large first relaxation goes to the interior point, rows added later to the dual simplex.
         large = self.solves == 0 and self.h.getNumNz() > _LARGE
         self.h.setOptionValue("solver", "choose" if self.mip else "ipm" if large else "simplex")
         if self.mip and start is not None:
             self.h.setSolution(self.width, np.arange(self.width, dtype=np.int32), start)
-        interrupted = _run(self.h)
+        interrupted = _run_interruptible(self.h)
         self.solves += 1
-        return self._answer(interrupted)
+        return self._read_answer(interrupted)
 
-    def _answer(self, interrupted: bool) -> Answer:
+    def _read_answer(self, interrupted: bool) -> Answer:
         status, info = self.h.getModelStatus(), self.h.getInfo()
         S = type(status)
         endings: dict[Any, Ending] = {
@@ -132,8 +132,8 @@ class Highs:
         return Answer(ending, v, float(bound), self.h.modelStatusToString(status), max(nodes, 0))
 
 
-def _run(h: Any) -> bool:
-    """Run HiGHS in a thread so that Ctrl-C ends it with what it has; say whether that happened."""
+def _run_interruptible(h: Any) -> bool:
+    """Run HiGHS in a thread so that Ctrl-C ends it with its best point; return whether that happened."""
     h.HandleUserInterrupt = True
     h.startSolve()
     interrupted = False
@@ -172,14 +172,14 @@ class Scip:
         for k in range(rows.shape[0]):
             part = slice(rows.indptr[k], rows.indptr[k + 1])
             entries = zip(rows.indices[part], rows.data[part], strict=True)
-            left = quicksum(float(value) * self.columns[column] for column, value in entries)
+            expression = quicksum(float(value) * self.columns[column] for column, value in entries)
             if low[k] == high[k]:
-                self.model.addCons(left == float(low[k]))
+                self.model.addCons(expression == float(low[k]))
                 continue
             if np.isfinite(low[k]):
-                self.model.addCons(left >= float(low[k]))
+                self.model.addCons(expression >= float(low[k]))
             if np.isfinite(high[k]):
-                self.model.addCons(left <= float(high[k]))
+                self.model.addCons(expression <= float(high[k]))
 
     def cost(self, cost: Float) -> None:
         """Replace the objective."""
@@ -219,7 +219,7 @@ class Scip:
         began = time.monotonic()
         model.optimize()
         self.solves += 1
-        words: dict[str, Ending] = {
+        endings: dict[str, Ending] = {
             "optimal": "optimal",
             "gaplimit": "optimal",
             "timelimit": "time_limit",
@@ -229,8 +229,8 @@ class Scip:
             "inforunbd": "infeasible",
         }
         status = model.getStatus()
-        found = model.getNSols() > 0
-        v = np.array([model.getVal(column) for column in self.columns]) if found else None
+        has_point = model.getNSols() > 0
+        v = np.array([model.getVal(column) for column in self.columns]) if has_point else None
         detail = f"{status} after {time.monotonic() - began:.1f} s"
-        ending = words.get(status, "failed")
+        ending = endings.get(status, "failed")
         return Answer(ending, v, float(model.getDualbound()), detail, int(model.getNNodes()))

@@ -1,8 +1,8 @@
-"""Bounds on what enters every ReLU: equation (3) of arXiv:2002.07376, and bounds that stay valid.
+"""Bounds on the input of every ReLU: equation (3) of arXiv:2002.07376, and bounds that stay valid.
 
 The published bounds are those of the *unpruned* network on the box x +- epsilon (with bias, and
-with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are not bounds any
-more but constraints.  The valid ones hold for x itself and every s in [0, 1];
+with h >= 0, which the equation as printed lacks).  Once a score falls below 1 they are no longer
+bounds but constraints.  The valid ones hold for x itself and every s in [0, 1];
 the form ``"free"`` has the same bounds and differs in the program.
 """
 
@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from .chain import Affine, Chain, Float, MaxPool, ReLU, Step
-
-BoundsKind = Literal["paper", "valid", "free"]
+from secateur.structures.relu_mip.chain import Affine, Chain, Float, MaxPool, ReLU, Step
 
 __all__ = ["Bounds", "BoundsKind", "affine_bounds", "bounds", "drops_for", "relu_bounds", "step_bounds"]
+
+BoundsKind = Literal["paper", "valid", "free"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,8 @@ class Bounds:
     """Bounds on the input of every step and on the logits.
 
     Attributes:
-        lower: One array [images, width] a step, for what enters it; the logits' last.
-        upper: Likewise.
+        lower: One array [images, width] for the input of each step; the last one is for the logits.
+        upper: The same for upper bounds.
         drops: D by step number of the scored ReLUs, [images, width]: what s = 0 subtracts.
     """
 
@@ -45,19 +45,19 @@ class Bounds:
 
 
 def affine_bounds(step: Affine, L: Float, U: Float) -> tuple[Float, Float]:
-    """Interval arithmetic through an affine map: equations (3c) and (3d), with the bias."""
+    """Return bounds after an affine map by interval arithmetic: equations (3c) and (3d), with the bias."""
     size = abs(step.W)
     centre, radius = step((L + U) / 2), np.asarray((size @ ((U - L) / 2).T).T)
     return centre - radius, centre + radius
 
 
 def relu_bounds(L: Float, U: Float, D: Float | None) -> tuple[Float, Float]:
-    """Bounds of max(a - (1 - s) D, 0) over a in [L, U] and, where D is given, s in [0, 1]."""
+    """Return bounds of max(a - (1 - s) D, 0) over a in [L, U] and, where D is given, s in [0, 1]."""
     return np.maximum(L - D if D is not None else L, 0), np.maximum(U, 0)
 
 
 def step_bounds(step: Step, L: Float, U: Float, D: Float | None = None) -> tuple[Float, Float]:
-    """Bounds of what leaves a step, from bounds of what enters it."""
+    """Return bounds of a step's output from bounds of its input."""
     if isinstance(step, Affine):
         return affine_bounds(step, L, U)
     if isinstance(step, MaxPool):
@@ -82,8 +82,8 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
 
     Example:
         >>> chain = Chain.dense([np.eye(2), np.array([[1.0, -1.0]])], [np.zeros(2), np.zeros(1)])
-        >>> found = bounds(chain, np.array([[1.0, 2.0]]), "valid")
-        >>> found.lower[-1], found.upper[-1]
+        >>> result = bounds(chain, np.array([[1.0, 2.0]]), "valid")
+        >>> result.lower[-1], result.upper[-1]
         (array([[-2.]]), array([[1.]]))
         >>> bounds(chain, np.array([[1.0, 2.0]]), "paper", epsilon=0).lower[-1]
         array([[-1.]])
@@ -108,7 +108,7 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
 
 
 def expression_bounds(E: sparse.csr_array, d: Float, lower: Float, upper: Float) -> tuple[Float, Float]:
-    """Bounds of E v + d over the box lower <= v <= upper; unbounded columns must not occur in E."""
+    """Return bounds of E v + d over the box lower <= v <= upper; unbounded columns must not occur in E."""
     rising, falling = E.maximum(0), E.minimum(0)
     low, high = np.where(np.isfinite(lower), lower, 0), np.where(np.isfinite(upper), upper, 0)
     return rising @ low + falling @ high + d, rising @ high + falling @ low + d

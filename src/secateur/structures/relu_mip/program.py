@@ -16,14 +16,14 @@ import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp
 
-from .chain import Bool, Chain, Float, Int, MaxPool, ReLU
-from .encode import Builder, Encoded, Place, Tighten, encode
-from .interval_bounds import BoundsKind, bounds
+from secateur.structures.relu_mip.chain import Bool, Chain, Float, Int, MaxPool, ReLU
+from secateur.structures.relu_mip.encode import Builder, Encoded, Place, Tighten, encode
+from secateur.structures.relu_mip.interval_bounds import BoundsKind, bounds
+
+__all__ = ["Objective", "Program", "build"]
 
 Objective = Literal["layer_mean", "paper"]
 _ZERO_WIDTH = 1e-10
-
-__all__ = ["Objective", "Program", "build"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Program:
         lazy: Rows that may be left out until they are violated.
         layers: Columns of the scores, by layer.
         dead: By layer, units that are not active on any image.
-        places: By image, where the values of a forward pass live among the columns.
+        places: By image, the columns that hold the values of a forward pass.
         drops: D by step number, [images, width].
         caps: U by step number of the free form; empty in the others.
     """
@@ -84,9 +84,11 @@ class Program:
 
     def value(self, v: Float) -> float:
         """Return the true objective at v: the epigraph columns replaced by the log-sum-exp."""
-        rest = self.cost.copy()
-        rest[self.epigraph] = 0
-        return float(rest @ v + self.cost[self.epigraph] @ logsumexp(self.logits_of(v), axis=1) + self.offset)
+        linear = self.cost.copy()
+        linear[self.epigraph] = 0
+        return float(
+            linear @ v + self.cost[self.epigraph] @ logsumexp(self.logits_of(v), axis=1) + self.offset
+        )
 
     def loss(self, v: Float) -> Float:
         """Return the marginal softmax loss (5) of every image at v."""
@@ -94,7 +96,7 @@ class Program:
         return logsumexp(out, axis=1) - out[np.arange(len(out)), self.labels]
 
     def violation(self, v: Float) -> float:
-        """Return by how much v misses its rows and bounds at most."""
+        """Return the largest violation of a row or bound by v."""
         a = self.rows @ v
         misses = [self.lower - v, v - self.upper, self.row_lower - a, a - self.row_upper]
         return max(0.0, *(float(miss.max()) for miss in misses if len(miss)))
@@ -108,16 +110,19 @@ class Program:
         for image, places in enumerate(self.places):
             for place in places:
                 before = outputs[place.step - 1][image] if place.step else self.x[image]
-                v[place.columns] = self._read(place, image, before, outputs[place.step][image], scores)
+                v[place.columns] = self._column_values(
+                    place, image, before, outputs[place.step][image], scores
+                )
         first = len(self.layers)  # the rows of the sparsity term come first, one a layer
         a = self.rows[:first] @ v
         v[self.sparsity] = (self.row_lower[:first] - a).max()
         v[self.epigraph] = logsumexp(self.logits_of(v), axis=1)
         return v
 
-    def _read(
+    def _column_values(
         self, place: Place, image: int, before: Float, after: Float, scores: Mapping[str, Float]
     ) -> Float | Bool:
+        """Return the values of a place's columns, given the input and the output of its step."""
         step = self.chain.steps[place.step]
         if place.kind == "input":
             return before[place.index]
@@ -126,6 +131,7 @@ class Program:
         if isinstance(step, MaxPool) and place.kind == "winner":
             window, item = place.index.T
             winner = np.full(len(step.windows), -1)
+            # Reversed, so that the first of equal candidates is written last and wins.
             hits = np.flatnonzero(before[item] >= after[window])[::-1]
             winner[window[hits]] = item[hits]
             return winner[window] == item
@@ -133,15 +139,15 @@ class Program:
 
     def activity(self) -> dict[str, Float]:
         """Return the mean output of every unit over places and images at s = 1."""
-        found = {name: np.zeros(len(columns)) for name, columns in self.layers.items()}
+        means = {name: np.zeros(len(columns)) for name, columns in self.layers.items()}
         for step, h in zip(self.chain.steps, self.chain.outputs(self.x), strict=True):
             if isinstance(step, ReLU) and step.scored:
                 places = np.bincount(step.units, minlength=step.size)
-                found[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
-        return found
+                means[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
+        return means
 
     def pruned_logits(self, scores: Mapping[str, Float], threshold: float) -> Float:
-        """Return the logits of the network from which units with a score below `threshold` are gone."""
+        """Return the logits of the network without the units whose score is below `threshold`."""
         return self.chain.logits(self.x, {name: s >= threshold for name, s in scores.items()})
 
 
@@ -159,7 +165,7 @@ def build(
     tighten: Tighten | None = None,
     seconds: float = np.inf,
 ) -> Program:
-    """Write the program down.
+    """Build the program.
 
     Args:
         chain: The network.
@@ -171,13 +177,13 @@ def build(
         objective: ``"paper"``: equation (4) literally, softmax summed over the images.  ``"layer_mean"``:
             layer means, softmax averaged, as the authors' programs have it.
         rescale: c in s - c: 2 as published, 1 and 0 are the others of Table 4.
-        memory: Bytes that the program may take; more is refused with the estimate.
+        memory: Limit on the program's size in bytes; the error states the estimate.
         tighten: Improves the valid bounds before each ReLU; see `relu_mip.tighten`.
-        seconds: Time limit, looked at after every image.
+        seconds: Time limit, checked after every image.
 
     Raises:
         ValueError: If an argument is invalid, or if the program exceeds the memory limit.
-        TimeoutError: Writing it down takes longer than that.
+        TimeoutError: If building it takes longer than `seconds`.
     """
     x, labels = check_images(chain, x, labels)
     if not (np.isfinite(lam) and lam >= 0):
@@ -198,11 +204,11 @@ def build(
         _check_memory(builder, len(images), len(x), memory)
         _check_time(time.monotonic() - began, len(images), len(x), seconds)
     weight = lam if objective == "paper" else lam / len(x)
-    return _assemble(builder, chain, x, labels, layers, sparsity, epigraph, images, weight)
+    return _assemble_program(builder, chain, x, labels, layers, sparsity, epigraph, images, weight)
 
 
 def check_images(chain: Chain, x: Float, labels: Int) -> tuple[Float, Int]:
-    """Return images and labels as arrays, or raise `ValueError` that says what is wrong with them."""
+    """Return images and labels as arrays, or raise a `ValueError` that explains the problem."""
     x, labels = np.asarray(x, float), np.asarray(labels)
     if x.ndim != 2 or x.shape[1] != chain.inputs or not len(x):
         raise ValueError(f"images must be [images, {chain.inputs}], at least one; got {list(x.shape)}")
@@ -219,7 +225,7 @@ def check_images(chain: Chain, x: Float, labels: Int) -> tuple[Float, Int]:
 def _sparsity_rows(
     builder: Builder, layers: Mapping[str, Int], column: int, objective: Objective, rescale: float
 ) -> None:
-    """Equation (4): the column is at least the sum over every choice of n - 1 layers (of one: itself)."""
+    """Add equation (4): the column is at least the sum over every choice of n - 1 layers (one: itself)."""
     total = sum(len(c) for c in layers.values())
     names = list(layers)
     for left_out in names if len(names) > 1 else [None]:
@@ -234,7 +240,7 @@ def _sparsity_rows(
 
 
 def _check_memory(builder: Builder, done: int, images: int, cap: float) -> None:
-    """Refuse a program whose estimated size exceeds the cap: 12 bytes a non-zero, held three times."""
+    """Raise if the estimated size exceeds the cap: 12 bytes a non-zero, three copies."""
     estimate = 36.0 * builder.nonzeros / done * images
     if estimate > cap:
         raise ValueError(
@@ -245,15 +251,15 @@ def _check_memory(builder: Builder, done: int, images: int, cap: float) -> None:
 
 
 def _check_time(spent: float, done: int, images: int, limit: float) -> None:
-    """Raise if the program cannot be built in time."""
+    """Raise if building the program would exceed the time limit."""
     if spent / done * images > limit:
         raise TimeoutError(
-            f"writing the program down takes about {spent / done * images:.3g} s for {images} images, more "
-            f"than the {limit:.3g} s there are; give more time, fewer images, or go layer by layer"
+            f"building the program takes about {spent / done * images:.3g} s for {images} images, more "
+            f"than the {limit:.3g} s left; give more time, fewer images, or go layer by layer"
         )
 
 
-def _assemble(
+def _assemble_program(
     builder: Builder,
     chain: Chain,
     x: Float,
@@ -264,22 +270,24 @@ def _assemble(
     images: list[Encoded],
     weight: float,
 ) -> Program:
-    """Stack the blocks; rows of one column become bounds, empty rows go."""
-    rows = _stack([block[0] for block in builder.blocks], builder.width)
+    """Stack the blocks; rows of one column become bounds, empty rows are dropped."""
+    rows = _stack_blocks([block[0] for block in builder.blocks], builder.width)
     low, high = (np.concatenate([block[k] for block in builder.blocks]) for k in (1, 2))
     lazy = np.concatenate([np.full(block[0].shape[0], block[3]) for block in builder.blocks])
     lower, upper = builder.box()
-    keep = _singletons(rows, low, high, lazy, lower, upper)
+    keep = _move_singletons_to_bounds(rows, low, high, lazy, lower, upper)
     scores = np.concatenate(list(layers.values()))
-    # s = 1 is feasible; rounding must not say no
+    # s = 1 is feasible; rounding must not exclude it.
     lower[scores], upper[scores] = np.clip(lower[scores], 0, 1), 1.0
     rows, low, high, lazy = rows[keep], low[keep], high[keep], lazy[keep]
+    # Rows whose ends coincide up to rounding become equations.
     flat = high - low <= _ZERO_WIDTH
     low[flat] = high[flat] = (low[flat] + high[flat]) / 2
-    logits = _stack([image.E for image in images], builder.width)
+    logits = _stack_blocks([image.E for image in images], builder.width)
     constant = np.concatenate([image.d for image in images])
     cost = np.zeros(builder.width)
     cost[sparsity], cost[epigraph] = 1, weight
+    # Loss (5) = log-sum-exp - logit of the label; the logit is affine in v and goes into the cost.
     chosen = np.arange(len(x)) * chain.classes + labels
     cost -= weight * np.asarray(logits[chosen].sum(axis=0)).ravel()
     offset = -weight * float(constant[chosen].sum())
@@ -309,17 +317,18 @@ def _assemble(
         tuple(image.places for image in images),
         drops,
         caps,
-        _dead(chain, x),
+        _dead_units(chain, x),
     )
 
 
-def _singletons(
+def _move_singletons_to_bounds(
     rows: sparse.csr_array, low: Float, high: Float, lazy: Bool, lower: Float, upper: Float
 ) -> Bool:
     """Turn lazy rows of one column into bounds (in place); return which rows stay."""
     counts = np.diff(rows.indptr)
     one = np.flatnonzero((counts == 1) & lazy)
     column, factor = rows.indices[rows.indptr[one]], rows.data[rows.indptr[one]]
+    # A negative factor swaps the ends.
     ends = np.stack([low[one] / factor, high[one] / factor])
     np.maximum.at(lower, column, ends.min(0))
     np.minimum.at(upper, column, ends.max(0))
@@ -328,13 +337,13 @@ def _singletons(
     return keep
 
 
-def _stack(blocks: list[sparse.csr_array], width: int) -> sparse.csr_array:
+def _stack_blocks(blocks: list[sparse.csr_array], width: int) -> sparse.csr_array:
     """Stack sparse blocks, each widened to `width` columns."""
     wide = [sparse.csr_array((E.data, E.indices, E.indptr), shape=(E.shape[0], width)) for E in blocks]
     return sparse.csr_array(sparse.vstack(wide, format="csr"))
 
 
-def _dead(chain: Chain, x: Float) -> dict[str, Bool]:
+def _dead_units(chain: Chain, x: Float) -> dict[str, Bool]:
     """Return by layer the units whose ReLU gives 0 at every place of every image."""
     dead = {name: np.ones(size, bool) for name, size in chain.layers.items()}
     for step, h in zip(chain.steps, chain.outputs(x), strict=True):

@@ -1,7 +1,7 @@
-"""Importance scores of neurons and feature maps: the seed's method over a chain and a few images.
+"""Importance scores of neurons and feature maps: scored over a chain and a few images.
 
 ElAraby, Wolf and Carvalho (arXiv:2002.07376): a score s in [0, 1] a unit says how much of its activity
-must stay for the images' labels to stay.  Units with a score below a small threshold go.
+must stay for the images' labels to stay.  Units with a score below a small threshold are removed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Literal
 
 import numpy as np
 
-from .chain import Bool, Chain, Float, Int
-from .conic import minimise_conic
-from .interval_bounds import BoundsKind
-from .program import Objective, Program, build
-from .search import FEASIBLE, Progress, Solution, minimise
-from .tighten import tighten_by_lp
-
-Solver = Literal["highs", "scip", "mosek", "clarabel"]
+from secateur.structures.relu_mip.chain import Bool, Chain, Float, Int
+from secateur.structures.relu_mip.conic import minimise_conic
+from secateur.structures.relu_mip.interval_bounds import BoundsKind
+from secateur.structures.relu_mip.program import Objective, Program, build
+from secateur.structures.relu_mip.search import FEASIBLE, Progress, Solution, minimise
+from secateur.structures.relu_mip.tighten import tighten_by_lp
 
 __all__ = [
     "Part",
@@ -31,8 +29,10 @@ __all__ = [
     "balanced_images",
     "imbalanced_images",
     "importance_scores",
-    "joined",
+    "join_scores",
 ]
+
+Solver = Literal["highs", "scip", "mosek", "clarabel"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Importance scores, and what is proven about them.
+    """Importance scores and a proven bound on their objective.
 
     Attributes:
         scores: By layer, [units], in [0, 1].
@@ -120,28 +120,28 @@ def importance_scores(
         relax: Leave binaries in [0, 1], as most published runs do.
         tighten: Improve valid bounds by linear programs first.
         gap: Relative gap at which to stop.
-        time_limit: Seconds, the writing of the program included.  Scores that it cut short depend on the
+        time_limit: Seconds, building the program included.  If it ends the solve, the scores depend on the
             speed of the machine, and a warning says so.
-        nodes: Limit on branch-and-bound nodes (HiGHS and SCIP), which does not depend on it.
-        memory: Bytes that the program may take.
+        nodes: Limit on branch-and-bound nodes (HiGHS and SCIP); the scores then do not depend on the machine.
+        memory: Limit on the program's size in bytes.
         solver: ``"highs"``; ``"scip"`` (pyscipopt); ``"mosek"`` or ``"clarabel"`` (cvxpy; the latter only
             relaxed).
-        spread: Find out which scores the objective does not determine.
+        spread: Also find the scores that the objective does not determine.
         progress: Called after every round of the solver.
 
     Raises:
         ValueError: If an argument is invalid, or if the program exceeds the memory limit.
-        TimeoutError: A limit came with nothing better than s = 1.
-        ArithmeticError: The solver contradicts the known feasible point.
-        ImportError: The solver is not installed.
-        PermissionError: MOSEK has no licence.
+        TimeoutError: If a limit ends the search before it finds a point better than s = 1.
+        ArithmeticError: If the solver contradicts the known feasible point.
+        ImportError: If the solver is not installed.
+        PermissionError: If MOSEK has no licence.
 
     Example:
         >>> W1 = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
         >>> W2 = np.array([[4.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
         >>> chain = Chain.dense([W1, W2], [np.zeros(3), np.zeros(2)])
-        >>> found = importance_scores(chain, np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
-        >>> found.status, found.scores["layer1"].round(1), found.dead["layer1"]
+        >>> result = importance_scores(chain, np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+        >>> result.status, result.scores["layer1"].round(1), result.dead["layer1"]
         ('optimal', array([0.8, 0.8, 0. ]), array([False, False,  True]))
     """
     began, tightener = time.monotonic(), tighten_by_lp if tighten else None
@@ -162,16 +162,16 @@ def importance_scores(
         tighten=tightener,
         seconds=time_limit,
     )
-    _warn(program)
-    left = max(time_limit - (time.monotonic() - began), 0.0)
+    _warn_of_labels(program)
+    seconds_left = max(time_limit - (time.monotonic() - began), 0.0)
     if solver == "mosek" or solver == "clarabel":
-        solution = minimise_conic(program, solver=solver, relax=relax, gap=gap, seconds=left)
+        solution = minimise_conic(program, solver=solver, relax=relax, gap=gap, seconds=seconds_left)
     else:
         solution = minimise(
             program,
             relax=relax,
             gap=gap,
-            seconds=left,
+            seconds=seconds_left,
             nodes=nodes,
             solver=solver,
             spread=spread,
@@ -183,10 +183,10 @@ def importance_scores(
             f"{solution.gap:.2g}): other machines may give other scores; a limit on nodes would not",
             stacklevel=2,
         )
-    return _result(program, solution)
+    return _make_scores(program, solution)
 
 
-def _warn(program: Program) -> None:
+def _warn_of_labels(program: Program) -> None:
     """Warn of classes without an image and of images that the network gets wrong."""
     missing = np.setdiff1d(np.arange(program.chain.classes), program.labels)
     if len(missing) and len(np.unique(program.labels)) > 1:
@@ -205,8 +205,8 @@ def _warn(program: Program) -> None:
         )
 
 
-def _result(program: Program, solution: Solution) -> Scores:
-    """Put the result together, with the forward pass as a check."""
+def _make_scores(program: Program, solution: Solution) -> Scores:
+    """Build the result; a forward pass with the scores checks it."""
     scores = program.scores(solution.v)
     complete = program.complete(scores)
     error = float(abs(program.logits_of(complete) - program.logits_of(solution.v)).max())
@@ -242,16 +242,16 @@ def _result(program: Program, solution: Solution) -> Scores:
     )
 
 
-def joined(results: Sequence[Scores]) -> Scores:
+def join_scores(results: Sequence[Scores]) -> Scores:
     """Join the scores of programs that score different layers each.
 
     Raises:
-        ValueError: No result, or a layer scored twice.
+        ValueError: If there is no result or a layer is scored twice.
     """
     names = [name for r in results for name in r.scores]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"each layer must be scored by one program; got {names}")
-    return _summary(
+    return _summarise(
         results,
         {n: r.scores[n] for r in results for n in r.scores},
         {n: r.dead[n] for r in results for n in r.scores},
@@ -263,18 +263,18 @@ def joined(results: Sequence[Scores]) -> Scores:
 def average(results: Sequence[Scores]) -> Scores:
     """Average the scores of independent solves, one a class (IDP), as in appendix D.1.
 
-    Units are dead if they are on every part's images, undetermined if they are in any part.
+    Units are dead if they are dead in every part, undetermined if they are so in any part.
 
     Raises:
-        ValueError: No result, or results of different networks.
+        ValueError: If there is no result or the results are of different networks.
     """
     if not results:
         raise ValueError("there is nothing to average: no results were given")
     sizes = [{name: len(s) for name, s in r.scores.items()} for r in results]
     if any(size != sizes[0] for size in sizes):
-        raise ValueError(f"results of different networks cannot be averaged: {sizes}")
+        raise ValueError(f"only results of one network can be averaged; got {sizes}")
     names = list(sizes[0])
-    return _summary(
+    return _summarise(
         results,
         {n: np.mean([r.scores[n] for r in results], axis=0) for n in names},
         {n: np.all([r.dead[n] for r in results], axis=0) for n in names},
@@ -283,7 +283,7 @@ def average(results: Sequence[Scores]) -> Scores:
     )
 
 
-def _summary(
+def _summarise(
     results: Sequence[Scores],
     scores: Mapping[str, Float],
     dead: Mapping[str, Bool],
@@ -304,16 +304,16 @@ def _summary(
         undetermined,
         activity,
         np.concatenate([r.loss for r in results]),
-        {key: _joined(key, [r.stats.get(key, 0.0) for r in results]) for key in sorted(keys)},
+        {key: _combine_counts(key, [r.stats.get(key, 0.0) for r in results]) for key in sorted(keys)},
     )
 
 
-def _joined(key: str, values: list[float]) -> float:
+def _combine_counts(key: str, values: list[float]) -> float:
     return max(values) if key == "forward_error" else sum(values)
 
 
 def balanced_images(labels: Int, images: int, generator: np.random.Generator) -> Int:
-    """Return numbers of `images` random images, the classes as equally often as can be.
+    """Return numbers of `images` random images, the classes as evenly as possible.
 
     Raises:
         ValueError: If there are fewer images than requested.
@@ -325,7 +325,7 @@ def balanced_images(labels: Int, images: int, generator: np.random.Generator) ->
     """
     labels = np.asarray(labels)
     if not 1 <= images <= len(labels):
-        raise ValueError(f"images must be 1 to {len(labels)}, what there is; got {images}")
+        raise ValueError(f"images must be 1 to {len(labels)}, the number of labels; got {images}")
     shuffled = generator.permutation(len(labels))
     turn = np.empty(len(labels), np.int64)
     for label in np.unique(labels):

@@ -16,23 +16,23 @@ import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp, softmax
 
-from .chain import Float
-from .engines import Answer, Engine, Highs, Scip
-from .program import Program
+from secateur.structures.relu_mip.chain import Float
+from secateur.structures.relu_mip.engines import Answer, Engine, Highs, Scip
+from secateur.structures.relu_mip.program import Program
+
+__all__ = ["FEASIBLE", "Progress", "Solution", "Status", "minimise"]
 
 Status = Literal["optimal", "relaxed", "stalled", "node_limit", "time_limit", "interrupted"]
 FEASIBLE = 1e-6
-_CUT = 5e-7  # above the solver's own feasibility tolerance, or cuts would be added for ever
-_AT_ONCE = 2000
+_CUT = 5e-7  # above the solver's own feasibility tolerance, or cuts would be added without end
+_ROWS_A_ROUND = 2000
 _SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _ROUNDINGS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-
-__all__ = ["FEASIBLE", "Progress", "Solution", "Status", "minimise"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the search stands: seconds since the start, phase, incumbent's objective, bound, rounds."""
+    """Progress of a search: seconds since the start, phase, incumbent's objective, bound, rounds."""
 
     seconds: float
     phase: str
@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A point of the program and what is proven about it.
+    """A point of the program and a proven bound.
 
     Attributes:
         v: The columns.
@@ -58,7 +58,7 @@ class Solution:
         objective: True objective of `v`.
         bound: Proven lower bound.
         spread: By score column, how far the score can move at this objective: the largest-sum optimal
-            solution less the smallest-sum one.  None where it was not computed.
+            solution less the smallest-sum one.  None if it was not computed.
         stats: Rounds, cuts, program rows in use, non-zeros that the solver held at the end (cuts included),
             branch-and-bound nodes, whether ties were broken, seconds.
     """
@@ -82,15 +82,15 @@ def relative_gap(objective: float, bound: float) -> float:
 
 
 class _Search:
-    """State of one solve."""
+    """State of one solve: the engine, the rows in use, the incumbent and the bound."""
 
     def __init__(self, program: Program, engine: Engine, deadline: float, progress: Callable | None) -> None:
         self.program, self.engine, self.deadline, self.progress = program, engine, deadline, progress
         self.began, self.rounds, self.cuts, self.nonzeros, self.nodes = time.monotonic(), 0, 0, 0, 0
-        # no loss, and every score 0: the sparsity rows come first, one a layer
+        # A first bound, without loss and with every score 0: the sparsity rows come first, one a layer.
         self.bound, self.phase = float(program.row_lower[: len(program.layers)].max()), "relaxation"
         self.used = ~program.lazy
-        self._rows(np.flatnonzero(self.used))
+        self._use_rows(np.flatnonzero(self.used))
         ones = program.complete({name: np.ones(len(c)) for name, c in program.layers.items()})
         if program.violation(ones) > FEASIBLE:
             raise ArithmeticError(
@@ -100,55 +100,58 @@ class _Search:
             )
         self.start = self.best = ones
         self.objective = program.value(ones)
-        self._cut(ones, np.arange(len(program.x)))
-        self._label_cuts()
+        self._add_tangents(ones, np.arange(len(program.x)))
+        self._add_label_cuts()
         self.offer(program.complete({name: (~dead).astype(float) for name, dead in program.dead.items()}))
         for share in _SHARES if program.caps else ():
-            self.offer(program.complete(_quietest_out(program, share)))
+            self.offer(program.complete(_without_quietest(program, share)))
 
-    def _add(self, rows: sparse.csr_array, low: Float, high: Float) -> None:
+    def _add_rows(self, rows: sparse.csr_array, low: Float, high: Float) -> None:
         self.engine.add(rows, low, high)
         self.nonzeros += rows.nnz
 
-    def _rows(self, which: np.ndarray) -> None:
+    def _use_rows(self, which: np.ndarray) -> None:
         p = self.program
-        self._add(p.rows[which], p.row_lower[which], p.row_upper[which])
+        self._add_rows(p.rows[which], p.row_lower[which], p.row_upper[which])
 
-    def _label_cuts(self) -> None:
+    def _add_label_cuts(self) -> None:
         """Add t >= o of the label: the loss is not negative."""
         p = self.program
         chosen = np.arange(len(p.x)) * p.chain.classes + p.labels
-        T = _picks(p.epigraph, p.width)
-        self._add(sparse.csr_array(T - p.logits[chosen]), p.constant[chosen], np.full(len(chosen), np.inf))
+        T = _selection(p.epigraph, p.width)
+        self._add_rows(
+            sparse.csr_array(T - p.logits[chosen]), p.constant[chosen], np.full(len(chosen), np.inf)
+        )
 
-    def _cut(self, v: Float, images: np.ndarray) -> None:
-        """Add the tangent of log-sum-exp at v for the images named."""
+    def _add_tangents(self, v: Float, images: np.ndarray) -> None:
+        """Add the tangent of log-sum-exp at v for the given images."""
         p, classes = self.program, self.program.chain.classes
         o = p.logits_of(v)[images]
         weights = softmax(o, axis=1)
         index = (images[:, None] * classes + np.arange(classes)).ravel()
         starts = np.arange(len(images) + 1) * classes
         mix = sparse.csr_array((weights.ravel(), index, starts), shape=(len(images), len(p.constant)))
-        E = sparse.csr_array(_picks(p.epigraph[images], p.width) - mix @ p.logits)
+        E = sparse.csr_array(_selection(p.epigraph[images], p.width) - mix @ p.logits)
+        # t >= f(o*) + p . (o - o*) with o = logits v + constant.
         level = logsumexp(o, axis=1) - (weights * o).sum(1) + mix @ p.constant
-        self._add(E, level, np.full(len(images), np.inf))
+        self._add_rows(E, level, np.full(len(images), np.inf))
         self.cuts += len(images)
 
     def tighten(self, v: Float, tolerance: float) -> bool:
-        """Add what v violates, rows first; say whether there was anything."""
+        """Add the rows and tangents that v violates; return whether there were any."""
         p = self.program
         a = p.rows @ v
         miss = np.where(self.used, 0, np.maximum(p.row_lower - a, a - p.row_upper))
         bad = np.flatnonzero(miss > FEASIBLE / 2)
-        if len(bad) > _AT_ONCE:
-            bad = bad[np.argsort(-miss[bad], kind="stable")[:_AT_ONCE]]
+        if len(bad) > _ROWS_A_ROUND:
+            bad = bad[np.argsort(-miss[bad], kind="stable")[:_ROWS_A_ROUND]]
         if len(bad):
-            self._rows(bad)
+            self._use_rows(bad)
             self.used[bad] = True
         short = logsumexp(p.logits_of(v), axis=1) - v[p.epigraph]
         images = np.flatnonzero(short > tolerance)
         if len(images):
-            self._cut(v, images)
+            self._add_tangents(v, images)
         return len(bad) + len(images) > 0
 
     def offer(self, v: Float) -> bool:
@@ -199,13 +202,13 @@ class _Search:
         return self.objective - self.bound <= max(gap * abs(self.objective), 1e-9)
 
 
-def _quietest_out(program: Program, share: float) -> dict[str, Float]:
+def _without_quietest(program: Program, share: float) -> dict[str, Float]:
     """Return scores of 0 for the least active share of every layer, and of 1 for the others."""
     ranks = {n: np.argsort(np.argsort(a, kind="stable")) for n, a in program.activity().items()}
     return {n: (rank >= share * len(rank)).astype(float) for n, rank in ranks.items()}
 
 
-def _picks(columns: np.ndarray, width: int) -> sparse.csr_array:
+def _selection(columns: np.ndarray, width: int) -> sparse.csr_array:
     ones = np.ones(len(columns))
     return sparse.csr_array((ones, columns, np.arange(len(columns) + 1)), shape=(len(columns), width))
 
@@ -226,28 +229,28 @@ def minimise(
 
     Args:
         program: From `build`.
-        relax: Leave z and m in [0, 1] and stop there.
+        relax: Solve only the relaxation, with z and m in [0, 1].
         gap: Relative gap at which the incumbent counts as optimal.
-        seconds: Time limit: what it cuts short depends on the machine.
-        nodes: Limit on branch-and-bound nodes of all trees, which does not.
+        seconds: Time limit; a result that it cuts short depends on the machine.
+        nodes: Limit on branch-and-bound nodes of all trees, which does not depend on the machine.
         solver: ``"highs"`` or ``"scip"``.
         ties: Among solutions of equal objective take the one of least total score (small generic
-            weights decide what is left), so that scores do not depend on the solver's path.
-        spread: Also find the largest-sum solution, and with it which scores are not determined.
+            weights decide remaining ties), so that scores do not depend on the solver's path.
+        spread: Also find the solution of largest sum, which shows the scores that are not determined.
         progress: Called after every round.
 
     Raises:
-        TimeoutError: The limit came before any point better than s = 1 was found.
-        ArithmeticError: The solver calls the program infeasible, though s = 1 is feasible.
+        TimeoutError: If a limit ends the search before it finds a point better than s = 1.
+        ArithmeticError: If the solver calls the program infeasible, though s = 1 is feasible.
     """
     if solver not in ("highs", "scip"):
         raise ValueError(f"solver must be 'highs' or 'scip'; got {solver!r}")
     make: type[Highs] | type[Scip] = Highs if solver == "highs" else Scip
     engine = make(program.cost, program.lower, program.upper)
     search = _Search(program, engine, time.monotonic() + seconds, progress)
-    ending = _relaxation(search, gap, relax)
+    ending = _solve_relaxation(search, gap, relax)
     if ending is None and not relax and len(program.integer):
-        ending = _branch(search, gap, nodes)
+        ending = _solve_with_binaries(search, gap, nodes)
     if ending is not None and search.best is search.start:
         raise TimeoutError(
             f"no scores better than s = 1 within {seconds:.3g} s and {nodes} nodes ({search.rounds} rounds, "
@@ -257,7 +260,7 @@ def minimise(
     status: Status = ending or ("relaxed" if relax and len(program.integer) else "optimal")
     v, width = search.best, None
     if ties and ending is None:
-        v, width = _settle(search, relax, spread)
+        v, width = _break_ties(search, relax, spread)
     seconds_used = time.monotonic() - search.began
     counts = {"rounds": search.rounds, "cuts": search.cuts, "rows": int(search.used.sum())}
     counts |= {"nonzeros": search.nonzeros, "nodes": search.nodes}
@@ -266,7 +269,7 @@ def minimise(
     return Solution(v, status, program.value(v), search.bound, width, stats)
 
 
-def _relaxation(search: _Search, gap: float, relax: bool) -> Status | None:
+def _solve_relaxation(search: _Search, gap: float, relax: bool) -> Status | None:
     """Solve the relaxation; return why it stopped early, or None."""
     exact = relax or not len(search.program.integer)
     lowest = np.inf
@@ -274,12 +277,12 @@ def _relaxation(search: _Search, gap: float, relax: bool) -> Status | None:
         answer = search.solve()
         if answer.v is not None and answer.ending == "optimal":
             lowest = _relaxed_value(search, answer.v, lowest)
-            more = search.tighten(answer.v, _CUT)
+            grew = search.tighten(answer.v, _CUT)
             search.offer(answer.v) if exact else search.forward(answer.v)
         if answer.ending != "optimal":
             return answer.ending  # type: ignore[return-value]
         settled = np.isfinite(lowest) and lowest - search.bound <= gap * max(abs(lowest), 1e-3) / 10
-        if not more or settled or (exact and search.done(gap)):
+        if not grew or settled or (exact and search.done(gap)):
             return None
         if time.monotonic() > search.deadline:
             return "time_limit"
@@ -293,37 +296,37 @@ def _relaxed_value(search: _Search, v: Float, lowest: float) -> float:
     return min(lowest, p.value(point)) if p.violation(point) <= FEASIBLE else lowest
 
 
-def _branch(search: _Search, gap: float, nodes: int) -> Status | None:
+def _solve_with_binaries(search: _Search, gap: float, nodes: int) -> Status | None:
     """Solve with binaries, tree after tree, until incumbent and bound meet; return why it stopped early.
 
     One tree is not enough: log-sum-exp is only approximated by tangents, and lazy rows wait until they are
     violated.  So each round solves the current program and adds the tangents and rows that its solution
     violates.  The bound of every round is valid, because the program is a relaxation throughout.
     """
-    search.phase, still = "binaries", 0
+    search.phase, idle_rounds = "binaries", 0
     while not search.done(gap):
         search.engine.integer(search.program.integer)
-        more, before = False, (search.objective, search.bound)
+        grew, before = False, (search.objective, search.bound)
         answer = search.solve(gap / 2, max(nodes - search.nodes, 0))
         if answer.v is not None:
             # A forward pass with the scores of v is feasible: a new incumbent.
             search.forward(answer.v)
-            more = search.tighten(answer.v, _CUT)
+            grew = search.tighten(answer.v, _CUT)
             if not search.done(gap):
-                more |= _polish(search, answer.v)
+                grew |= _polish(search, answer.v)
         if answer.ending != "optimal":
             return None if search.done(gap) else answer.ending  # type: ignore[return-value]
         if time.monotonic() > search.deadline:
             return "time_limit"
         # Rounding may leave a gap that no round closes: stop after three rounds without progress.
-        still = still + 1 if before == (search.objective, search.bound) else 0
-        if not search.done(gap) and (still >= 3 or not (more or search.objective < before[0])):
+        idle_rounds = idle_rounds + 1 if before == (search.objective, search.bound) else 0
+        if not search.done(gap) and (idle_rounds >= 3 or not (grew or search.objective < before[0])):
             return "stalled"
     return None
 
 
 def _polish(search: _Search, v: Float) -> bool:
-    """Solve the convex program that v's binaries leave and offer its optimum; say whether rows were added."""
+    """Solve with v's binaries fixed and offer the optimum; return whether rows were added."""
     binaries = search.program.integer
     search.engine.fix(binaries, np.round(v[binaries]))
     added = False
@@ -335,15 +338,15 @@ def _polish(search: _Search, v: Float) -> bool:
             or answer.bound + search.program.offset > search.objective
         ):
             break
-        more = search.tighten(answer.v, _CUT)
+        grew = search.tighten(answer.v, _CUT)
         search.offer(answer.v)
-        added |= more
-        if not more or search.done(0.0):
+        added |= grew
+        if not grew or search.done(0.0):
             break
     return added
 
 
-def _settle(search: _Search, relax: bool, spread: bool) -> tuple[Float, Float | None]:
+def _break_ties(search: _Search, relax: bool, spread: bool) -> tuple[Float, Float | None]:
     """Break ties: least total score at the incumbent's objective; with `spread` the largest too."""
     p, engine = search.program, search.engine
     search.phase = "ties"
@@ -351,17 +354,18 @@ def _settle(search: _Search, relax: bool, spread: bool) -> tuple[Float, Float | 
         engine.fix(p.integer, np.round(search.best[p.integer]))
     slack = 1e-5 * max(1.0, abs(search.objective))
     level = search.objective - p.offset + slack
-    search._add(sparse.csr_array(p.cost[None]), np.array([-np.inf]), np.array([level]))
+    search._add_rows(sparse.csr_array(p.cost[None]), np.array([-np.inf]), np.array([level]))
     columns = p.score_columns
     weights = np.zeros(p.width)
+    # Golden-ratio multiples mod 1 are distinct, so no two units have equal weight.
     weights[columns] = 1 + 1e-3 * (np.arange(len(columns)) * 0.6180339887498949 % 1)
-    least = _extreme(search, weights, slack)
-    most = _extreme(search, -weights, slack) if spread and least is not None else None
+    least = _optimise_among_ties(search, weights, slack)
+    most = _optimise_among_ties(search, -weights, slack) if spread and least is not None else None
     best = search.best if least is None else least
     return best, None if most is None else most[columns] - best[columns]
 
 
-def _extreme(search: _Search, weights: Float, slack: float) -> Float | None:
+def _optimise_among_ties(search: _Search, weights: Float, slack: float) -> Float | None:
     """Minimise weights @ v at the incumbent's objective; None if time ran out."""
     p = search.program
     search.engine.cost(weights)
@@ -370,8 +374,8 @@ def _extreme(search: _Search, weights: Float, slack: float) -> Float | None:
         if answer.v is None or answer.ending != "optimal":
             return None
         v = answer.v.copy()
-        more = search.tighten(answer.v, _CUT)
+        grew = search.tighten(answer.v, _CUT)
         v[p.epigraph] = logsumexp(p.logits_of(v), axis=1)
-        if not more or (p.value(v) <= search.objective + 3 * slack and p.violation(v) <= FEASIBLE):
+        if not grew or (p.value(v) <= search.objective + 3 * slack and p.violation(v) <= FEASIBLE):
             return v
     return None

@@ -1,4 +1,4 @@
-"""Bounds by linear programs: minimise and maximise what enters a ReLU over the relaxation before it."""
+"""Bounds by linear programs: minimise and maximise the input of a ReLU over the relaxation before it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from .chain import Float
-from .encode import Builder
+from secateur.structures.relu_mip.chain import Float
+from secateur.structures.relu_mip.encode import Builder
 
 __all__ = ["tighten_by_lp"]
 
@@ -29,16 +29,16 @@ def tighten_by_lp(
         L: Lower bounds so far.
         U: Upper bounds so far.
     """
-    open_ = np.flatnonzero((L < 0) & (U > 0) & (np.diff(E.indptr) > 0))
+    undecided = np.flatnonzero((L < 0) & (U > 0) & (np.diff(E.indptr) > 0))
     blocks = builder.blocks[first:]
-    if not len(open_) or not blocks:
+    if not len(undecided) or not blocks:
         return L, U
     used = np.unique(np.concatenate([E.indices, *(block[0].indices for block in blocks)]))
     where = np.full(builder.width, -1)
     where[used] = np.arange(len(used))
-    h = _model(builder, blocks, used, where)
+    h = _highs_model(builder, blocks, used, where)
     L, U = L.copy(), U.copy()
-    for i in open_:
+    for i in undecided:
         part = slice(E.indptr[i], E.indptr[i + 1])
         cost = np.zeros(len(used))
         cost[where[E.indices[part]]] = E.data[part]
@@ -48,7 +48,7 @@ def tighten_by_lp(
     return L, U
 
 
-def _model(builder: Builder, blocks: list, used: np.ndarray, where: np.ndarray) -> Any:
+def _highs_model(builder: Builder, blocks: list, used: np.ndarray, where: np.ndarray) -> Any:
     """Return HiGHS with the image's columns and rows."""
     import highspy  # slow to import, and not needed to describe a network
 

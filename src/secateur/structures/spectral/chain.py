@@ -1,6 +1,6 @@
 """Exact effective resistances in the graph of a whole network (Algorithm 1 on the union of its layers).
 
-Nodes are the features of each level (the input, then what each layer makes); every weight is an edge.  The
+Nodes are the features of each level (the input, then the outputs of each layer); weights are edges.  The
 copies of an input channel under the taps of a kernel, or under a flattening, are one feature, so they are
 contracted into one node: parallel conductances add, Laplacians contract as C^T L C, and a sparsifier of the
 layers stays one of the contraction (Lemma 3.1).  A residual addition makes two levels one: give both the
@@ -29,7 +29,6 @@ from secateur.structures.spectral.graph import checked_scores
 
 __all__ = ["ChainResistance", "Link", "chain_resistance"]
 
-
 Ends = int | Tensor
 
 
@@ -41,7 +40,7 @@ class Link:
         scores: Non-negative scores in the shape of the weight, [out, in / groups, *taps].
         source: What the layer reads: the number of a level, whose features it reads in their order, each with
             as many adjacent copies as fit (flattening); or integers [in, 2]: level and node of each input.
-        target: What it makes, or adds to: the number of a level, or integers [out, 2].
+        target: What the layer produces or adds to: the number of a level, or integers [out, 2].
         groups: Groups of a convolution.
     """
 
@@ -84,7 +83,7 @@ def chain_resistance(layers: Sequence[Tensor | Link]) -> ChainResistance:
 
     Raises:
         ValueError: If a layer's scores are not a graph, or its sizes do not fit its levels.
-        ArithmeticError: If the network's graph is singular in float64, or Foster's identity fails.
+        ArithmeticError: If the network's graph is singular in float64 or violates Foster's identity.
 
     Example:
         >>> result = chain_resistance([torch.ones(2, 1), torch.ones(1, 2)])     # a cycle of four edges
@@ -95,55 +94,58 @@ def chain_resistance(layers: Sequence[Tensor | Link]) -> ChainResistance:
     if not links:
         raise ValueError("a network's graph needs at least one layer; got none")
     for link in links:
-        _check(link)
+        _check_link(link)
     sizes = _level_sizes(links)
-    ends = [(_ends(x.target, x.scores.shape[0], sizes), _ends(x.source, _inputs(x), sizes)) for x in links]
+    ends = [
+        (_feature_nodes(x.target, x.scores.shape[0], sizes), _feature_nodes(x.source, _input_count(x), sizes))
+        for x in links
+    ]
     network = _Levels(sizes)
     for link, (rows, cols) in zip(links, ends, strict=True):
-        network.add_edges(_dense(link), rows, cols)
+        network.add_edges(_dense_conductances(link), rows, cols)
     count, label = network.ground()
     network.solve()
-    return _answer(links, ends, network, count, label)
+    return _read_resistances(links, ends, network, count, label)
 
 
-def _check(link: Link) -> None:
+def _check_link(link: Link) -> None:
     if link.scores.dim() < 2:
         raise ValueError(f"scores must have a weight's shape, [out, in, ...]; got {tuple(link.scores.shape)}")
     checked_scores(link.scores.flatten(1))
     if link.groups < 1 or link.scores.shape[0] % link.groups:
         raise ValueError(f"{link.scores.shape[0]} outputs do not divide into {link.groups} groups")
     for what, end, number in (
-        ("source", link.source, _inputs(link)),
+        ("source", link.source, _input_count(link)),
         ("target", link.target, len(link.scores)),
     ):
         if isinstance(end, Tensor) and (end.shape != (number, 2) or bool((end < 0).any())):
             raise ValueError(f"{what} must be [{number}, 2], level and node; got shape {tuple(end.shape)}")
 
 
-def _inputs(link: Link) -> int:
+def _input_count(link: Link) -> int:
     return link.scores.shape[1] * link.groups
 
 
 def _level_sizes(links: Sequence[Link]) -> dict[int, int]:
-    """Sizes of all levels; a level that nobody makes has the size that its first reader says."""
+    """Return the size of every level; one that no layer produces has the size its reader implies."""
     sizes: dict[int, int] = {}
     for link in links:
         for end in (link.target, link.source):
             for level, node in end.tolist() if isinstance(end, Tensor) else ():
                 sizes[level] = max(sizes.get(level, 0), node + 1)
     for link in links:
-        made = link.scores.shape[0]
-        if not isinstance(link.target, Tensor) and sizes.setdefault(link.target, made) != made:
+        features = link.scores.shape[0]
+        if not isinstance(link.target, Tensor) and sizes.setdefault(link.target, features) != features:
             raise ValueError(
-                f"level {link.target} is made with {sizes[link.target]} and with {made} features"
+                f"one layer gives level {link.target} {sizes[link.target]} features, another {features}"
             )
     for link in links:
         if not isinstance(link.source, Tensor):
-            sizes.setdefault(link.source, _inputs(link))
+            sizes.setdefault(link.source, _input_count(link))
     return sizes
 
 
-def _ends(end: Ends, features: int, sizes: dict[int, int]) -> Tensor:
+def _feature_nodes(end: Ends, features: int, sizes: dict[int, int]) -> Tensor:
     """Return level and node of each feature [features, 2]."""
     if isinstance(end, Tensor):
         return end.long()
@@ -155,7 +157,7 @@ def _ends(end: Ends, features: int, sizes: dict[int, int]) -> Tensor:
     return torch.stack([torch.full_like(nodes, end), nodes], 1)
 
 
-def _dense(link: Link) -> Tensor:
+def _dense_conductances(link: Link) -> Tensor:
     """Add up the taps: conductances [out, in] in float64, zero between groups."""
     W = (
         link.scores.reshape(link.groups, len(link.scores) // link.groups, link.scores.shape[1], -1)
@@ -165,15 +167,15 @@ def _dense(link: Link) -> Tensor:
     return W[0] if link.groups == 1 else torch.block_diag(*W)
 
 
-def _expand(link: Link, values: Tensor) -> Tensor:
-    """Give every edge its value out of [out, in]; taps share one."""
+def _expand_to_edges(link: Link, values: Tensor) -> Tensor:
+    """Bring values [out, in] into the shape of the scores; the taps of a kernel share one value."""
     rows, cols = len(values) // link.groups, link.scores.shape[1]
     blocks = [values[g * rows : (g + 1) * rows, g * cols : (g + 1) * cols] for g in range(link.groups)]
-    own = torch.cat(blocks).to(link.scores.dtype)
-    return own.view(*own.shape, *[1] * (link.scores.dim() - 2)).expand(link.scores.shape)
+    edges = torch.cat(blocks).to(link.scores.dtype)
+    return edges.view(*edges.shape, *[1] * (link.scores.dim() - 2)).expand(link.scores.shape)
 
 
-def _parts(ends: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+def _split_by_level(ends: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     """Split features by level: level, the features there, their nodes."""
     levels = [(int(x), torch.nonzero(ends[:, 0] == x).flatten()) for x in ends[:, 0].unique()]
     return [(level, at, ends[at, 1]) for level, at in levels]
@@ -190,11 +192,13 @@ class _Levels:
 
     def add_edges(self, W: Tensor, rows: Tensor, cols: Tensor) -> None:
         """Add conductances W [out, in] between the nodes of its features; parallel ones add up."""
-        for s, u, i in _parts(rows):
-            for t, v, j in _parts(cols):
-                held = W.new_zeros(self.sizes[s], len(v)).index_add_(0, i.to(W.device), _pick(W, u, v))
+        for s, u, i in _split_by_level(rows):
+            for t, v, j in _split_by_level(cols):
+                merged_rows = W.new_zeros(self.sizes[s], len(v)).index_add_(
+                    0, i.to(W.device), _submatrix(W, u, v)
+                )
                 T = W.new_zeros(self.sizes[s], self.sizes[t])
-                self.add(s, t, T.index_add_(1, j.to(W.device), held))
+                self.add(s, t, T.index_add_(1, j.to(W.device), merged_rows))
 
     def add(self, s: int, t: int, T: Tensor) -> None:
         """Add conductances T [size of s, size of t]; loops at a node carry no current and are dropped."""
@@ -212,7 +216,7 @@ class _Levels:
         order = sorted(self.sizes)
         start = dict(zip(order, np.cumsum([0, *(self.sizes[x] for x in order)]).tolist(), strict=False))
         total = sum(self.sizes.values())
-        label = torch.as_tensor(_components(self.C, start, total), dtype=torch.long)
+        label = torch.as_tensor(_label_components(self.C, start, total), dtype=torch.long)
         count = int(label.max()) + 1
         degree = torch.zeros(total, dtype=torch.float64)
         for (s, _), T in self.C.items():
@@ -230,57 +234,61 @@ class _Levels:
 
     def solve(self) -> None:
         """Eliminate all levels, cheapest first, then fill Z backwards."""
-        left, steps = set(self.sizes), []
-        while left:
-            level = min(left, key=lambda x: (self._cost(x), x))
-            left.remove(level)
+        remaining, steps = set(self.sizes), []
+        while remaining:
+            level = min(remaining, key=lambda x: (self._elimination_cost(x), x))
+            remaining.remove(level)
             steps.append((level, *self._eliminate(level)))
         for step, (level, around, factor, Y) in reversed(list(enumerate(steps))):
             read_later = any(level in earlier[1] for earlier in steps[:step]) or (level, level) in self.C
-            self._back(level, around, factor, Y, full=read_later)
+            self._fill_inverse(level, around, factor, Y, full=read_later)
 
-    def _cost(self, level: int) -> int:
+    def _elimination_cost(self, level: int) -> int:
         size, rim = self.sizes[level], sum(self.sizes[t] for t in self.neighbours(level))
         return size * (size + rim) ** 2
 
     def _eliminate(self, level: int) -> tuple[list[int], Tensor, dict[int, Tensor]]:
         around = self.neighbours(level)
-        own = self.C.get((level, level))
+        inner = self.C.get((level, level))
         D = torch.diag(self.g[level] + sum(self.C[level, t].sum(1) for t in around))
-        if own is not None:
-            D = D + torch.diag(own.sum(1)) - own
+        if inner is not None:
+            D = D + torch.diag(inner.sum(1)) - inner
         factor, info = torch.linalg.cholesky_ex(D)
         if int(info) != 0:
             raise ArithmeticError(
                 "the network's graph is singular in float64: parts of it are connected only by weights too "
-                "small to count. Scale the layers alike, or set the smallest scores to zero"
+                "small to count. Scale the layers equally, or set the smallest scores to zero"
             )
         Y = {t: torch.cholesky_solve(self.C[level, t], factor) for t in around}
-        held = torch.cholesky_solve(self.g[level][:, None], factor)
+        to_ground = torch.cholesky_solve(self.g[level][:, None], factor)
+        # Star-mesh: C_st grows by C_sj D_j^-1 C_jt, and the conductance to ground by C_sj D_j^-1 g_j.
         for i, s in enumerate(around):
-            self.g[s] = self.g[s] + (self.C[s, level] @ held)[:, 0]
+            self.g[s] = self.g[s] + (self.C[s, level] @ to_ground)[:, 0]
             for t in around[i:]:
                 fill = self.C[s, level] @ Y[t]
-                self.add(s, t, fill / 2 if s == t else fill)
+                self.add(s, t, fill / 2 if s == t else fill)  # `add` adds the transpose within a level
         for t in around:
             del self.C[level, t], self.C[t, level]
         return around, factor, Y
 
-    def _back(
+    def _fill_inverse(
         self, level: int, around: list[int], factor: Tensor, Y: dict[int, Tensor], *, full: bool
     ) -> None:
         for t in around:
             self.Z[level, t] = sum((Y[s] @ self.Z[s, t] for s in around), torch.zeros_like(Y[t]))
             self.Z[t, level] = self.Z[level, t].T
+        # Z_jj = D_j^-1 + Z_jS Y_j^T; most levels need only its diagonal.
         inverse = torch.cholesky_inverse(factor)
         if full:
             self.Z[level, level] = sum((self.Z[level, t] @ Y[t].T for t in around), inverse)
         else:
-            held = sum(((self.Z[level, t] * Y[t]).sum(1) for t in around), inverse.diagonal())
-            self.Z[level, level] = torch.diag(held)
+            diagonal = sum(((self.Z[level, t] * Y[t]).sum(1) for t in around), inverse.diagonal())
+            self.Z[level, level] = torch.diag(diagonal)
 
 
-def _components(C: dict[tuple[int, int], Tensor], start: dict[int, int], total: int) -> NDArray[np.int32]:
+def _label_components(
+    C: dict[tuple[int, int], Tensor], start: dict[int, int], total: int
+) -> NDArray[np.int32]:
     rows, cols = [], []
     for (s, t), T in C.items():
         if s <= t:
@@ -296,11 +304,11 @@ def _components(C: dict[tuple[int, int], Tensor], start: dict[int, int], total: 
     return label
 
 
-def _pick(W: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _submatrix(W: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return W[u.to(W.device)][:, v.to(W.device)]
 
 
-def _answer(
+def _read_resistances(
     links: Sequence[Link],
     ends: Sequence[tuple[Tensor, Tensor]],
     network: _Levels,
@@ -309,21 +317,22 @@ def _answer(
 ) -> ChainResistance:
     values, total = [], 0.0
     for link, (rows, cols) in zip(links, ends, strict=True):
-        W = _dense(link)
+        W = _dense_conductances(link)
         R = torch.zeros_like(W)
-        for s, u, i in _parts(rows):
-            for t, v, j in _parts(cols):
-                held, read = (network.Z[x, x].diagonal() for x in (s, t))
-                between = held[:, None] + read[None, :] - 2 * network.Z[s, t]
+        for s, u, i in _split_by_level(rows):
+            for t, v, j in _split_by_level(cols):
+                z_target, z_source = (network.Z[x, x].diagonal() for x in (s, t))
+                # R_ij = Z_ii + Z_jj - 2 Z_ij
+                between = z_target[:, None] + z_source[None, :] - 2 * network.Z[s, t]
                 between.masked_fill_(label[s][:, None] != label[t][None, :], float("inf"))
-                R[u.to(W.device)[:, None], v.to(W.device)[None, :]] = _pick(between, i, j)
+                R[u.to(W.device)[:, None], v.to(W.device)[None, :]] = _submatrix(between, i, j)
         total += float(torch.where(W > 0, W * R, 0.0).sum())
-        values.append(_expand(link, R))
+        values.append(_expand_to_edges(link, R))
     nodes = sum(network.sizes.values())
     residual = abs(total / (nodes - count) - 1) if nodes > count else total
     if not residual <= 1e-6:
         raise ArithmeticError(
             f"Foster's identity fails by {residual:.1e} in the network's graph: its weights span more "
-            "decades than float64 has digits. Scale the layers alike, or set the smallest scores to zero"
+            "decades than float64 has digits. Scale the layers equally, or set the smallest scores to zero"
         )
     return ChainResistance(tuple(values), nodes, count, residual)

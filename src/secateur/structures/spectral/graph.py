@@ -26,7 +26,7 @@ class LayerGraph:
     Attributes:
         scores: Score matrices [graphs, inputs, outputs], a view of the scores where strides allow.
         shape: Shape of the weight tensor.
-        out_axis: Axis of the weight that makes features.
+        out_axis: Axis of the weight that produces features.
         in_axis: Axis of the weight that reads features.
     """
 
@@ -38,11 +38,11 @@ class LayerGraph:
     def fold(self, values: Tensor) -> Tensor:
         """Bring values [graphs, inputs, outputs] back into the shape of the weight."""
         blank = torch.empty(self.shape, device="meta")
-        split = values.reshape(_unfolded(blank, len(self.scores), self.out_axis, self.in_axis).shape)
+        split = values.reshape(_unfold(blank, len(self.scores), self.out_axis, self.in_axis).shape)
         return split.movedim((1, -1), (self.in_axis + 1, self.out_axis + 1)).reshape(self.shape)
 
 
-def _unfolded(weight: Tensor, graphs: int, out_axis: int, in_axis: int) -> Tensor:
+def _unfold(weight: Tensor, graphs: int, out_axis: int, in_axis: int) -> Tensor:
     split = weight.reshape(graphs, weight.shape[0] // graphs, *weight.shape[1:])
     return split.movedim((in_axis + 1, out_axis + 1), (1, -1))
 
@@ -56,7 +56,7 @@ def layer_graph(
         scores: Non-negative scores in the shape of the weight: linear [out, in], convolution
             [out, in / groups, *kernel], transposed convolution [in, out / groups, *kernel]
             (`out_axis` 1, `in_axis` 0), recurrent [gates * hidden, in].
-        out_axis: Axis that makes features.
+        out_axis: Axis that produces features.
         in_axis: Axis that reads features.
         groups: Groups of a convolution, along axis 0.
         gates: Gates stacked along axis 0.
@@ -75,7 +75,7 @@ def layer_graph(
         raise ValueError(
             f"axis 0 of {tuple(scores.shape)} does not split into {groups} groups x {gates} gates"
         )
-    split = _unfolded(scores, graphs, out_axis, in_axis)
+    split = _unfold(scores, graphs, out_axis, in_axis)
     matrices = split.reshape(graphs, math.prod(split.shape[1:-1]), split.shape[-1])
     return LayerGraph(matrices, tuple(scores.shape), out_axis, in_axis)
 
@@ -93,7 +93,9 @@ def checked_scores(scores: Tensor) -> Tensor:
         scores = scores.float()
     low, high = (float(x) for x in scores.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("scores must be finite; found NaN or infinity. Check what the scores come from")
+        raise ValueError(
+            "scores must be finite; they hold NaN or infinity. Check the computation of the scores"
+        )
     if low < 0:
         raise ValueError(f"scores must be non-negative; the smallest is {low:g}. Pass their absolute values")
     if high == 0:
@@ -103,7 +105,7 @@ def checked_scores(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Bipartite:
-    """One graph made ready: no isolated nodes, tall, in units in which its largest weight is moderate.
+    """A prepared graph: no isolated nodes, at least as many rows as columns, weights of moderate size.
 
     Attributes:
         S: Weights [n1, n2] with n1 >= n2.
@@ -176,14 +178,14 @@ class Bipartite:
 
 
 def bipartite(scores: Tensor) -> Bipartite:
-    """Make one checked score matrix ready: isolated nodes out, tall, components labelled."""
+    """Prepare one checked score matrix: drop isolated nodes, transpose to tall, label components."""
     S, unit, d1, d2 = scores, 1.0, scores.sum(1), scores.sum(0)
     exponent = math.frexp(max(float(d1.max()), float(d2.max())))[1]
     if abs(exponent) > (40 if S.dtype == torch.float32 else 400):  # squares could overflow or vanish
         unit = 2.0**exponent
         S = S / unit
         d1, d2 = S.sum(1), S.sum(0)
-    rows, cols = _edged(d1), _edged(d2)
+    rows, cols = _nodes_with_edges(d1), _nodes_with_edges(d2)
     S, d1 = (S, d1) if rows is None else (S[rows], d1[rows])
     S, d2 = (S, d2) if cols is None else (S[:, cols], d2[cols])
     flipped = S.shape[0] < S.shape[1]
@@ -194,13 +196,14 @@ def bipartite(scores: Tensor) -> Bipartite:
     return Bipartite(S, d1, d2, label1, label2, components, shape, rows, cols, flipped, unit)
 
 
-def _edged(degree: Tensor) -> Tensor | None:
+def _nodes_with_edges(degree: Tensor) -> Tensor | None:
+    """Return the numbers of the nodes of positive degree, or None for all."""
     return None if bool((degree > 0).all()) else torch.nonzero(degree > 0).flatten()
 
 
 def components_of(S: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
     """Label the components of a graph without isolated nodes; (None, None, 1) if it is connected."""
-    if _connected(S):
+    if _is_connected(S):
         return None, None, 1
     n1, n2 = S.shape
     u, v = (x.cpu().numpy() for x in torch.nonzero(S, as_tuple=True))
@@ -210,8 +213,9 @@ def components_of(S: Tensor) -> tuple[Tensor | None, Tensor | None, int]:
     return label[:n1], label[n1:], int(count)
 
 
-def _connected(S: Tensor) -> bool:
+def _is_connected(S: Tensor) -> bool:
     """Grow the component of one row until it is all (True) or stops growing (False)."""
+    # `reached`: columns in the component of row 0.  No row or column is empty, so all columns mean all rows.
     reached, size = S[0] > 0, -1
     while int(reached.sum()) > size:
         size = int(reached.sum())

@@ -2,8 +2,8 @@
 
 D. A. Spielman, N. Srivastava, "Graph sparsification by effective resistances", SIAM J. Comput. 40 (2011);
 S. Laenen, "One-shot neural network pruning via spectral graph sparsification", arXiv:2306.08849 (2023).
-There the resistances come from the pseudo-inverse of the (n1 + n2)-node Laplacian.  Here they come from the
-Schur complement on the smaller side, or from a closed series whose error is bounded beforehand.
+They take the resistances from the pseudo-inverse of the (n1 + n2)-node Laplacian.  Here they come from the
+Schur complement on the smaller side, or from a closed series with a proven error bound.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from secateur.structures.spectral.series import error_bound, gram_certificate, m
 
 __all__ = ["Resistance", "effective_resistance", "leverage"]
 
-Way = Literal["auto", "exact", "series", "pinv"]
+ResistanceMethod = Literal["auto", "exact", "series", "pinv"]
 
 _EXACT = 1e-4  # rounding error above which "exact" moves from float32 to float64
-_HOPELESS = 0.1  # rounding error in float64 above which there is no answer
+_LARGEST_ERROR = 0.1  # rounding error in float64 above which the result would be meaningless
 _REPAIR = 8  # triplets with which "auto" tries to repair the series
 _WIDE = 1024  # smaller side from which that pays
 _GRAM = 8192  # smaller side up to which method "series" forms a product to sharpen its bound
@@ -39,11 +39,11 @@ _GRAM = 8192  # smaller side up to which method "series" forms a product to shar
 
 @dataclass(frozen=True, eq=False)
 class Resistance:
-    """Effective resistances of all pairs (row, column) of a graph, and how far to trust them.
+    """Effective resistances of all pairs (row, column) of a graph, with an error bound.
 
     Attributes:
         values: Resistances in the shape and type of the scores; infinite between components.
-        method: What computed them: "exact", "series", "series+k" (k triplets) or "pinv".
+        method: The method that computed them: "exact", "series", "series+k" (k triplets) or "pinv".
         dtype: Type of the arithmetic; may be wider than that of the values.
         bound: Relative error: for the series a proven bound, else an estimate, rounding times condition.
         foster: Relative residual of Foster's identity, sum of w_e R_e = nodes - components.
@@ -61,7 +61,12 @@ class Resistance:
 
 
 def effective_resistance(
-    scores: Tensor, method: Way = "auto", *, tol: float = 1e-2, rank: int = 0, memory: int = 3 * 2**30
+    scores: Tensor,
+    method: ResistanceMethod = "auto",
+    *,
+    tol: float = 1e-2,
+    rank: int = 0,
+    memory: int = 3 * 2**30,
 ) -> Resistance:
     """Compute the effective resistance of every edge of a bipartite graph.
 
@@ -78,8 +83,8 @@ def effective_resistance(
 
     Raises:
         ValueError: If the scores are not a weighted graph, or an option does not exist.
-        MemoryError: If the exact way does not fit into `memory`.
-        ArithmeticError: If the graph is singular in float64, or Foster's identity fails.
+        MemoryError: If the exact method does not fit into `memory`.
+        ArithmeticError: If the graph is singular in float64 or violates Foster's identity.
 
     Example:
         >>> result = effective_resistance(torch.ones(3, 2))
@@ -95,31 +100,33 @@ def effective_resistance(
         )
     with full_precision():
         if scores.dim() == 2:
-            return _one(scores, method, tol, rank, memory)
-        return _batch(scores, method, tol, rank, memory)
+            return _solve_graph(scores, method, tol, rank, memory)
+        return _solve_batch(scores, method, tol, rank, memory)
 
 
-def _batch(scores: Tensor, method: Way, tol: float, rank: int, memory: int) -> Resistance:
+def _solve_batch(scores: Tensor, method: ResistanceMethod, tol: float, rank: int, memory: int) -> Resistance:
     """Solve dense graphs together, others one after the other."""
     if len(scores) > 1 and method in ("auto", "exact") and bool((scores > 0).all()):
         result = _dense_batch(scores, tol if method == "auto" else _EXACT, memory)
         if result is not None:
             return result
     if len(scores) == 1:
-        one = _one(scores[0], method, tol, rank, memory)
+        one = _solve_graph(scores[0], method, tol, rank, memory)
         return Resistance(one.values[None], *(getattr(one, x) for x in _FACTS))
-    live = [_one(x, method, tol, rank, memory) if bool(x.any()) else _empty(x) for x in scores]
-    worst = max(live, key=lambda x: x.bound)
-    foster, components = max(x.foster for x in live), sum(x.components for x in live)
-    names = ", ".join(sorted({x.method for x in live} - {"none"}))
-    values = torch.stack([x.values for x in live])
+    results = [
+        _solve_graph(x, method, tol, rank, memory) if bool(x.any()) else _edgeless_result(x) for x in scores
+    ]
+    worst = max(results, key=lambda x: x.bound)
+    foster, components = max(x.foster for x in results), sum(x.components for x in results)
+    names = ", ".join(sorted({x.method for x in results} - {"none"}))
+    values = torch.stack([x.values for x in results])
     return Resistance(values, names, worst.dtype, worst.bound, foster, components, worst.why)
 
 
 _FACTS = ("method", "dtype", "bound", "foster", "components", "why")
 
 
-def _empty(S: Tensor) -> Resistance:
+def _edgeless_result(S: Tensor) -> Resistance:
     return Resistance(torch.full_like(S, math.inf), "none", S.dtype, 0.0, 0.0, 0, "a graph without edges")
 
 
@@ -127,13 +134,14 @@ def _dense_batch(scores: Tensor, tol: float, memory: int) -> Resistance | None:
     graphs, n1, n2 = scores.shape
     tall = scores if n1 >= n2 else scores.mT
     need = 4 * scores.numel() * scores.itemsize + 5 * graphs * min(n1, n2) ** 2 * scores.itemsize
+    # `schur_batch` does not rescale: with weights far from 1 the squares could overflow or vanish.
     if need > memory or not 1e-12 < float(scores.amax()) < 1e12:
         return None
     try:
         values, norm, sums = schur_batch(tall)
     except NotPositiveDefinite:
         return None
-    bound = _rounding(scores.dtype, norm)
+    bound = _rounding_error(scores.dtype, norm)
     foster = float((sums / (n1 + n2 - 1) - 1).abs().max())
     if bound > tol or foster > _foster_limit(scores.dtype, bound):
         return None
@@ -141,18 +149,18 @@ def _dense_batch(scores: Tensor, tol: float, memory: int) -> Resistance | None:
     return Resistance(values if n1 >= n2 else values.mT, "exact", scores.dtype, bound, foster, graphs, why)
 
 
-def _one(S: Tensor, method: Way, tol: float, rank: int, memory: int) -> Resistance:
+def _solve_graph(S: Tensor, method: ResistanceMethod, tol: float, rank: int, memory: int) -> Resistance:
     if method == "pinv":
-        return _pinv(S)
+        return _by_pseudo_inverse(S)
     graph = bipartite(S)
     if method == "series":
         return _by_series(graph, rank)
     if method == "exact":
         return _by_schur(graph, _EXACT, memory, "requested", None)
-    return _auto(graph, tol, memory)
+    return _choose_method(graph, tol, memory)
 
 
-def _auto(graph: Bipartite, tol: float, memory: int) -> Resistance:
+def _choose_method(graph: Bipartite, tol: float, memory: int) -> Resistance:
     """Choose the cheapest method whose error bound is within `tol`.
 
     The error of the series depends on the second singular value of the normalised scores.  A bound on it
@@ -175,29 +183,31 @@ def _auto(graph: Bipartite, tol: float, memory: int) -> Resistance:
         return _series_result(
             graph, *series(graph, moment), "series", sharp, f"bound {sharp:.1e} within {tol:g}"
         )
-    found = triplets(graph, _REPAIR, H, converged=1e-9) if graph.S.shape[1] >= _WIDE else None
-    bound = math.inf if found is None else error_bound(moment, 0.0, graph.S.dtype, found)
-    if found is not None and bound <= tol:
-        name, why = f"series+{len(found.s)}", f"bound {bound:.1e} within {tol:g}, without repair {sharp:.1e}"
-        return _series_result(graph, *series(graph, moment, found), name, bound, why)
+    leading = triplets(graph, _REPAIR, H, converged=1e-9) if graph.S.shape[1] >= _WIDE else None
+    bound = math.inf if leading is None else error_bound(moment, 0.0, graph.S.dtype, leading)
+    if leading is not None and bound <= tol:
+        why = f"bound {bound:.1e} within {tol:g}, without repair {sharp:.1e}"
+        values, foster = series(graph, moment, leading)
+        return _series_result(graph, values, foster, f"series+{len(leading.s)}", bound, why)
     return _by_schur(graph, tol, memory, f"the series' bound {min(sharp, bound):.1e} exceeds {tol:g}", H)
 
 
 def _by_series(graph: Bipartite, rank: int) -> Resistance:
     moment = moments(graph)
     H = gram(graph.S, graph.d1) if graph.S.shape[1] <= _GRAM else None
-    found = triplets(graph, rank, H, converged=1e-9) if rank else None
+    leading = triplets(graph, rank, H, converged=1e-9) if rank else None
     sigma = math.sqrt(moment.rest)
-    if H is not None and found is None:
+    if H is not None and leading is None:
         sigma = min(sigma, gram_certificate(H, graph, graph.d2))
-    bound = error_bound(moment, sigma, graph.S.dtype, found)
-    name = "series" if found is None else f"series+{len(found.s)}"
-    return _series_result(graph, *series(graph, moment, found), name, bound, "requested")
+    bound = error_bound(moment, sigma, graph.S.dtype, leading)
+    name = "series" if leading is None else f"series+{len(leading.s)}"
+    return _series_result(graph, *series(graph, moment, leading), name, bound, "requested")
 
 
 def _series_result(
     graph: Bipartite, values: Tensor, total: float, name: str, bound: float, why: str
 ) -> Resistance:
+    # Foster: sum of w_e R_e = nodes - components, to within the relative error of the R_e.
     residual = abs(total / (graph.nodes - graph.components) - 1)
     if residual > bound + 1e-12:
         raise ArithmeticError(_foster_message(residual, bound, name, graph.S.dtype))
@@ -211,8 +221,9 @@ def _by_schur(graph: Bipartite, tol: float, memory: int, why: str, H: Tensor | N
         if narrow is not None and narrow[1] <= tol and narrow[2] <= _foster_limit(dtype, narrow[1]):
             return Resistance(graph.restore(narrow[0]), "exact", dtype, *narrow[1:], graph.components, why)
         why += "; float32 has too few digits for this graph"
+    # H is reusable only in its own type; the float32 attempt has overwritten it.
     wide = _try_schur(graph, torch.float64, memory, H if dtype == torch.float64 else None)
-    if wide is None or wide[1] > _HOPELESS:
+    if wide is None or wide[1] > _LARGEST_ERROR:
         raise ArithmeticError(
             "the graph is singular in float64: parts of it are connected only by weights too small to count. "
             "Scale the scores, or set the smallest to zero so that the parts become components"
@@ -233,7 +244,7 @@ def _try_schur(
         values, norm, total = schur(graph, dtype, H)
     except NotPositiveDefinite:
         return None
-    return values, _rounding(dtype, norm), abs(total / (graph.nodes - graph.components) - 1)
+    return values, _rounding_error(dtype, norm), abs(total / (graph.nodes - graph.components) - 1)
 
 
 def _check_memory(graph: Bipartite, dtype: torch.dtype, memory: int) -> None:
@@ -246,7 +257,7 @@ def _check_memory(graph: Bipartite, dtype: torch.dtype, memory: int) -> None:
         )
 
 
-def _rounding(dtype: torch.dtype, norm: float) -> float:
+def _rounding_error(dtype: torch.dtype, norm: float) -> float:
     return 4 * torch.finfo(dtype).eps * norm
 
 
@@ -262,7 +273,7 @@ def _foster_message(residual: float, limit: float, method: str, dtype: torch.dty
     )
 
 
-def _pinv(S: Tensor) -> Resistance:
+def _by_pseudo_inverse(S: Tensor) -> Resistance:
     """Invert the whole Laplacian through its eigenvalues, dropping one zero for each component."""
     graph = bipartite(S)
     W = graph.S.double()
@@ -276,7 +287,7 @@ def _pinv(S: Tensor) -> Resistance:
     p = P.diagonal()
     R = p[:n1, None] + p[None, n1:] - 2 * P[:n1, n1:]
     residual = abs(float((W * R).sum()) / (graph.nodes - graph.components) - 1)
-    bound = _rounding(torch.float64, float(eigenvalues[-1] / eigenvalues[graph.components]))
+    bound = _rounding_error(torch.float64, float(eigenvalues[-1] / eigenvalues[graph.components]))
     if not residual <= _foster_limit(torch.float64, bound):
         raise ArithmeticError(
             _foster_message(residual, _foster_limit(torch.float64, bound), "pinv", torch.float64)

@@ -1,8 +1,8 @@
 """Sparsify a layer's graph by the leverage of its edges.
 
 S. Laenen, arXiv:2306.08849, Algorithm 1 (after Spielman and Srivastava 2011) keeps the edge e with
-probability p_e = min(1, 5 ln n l_e / eps^2) and weight w_e / p_e.  Its experiments put a parameter without
-limit, also written eps, in the place of 1 / eps^2; here `epsilon` is that parameter: p_e = min(1, 5 ln n l_e
+probability p_e = min(1, 5 ln n l_e / eps^2) and weight w_e / p_e.  Its experiments replace 1 / eps^2 by an
+unbounded parameter, also written eps; here `epsilon` is that parameter: p_e = min(1, 5 ln n l_e
 epsilon), so that the eps of Theorem 2.3 is epsilon^-1/2.  n counts the nodes of the layer's graph.
 
 For a given count, epsilon is solved for the expected number of edges: sum_e min(1, epsilon t_e) is
@@ -34,13 +34,13 @@ Mode = Literal["systematic", "paper", "reweighted", "coverage"]
 
 @dataclass(frozen=True, eq=False)
 class Sparsifier:
-    """Which edges stay.
+    """The edges that stay.
 
     Attributes:
         mask: True where the edge stays, in the shape of the scores.
         probability: p_e of every edge (float64); 1 or 0 where the choice was deterministic.  With mode
             "paper" and a count, the top-up adds a little to it.
-        scale: What the kept weights are to be multiplied by: 1 / p_e with mode "reweighted", else 1.
+        scale: Factor for the kept weights: 1 / p_e with mode "reweighted", else 1.
         epsilon: The parameter of the probabilities; NaN with mode "coverage", which has none.
     """
 
@@ -49,7 +49,7 @@ class Sparsifier:
     scale: Tensor
     epsilon: float
 
-    def reweighted(self, scores: Tensor) -> Tensor:
+    def reweight(self, scores: Tensor) -> Tensor:
         """Return the weights w_e / p_e of the kept edges: the graph H of Algorithm 1."""
         return torch.where(self.mask, scores / self.probability.clamp_min(1e-300), 0.0).to(scores.dtype)
 
@@ -77,15 +77,16 @@ def epsilon_for_count(leverages: Sequence[Tensor], nodes: Sequence[int], count: 
         raise ValueError(f"cannot keep {count} edges: the graphs have {edges} edges of positive leverage")
     if count == edges:
         return 1 / float(t[t > 0].min())
-    left = float(count)
+    remaining = float(count)
+    # Saturated edges take one each; the others share what remains.  See the module's head.
     while True:
-        epsilon = left / float(t.sum())
+        epsilon = remaining / float(t.sum())
         saturated = t * epsilon >= 1
         number = int(saturated.sum())
         if number == 0:
             return epsilon
-        t, left = t[~saturated], left - number
-        if left <= 0:
+        t, remaining = t[~saturated], remaining - number
+        if remaining <= 0:
             return epsilon
 
 
@@ -99,17 +100,17 @@ def sparsify(
     leverages: Tensor | None = None,
     nodes: int | None = None,
 ) -> Sparsifier:
-    """Choose the edges of a layer's graph that stay.
+    """Choose which edges of a layer's graph stay.
 
     Args:
         scores: Non-negative weights [inputs, outputs], or [graphs, inputs, outputs], sampled together.
-        count: Exactly how many edges stay; or else
+        count: Exact number of edges that stay; or else
         epsilon: The parameter of the probabilities (see the module's head); the count is then random
             (with "paper") or the expected number rounded down or up (with the others).
         mode: "systematic": exact probabilities and count; "reweighted": that, with 1 / p_e as `scale`;
             "paper": independent draws a little below the count, then uniform ones up to it (Appendix A);
             "coverage": no draws; edges of largest leverage in what is kept so far, after a spanning forest
-            of largest leverage, so that no component falls apart while the count allows it.
+            of largest leverage, so components stay connected while the count allows it.
         generator: CPU generator of the draws; needed by all modes but "coverage".  Not one in the state that
             the weights were drawn from: torch's uniform and normal numbers of one seed are correlated.
         leverages: The leverages, if known.
@@ -129,12 +130,12 @@ def sparsify(
     if mode == "coverage":
         if count is None:
             raise ValueError("mode 'coverage' needs a count; it has no epsilon")
-        return _coverage(scores, count)
+        return _choose_by_coverage(scores, count)
     lev = leverage(scores) if leverages is None else leverages
     nodes = nodes or scores.shape[-1] + scores.shape[-2]
     epsilon = epsilon if count is None else epsilon_for_count([lev], [nodes], count)
     p = inclusion(lev, nodes, epsilon or 0.0)
-    draw = _paper if mode == "paper" else _systematic
+    draw = _draw_as_published if mode == "paper" else _draw_systematic
     mask = draw(p.flatten(), count, generator).view(scores.shape)
     scale = torch.where(mask, 1 / p, 1.0) if mode == "reweighted" else torch.ones_like(p)
     return Sparsifier(mask, p, scale.to(scores.dtype), float(epsilon or 0.0))
@@ -155,40 +156,43 @@ def _check_options(
         raise ValueError(f"mode {mode!r} draws at random: pass a torch.Generator with a seed")
 
 
-def _uniform(number: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _draw_uniform(number: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     return torch.rand(number, dtype=torch.float64, generator=generator).to(device)
 
 
-def _systematic(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
-    """Take the edges in whose stretch of the cumulated probabilities a comb of unit spacing has a tooth."""
+def _draw_systematic(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
+    """Sample systematically: put the edges on a line, each as long as its p, and take those hit by a comb.
+
+    The comb has teeth at offset, offset + 1, ...; an edge with p < 1 is hit at most once, with probability p.
+    """
     mask = p >= 1
     order = torch.nonzero((p > 0) & ~mask).flatten()
-    offset = _uniform(1, generator, p.device)
+    offset = _draw_uniform(1, generator, p.device)
     order = order[torch.randperm(len(order), generator=generator).to(p.device)]
     ends = p[order].cumsum(0)
     if count is not None and len(order):
-        # Rounding aside the last end is the integer that is still to be drawn; make it so.
+        # Up to rounding the last end is the number of edges still to draw; make it exact.
         ends = ends * ((count - int(mask.sum())) / ends[-1])
         ends[-1] = count - int(mask.sum())
-    teeth = (ends - offset).floor()
+    teeth = (ends - offset).floor()  # number of the last tooth before each end
     before = torch.cat([teeth.new_full((1,), -1.0), teeth[:-1]])
     mask[order[teeth > before]] = True
     return mask
 
 
-def _paper(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
+def _draw_as_published(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
     """Draw independently, two standard deviations below the count, then fix the count uniformly."""
     if count is None:
-        return _uniform(len(p), generator, p.device) < p
+        return _draw_uniform(len(p), generator, p.device) < p
     spread = 2 * math.sqrt(float((p * (1 - p)).sum()))
-    drawn = _uniform(len(p), generator, p.device) < p * (max(count / 2, count - spread) / count)
+    drawn = _draw_uniform(len(p), generator, p.device) < p * (max(count / 2, count - spread) / count)
     surplus = int(drawn.sum()) - count
     pool = torch.nonzero(drawn if surplus > 0 else (p > 0) & ~drawn).flatten()
     drawn[pool[torch.randperm(len(pool), generator=generator)[: abs(surplus)].to(p.device)]] = surplus < 0
     return drawn
 
 
-def _coverage(scores: Tensor, count: int, rounds: int = 16) -> Sparsifier:
+def _choose_by_coverage(scores: Tensor, count: int, rounds: int = 16) -> Sparsifier:
     """Grow H by the edges of largest leverage in H + delta G; ties go to the lower index.
 
     delta is the share of edges that stay: G stands in for what is to come, at its weight.  (From 5 % on, half
@@ -200,26 +204,27 @@ def _coverage(scores: Tensor, count: int, rounds: int = 16) -> Sparsifier:
         target = count * (number + 1) // rounds
         lev = leverage(scores, effective_resistance(torch.where(mask, scores, delta * scores)))
         if number == 0:
-            mask = _forest(lev, count)
-        mask = mask | _largest(lev.masked_fill(mask, -1.0), max(0, target - int(mask.sum())))
+            mask = _spanning_forest(lev, count)
+        mask = mask | _mark_largest(lev.masked_fill(mask, -1.0), max(0, target - int(mask.sum())))
     one = torch.ones_like(scores)
     return Sparsifier(mask, mask.double(), one, math.nan)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
+def _mark_largest(values: Tensor, count: int) -> Tensor:
     """Mark the `count` largest values; ties go to the lower index."""
     order = values.flatten().argsort(descending=True, stable=True)[:count]
     marks = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     return marks.index_fill_(0, order, True).view(values.shape)
 
 
-def _forest(lev: Tensor, count: int) -> Tensor:
+def _spanning_forest(lev: Tensor, count: int) -> Tensor:
     """Return the spanning forest of largest leverage, or its best edges if the count is smaller."""
     mask = torch.zeros_like(lev, dtype=torch.bool)
     stack, chosen = (x if x.dim() == 3 else x[None] for x in (lev, mask))
     n1, n2 = stack.shape[1:]
     for matrix, kept in zip(stack, chosen, strict=True):
         u, v = (x.cpu().numpy() for x in torch.nonzero(matrix, as_tuple=True))
+        # Leverages are at most 1, so costs stay positive (0 would mean no edge to scipy).
         cost = 2 - matrix[matrix > 0].double().cpu().numpy()
         tree = minimum_spanning_tree(coo_matrix((cost, (u, v + n1)), shape=(n1 + n2, n1 + n2))).tocoo()
         ends = np.sort(np.stack([tree.row, tree.col]), axis=0)
@@ -227,5 +232,5 @@ def _forest(lev: Tensor, count: int) -> Tensor:
             torch.as_tensor(ends[0], device=lev.device), torch.as_tensor(ends[1] - n1, device=lev.device)
         ] = True
     if int(mask.sum()) > count:
-        mask = _largest(lev.masked_fill(~mask, -1.0), count)
+        mask = _mark_largest(lev.masked_fill(~mask, -1.0), count)
     return mask

@@ -1,8 +1,9 @@
 """Exact effective resistances of all edges of a bipartite graph, by elimination of its larger side.
 
 With degrees D1 (rows), D2 (columns) and S [n1, n2], n1 >= n2, eliminating the rows from the Laplacian
-leaves L2 = D2 - H, H = S^T D1^-1 S, on the columns.  A row u is held by its neighbours at the average
-z_u = S_u / d_u of their potentials, behind a resistance 1 / d_u, so that for every pair in one component
+leaves L2 = D2 - H, H = S^T D1^-1 S, on the columns.  A row u sits behind a resistance
+1 / d_u at the average potential of its neighbours, weighted by z_u = S_u / d_u.  So for every pair in one
+component
 
     R(u, v) = 1 / d_u + (z_u - e_v)^T K (z_u - e_v) = 1 / d_u + z_u^T K z_u + K_vv - 2 (z_u^T K)_v
 
@@ -75,7 +76,7 @@ def row_blocks(S: Tensor, elements: int = _BLOCK, least: int = 512) -> list[slic
 
 
 def bytes_needed(n1: int, n2: int, dtype: torch.dtype, out: torch.dtype) -> int:
-    """Bytes that `schur` allocates at its peak, its result included."""
+    """Return the bytes that `schur` allocates at its peak, its result included."""
     block = min(n1, max(512, _BLOCK // n2)) * n2
     return out.itemsize * n1 * n2 + dtype.itemsize * (4 * n2 * n2 + 4 * block)
 
@@ -95,9 +96,10 @@ def gram(S: Tensor, d1: Tensor) -> Tensor:
     return H.tril_().add_(lower.T)
 
 
-def _inverse(H: Tensor, q: Tensor, d2: Tensor) -> tuple[Tensor, float]:
+def _inverse_on_columns(H: Tensor, q: Tensor, d2: Tensor) -> tuple[Tensor, float]:
     """Return K and a bound on the norm of B^-1, that is on 1 / (1 - sigma_2^2).  Overwrites H."""
     r = d2.rsqrt()
+    # The diagonal of L2 from its other entries: no cancellation (see the module's head).
     H.diagonal().zero_()
     off = H.sum(1)
     B = H.mul_(r[:, None]).mul_(r[None, :]).neg_()
@@ -107,7 +109,7 @@ def _inverse(H: Tensor, q: Tensor, d2: Tensor) -> tuple[Tensor, float]:
     if int(info) != 0:
         raise NotPositiveDefinite(f"the Schur complement is singular in {d2.dtype} at column {int(info)}")
     M = torch.cholesky_inverse(factor)
-    norm = float(torch.linalg.matrix_norm(M, float("inf")))
+    norm = float(torch.linalg.matrix_norm(M, float("inf")))  # bounds the spectral norm: M is symmetric
     return M.mul_(r[:, None]).mul_(r[None, :]), norm
 
 
@@ -120,7 +122,7 @@ def schur(graph: Bipartite, dtype: torch.dtype, H: Tensor | None = None) -> tupl
     Args:
         graph: A prepared graph.
         dtype: Working type; the result has the type of the scores.
-        H: `gram` in that type, if it is known already; it is overwritten.
+        H: `gram` in that type, if already known; it is overwritten.
 
     Returns:
         Resistances [n1, n2] (meaningless across components), a bound on 1 / (1 - sigma_2^2), and
@@ -131,25 +133,27 @@ def schur(graph: Bipartite, dtype: torch.dtype, H: Tensor | None = None) -> tupl
     """
     S = graph.S
     d1, d2 = graph.to(dtype)
-    K, norm = _inverse(gram(S, d1) if H is None else H, graph.kernel(d2), d2)
+    K, norm = _inverse_on_columns(gram(S, d1) if H is None else H, graph.kernel(d2), d2)
     k = K.diagonal().clone()
     out = torch.empty_like(S)
     foster = d1.new_zeros((), dtype=torch.float64)
     for rows in row_blocks(S):
         z = S[rows].to(dtype) / d1[rows, None]
         R = torch.addmm(k, z, K, alpha=-2, out=out[rows] if out.dtype == dtype else None)
-        held = z @ k
+        # Row u of R is k_v - 2 (z_u^T K)_v so far.  Its product with z_u is z_u^T k - 2 z_u^T K z_u, which
+        # gives z_u^T K z_u without another product; 1 / d_u + z_u^T K z_u is what the row still lacks.
+        row_term = z @ k
         inner = z.mul_(R).sum(1)
-        held = (held - inner) / 2 + 1 / d1[rows]
-        R += held[:, None]
-        foster += (inner + held).double() @ d1[rows].double()
+        row_term = (row_term - inner) / 2 + 1 / d1[rows]
+        R += row_term[:, None]
+        foster += (inner + row_term).double() @ d1[rows].double()
         if out.dtype != dtype:
             out[rows] = R
     return out, norm, float(foster)
 
 
 def schur_batch(S: Tensor) -> tuple[Tensor, float, Tensor]:
-    """Do as `schur` for a batch [graphs, n1, n2] of graphs without zeros, in batched products.
+    """Compute what `schur` does for a batch [graphs, n1, n2] of graphs without zeros.
 
     Raises:
         NotPositiveDefinite: If the type has too few digits for one of the graphs.
@@ -169,6 +173,6 @@ def schur_batch(S: Tensor) -> tuple[Tensor, float, Tensor]:
     K = M * r[:, :, None] * r[:, None, :]
     k = K.diagonal(dim1=1, dim2=2)
     R = k[:, None, :] - 2 * (z @ K)
-    held = ((z @ k[:, :, None])[..., 0] - torch.linalg.vecdot(z, R)) / 2
-    R += (held + 1 / d1)[:, :, None]
+    row_term = ((z @ k[:, :, None])[..., 0] - torch.linalg.vecdot(z, R)) / 2
+    R += (row_term + 1 / d1)[:, :, None]
     return R, norm, torch.einsum("guv,guv->g", S, R)

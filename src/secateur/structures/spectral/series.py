@@ -82,6 +82,7 @@ def gram_certificate(H: Tensor, graph: Bipartite, d2: Tensor, V: Tensor | None =
         V: Orthonormal columns [n2, k], orthogonal to the q_c; without them the bound is on sigma_2.
     """
     r, q = d2.rsqrt(), graph.kernel(d2)
+    # G = N^T N - sum_c q_c q_c^T, then (I - V V^T) G (I - V V^T) expanded; both norms bound sigma^2.
     G = (H * r[:, None]).mul_(r[None, :]).addmm_(q, q.T, alpha=-1)
     if V is not None:
         V = V.to(G.dtype)
@@ -94,13 +95,13 @@ def gram_certificate(H: Tensor, graph: Bipartite, d2: Tensor, V: Tensor | None =
 
 @dataclass(frozen=True, eq=False)
 class Triplets:
-    """Approximate singular triplets of N, in float64, and how approximate they are.
+    """Approximate singular triplets of N in float64, with their error.
 
     Attributes:
         s: Singular values in descending order [k].
         x: Rows' vectors, divided by the square root of the degree [n1, k].
         z: Columns' vectors [n2, k].
-        error: The norm |E| of what keeps them from being exact.
+        error: The norm |E| of their residual, 0 if they are exact.
         rest: A certified bound on the norm of the rest of N.
     """
 
@@ -118,10 +119,10 @@ def triplets(
 
     Args:
         graph: The graph.
-        k: How many.
+        k: Number of triplets.
         H: S^T D1^-1 S, if known: makes the iteration cheaper and the bound on the rest sharper.
         converged: Keep only the leading triplets whose residual is at most this; None if there is none.
-        seed: Of the start.
+        seed: Seed of the start.
     """
     d1, d2 = graph.to(torch.float64)
     q = graph.kernel(d2)
@@ -149,6 +150,7 @@ def _subspace(
     width = min(k + 4, len(d2) - graph.components)
     start = torch.randn(len(d2), width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     V, r = start.to(d2.device), d2.rsqrt()[:, None]
+    # With H an iteration costs n2^2 instead of two passes over S; the last ones use S, in float64.
     if H is not None:
         for _ in range(16):
             V = torch.linalg.qr(V - q @ (q.T @ V)).Q
@@ -178,7 +180,7 @@ def _row_squares(graph: Bipartite, d2: Tensor) -> Tensor:
 
 
 def error_bound(
-    moment: SeriesMoments, sigma: float, dtype: torch.dtype, found: Triplets | None = None
+    moment: SeriesMoments, sigma: float, dtype: torch.dtype, leading: Triplets | None = None
 ) -> float:
     """Bound the relative error of `series`, given a certified bound on sigma_2 (unused with triplets).
 
@@ -188,16 +190,16 @@ def error_bound(
     spread = max(float(moment.a.max()), float(moment.b.max()))
     slack = 1 - moment.edge
     drift = 0.0
-    if found is not None:
-        top = max(float(found.s[0]), found.rest)
-        gap, sigma = 1 - top - found.error, found.rest
-        drift = found.error * (1 / (gap * (1 - top)) + 3) if gap > 0 else math.inf
+    if leading is not None:
+        top = max(float(leading.s[0]), leading.rest)
+        gap, sigma = 1 - top - leading.error, leading.rest  # 1 - sigma >= gap; (1) holds with the rest's f
+        drift = leading.error * (1 / (gap * (1 - top)) + 3) if gap > 0 else math.inf
     if sigma >= 1 or slack <= 0:
         return math.inf
     return (sigma / (1 - sigma) * spread + drift) / slack + 64 * torch.finfo(dtype).eps
 
 
-def series(graph: Bipartite, moment: SeriesMoments, found: Triplets | None = None) -> tuple[Tensor, float]:
+def series(graph: Bipartite, moment: SeriesMoments, leading: Triplets | None = None) -> tuple[Tensor, float]:
     """Evaluate the series, with the triplets' part of its remainder where they are given.
 
     Returns:
@@ -205,22 +207,23 @@ def series(graph: Bipartite, moment: SeriesMoments, found: Triplets | None = Non
     """
     S, d1, d2 = graph.S, graph.d1, graph.d2
     volume1, _ = graph.volumes(d2)
-    here, there = 1 + moment.a + d1 / volume1, (1 + moment.b) / d2
+    row_term, column_term = 1 + moment.a + d1 / volume1, (1 + moment.b) / d2
     inverse, slope = 1 / d1, -2 / d2
     out, foster = torch.empty_like(S), 0.0
+    # (1 + a_u + d_u / vol) / d_u = (1 + a_u) / d_u + 1 / vol: the last term rides on the row's.
     for rows in row_blocks(S, 1 << 17, 64):
         block, R = S[rows], out[rows]
-        torch.addcmul(here[rows, None], block, slope[None, :], out=R)
-        torch.addcmul(there[None, :], R, inverse[rows, None], out=R)
-        if found is not None:
-            _add_remainder(R, found, rows)
+        torch.addcmul(row_term[rows, None], block, slope[None, :], out=R)
+        torch.addcmul(column_term[None, :], R, inverse[rows, None], out=R)
+        if leading is not None:
+            _add_remainder(R, leading, rows)
         foster += float((block * R).sum())
     return out, foster
 
 
-def _add_remainder(R: Tensor, found: Triplets, rows: slice) -> None:
+def _add_remainder(R: Tensor, leading: Triplets, rows: slice) -> None:
     """Add sum over +-s of 1/2 (x_u -+ z_v)^2 (1 / (1 -+ s) - 1 -+ s - s^2) for each triplet."""
-    for s, x, z in zip(found.s.tolist(), found.x.T, found.z.T, strict=True):
+    for s, x, z in zip(leading.s.tolist(), leading.x.T, leading.z.T, strict=True):
         for sign in (1.0, -1.0):
             part = (x[rows, None] - sign * z[None, :]).square_()
             R += part.mul_(0.5 * sign * s**3 / (1 - sign * s)).to(R.dtype)

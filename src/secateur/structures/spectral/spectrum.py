@@ -1,8 +1,8 @@
-"""Connectivity of layer graphs, and how well a subgraph keeps it.
+"""Connectivity of layer graphs, and of a subgraph compared with its graph.
 
 lambda_2 of the normalised Laplacian bounds the conductance Phi of a graph from both sides,
 lambda_2 / 2 <= Phi <= sqrt(2 lambda_2) (N. Alon, Combinatorica 6, 1986).  For a bipartite graph it is
-1 - sigma_2(D1^-1/2 S D2^-1/2), an eigenvalue problem of the smaller side.  It speaks of one component only:
+1 - sigma_2(D1^-1/2 S D2^-1/2), an eigenvalue problem of the smaller side.  It describes one component only:
 read it together with that component's share of the nodes, the number of components and the dead units.
 """
 
@@ -24,7 +24,7 @@ _LARGEST = 8192
 
 @dataclass(frozen=True)
 class Connectivity:
-    """How a layer's graph hangs together.
+    """Connectivity of a layer's graph.
 
     Attributes:
         lambda2: Second eigenvalue of the normalised Laplacian of the largest component.
@@ -57,12 +57,12 @@ def connectivity(scores: Tensor) -> Connectivity:
         ValueError: If the scores are not a matrix of non-negative weights.
 
     Example:
-        >>> found = connectivity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
-        >>> round(found.lambda2, 6), round(found.share, 2), found.components, found.dead_inputs
+        >>> result = connectivity(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+        >>> round(result.lambda2, 6), round(result.share, 2), result.components, result.dead_inputs
         (1.0, 0.67, 1, 1)
     """
     if scores.dim() != 2:
-        raise ValueError(f"connectivity is of one graph [inputs, outputs]; got shape {tuple(scores.shape)}")
+        raise ValueError(f"connectivity needs one graph [inputs, outputs]; got shape {tuple(scores.shape)}")
     if not bool(scores.any()):
         return Connectivity(0.0, 0.0, 0, scores.shape[0], scores.shape[1], 0)
     scores = checked_scores(scores)
@@ -114,7 +114,7 @@ class Quality:
 
     @property
     def condition(self) -> float:
-        """Condition number of the pencil, which no rescaling of H changes; infinite if H falls apart."""
+        """Condition number of the pencil, the same for every multiple of H; infinite if H disconnects G."""
         return self.high / self.low if self.low > 1e-9 * self.high else math.inf
 
 
@@ -143,8 +143,8 @@ def sparsifier_quality(G: Tensor, H: Tensor) -> Quality:
     cols = slice(None) if graph.cols is None else graph.cols
     part = H[rows][:, cols].double() / graph.unit
     part = part.T if graph.flipped else part
-    apart = None if graph.label1 is None or graph.label2 is None else graph.label1[:, None] != graph.label2
-    crossing = apart is not None and bool((part * apart).any())
+    separate = None if graph.label1 is None or graph.label2 is None else graph.label1[:, None] != graph.label2
+    crossing = separate is not None and bool((part * separate).any())
     if (
         crossing
         or bool((H < 0).any())
@@ -154,10 +154,10 @@ def sparsifier_quality(G: Tensor, H: Tensor) -> Quality:
     labels = torch.zeros(graph.nodes, dtype=torch.long, device=G.device)
     if graph.label1 is not None and graph.label2 is not None:
         labels = torch.cat([graph.label1, graph.label2])
-    return _pencil(_laplacian(graph.S.double()), _laplacian(part), labels)
+    return _extreme_quotients(_dense_laplacian(graph.S.double()), _dense_laplacian(part), labels)
 
 
-def _laplacian(S: Tensor) -> Tensor:
+def _dense_laplacian(S: Tensor) -> Tensor:
     n1, n2 = S.shape
     L = S.new_zeros(n1 + n2, n1 + n2)
     L[:n1, n1:], L[n1:, :n1] = -S, -S.T
@@ -165,9 +165,9 @@ def _laplacian(S: Tensor) -> Tensor:
     return L
 
 
-def _pencil(LG: Tensor, LH: Tensor, labels: Tensor) -> Quality:
+def _extreme_quotients(LG: Tensor, LH: Tensor, labels: Tensor) -> Quality:
     """Ground one node of each component: the quotients stay, and L_G becomes definite."""
-    seen, keep = set(), []
+    seen, keep = set(), []  # all nodes but the first of each component
     for node, label in enumerate(labels.tolist()):
         if label in seen:
             keep.append(node)
