@@ -1,4 +1,4 @@
-"""Studies: experiments of publications, with our numbers beside the published ones.
+"""Studies: experiments of publications, with our numbers next to the published ones.
 
 A study is a package here: ``experiments`` has the jobs, ``tables`` turns their rows into tables and figures,
 ``published`` has the printed numbers, and ``study`` lists the trials and states the conclusion. `runner` runs

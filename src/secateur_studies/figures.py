@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["bars", "curves", "grid", "heatmap", "titled"]
+__all__ = ["bars", "curves", "grid", "heatmap", "with_title"]
 
 Plot = dict[str, Any]
 Points = Sequence[tuple[Any, Any]]
 
 
-def titled(text: str, **more: Any) -> Plot:
+def with_title(text: str, **more: Any) -> Plot:
     """Return an axis or a colour bar with a title."""
     return {"title": {"text": text}, **more}
 

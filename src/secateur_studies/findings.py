@@ -1,4 +1,4 @@
-"""Findings of a study as values: tables, figures and verdicts beside published numbers; and their files."""
+"""Findings of a study: tables, figures, verdicts on published numbers, and the files they are written to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "Findings",
     "Table",
     "Verdict",
-    "beside",
+    "compare_published",
     "count_verdicts",
     "page",
     "sections",
@@ -41,7 +41,7 @@ class Table:
     Attributes:
         name: File name without an ending: letters, digits, hyphens.
         title: Heading.
-        rows: Flat dictionaries. Columns stand in the order of their first appearance.
+        rows: Flat dictionaries. Columns appear in the order of their first use.
         note: Text below the table.
     """
 
@@ -129,7 +129,7 @@ def verdict(ours: float | None, published: float | None, tolerance: float) -> Ve
     return "reproduced" if abs(ours - published) <= tolerance and math.isfinite(ours) else "differs"
 
 
-def beside(ours: float | None, published: float | None, tolerance: float = 1e-9) -> dict[str, Any]:
+def compare_published(ours: float | None, published: float | None, tolerance: float = 1e-9) -> dict[str, Any]:
     """Return the three columns of a comparison: ours, published, verdict."""
     return {"ours": ours, "published": published, "verdict": verdict(ours, published, tolerance)}
 
@@ -155,7 +155,7 @@ def write_findings(findings: Findings, out: str | Path) -> None:
         if part.rows:
             write_csv(part.rows, folder / f"{part.name}.csv")
             write_json(part.rows, folder / f"{part.name}.json")
-    write_text(folder / "tables.md", "\n".join(_tables(findings)) + "\n")
+    write_text(folder / "tables.md", "\n".join(_table_lines(findings)) + "\n")
     write_text(folder / "findings.md", page(findings))
     write_html([], folder / "report.html", title=findings.title, sections=sections(findings))
 
@@ -173,8 +173,8 @@ def page(findings: Findings) -> str:
         *source,
         *conclusion,
         *verdicts,
-        *_tables(findings),
-        *(line for figure in findings.figures for line in _figure(figure)),
+        *_table_lines(findings),
+        *(line for figure in findings.figures for line in _figure_lines(figure)),
         f"Run with {used}. `secateur study {findings.study}` writes these tables as CSV and JSON and draws "
         "the figures in `report.html`.",
     ]
@@ -200,7 +200,7 @@ def _verdict_rows(findings: Findings) -> list[dict[str, Any]]:
     return rows if len(rows) < 2 else [*rows, {"table": "all", **count_verdicts(findings.tables)}]
 
 
-def _tables(findings: Findings) -> Iterator[str]:
+def _table_lines(findings: Findings) -> Iterator[str]:
     for table in findings.tables:
         yield f"## {table.title}\n"
         yield f"{markdown_table(table.rows)}\n" if table.rows else "No rows.\n"
@@ -208,7 +208,7 @@ def _tables(findings: Findings) -> Iterator[str]:
             yield f"{table.note}\n"
 
 
-def _figure(figure: Figure) -> Iterator[str]:
+def _figure_lines(figure: Figure) -> Iterator[str]:
     yield f"## {figure.title}\n"
     yield f"{figure.text}\n"
     if len(figure.rows) > LONGEST:

@@ -27,9 +27,9 @@ __all__ = [
     "load_or_train",
     "lstm",
     "perceptron",
-    "scheduled",
     "vgg",
     "weights_file",
+    "with_schedule",
 ]
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
@@ -131,7 +131,7 @@ def load_or_train(path: Path | None, model: nn.Module, train: Callable[[], nn.Mo
     return trained.eval()
 
 
-def scheduled(
+def with_schedule(
     make_optimizer: Callable[..., torch.optim.Optimizer],
     make_schedule: Callable[[torch.optim.Optimizer, float], torch.optim.lr_scheduler.LRScheduler],
 ) -> MakeOptimizer:

@@ -38,7 +38,7 @@ def run(name: str, out: str | Path, docs: str | Path | None = None, **options: A
         name: Name of a study, or ``"all"``.
         out: Folder with a folder for each study. An interrupted run continues there.
         docs: Folder for the pages, or None.
-        options: ``full``, ``seed``, ``jobs``, ``tell``, ``folders``; see `run_study`.
+        options: ``full``, ``seed``, ``jobs``, ``log``, ``folders``; see `run_study`.
 
     Raises:
         InputError: If a study, an option or a data set is unknown.

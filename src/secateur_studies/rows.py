@@ -101,7 +101,7 @@ def pivot(
 
     Args:
         rows: The rows.
-        by: Columns that tell the lines apart; a mapping gives their titles.
+        by: Columns that distinguish the lines; a mapping gives their titles.
         columns: Title of each further column -> the column to summarise, with or without a condition.
         show: Summary of a column of some rows.
 

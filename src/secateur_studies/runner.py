@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study: what it runs and what it makes of the results.
+    """A study: its trials and the findings from their results.
 
     Attributes:
         name: Name, as in ``secateur study NAME``.
@@ -81,7 +81,7 @@ def run_study(
     full: bool = False,
     seed: int = 0,
     jobs: int = 2,
-    tell: Tell | None = None,
+    log: Log | None = None,
     folders: Mapping[str, str | Path] | None = None,
     **options: Any,
 ) -> Findings:
@@ -94,7 +94,7 @@ def run_study(
         full: Run at the size of the publication instead of a size that takes minutes.
         seed: First seed.
         jobs: Worker processes.
-        tell: Called with a short progress message after each trial.
+        log: Called with a short progress message after each trial.
         folders: Folders of data sets by name.
         options: Options of the study's ``trials``.
 
@@ -104,7 +104,7 @@ def run_study(
     """
     out, named = Path(out), named_folders(folders, study.folders)
     trials = study.trials(full=full, seed=seed, folders=named, cache=str(out / "weights"), **options)
-    results = run_trials(mark_trials(trials, named), out / "trials.jsonl", jobs=jobs, log=tell)
+    results = run_trials(mark_trials(trials, named), out / "trials.jsonl", jobs=jobs, log=log)
     findings = study.findings([row for result in results if result.status == "ok" for row in result.rows])
     if failed := list_failures(results):
         findings = replace(findings, tables=[*findings.tables, failed])
@@ -120,12 +120,12 @@ def run_studies(
     docs: str | Path | None = None,
     *,
     folders: Mapping[str, str | Path] | None = None,
-    tell: Tell | None = None,
+    log: Log | None = None,
     **options: Any,
 ) -> list[Outcome]:
     """Run several studies, each in its folder below `out`, and write an index.
 
-    A study that fails is a line with its reason in the index, and the others continue. The index is
+    If a study fails, the index gives the reason and the others continue. The index is
     ``index.md`` and ``index.html`` in `out`, and ``README.md`` in `docs`.
 
     Args:
@@ -133,7 +133,7 @@ def run_studies(
         out: Folder for all of them.
         docs: Folder for the pages, or None.
         folders: Folders of data sets by name. Each study gets those that it reads.
-        tell: Called with a short progress message after each trial.
+        log: Called with a short progress message after each trial.
         options: Options of `run_study`.
 
     Raises:
@@ -143,22 +143,22 @@ def run_studies(
     given = named_folders(folders, [data for study in studies for data in study.folders])
     outcomes = []
     for study in studies:
-        own = {data: folder for data, folder in given.items() if data in study.folders}
-        told = None if tell is None else partial(_tell_study, tell, study.name)
+        chosen = {data: folder for data, folder in given.items() if data in study.folders}
+        report = None if log is None else partial(_log_study, log, study.name)
         try:
-            findings = run_study(study, Path(out) / study.name, docs, folders=own, tell=told, **options)
+            findings = run_study(study, Path(out) / study.name, docs, folders=chosen, log=report, **options)
             outcomes.append(Outcome(study.name, findings))
         except SecateurError as error:
             outcomes.append(Outcome(study.name, error=f"{type(error).__name__}: {error}"))
     write_text(Path(out) / "index.md", index_page(outcomes, lambda name: f"{name}/findings.md"))
-    write_html([], Path(out) / "index.html", title="Studies", sections=list(_sections(outcomes)))
+    write_html([], Path(out) / "index.html", title="Studies", sections=list(_index_sections(outcomes)))
     if docs is not None:
         write_text(Path(docs) / "README.md", index_page(outcomes, lambda name: f"{name}.md"))
     return outcomes
 
 
-def _tell_study(tell: Tell, name: str, text: str) -> None:
-    tell(f"{name}: {text}")
+def _log_study(log: Log, name: str, text: str) -> None:
+    log(f"{name}: {text}")
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -213,7 +213,7 @@ def list_failures(results: Sequence[TrialResult]) -> Table | None:
     rows = [
         {
             "job": r.trial.function.rpartition(":")[2],
-            **_flat(r.trial.params),
+            **_plain_values(r.trial.params),
             "status": r.status,
             "why": r.error,
         }
@@ -222,7 +222,7 @@ def list_failures(results: Sequence[TrialResult]) -> Table | None:
     return Table("failures", f"{len(bad)} of {len(results)} trials without a result", rows) if bad else None
 
 
-def _flat(params: Row) -> dict[str, Any]:
+def _plain_values(params: Row) -> dict[str, Any]:
     return {key: value for key, value in params.items() if not isinstance(value, (dict, list))}
 
 
@@ -242,13 +242,15 @@ def index_page(outcomes: Sequence[Outcome], link: Callable[[str], str]) -> str:
     return "\n".join(parts)
 
 
-def _sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:
+def _index_sections(outcomes: Sequence[Outcome]) -> Iterator[Section]:
     pages = ", ".join(f"[{o.study}]({o.study}/report.html)" for o in outcomes if o.findings)
     text = f"Each study has its own page: {pages}." if pages else ""
     yield Section("Numbers beside published ones", text, [_index_row(o) for o in outcomes])
     for outcome in outcomes:
-        found = outcome.findings
-        yield Section(found.title, found.paragraph) if found else Section(outcome.study, outcome.error)
+        findings = outcome.findings
+        yield (
+            Section(findings.title, findings.paragraph) if findings else Section(outcome.study, outcome.error)
+        )
 
 
 def _index_row(outcome: Outcome) -> Row:

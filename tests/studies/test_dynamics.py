@@ -106,7 +106,7 @@ def test_second_layer_and_backward_direction_are_read_from_their_own_weights():
         recurrent_system(gru, layer=2)
     with pytest.raises(InputError, match="proj_size"):
         recurrent_system(nn.LSTM(3, 4, proj_size=2))
-    with pytest.raises(InputError, match="Linear is no RNN"):
+    with pytest.raises(InputError, match="Linear is not an RNN"):
         recurrent_system(nn.Linear(3, 4))
 
 

@@ -91,7 +91,7 @@ def draws(rows) -> Findings:
 def test_a_study_is_a_value_that_the_runner_runs_once(tmp_path: Path) -> None:
     told: list[str] = []
     study = Study("draws", ("fashion",), trials, draws)
-    found = run_study(study, tmp_path / "out", tmp_path / "docs", seed=3, jobs=1, tell=told.append)
+    found = run_study(study, tmp_path / "out", tmp_path / "docs", seed=3, jobs=1, log=told.append)
     assert [row["seed"] for row in found.tables[0].rows] == [3, 4]
     assert (tmp_path / "docs" / "draws.md").read_text() == (tmp_path / "out" / "findings.md").read_text()
     before = (tmp_path / "out" / "trials.jsonl").read_bytes()

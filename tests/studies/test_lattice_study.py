@@ -119,7 +119,7 @@ def test_a_tiny_run_writes_everything_and_goes_on_where_it_was(tmp_path):
     assert "Table II" in (tmp_path / "findings.md").read_text()
     assert len(json.loads((tmp_path / "literal-digits.json").read_text())) >= 1
     said: list[str] = []
-    again = run_study(STUDY, tmp_path, tell=said.append, **options)
+    again = run_study(STUDY, tmp_path, log=said.append, **options)
     assert again == found and f"{len(VARIANTS)} of {len(VARIANTS)}" in said[0]
 
 

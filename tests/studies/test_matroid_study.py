@@ -53,7 +53,7 @@ def test_figure_1_has_four_essential_units():
 
 def test_permuting_the_units_keeps_the_function_and_loses_the_result(fifty):
     net = fifty[0]
-    other = net.permuted(np.random.default_rng(0).permutation(50))
+    other = net.permute(np.random.default_rng(0).permutation(50))
     np.testing.assert_allclose(other.logits(), net.logits(), rtol=1e-9)
     controls = {row["part"]: row for row in check_network(net)}
     assert curve(net, "matroid", net.tail.tail)[2] == 0
@@ -120,7 +120,7 @@ def test_findings_set_published_figures_beside_ours(fifty):
 def test_a_run_writes_what_it_finds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("secateur_studies.matroid.study.fashion_available", lambda: False)
     told: list[str] = []
-    found = run_study(STUDY, tmp_path, parts=("planted",), seeds=1, jobs=1, tell=told.append)
+    found = run_study(STUDY, tmp_path, parts=("planted",), seeds=1, jobs=1, log=told.append)
     rows = json.loads((tmp_path / "planted.json").read_text())
     assert [row["found"] for row in rows] == [40] == [row["found"] for row in found.tables[0].rows]
     assert found.paragraph in (tmp_path / "findings.md").read_text()

@@ -22,7 +22,7 @@ JSON = {key: value for key, value in vars(SMALL).items() if key != "cache"}
 def test_a_part_runs_and_is_not_run_twice(tmp_path):
     told: list[str] = []
     options = {"parts": ["lambdas"], "nets": ["FC-3"], "setting": SMALL, "jobs": 1}
-    found = run_study(STUDY, tmp_path, **options, tell=told.append)
+    found = run_study(STUDY, tmp_path, **options, log=told.append)
     (figure,) = found.figures
     assert [row["lambda"] for row in figure.rows] == [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
     pruned = [row["pruned"] for row in figure.rows]
@@ -31,7 +31,7 @@ def test_a_part_runs_and_is_not_run_twice(tmp_path):
     assert len([line for line in lines if "function" in line]) == 1
     assert "Figure 3" in (tmp_path / "findings.md").read_text()
     told.clear()
-    assert run_study(STUDY, tmp_path, **options, tell=told.append).figures[0].rows == figure.rows
+    assert run_study(STUDY, tmp_path, **options, log=told.append).figures[0].rows == figure.rows
     assert "from before" in told[0]
 
 

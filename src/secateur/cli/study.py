@@ -45,10 +45,8 @@ def study_command(
     for place in (folder, *([docs] if docs else [])):
         check_writable(place)
     folders = _parse_folders(data or [], studies.folders_of(name))
-    with progress(f"study {name}") as tell:
-        outcomes = studies.run(
-            name, folder, docs, full=full, seed=seed, jobs=jobs, tell=tell, folders=folders
-        )
+    with progress(f"study {name}") as log:
+        outcomes = studies.run(name, folder, docs, full=full, seed=seed, jobs=jobs, log=log, folders=folders)
     for outcome in outcomes:
         print_outcome(outcome)
     print_line(f"written into {folder}")

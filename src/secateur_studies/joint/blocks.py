@@ -60,7 +60,7 @@ class Block:
         return tuple(name for name, loss in self.means.items() if loss <= least + SAME)
 
     @cached_property
-    def standing(self) -> Ranking:
+    def ranking(self) -> Ranking:
         """The winner, and the methods that are not significantly worse."""
         shares = {name: {s: -x / 100 for s, x in self.lost[name].items()} for name in self.means}
         seeds = max(len(by_seed) for by_seed in shares.values())  # all are judged on the same examples
@@ -69,7 +69,7 @@ class Block:
     @property
     def tied(self) -> tuple[str, ...]:
         """Methods that are not significantly worse than the best."""
-        return self.standing.tied[1:]
+        return self.ranking.tied[1:]
 
     @property
     def beats_random(self) -> bool:

@@ -62,12 +62,12 @@ def network(
     """
     scale = Size(**size)
     dataset = load_data(data, model, folder, scale.halved)
-    case = _prepare(load_trained(model, dataset, seed, scale, cache), model, dataset, seed, scale)
+    case = _prepare_case(load_trained(model, dataset, seed, scale, cache), model, dataset, seed, scale)
     common = {"data": data, "network": model, "seed": seed}
     rows: list[Row] = [{**common, "part": DENSE, **case.describe()}]
     for name in methods:
-        found = _prune_with(case, name, keeps, draws if name == "random" else 1)
-        rows += [{**common, "method": name, **row} for row in found]
+        pruned = _prune_with(case, name, keeps, draws if name == "random" else 1)
+        rows += [{**common, "method": name, **row} for row in pruned]
     return rows
 
 
@@ -129,7 +129,7 @@ class _Case:
         return {repair: accuracy(model, self.test) for repair, model in models.items()}
 
 
-def _prepare(model: nn.Module, name: str, data: Dataset, seed: int, size: Size) -> _Case:
+def _prepare_case(model: nn.Module, name: str, data: Dataset, seed: int, size: Size) -> _Case:
     graph = trace(model, data.parts["train"][0][:2])
     calibration = data.batches("calibration", 50, size.calibration)
     fifth = max(1, len(calibration) // 5)

@@ -18,7 +18,7 @@ from secateur_studies.models import lenet5, load_or_train, lstm, perceptron, vgg
 __all__ = ["NETWORKS", "SIZES", "Size", "load_data", "load_trained", "make_network"]
 
 
-def _perceptron(data: Dataset, seed: int) -> nn.Module:
+def _make_perceptron(data: Dataset, seed: int) -> nn.Module:
     large = data.shape[1] * data.shape[2] > 64
     return perceptron(data, *((256, 128) if large else (128, 64)), seed=seed)
 
@@ -30,7 +30,7 @@ def _transformer(data: Dataset, seed: int) -> nn.Module:
 
 NETWORKS: Mapping[str, Callable[[Dataset, int], nn.Module]] = MappingProxyType(
     {
-        "MLP": _perceptron,
+        "MLP": _make_perceptron,
         "LeNet-5": lambda data, seed: lenet5(data, seed=seed),
         "VGG": lambda data, seed: vgg("small", data, width=0.5, seed=seed),
         "ResNet-20": lambda data, seed: zoo.resnet20(width=8, channels=1, classes=data.classes, seed=seed),
@@ -100,13 +100,13 @@ def load_data(name: str, network: str, folder: str | None = None, halved: bool =
     """
     data = load_dataset(name, folder)
     if halved:
-        return _transform(data, lambda x: functional.avg_pool2d(x, 2))
+        return _transform_images(data, lambda x: functional.avg_pool2d(x, 2))
     if network == "LeNet-5" and data.shape[1] < 16:
-        return _transform(data, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        return _transform_images(data, lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))
     return data
 
 
-def _transform(data: Dataset, change: Callable[[Tensor], Tensor]) -> Dataset:
+def _transform_images(data: Dataset, change: Callable[[Tensor], Tensor]) -> Dataset:
     return replace(data, parts=MappingProxyType({key: (change(x), y) for key, (x, y) in data.parts.items()}))
 
 

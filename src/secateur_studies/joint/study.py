@@ -86,15 +86,15 @@ def trials(
     shares = list(keeps if keeps is not None else FULL_KEEPS if full else KEEPS)
     common = {"folder": folder, "methods": list(methods), "keeps": shares, "draws": 20 if full else 2}
     several = range(seed, seed + (max(10, seeds) if full and limit is None else seeds))
-    found = []
+    planned = []
     for data in chosen:
         for network in sorted(networks, key=ORDER.index):
             size = SIZES[data, network].full() if full else SIZES[data, network]
             size = size if limit is None else size.tiny(limit)
             for s in several:
                 what: dict[str, Any] = {"data": data, "model": network, "seed": s, "size": asdict(size)}
-                found.append(Trial(JOB, {**what, **common}, {"cache": cache}))
-    return found
+                planned.append(Trial(JOB, {**what, **common}, {"cache": cache}))
+    return planned
 
 
 def findings(rows: Rows) -> Findings:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur_studies.figures import bars, heatmap, titled
+from secateur_studies.figures import bars, heatmap, with_title
 from secateur_studies.findings import Figure, Table
 from secateur_studies.joint.blocks import STRUCTURES, Block, list_methods, make_blocks, mean_differences
 from secateur_studies.joint.experiments import COST, DENSE, REFUSED, REPAIRS
@@ -59,44 +59,47 @@ _REFUSED = "The beginning of the method's own message."
 def tables(rows: Rows) -> list[Table]:
     """Return the tables that have rows."""
     blocks = make_blocks(rows)
-    found = [
+    built = [
         Table("standings", "Standings of all methods", list(list_standings(blocks)), _STANDINGS),
         Table("leaders", "The two best methods for each repair", list(list_leaders(blocks)), _LEADERS),
         Table(
             "structures", "The structures and the baselines", list(compare_structures(blocks)), _STRUCTURES
         ),
         *(
-            Table(f"winners-{r}", f"Winners by block, {WORDS[r]}", list(_winners(blocks, r)), _WINNERS)
+            Table(f"winners-{r}", f"Winners by block, {WORDS[r]}", list(_winner_rows(blocks, r)), _WINNERS)
             for r in REPAIRS
         ),
-        *(Table(f"lost-{r}", f"Points lost, {WORDS[r]}", list(_lost(blocks, r)), _LOST) for r in REPAIRS),
-        Table("cost", "Cost of deciding", list(_costs(rows)), _COST),
-        Table("networks", "The networks", _networks(rows), _NETWORKS),
-        Table("refused", "Networks for which a method is not defined", list(_refused(rows)), _REFUSED),
+        *(
+            Table(f"lost-{r}", f"Points lost, {WORDS[r]}", list(_loss_rows(blocks, r)), _LOST)
+            for r in REPAIRS
+        ),
+        Table("cost", "Cost of deciding", list(_cost_rows(rows)), _COST),
+        Table("networks", "The networks", _network_rows(rows), _NETWORKS),
+        Table("refused", "Networks for which a method is not defined", list(_refusal_rows(rows)), _REFUSED),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in built if table.rows]
 
 
-def _of(blocks: Sequence[Block], repair: str) -> list[Block]:
+def _with_repair(blocks: Sequence[Block], repair: str) -> list[Block]:
     return [block for block in blocks if block.repair == repair]
 
 
 def list_standings(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
     """Yield one row for each repair and method, the best first."""
     for repair in REPAIRS:
-        same = _of(blocks, repair)
+        same = _with_repair(blocks, repair)
         best = Counter(name for block in same for name in block.firsts)
         tied = Counter(name for block in same for name in block.tied)
         rows: list[dict[str, Any]] = []
         for name in list_methods(same):
-            own = [block for block in same if name in block.lost]
+            defined = [block for block in same if name in block.lost]
             values: dict[str, list[float]] = {
-                "behind": [block.means[name] - block.means[block.best] for block in own],
-                "lost": [block.means[name] for block in own],
-                "mean rank": [list(block.means).index(name) + 1 for block in own],
+                "behind": [block.means[name] - block.means[block.best] for block in defined],
+                "lost": [block.means[name] for block in defined],
+                "mean rank": [list(block.means).index(name) + 1 for block in defined],
             }
             means = {column: float(np.mean(numbers)) for column, numbers in values.items()}
-            counts = {"best": best[name], "tied": tied[name], "blocks": len(own)}
+            counts = {"best": best[name], "tied": tied[name], "blocks": len(defined)}
             rows.append({"repair": repair, "method": name, **means, **counts})
         yield from sorted(rows, key=lambda row: row["behind"])
 
@@ -105,37 +108,38 @@ def list_leaders(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
     """Yield for each repair the two best methods of those that are defined in all blocks."""
     standings = list(list_standings(blocks))
     for repair in REPAIRS:
-        same = _of(blocks, repair)
+        same = _with_repair(blocks, repair)
         whole = select(standings, repair=repair, blocks=len(same))
         if len(whole) < 2:
             continue
         first, second = (row["method"] for row in whole[:2])
-        found = compare(mean_differences(same, first, second))
-        if found is not None:
-            row = {"repair": repair, "first": first, "second": second, **_numbers(found)}
-            row |= {"outcome": found.outcome, "networks": found.count}
+        comparison = compare(mean_differences(same, first, second))
+        if comparison is not None:
+            row = {"repair": repair, "first": first, "second": second, **_interval_columns(comparison)}
+            row |= {"outcome": comparison.outcome, "networks": comparison.count}
             yield {**row, "beats random": sum(b.beats_random for b in same), "blocks": len(same)}
 
 
-def _numbers(comparison: Comparison) -> dict[str, float | None]:
+def _interval_columns(comparison: Comparison) -> dict[str, float | None]:
     return {"ahead by": comparison.mean, "low": comparison.low, "high": comparison.high}
 
 
 def compare_structures(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
     """Yield the comparison of each structure with each baseline."""
     for repair in REPAIRS:
-        same = _of(blocks, repair)
+        same = _with_repair(blocks, repair)
         baselines = [name for name in list_methods(same) if name not in STRUCTURES]
         pairs = [(structure, baseline) for structure in STRUCTURES for baseline in baselines]
         compared = {pair: compare(mean_differences(same, *pair)) for pair in pairs}
-        several = {pair: found for pair, found in compared.items() if found is not None and found.count > 1}
-        for (structure, baseline), found in zip(several, correct(list(several.values())), strict=True):
-            row = {"repair": repair, "structure": structure, "baseline": baseline, **_numbers(found)}
-            yield {**row, "p": found.p, "verdict": found.outcome, "networks": found.count}
+        several = {pair: c for pair, c in compared.items() if c is not None and c.count > 1}
+        for (structure, baseline), comparison in zip(several, correct(list(several.values())), strict=True):
+            row = {"repair": repair, "structure": structure, "baseline": baseline}
+            row |= {**_interval_columns(comparison), "p": comparison.p}
+            yield {**row, "verdict": comparison.outcome, "networks": comparison.count}
 
 
-def _winners(blocks: Sequence[Block], repair: str) -> Iterator[dict[str, Any]]:
-    for block in _of(blocks, repair):
+def _winner_rows(blocks: Sequence[Block], repair: str) -> Iterator[dict[str, Any]]:
+    for block in _with_repair(blocks, repair):
         yield {
             "data": block.data,
             "network": block.network,
@@ -147,9 +151,9 @@ def _winners(blocks: Sequence[Block], repair: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _lost(blocks: Sequence[Block], repair: str) -> Iterator[dict[str, Any]]:
+def _loss_rows(blocks: Sequence[Block], repair: str) -> Iterator[dict[str, Any]]:
     order = list_methods(blocks)
-    for block in _of(blocks, repair):
+    for block in _with_repair(blocks, repair):
         means = block.means
         row = {"data": block.data, "network": block.network, "kept": percent(block.keep)}
         yield row | {name: round(means[name], 2) if name in means else None for name in order}
@@ -160,7 +164,7 @@ def _median(rows: Rows, key: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _costs(rows: Rows) -> Iterator[dict[str, Any]]:
+def _cost_rows(rows: Rows) -> Iterator[dict[str, Any]]:
     costs = select(rows, part=COST)
     columns: dict[str, Column] = {
         f"{network}, s": ("seconds", {"network": network}) for network in distinct(costs, "network")
@@ -171,7 +175,7 @@ def _costs(rows: Rows) -> Iterator[dict[str, Any]]:
         yield line | {"largest gap": max(gaps) if gaps else None}
 
 
-def _networks(rows: Rows) -> list[dict[str, Any]]:
+def _network_rows(rows: Rows) -> list[dict[str, Any]]:
     dense = select(rows, part=DENSE)
     return [
         {
@@ -186,7 +190,7 @@ def _networks(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _refused(rows: Rows) -> Iterator[Row]:
+def _refusal_rows(rows: Rows) -> Iterator[Row]:
     for (method, network), same in group(select(rows, part=REFUSED), "method", "network").items():
         why = same[0]["why"]
         yield {
@@ -201,24 +205,26 @@ def _refused(rows: Rows) -> Iterator[Row]:
 def figures(rows: Rows) -> list[Figure]:
     """Return the standings as bars, and a map of points behind the best for each repair."""
     blocks = make_blocks(rows)
-    return [_bars(blocks), *(_map(blocks, repair) for repair in REPAIRS)] if blocks else []
+    if not blocks:
+        return []
+    return [_standings_figure(blocks), *(_distance_map(blocks, repair) for repair in REPAIRS)]
 
 
-def _bars(blocks: Sequence[Block]) -> Figure:
+def _standings_figure(blocks: Sequence[Block]) -> Figure:
     standings = list(list_standings(blocks))
     order = [row["method"] for row in standings if row["repair"] == "fold"]
     series = {}
     for repair in REPAIRS:
         behind = {row["method"]: row["behind"] for row in select(standings, repair=repair)}
         series[WORDS[repair]] = [(method, behind.get(method)) for method in order]
-    plot = bars(series, titled("points behind the best, on average"))
+    plot = bars(series, with_title("points behind the best, on average"))
     shown = [{k: row[k] for k in ("repair", "method", "behind", "blocks")} for row in standings]
     text = "Mean distance to the best method of each block, for each repair. Lower is better."
     return Figure("behind", "Points behind the best", plot, text, shown)
 
 
-def _map(blocks: Sequence[Block], repair: str) -> Figure:
-    same = _of(blocks, repair)
+def _distance_map(blocks: Sequence[Block], repair: str) -> Figure:
+    same = _with_repair(blocks, repair)
     order = list_methods(same)
     behind = {
         f"{b.network}, {b.data}, {b.keep:.0%} kept": {
@@ -233,7 +239,7 @@ def _map(blocks: Sequence[Block], repair: str) -> Figure:
         if name in values
     ]
     z = [[values.get(name) for name in order] for values in behind.values()]
-    style = {"colorscale": "Viridis", "reversescale": True, "colorbar": titled("points")}
+    style = {"colorscale": "Viridis", "reversescale": True, "colorbar": with_title("points")}
     layout = {"yaxis": {"automargin": True, "autorange": "reversed"}, "height": 200 + 16 * len(behind)}
     plot = {"data": [heatmap(order, list(behind), z, **style)], "layout": layout}
     text = f"Points behind the best method of each block, {WORDS[repair]}. Light is near the best."

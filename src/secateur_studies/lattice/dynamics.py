@@ -1,9 +1,9 @@
 """Lyapunov spectra of discrete-time systems, and the norm condition for stability.
 
-The spectrum is found by the QR method (G. Benettin et al., Lyapunov characteristic exponents for
+The spectrum is computed by the QR method (G. Benettin et al., Lyapunov characteristic exponents for
 smooth dynamical systems, Meccanica 15, 1980): Q R = Df(x_t) Q_t; the exponents are the means of log |diag R|.
 arXiv 2502.16525, Theorem III.7, concludes log L >= the largest exponent from |Df| <= L < 1; `Spectrum` has
-both sides, since on trained networks the norm is usually above 1 and the condition says nothing.
+both sides, since on trained networks the norm is usually above 1 and the condition does not apply.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class System(Protocol):
 
     @property
     def dt(self) -> float:
-        """Time that one step stands for."""
+        """Time that one step covers."""
         ...
 
     def step(self, x: Tensor, u: Tensor | None) -> Tensor:
@@ -51,7 +51,7 @@ class Map:
         size: Dimension of x.
         function: x -> f(x).
         derivative: x -> Df(x), [n, n]; by default automatic differentiation.
-        dt: Time that one step stands for.
+        dt: Time that one step covers.
     """
 
     size: int
@@ -76,10 +76,10 @@ class Spectrum:
 
     Attributes:
         exponents: The k largest, descending, in units of 1 / time, float64 [k].
-        norm: Largest spectral norm of Df along the trajectory, or NaN if it was not asked for.
+        norm: Largest spectral norm of Df along the trajectory, or NaN if not requested.
         steps: Steps averaged over.
         dt: Time of a step.
-        state: Where the trajectory ended [n].
+        state: Final state of the trajectory [n].
     """
 
     exponents: Tensor
@@ -95,7 +95,7 @@ class Spectrum:
 
     @property
     def bound(self) -> float:
-        """What the norm condition allows at most: log(norm) / dt."""
+        """Upper bound on the exponent from the norm condition: log(norm) / dt."""
         return math.log(self.norm) / self.dt if self.norm > 0 else self.norm - math.inf
 
     @property
@@ -105,7 +105,7 @@ class Spectrum:
 
 
 def autodiff_jacobian(system: System, x: Tensor, u: Tensor | None = None) -> Tensor:
-    """Return Df(x, u) in x by `torch.func.jacrev`: slow, and a check on the analytic Jacobians."""
+    """Return Df(x, u) in x by `torch.func.jacrev`: slow; it checks the analytic Jacobians."""
     return torch.func.jacrev(lambda state: system.step(state, u))(x)
 
 
@@ -138,11 +138,11 @@ def lyapunov_spectrum(
 
     Example:
         >>> logistic = Map(1, lambda x: 4 * x * (1 - x), lambda x: (4 - 8 * x).reshape(1, 1))
-        >>> found = lyapunov_spectrum(logistic, torch.tensor([0.3], dtype=torch.float64), steps=2000)
-        >>> abs(found.largest - math.log(2)) < 0.01
+        >>> spectrum = lyapunov_spectrum(logistic, torch.tensor([0.3], dtype=torch.float64), steps=2000)
+        >>> abs(spectrum.largest - math.log(2)) < 0.01
         True
     """
-    total = _length(system, x, steps, inputs, k, warmup)
+    total = _check_lengths(system, x, steps, inputs, k, warmup)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(system.size, k or system.size, generator=generator, dtype=torch.float64)
     Q = torch.linalg.qr(start)[0].to(x)
@@ -166,7 +166,7 @@ def lyapunov_spectrum(
     return Spectrum(exponents, largest, total - warmup, system.dt, x)
 
 
-def _length(
+def _check_lengths(
     system: System, x: Tensor, steps: int | None, inputs: Tensor | None, k: int | None, warmup: int
 ) -> int:
     if x.shape != (system.size,):

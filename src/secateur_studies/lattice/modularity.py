@@ -34,7 +34,7 @@ def modularity(adjacency: ArrayLike, community: ArrayLike) -> float:
         >>> modularity(np.kron(np.eye(2), np.ones((3, 3))), [0, 0, 0, 1, 1, 1])
         0.5
     """
-    a, c = _weights(adjacency), np.asarray(community)
+    a, c = _check_weights(adjacency), np.asarray(community)
     if c.shape != (len(a),):
         raise InputError(f"{len(a)} vertices need as many community labels; got shape {c.shape}")
     labels, c = np.unique(c, return_inverse=True)
@@ -48,18 +48,18 @@ def communities(adjacency: ArrayLike, seed: int = 0, resolution: float = 1.0) ->
     """Find communities of high modularity (Louvain), and label each vertex [n].
 
     Raises:
-        InputError: As `modularity`.
+        InputError: As in `modularity`.
     """
-    a = _weights(adjacency)
+    a = _check_weights(adjacency)
     graph = nx.from_numpy_array(a, create_using=nx.DiGraph)
-    found = nx.community.louvain_communities(graph, weight="weight", seed=seed, resolution=resolution)
+    groups = nx.community.louvain_communities(graph, weight="weight", seed=seed, resolution=resolution)
     labels = np.empty(len(a), np.int64)
-    for number, members in enumerate(sorted(found, key=min)):
+    for number, members in enumerate(sorted(groups, key=min)):
         labels[sorted(members)] = number
     return labels
 
 
-def _weights(adjacency: ArrayLike) -> NDArray[np.float64]:
+def _check_weights(adjacency: ArrayLike) -> NDArray[np.float64]:
     a = np.asarray(adjacency, np.float64)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.size == 0:
         raise InputError(f"an adjacency matrix is square with at least one vertex; got shape {a.shape}")

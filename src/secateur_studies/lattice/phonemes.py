@@ -23,7 +23,7 @@ from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur_studies.lattice.g2p import Batch, Transcriber, Word, batches, pairs, phoneme_errors
 from secateur_studies.lattice.rigorous import WHOLE, quiet
-from secateur_studies.models import scheduled
+from secateur_studies.models import with_schedule
 
 __all__ = ["RATIOS", "REACHES", "Words", "compare_methods"]
 
@@ -73,17 +73,17 @@ def compare_methods(
         seed: Seed of the drawn words.
         weights: File of weights; see `Transcriber.load`.
     """
-    case = _prepare(words, reach, seed, weights)
+    case = _prepare_case(words, reach, seed, weights)
     shared = {"part": G2P, "seed": seed, "units": reach, "removed": removed}
     yield {**shared, "criterion": WHOLE, "repair": "none", **case.measure(case.model)}
     budget = Units(1 - removed, scope="global" if reach == "all units" else "layer")
-    for name, plan in _plans(case, budget, words.draws):
+    for name, plan in _make_plans(case, budget, words.draws):
         if isinstance(plan, SecateurError):
             yield {**shared, "criterion": name, "why": str(plan)}
             continue
         small = shrink(case.model, plan)
-        left = [f"{len(plan.keep.get(g.name, range(g.size)))} {g.name}" for g in case.graph.groups]
-        speed = {"left": ", ".join(left), "speed-up": case.speed(small)}
+        remaining = [f"{len(plan.keep.get(g.name, range(g.size)))} {g.name}" for g in case.graph.groups]
+        speed = {"left": ", ".join(remaining), "speed-up": case.speed(small)}
         for repair, model in case.repair(small, plan):
             row = {"criterion": name, "repair": repair, **case.measure(model)}
             yield {**shared, **row, **(speed if repair == "none" else {})}
@@ -98,7 +98,7 @@ class _Case:
     statistics: Statistics
     guard: Statistics
     test: list[Word]
-    held: list[Batch]
+    judging: list[Batch]
     tuning: list[Batch]
     words: Words
 
@@ -114,7 +114,7 @@ class _Case:
     @torch.no_grad()
     def speed(self, small: nn.Module) -> float:
         """Return the speed-up in CPU time of a pass over a batch, the median of alternating passes."""
-        inputs = max((x for x, _ in self.held), key=lambda x: len(x[0]))
+        inputs = max((x for x, _ in self.judging), key=lambda x: len(x[0]))
         ratios = []
         for _ in range(self.words.repeats + 1):
             start = time.process_time()
@@ -127,10 +127,10 @@ class _Case:
     def repair(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
         """Yield a shrunk model without repair, folded, and then trained with a falling learning rate."""
         yield "none", small
-        folded, _ = fold(self.model, small, plan, self.statistics, self.guard, self._distance)
+        folded, _ = fold(self.model, small, plan, self.statistics, self.guard, self._squared_distance)
         yield "fold", folded
         steps = self.words.epochs * len(self.tuning)
-        falling = scheduled(
+        falling = with_schedule(
             torch.optim.Adam,
             lambda optimizer, _: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps),
         )
@@ -138,23 +138,25 @@ class _Case:
         yield "fold, finetune", finetune(folded, self.tuning, progress=False, **options)[0]
 
     @torch.no_grad()
-    def _distance(self, other: nn.Module) -> float:
-        return sum(float((other(*x) - self.model(*x)).square().sum()) for x, _ in self.held)
+    def _squared_distance(self, other: nn.Module) -> float:
+        return sum(float((other(*x) - self.model(*x)).square().sum()) for x, _ in self.judging)
 
 
-def _prepare(words: Words, reach: str, seed: int, weights: str | Path | None) -> _Case:
+def _prepare_case(words: Words, reach: str, seed: int, weights: str | Path | None) -> _Case:
     model = Transcriber.load(weights)
-    test, calibration, held, tuning = pairs(seed, (words.test, words.calibration, words.held, words.tuning))
+    test, calibration, judging, tuning = pairs(
+        seed, (words.test, words.calibration, words.held, words.tuning)
+    )
     example = batches(calibration[:64])[0][0]
     graph = trace(model, example, ("letters", "phonemes") if reach == "hidden units" else ())
     needs = {"activations", "moments", "gram", "taylor", "gradients"}
     statistics = collect_statistics(model, graph, batches(calibration), needs)
-    guard = collect_statistics(model, graph, batches(held), {"gram"})
-    parts = (test, batches(held), batches(tuning, words.batch, 0))
+    guard = collect_statistics(model, graph, batches(judging), {"gram"})
+    parts = (test, batches(judging), batches(tuning, words.batch, 0))
     return _Case(model, graph, statistics, guard, *parts, words)
 
 
-def _plans(case: _Case, budget: Units, draws: int) -> Iterator[tuple[str, Plan | SecateurError]]:
+def _make_plans(case: _Case, budget: Units, draws: int) -> Iterator[tuple[str, Plan | SecateurError]]:
     """Yield the plan of every criterion, or the error that it raises."""
     methods: dict[str, Method] = {name: make() for name, make in METHODS.items() if name != "random"}
     methods["lattice: in-strength"] = Lattice(centrality="in-strength")
@@ -172,7 +174,7 @@ def _make_plan(case: _Case, method: Method, budget: Units) -> Plan | SecateurErr
     try:
         statistics = case.statistics
         if missing := method.needs(budget) & {"flow", "chain", "images"}:
-            statistics = collect_statistics(case.model, case.graph, case.held, missing)
+            statistics = collect_statistics(case.model, case.graph, case.judging, missing)
         return method.plan(case.graph, statistics, budget)
     except SecateurError as error:
         return error

@@ -146,7 +146,7 @@ def recurrent_system(module: nn.Module, layer: int = 0, reverse: bool = False) -
     ]
     make = next((make for types, make in kinds if isinstance(module, types)), None)
     if make is None:
-        raise InputError(f"{type(module).__name__} is no RNN, GRU, LSTM or cell of one")
+        raise InputError(f"{type(module).__name__} is not an RNN, GRU, LSTM or cell of one")
     if getattr(module, "proj_size", 0):
         raise InputError(
             f"{type(module).__name__} with proj_size={module.proj_size} has a projected state; its Jacobian "

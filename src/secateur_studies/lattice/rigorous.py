@@ -137,14 +137,14 @@ def compare_criteria(case: Case) -> Iterator[dict[str, Any]]:
     for ratio in case.size.ratios:
         whole = {"criterion": WHOLE, "repair": "none", "removed": ratio, "accuracy": base}
         yield {**shared, **whole}
-        for name, plan in _plans(case, ratio):
+        for name, plan in _make_plans(case, ratio):
             small = shrink(case.model, plan)
-            for repair, model in _repair(case, plan, small):
+            for repair, model in _repair_variants(case, plan, small):
                 row = {"criterion": name, "repair": repair, "removed": ratio}
                 yield {**shared, **row, "accuracy": case.test(model)}
 
 
-def _plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
+def _make_plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
     """Yield the plan of every criterion, and several random plans."""
     budget = Units(1 - ratio)
     with quiet():
@@ -163,15 +163,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _repair(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _repair_variants(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the shrunk model without repair, folded, and fine-tuned."""
     none, folded, tuned = REPAIRS
     yield none, small
     judged = [x for x, _ in case.data.batches("selection", 200)]
-    yield (
-        folded,
-        fold(case.model, small, plan, case.statistics, case.guard, partial(_distance, case, judged))[0],
-    )
+    distance = partial(_squared_distance, case, judged)
+    yield folded, fold(case.model, small, plan, case.statistics, case.guard, distance)[0]
     inputs, targets = (part[: case.size.tuning] for part in case.data.parts["train"])
     batches = Shuffled(inputs, targets, 64, torch.Generator().manual_seed(case.seed))
     epochs = case.size.tuning_epochs
@@ -179,5 +177,5 @@ def _repair(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple[str, nn.
 
 
 @torch.no_grad()
-def _distance(case: Case, inputs: list[Tensor], model: nn.Module) -> float:
+def _squared_distance(case: Case, inputs: list[Tensor], model: nn.Module) -> float:
     return sum(float((model(x) - case.model(x)).square().sum()) for x in inputs)

@@ -80,8 +80,8 @@ def trials(
     if parts is None:
         parts = PARTS if weights or available() else PARTS[:2]
     if data is None:
-        found = {"mnist": "mnist" in folders, "fashion": "fashion" in folders or fashion_available()}
-        data = [*(name for name, is_there in found.items() if is_there), "digits"]
+        installed = {"mnist": "mnist" in folders, "fashion": "fashion" in folders or fashion_available()}
+        data = [*(name for name, present in installed.items() if present), "digits"]
     check_names("part", parts, PARTS)
     check_names("data set of this study", data, ("mnist", "fashion", "digits"))
     several = range(seed, seed + (max(6, seeds) if full and not tiny else seeds))
@@ -89,9 +89,9 @@ def trials(
     rigorous, literal, g2p = [], [], []
     for name in data:
         images: dict[str, Any] = {"data": name, "folder": folders.get(name)}
-        compared = asdict(_size(SIZES, name, size))
+        compared = asdict(_choose_size(SIZES, name, size))
         compared["ratios"] = list(compared["ratios"])
-        schedule = asdict(_size(SCHEDULES, name, size))
+        schedule = asdict(_choose_size(SCHEDULES, name, size))
         rigorous += [Trial(f"{JOBS}:rigorous", {**images, "size": compared, "seed": s}) for s in several]
         literal += [
             Trial(f"{JOBS}:literal", {**images, "schedule": schedule, "variant": v.name, "seed": s})
@@ -109,7 +109,7 @@ def trials(
     return [trial for part, listed in by_part.items() if part in parts for trial in listed]
 
 
-def _size(sizes: Mapping[str, T], data: str, size: str) -> T:
+def _choose_size(sizes: Mapping[str, T], data: str, size: str) -> T:
     """Return the size for a data set: "tiny", "full", or that of digits or of larger images."""
     kind = "digits" if data == "digits" else "images"
     return sizes.get(f"{size} {kind}", sizes.get(size, sizes[kind]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from secateur_studies.figures import curves, titled
+from secateur_studies.figures import curves, with_title
 from secateur_studies.findings import Figure, Table, verdict
 from secateur_studies.lattice.effects import EFFECT, EFFECTS
 from secateur_studies.lattice.experiments import LITERAL
@@ -51,17 +51,17 @@ _SPEED = "CPU time of a pass over a batch of words in one thread, whole and prun
 
 def tables(rows: Rows) -> list[Table]:
     """Return the tables that have rows."""
-    makers = ((LITERAL, _literal), (RIGOROUS, _rigorous), (EFFECT, _effect))
+    makers = ((LITERAL, _literal_table), (RIGOROUS, _rigorous_table), (EFFECT, _effect_table))
     by_data = [
         make(data, same)
         for part, make in makers
         for (data,), same in group(select(rows, part=part), "data").items()
     ]
-    published = Table("published", "Tables I and II of the paper", list(_published(rows)), _PUBLISHED)
-    return [table for table in (published, *by_data, *_g2p(rows)) if table.rows]
+    published = Table("published", "Tables I and II of the paper", list(_published_rows(rows)), _PUBLISHED)
+    return [table for table in (published, *by_data, *_g2p_tables(rows)) if table.rows]
 
 
-def _published(rows: Rows) -> Iterator[Row]:
+def _published_rows(rows: Rows) -> Iterator[Row]:
     """Yield the sparsities on any data, and the accuracies on MNIST alone."""
     trained = select(rows, part=LITERAL)
     datasets = distinct(trained, "data")
@@ -88,26 +88,27 @@ def _in_range(statement: str, ours: float | None, published: tuple[float, float]
     }
 
 
-def _literal(data: str, rows: Rows) -> Table:
+def _literal_table(data: str, rows: Rows) -> Table:
     lines = []
     for (variant,), same in group(rows, "variant").items():
-        found = _compare(same, select(rows, variant=CONTROL))
+        comparison = _compare_accuracies(same, select(rows, variant=CONTROL))
         line = {"variant": variant, "zeros in W_hh": mean(same, "zeros"), "accuracy": mean(same, "accuracy")}
-        line |= {"seeds": len(distinct(same, "seed")), "above control": None if found is None else found.mean}
-        lines.append({**line, **_interval(found)})
+        above = None if comparison is None else comparison.mean
+        line |= {"seeds": len(distinct(same, "seed")), "above control": above}
+        lines.append({**line, **_interval_columns(comparison)})
     return Table(f"literal-{data}", f"Algorithms 2 and 3 as printed, {data}", lines, _LITERAL)
 
 
-def _compare(first: Rows, second: Rows) -> Comparison | None:
+def _compare_accuracies(first: Rows, second: Rows) -> Comparison | None:
     return compare(paired_differences(first, second, "accuracy", ["seed"]))
 
 
-def _interval(comparison: Comparison | None) -> Row:
+def _interval_columns(comparison: Comparison | None) -> Row:
     low, high = (None, None) if comparison is None else (comparison.low, comparison.high)
     return {"low": low, "high": high}
 
 
-def _rigorous(data: str, rows: Rows) -> Table:
+def _rigorous_table(data: str, rows: Rows) -> Table:
     whole = mean(select(rows, criterion=WHOLE), "accuracy") or 0.0
     pruned = [row for row in rows if row["criterion"] != WHOLE]
     random = select(pruned, criterion="random")
@@ -117,8 +118,8 @@ def _rigorous(data: str, rows: Rows) -> Table:
         sign = ""
         if same and same[0]["criterion"] != "random":
             other = select(random, repair=same[0]["repair"], removed=same[0]["removed"])
-            found = _compare(same, other)
-            sign = "" if found is None else signs.get(found.outcome, "")
+            comparison = _compare_accuracies(same, other)
+            sign = "" if comparison is None else signs.get(comparison.outcome, "")
         return f"{mean(same, key) or 0.0:.3f}{sign}"
 
     lines = pivot(pruned, ["repair", "criterion"], across(pruned, "removed", "accuracy"), show)
@@ -127,13 +128,13 @@ def _rigorous(data: str, rows: Rows) -> Table:
     return Table(f"rigorous-{data}", f"Whole units removed from an LSTM, {data}", lines, note)
 
 
-def _effect(data: str, rows: Rows) -> Table:
+def _effect_table(data: str, rows: Rows) -> Table:
     columns = ("accuracy", *EFFECTS)
     lines = pivot(rows, ["criterion"], dict(zip(columns, columns, strict=True)))
     return Table(f"effect-{data}", f"Effects of removal on the dynamics, {data}", lines, _EFFECT)
 
 
-def _g2p(rows: Rows) -> Iterator[Table]:
+def _g2p_tables(rows: Rows) -> Iterator[Table]:
     same = select(rows, part=G2P)
     measured = [row for row in same if "repair" in row]
     whole = select(measured, criterion=WHOLE)
@@ -147,9 +148,9 @@ def _g2p(rows: Rows) -> Iterator[Table]:
         errors = pivot(pruned, ["repair", "criterion"], across(pruned, "removed", "error"))
         yield Table(f"g2p-{name}", f"g2p-en: phoneme error, share of {units} removed", errors, note.strip())
         timed = [row for row in pruned if "speed-up" in row]
-        left = {row["criterion"]: row["left"] for row in timed if row["removed"] == 0.25}
+        remaining = {row["criterion"]: row["left"] for row in timed if row["removed"] == 0.25}
         speeds = [
-            {**line, "left at 25%": left.get(line["criterion"])}
+            {**line, "left at 25%": remaining.get(line["criterion"])}
             for line in pivot(timed, ["criterion"], across(timed, "removed", "speed-up"))
         ]
         yield Table(f"g2p-speed-{name}", f"g2p-en: times as fast, share of {units} removed", speeds, _SPEED)
@@ -160,11 +161,11 @@ def figures(rows: Rows) -> list[Figure]:
     return [*_literal_figures(rows), *_rigorous_figures(rows), *_g2p_figures(rows)]
 
 
-def _plot(
+def _plot_groups(
     lines: Rows, name: str, x: str, y: str, titles: tuple[str, str], mode: str = "lines+markers"
 ) -> Any:
     series = {key[0]: [(line[x], line[y]) for line in same] for key, same in group(lines, name).items()}
-    return curves(series, titled(titles[0]), titled(titles[1]), mode=mode)
+    return curves(series, with_title(titles[0]), with_title(titles[1]), mode=mode)
 
 
 def _literal_figures(rows: Rows) -> Iterator[Figure]:
@@ -172,7 +173,7 @@ def _literal_figures(rows: Rows) -> Iterator[Figure]:
         columns = ("variant", "seed", "zeros", "accuracy")
         shown = [{c: row[c] for c in columns} for same in group(trained, "variant").values() for row in same]
         titles = ("share of zeros in W_hh", "accuracy")
-        plot = _plot(shown, "variant", "zeros", "accuracy", titles, "markers")
+        plot = _plot_groups(shown, "variant", "zeros", "accuracy", titles, "markers")
         text = "Each point is a training. Without masks that persist, the weights have grown back."
         title = f"Accuracy against zeros in W_hh, {data}"
         yield Figure(f"literal-accuracy-{data}", title, plot, text, shown)
@@ -186,17 +187,18 @@ def _rigorous_figures(rows: Rows) -> Iterator[Figure]:
             shown = []
             for criterion in SHOWN:
                 for removed in sorted(distinct(same, "removed")):
-                    here = select(same, removed=removed)
-                    own = select(here, criterion=criterion)
-                    line = {"criterion": criterion, "removed": removed, "accuracy": mean(own, "accuracy")}
-                    shown.append({**line, **_interval(_compare(own, select(here, criterion="random")))})
+                    at_share = select(same, removed=removed)
+                    members = select(at_share, criterion=criterion)
+                    line = {"criterion": criterion, "removed": removed, "accuracy": mean(members, "accuracy")}
+                    comparison = _compare_accuracies(members, select(at_share, criterion="random"))
+                    shown.append({**line, **_interval_columns(comparison)})
             if shown:
                 text = (
                     f"Mean accuracy over the seeds {words}. The rows have the 95 % interval of the paired "
                     "difference with random removal."
                 )
                 titles = ("share of units removed", "accuracy")
-                plot = _plot(shown, "criterion", "removed", "accuracy", titles)
+                plot = _plot_groups(shown, "criterion", "removed", "accuracy", titles)
                 title = f"Accuracy against units removed, {data}, {words}"
                 yield Figure(f"removed-{data}-{repair}", title, plot, text, shown)
 
@@ -213,7 +215,9 @@ def _g2p_figures(rows: Rows) -> Iterator[Figure]:
                 line = {"units": units, "criterion": criterion, "removed": removed}
                 shown.append({**line, "phoneme error": mean(select(same, removed=removed), "error")})
     named = [{**line, "name": f"{line['criterion']}, {line['units']}"} for line in shown]
-    plot = _plot(named, "name", "removed", "phoneme error", ("share of units removed", "phoneme error"))
+    plot = _plot_groups(
+        named, "name", "removed", "phoneme error", ("share of units removed", "phoneme error")
+    )
     text = "With the least-squares fold and no training; over all units, and over the hidden units alone."
     title = "g2p-en: phoneme error against units removed, with fold"
     yield Figure("g2p-fold", title, plot, text, shown)

@@ -44,7 +44,7 @@ def check_network(net: Post) -> Iterator[Row]:
     generator = np.random.default_rng(net.seed)
     changes = []
     for _ in range(PERMUTATIONS):
-        other = net.permuted(generator.permutation(len(net.w2)))
+        other = net.permute(generator.permutation(len(net.w2)))
         changes.append(curve(other, "matroid", other.tail.tail)[_AT_75])
     yield common | {"part": PERMUTED, "change": float(np.mean(changes)), "worst": min(changes)}
     fresh = moons(np.random.default_rng(10_000 + net.seed))
@@ -58,12 +58,12 @@ def check_network(net: Post) -> Iterator[Row]:
 
 def merge_multiples(net: Post, tolerance: float) -> Row:
     """Merge rows of [W1 | b1] that are positive multiples within a tolerance: relu(c z) = c relu(z)."""
-    found = parallel_rows(net.rows, tolerance=tolerance)
-    leaders = np.array([star[0] for star in found.classes])
+    parallel = parallel_rows(net.rows, tolerance=tolerance)
+    leaders = np.array([star[0] for star in parallel.classes])
     w2 = np.array(
         [
             sum(c * net.w2[i] for i, c in zip(star, scales, strict=True))
-            for star, scales in zip(found.classes, found.scales, strict=True)
+            for star, scales in zip(parallel.classes, parallel.scales, strict=True)
         ]
     )
     after = replace(net, w1=net.w1[leaders], b1=net.b1[leaders], w2=w2)

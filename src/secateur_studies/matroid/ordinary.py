@@ -34,13 +34,13 @@ REPAIRS = ("none", "fold")
 NEEDS = frozenset({"gram", "moments", "gradients", "taylor"})
 
 
-def _cnn(data: Dataset, seed: int) -> nn.Module:
+def _make_cnn(data: Dataset, seed: int) -> nn.Module:
     return small_cnn(16, side=data.shape[1], channels=data.shape[0], classes=data.classes, seed=seed)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a network is built, trained and measured, in under a minute.
+    """Settings to build, train and measure a network, in under a minute.
 
     Attributes:
         build: (data, seed) -> network.
@@ -59,12 +59,12 @@ class Scale:
 
 MODELS: dict[str, Scale] = {
     "mlp": Scale(lambda data, seed: perceptron(data, 512, seed=seed), 5, seeds=10),
-    "cnn": Scale(_cnn, 3, 20_000, 4_000),
+    "cnn": Scale(_make_cnn, 3, 20_000, 4_000),
     "lstm": Scale(lambda data, seed: lstm(data, 128, seed=seed), 3, 20_000, 4_000),
 }
 
 
-def _criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
+def _list_criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
     """Yield name, method, and number of draws; the matroid first."""
     yield "matroid", Matroid(), 1
     yield "matroid, units", Matroid(objective="units"), 1
@@ -87,12 +87,15 @@ def compare_criteria(
     graph = trace(model, data.parts["train"][0][:2])
     statistics = collect_statistics(model, graph, data.batches("calibration", 250), NEEDS, seed)
     test = data.batches("test", 1000, tests)
-    base = _correct(model, test)
+    base = _correct_answers(model, test)
     common = {"model": name, "data": data.name, "seed": seed, "accuracy": base.mean()}
     for removed in REMOVED:
         ours: dict[str, Correct] = {}
-        for label, method, times in _criteria(draws):
-            results = [_prune(method, model, graph, statistics, removed, draw, test) for draw in range(times)]
+        for label, method, times in _list_criteria(draws):
+            results = [
+                _prune_and_test(method, model, graph, statistics, removed, draw, test)
+                for draw in range(times)
+            ]
             for repair in REPAIRS:
                 row = common | {"criterion": label, "removed": removed, "repair": repair}
                 right = [result[repair] for result in results]
@@ -112,7 +115,7 @@ def _count_differences(ours: Correct, theirs: Correct) -> Row:
     }
 
 
-def _prune(
+def _prune_and_test(
     method: SetMethod,
     model: nn.Module,
     graph: PruningGraph,
@@ -126,17 +129,17 @@ def _prune(
     plan = method.plan(graph, drawn, Units(1 - removed))
     small = shrink(model, plan, check=False)
     folded, _ = fold(model, small, plan, statistics)
-    return {"none": _correct(small, test), "fold": _correct(folded, test)}
+    return {"none": _correct_answers(small, test), "fold": _correct_answers(folded, test)}
 
 
 @torch.no_grad()
-def _correct(model: nn.Module, batches: Sequence[Batch]) -> Correct:
+def _correct_answers(model: nn.Module, batches: Sequence[Batch]) -> Correct:
     """Return which examples are answered right."""
     return torch.cat([model(x).argmax(-1) == y for x, y in batches]).numpy()
 
 
 def find_planted(data: Dataset, seed: int, count: int = 40) -> Row:
-    """Plant positive multiples and duplicates into a trained perceptron, and count which are found."""
+    """Plant positive multiples and duplicates into a trained perceptron, and count those that are merged."""
     model = train(MODELS["mlp"].build(data, seed), data, epochs=1, limit=20_000, seed=seed).model.double()
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     generator = np.random.default_rng(seed)
@@ -153,7 +156,7 @@ def find_planted(data: Dataset, seed: int, count: int = 40) -> Row:
     pairs = {frozenset(p) for p in zip(rows[:count].tolist(), rows[count:].tolist(), strict=True)}
     merged = plan.merges[next(iter(plan.merges))]
     leaders = merged.kept[merged.coefficients.argmax(1)]
-    found = {frozenset(pair) for pair in zip(merged.removed.tolist(), leaders.tolist(), strict=True)}
+    merged_pairs = {frozenset(pair) for pair in zip(merged.removed.tolist(), leaders.tolist(), strict=True)}
     with torch.no_grad():
         difference = float((small(x) - model(x)).abs().max() / model(x).abs().max())
     return {
@@ -162,8 +165,8 @@ def find_planted(data: Dataset, seed: int, count: int = 40) -> Row:
         "seed": seed,
         "units": first.out_features,
         "planted": count,
-        "found": len(found & pairs),
-        "found besides": len(found - pairs),
+        "found": len(merged_pairs & pairs),
+        "found besides": len(merged_pairs - pairs),
         "relative output difference": difference,
         "accuracy before": accuracy(model, [(x, y)]),
         "accuracy after": accuracy(small, [(x, y)]),

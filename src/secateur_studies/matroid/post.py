@@ -39,7 +39,7 @@ CRITERIA = ("matroid", "magnitude", "activation", "sensitivity", "random")
 DIMENSIONS = (6, 20, 50, 100, 200)
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 SEEDS = (42, 43, 44, 45, 46)
-# What each parametrization adds to the data's seed.
+# Offset of each parametrization to the data's seed.
 MODES: dict[Kind, int] = {
     "tp_exponential": 0,
     "cauchy": 1000,
@@ -90,7 +90,7 @@ class Post:
         hidden = np.maximum((self.x if x is None else x) @ self.w1[k].T + self.b1[k], 0)
         return hidden @ self.w2[k] + self.b2
 
-    def permuted(self, order: Ints) -> Post:
+    def permute(self, order: Ints) -> Post:
         """Return the same function with its units in another order."""
         return replace(self, w1=self.w1[order], b1=self.b1[order], w2=self.w2[order])
 
@@ -124,13 +124,13 @@ def train(mode: Kind, units: int, seed: int, data: tuple[Floats, Floats], epochs
         last.weight.copy_(torch.from_numpy(generator.normal(0, np.sqrt(2.0 / units), (1, units))))
         last.bias.zero_()
     net = nn.Sequential(first, nn.ReLU(), last)
-    _fit(net, torch.from_numpy(data[0]), torch.from_numpy(data[1]), generator, epochs)
+    _fit_network(net, torch.from_numpy(data[0]), torch.from_numpy(data[1]), generator, epochs)
     tensors = (first.weight, first.bias, last.weight, last.bias)
     w1, b1, w2, b2 = (t.detach().numpy().copy() for t in tensors)
     return Post(mode, seed, *data, w1, b1, w2[0], float(b2[0]))
 
 
-def _fit(
+def _fit_network(
     net: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: np.random.Generator, epochs: int
 ) -> None:
     loss = nn.BCEWithLogitsLoss()
@@ -169,6 +169,6 @@ def curve(net: Post, criterion: str, tail: Ints, data: tuple[Floats, Floats] | N
     changes = []
     for fraction in FRACTIONS:
         sets = removals(net, criterion, tail, fraction)
-        after = [accuracy(net, np.setdiff1d(everything, gone), data) for gone in sets]
+        after = [accuracy(net, np.setdiff1d(everything, removed), data) for removed in sets]
         changes.append(100 * (float(np.mean(after)) - before) if len(tail) else 0.0)
     return changes

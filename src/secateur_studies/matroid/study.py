@@ -72,26 +72,26 @@ def trials(
     folder = folders.get("fashion")
     images = {"data": "fashion" if folder or fashion_available() else "digits", "folder": folder}
     seeds = 10 if seeds is None and full else seeds
-    found: list[Trial] = []
+    planned: list[Trial] = []
     for model in sorted(models, key=["lstm", "cnn", "mlp"].index) if "ordinary" in parts else ():
-        size = _size(model, full, limit)
+        size = _choose_size(model, full, limit)
         chosen = range(seed, seed + (MODELS[model].seeds if seeds is None else seeds))
-        found += [Trial(f"{JOBS}:ordinary", {**images, "model": model, "seed": s, **size}) for s in chosen]
+        planned += [Trial(f"{JOBS}:ordinary", {**images, "model": model, "seed": s, **size}) for s in chosen]
     if "post" in parts:
-        found += [
+        planned += [
             Trial(f"{JOBS}:post", {"seed": s, "mode": mode, "units": list(dimensions)})
             for mode in ("tp_exponential", "negated_bidiagonal")
             for s in SEEDS
         ]
     if "controls" in parts:
-        found += [Trial(f"{JOBS}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
+        planned += [Trial(f"{JOBS}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
     if "planted" in parts:
         chosen = range(seed, seed + (5 if seeds is None else seeds))
-        found += [Trial(f"{JOBS}:planted", {**images, "seed": s, "count": 40}) for s in chosen]
-    return found
+        planned += [Trial(f"{JOBS}:planted", {**images, "seed": s, "count": 40}) for s in chosen]
+    return planned
 
 
-def _size(model: str, full: bool, limit: int | None) -> dict[str, Any]:
+def _choose_size(model: str, full: bool, limit: int | None) -> dict[str, Any]:
     scale = MODELS[model]
     if full:
         size = {"epochs": 2 * scale.epochs, "limit": None, "tests": None, "draws": 20}

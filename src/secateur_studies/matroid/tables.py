@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur_studies.figures import bars, curves, grid, heatmap, titled
-from secateur_studies.findings import Figure, Table, beside
+from secateur_studies.figures import bars, curves, grid, heatmap, with_title
+from secateur_studies.findings import Figure, Table, compare_published
 from secateur_studies.matroid.controls import FRESH, MERGED, PARTITION, PERMUTED, REAL, UNTRAINED
 from secateur_studies.matroid.experiments import EXTENT, FIGURE_1, FIGURE_2, LINES, PANELS, POST, SIDE
 from secateur_studies.matroid.ordinary import ORDINARY, PAIRED, PLANTED
@@ -72,41 +72,43 @@ def tables(rows: Rows) -> list[Table]:
         ),
         ("merged", "Positive multiples merged, in any order", _MERGED, {MERGED}),
     ]
-    found = [
-        Table("published", "Published changes of accuracy, and ours", list(_published(rows)), _PUBLISHED),
+    built = [
+        Table(
+            "published", "Published changes of accuracy, and ours", list(_published_rows(rows)), _PUBLISHED
+        ),
         Table(
             "whole-tail",
             "The whole tail removed (Table 2), and single statements",
-            [*_whole_tail(rows), *_facts(rows)],
+            [*_whole_tail_rows(rows), *_fact_rows(rows)],
             _WHOLE,
         ),
-        Table("post", "Change of accuracy in points, mean of the seeds", _all_changes(rows), _POST),
+        Table("post", "Change of accuracy in points, mean of the seeds", _change_rows(rows), _POST),
         *(
-            Table(name, title, _controls(select(rows, part=part)), note)
+            Table(name, title, _control_rows(select(rows, part=part)), note)
             for name, title, note, part in controls
         ),
-        Table("ordinary", "Ordinary networks: test accuracy lost", _ordinary(rows), _ORDINARY),
+        Table("ordinary", "Ordinary networks: test accuracy lost", _ordinary_rows(rows), _ORDINARY),
         Table("paired", "Matroid and the best baseline, both with fold", compare_best(rows), _PAIRED),
         Table("planted", "Planted positive multiples and duplicates", planted, _PLANTED),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in built if table.rows]
 
 
-def _change(rows: Rows, units: int, criterion: str, fraction: float) -> float | None:
+def _mean_change(rows: Rows, units: int, criterion: str, fraction: float) -> float | None:
     return mean(
         select(rows, part=POST, mode=POSTS, units=units, criterion=criterion, fraction=fraction), "change"
     )
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 1) + 0.0  # no -0
 
 
-def _widths(rows: Rows) -> list[int]:
+def _list_widths(rows: Rows) -> list[int]:
     return sorted(distinct(select(rows, part=POST, mode=POSTS), "units"))
 
 
-def _printed(units: int, criterion: str, fraction: float) -> float | None:
+def _printed_mean(units: int, criterion: str, fraction: float) -> float | None:
     """Return the printed mean, or None where the post prints none."""
     if units == 200:
         return CURVES_200[criterion][FRACTIONS.index(fraction)]
@@ -116,31 +118,31 @@ def _printed(units: int, criterion: str, fraction: float) -> float | None:
     return whole.get("mean" if criterion == BASIS else criterion)
 
 
-def _published(rows: Rows) -> Iterator[Row]:
-    """Yield every published mean of which there are rows, beside ours."""
-    for units in _widths(rows):
+def _published_rows(rows: Rows) -> Iterator[Row]:
+    """Yield every published mean of which there are rows, with ours."""
+    for units in _list_widths(rows):
         for criterion in CRITERIA:
             for fraction in FRACTIONS:
-                printed = _printed(units, criterion, fraction)
+                printed = _printed_mean(units, criterion, fraction)
                 if printed is not None:
-                    ours = _rounded(_change(rows, units, criterion, fraction))
+                    ours = _round(_mean_change(rows, units, criterion, fraction))
                     line = {"H": units, "criterion": criterion, "of the tail": percent(fraction)}
-                    yield {**line, **beside(ours, printed)}
+                    yield {**line, **compare_published(ours, printed)}
 
 
-def _whole_tail(rows: Rows) -> Iterator[Row]:
+def _whole_tail_rows(rows: Rows) -> Iterator[Row]:
     for units, published in AT_100.items():
         whole = select(rows, part=POST, mode=POSTS, units=units, criterion=BASIS, fraction=1.0)
         if not whole:
             continue
         worse = [r["change"] for r in whole if r["tail"] and r["change"] <= 0]
-        best = _rounded(max(worse)) if worse else None
-        worst = _rounded(min(r["change"] for r in whole))
-        yield {"statement": f"H={units}: best", **beside(best, published["best"])}
-        yield {"statement": f"H={units}: worst", **beside(worst, published["worst"])}
+        best = _round(max(worse)) if worse else None
+        worst = _round(min(r["change"] for r in whole))
+        yield {"statement": f"H={units}: best", **compare_published(best, published["best"])}
+        yield {"statement": f"H={units}: worst", **compare_published(worst, published["worst"])}
 
 
-def _facts(rows: Rows) -> Iterator[Row]:
+def _fact_rows(rows: Rows) -> Iterator[Row]:
     """Yield the numbers of Figures 1 and 2 and of the text at H = 200."""
     ours: dict[str, float | None] = {}
     kinds = [r["kind"] for r in select(rows, part=LINES)]
@@ -151,23 +153,26 @@ def _facts(rows: Rows) -> Iterator[Row]:
         ours["figure 2: removed"] = panels["matroid"]["removed"]
         names = {"original": "before", "matroid": "by matroid", "worst of 20 random": "by random"}
         for panel, text in names.items():
-            ours[f"figure 2: accuracy {text}"] = _rounded(100 * panels[panel]["accuracy"])
+            ours[f"figure 2: accuracy {text}"] = _round(100 * panels[panel]["accuracy"])
     wide = select(rows, part=PARTITION, mode=POSTS, units=200)
     essential, tail = mean(wide, "essential"), mean(wide, "tail")
     if essential is not None and tail is not None:
         ours |= {"H=200: essential (about)": essential, "H=200: kept (about)": 200 - 0.75 * tail}
     for statement, value in ours.items():
-        yield {"statement": statement, **beside(value, FACTS[statement], ABOUT.get(statement, 1e-9))}
+        yield {
+            "statement": statement,
+            **compare_published(value, FACTS[statement], ABOUT.get(statement, 1e-9)),
+        }
 
 
-def _all_changes(rows: Rows) -> list[dict[str, Any]]:
+def _change_rows(rows: Rows) -> list[dict[str, Any]]:
     posts = sorted(select(rows, part=POST), key=lambda r: (r["mode"] != POSTS, r["units"]))
     titles = {"mode": "parametrization", "units": "H", "criterion": "criterion"}
     columns = across(posts, "fraction", "change")
-    return pivot(posts, titles, columns, lambda same, key: _rounded(mean(same, key)))
+    return pivot(posts, titles, columns, lambda same, key: _round(mean(same, key)))
 
 
-def _controls(rows: Rows) -> list[dict[str, Any]]:
+def _control_rows(rows: Rows) -> list[dict[str, Any]]:
     """Return the means of all columns, one row for each part, parametrization, size and tolerance."""
     skip = {"part", "mode", "units", "data seed", "tolerance"}
     lines = []
@@ -179,7 +184,7 @@ def _controls(rows: Rows) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda r: (r["control"], r["parametrization"], r.get("tolerance") or 0, r["H"]))
 
 
-def _ordinary(rows: Rows) -> list[dict[str, Any]]:
+def _ordinary_rows(rows: Rows) -> list[dict[str, Any]]:
     lost = select(rows, part=ORDINARY)
     titles = {"model": "network", "data": "data", "criterion": "criterion", "repair": "repair"}
     lines = pivot(lost, titles, across(lost, "removed", "lost"))
@@ -213,20 +218,20 @@ def compare_best(rows: Rows, repair: str = "fold") -> list[dict[str, Any]]:
         comparisons.append(comparison)
         line = {"network": model, "removed": removed, "matroid lost": lost[BASIS], "best baseline": best}
         lines.append({**line, "baseline lost": lost[best]})
-    for line, found in zip(lines, correct(comparisons), strict=True):
-        interval = [None if end is None else 100 * end for end in (found.low, found.high)]
-        line |= {"ahead by": 100 * found.mean, "low": interval[0], "high": interval[1]}
-        line |= {"p": found.p, "verdict": found.outcome, "seeds": found.count}
+    for line, comparison in zip(lines, correct(comparisons), strict=True):
+        interval = [None if end is None else 100 * end for end in (comparison.low, comparison.high)]
+        line |= {"ahead by": 100 * comparison.mean, "low": interval[0], "high": interval[1]}
+        line |= {"p": comparison.p, "verdict": comparison.outcome, "seeds": comparison.count}
     return lines
 
 
 def figures(rows: Rows) -> list[Figure]:
     """Return the post's five figures and one for each ordinary network, where there are rows."""
-    found = [_hyperplanes(rows), _boundaries(rows), _curves(rows), _by_width(rows), _pipeline(rows)]
-    return [figure for figure in found if figure is not None] + list(_lost(rows))
+    built = [_hyperplanes(rows), _boundaries(rows), _curves(rows), _by_width(rows), _pipeline(rows)]
+    return [figure for figure in built if figure is not None] + list(_loss_figures(rows))
 
 
-def _points(seed: int) -> dict[str, Any]:
+def _data_trace(seed: int) -> dict[str, Any]:
     """Return the trace of the training data."""
     x, y = moons(np.random.default_rng(seed))
     marker = {"color": y.astype(int).tolist(), "size": 4, "colorscale": "Portland"}
@@ -251,7 +256,7 @@ def _hyperplanes(rows: Rows) -> Figure | None:
     }
     x, y = ({"range": list(extent)} for extent in EXTENT)
     plot = curves(series, x, y, mode="lines", styles=styles)
-    plot["data"].insert(0, _points(FIGURE_1[2]))
+    plot["data"].insert(0, _data_trace(FIGURE_1[2]))
     shown = [{k: v for k, v in line.items() if k != "part"} for line in lines]
     text = "Essential units are green, units of the tail red."
     return Figure("figure1", "Figure 1: hyperplane arrangement, H = 20", plot, text, shown)
@@ -267,7 +272,7 @@ def _boundaries(rows: Rows) -> Figure | None:
     for panel in panels:
         z = np.array([int(c) for c in panel["side"]]).reshape(SIDE, SIDE).tolist()
         regions = heatmap(xs, ys, z, showscale=False, opacity=0.4)
-        traces[f"{panel['panel']}: {panel['accuracy']:.1%}"] = [regions, _points(FIGURE_2[2])]
+        traces[f"{panel['panel']}: {panel['accuracy']:.1%}"] = [regions, _data_trace(FIGURE_2[2])]
     shown = [{k: p[k] for k in ("panel", "removed", "accuracy")} for p in panels]
     text = "Decision regions of the original network and after two removals."
     return Figure("figure2", "Figure 2: decision boundaries, H = 50", grid(traces, 3), text, shown)
@@ -275,15 +280,15 @@ def _boundaries(rows: Rows) -> Figure | None:
 
 def _curves(rows: Rows) -> Figure | None:
     """Figure 3: every criterion along the tail, in the widest network."""
-    widths = _widths(rows)
+    widths = _list_widths(rows)
     if not widths:
         return None
     units, shown = widths[-1], []
     for criterion in CRITERIA:
         shown.append({"criterion": criterion, "of the tail": 0.0, "ours": 0.0, "published": 0.0})
         for fraction in FRACTIONS:
-            numbers = {"ours": _change(rows, units, criterion, fraction)}
-            numbers["published"] = _printed(units, criterion, fraction)
+            numbers = {"ours": _mean_change(rows, units, criterion, fraction)}
+            numbers["published"] = _printed_mean(units, criterion, fraction)
             shown.append({"criterion": criterion, "of the tail": fraction, **numbers})
     series, styles = {}, {}
     for (criterion,), same in group(shown, "criterion").items():
@@ -291,7 +296,7 @@ def _curves(rows: Rows) -> Figure | None:
         printed = f"{criterion}, published"
         series[printed] = [(r["of the tail"], r["published"]) for r in same]
         styles[printed] = {"mode": "markers", "marker": {"symbol": "circle-open", "size": 10}}
-    plot = curves(series, titled("share of the tail removed"), titled("points"), styles=styles)
+    plot = curves(series, with_title("share of the tail removed"), with_title("points"), styles=styles)
     title = f"Figure 3: change of accuracy along the tail, H = {units}"
     return Figure("figure3", title, plot, "Circles are the published points, lines are ours.", shown)
 
@@ -302,10 +307,10 @@ def _by_width(rows: Rows) -> Figure | None:
         {
             "H": units,
             "criterion": criterion,
-            "ours": _change(rows, units, criterion, 0.75),
+            "ours": _mean_change(rows, units, criterion, 0.75),
             "published": AT_75.get(units, {}).get(criterion),
         }
-        for units in _widths(rows)
+        for units in _list_widths(rows)
         for criterion in CRITERIA
     ]
     series = {
@@ -313,18 +318,18 @@ def _by_width(rows: Rows) -> Figure | None:
         for (criterion,), same in group(shown, "criterion").items()
     }
     text = "Change of accuracy for each criterion."
-    plot = bars(series, titled("points"))
+    plot = bars(series, with_title("points"))
     return Figure("figure4", "Figure 4: 75 % of the tail removed", plot, text, shown) if shown else None
 
 
 def _pipeline(rows: Rows) -> Figure | None:
     """Figure 5: the steps, with the means of the widest networks."""
-    units = max(_widths(rows), default=0)
+    units = max(_list_widths(rows), default=0)
     same = select(rows, part=PARTITION, mode=POSTS, units=units)
     tail, accuracy = mean(same, "tail"), mean(same, "accuracy")
     if tail is None or accuracy is None:
         return None
-    change = _change(rows, units, BASIS, 0.75) or 0.0
+    change = _mean_change(rows, units, BASIS, 0.75) or 0.0
     steps = {
         "augmented matrix [W1 | b1]": units,
         "partition: tail": tail,
@@ -338,10 +343,10 @@ def _pipeline(rows: Rows) -> Figure | None:
     return Figure("figure5", title, {"data": [funnel], "layout": {}}, "Units at each step.", shown)
 
 
-def _lost(rows: Rows) -> Iterator[Figure]:
+def _loss_figures(rows: Rows) -> Iterator[Figure]:
     """Yield, for each ordinary network, the points lost with fold over the share removed."""
     folded = select(rows, part=ORDINARY, repair="fold")
-    x, y = titled("share of units removed"), titled("points lost", rangemode="tozero")
+    x, y = with_title("share of units removed"), with_title("points lost", rangemode="tozero")
     for model, data in group(folded, "model", "data"):
         same = select(folded, model=model)
         shown = pivot(same, ["criterion", "removed"], {"lost": "lost"})

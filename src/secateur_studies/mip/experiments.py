@@ -53,7 +53,7 @@ PAPER, VALID = "paper", "valid"  # bounds of the program
 LAMBDA_VALUES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
-def _solve(case: Case, **options: Any) -> Scores:
+def _solve_quietly(case: Case, **options: Any) -> Scores:
     """Solve without warnings about missing classes (one class at a time) and misclassified images."""
     with warnings.catch_warnings():
         for message in ("no image of class", "the network misclassifies"):
@@ -61,7 +61,7 @@ def _solve(case: Case, **options: Any) -> Scores:
         return case.solve(**options)
 
 
-def _row(part: str, case: Case, result: Scores, keep: Keep, **values: Any) -> Row:
+def _make_row(part: str, case: Case, result: Scores, keep: Keep, **values: Any) -> Row:
     """Return the row of one pruning. Without a value "ours", test the masked network."""
     if "ours" not in values:
         values["ours"] = test(case, keep)
@@ -89,7 +89,7 @@ def pruning(
 
 def _compare_at_threshold(case: Case, options: Mapping[str, Any]) -> Row:
     """Return one network and one form: ours, and every other criterion at the same counts."""
-    result = _solve(case, **options)
+    result = _solve_quietly(case, **options)
     keep = keep_above(case.graph, result.scores, THRESHOLDS[case.net])
     others = choose_others(case, result, keep)
     generator = np.random.default_rng(case.seed)
@@ -115,13 +115,13 @@ def _compare_at_threshold(case: Case, options: Mapping[str, Any]) -> Row:
     if options["bounds"] == VALID:
         masks = {"ours": keep, "random": draws[0], **{n: k for n, k in others.items() if n != "critical"}}
         values |= {f"{name} + fold": test_folded(case, mask) for name, mask in masks.items()}
-    return _row(PRUNING, case, result, keep, **values)
+    return _make_row(PRUNING, case, result, keep, **values)
 
 
 def tuned(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Table 2 with fine-tuning: the published form and the other criteria after one epoch each."""
     case = load_case(net, data, Setting(**setting, cache=cache), seed)
-    result = _solve(case)
+    result = _solve_quietly(case)
     keep = keep_above(case.graph, result.scores, THRESHOLDS[net])
     drawn = choose_random(keep, case.graph, np.random.default_rng(seed))
     masks = {"ours": keep, "random": drawn, **choose_others(case, result, keep)}
@@ -134,11 +134,11 @@ def modes(data: str, seed: int, setting: Row, cache: str | None = None) -> list[
     case = load_case("LeNet-5", data, Setting(**setting, cache=cache), seed)
     rows, reference = [], case.reference
     for mode in ("per_class", "imbalanced", "joint"):
-        result = _solve(case, lam=1.0, mode=mode, correct=False)
+        result = _solve_quietly(case, lam=1.0, mode=mode, correct=False)
         for threshold in (0.01, 0.1):
             keep = keep_above(case.graph, result.scores, threshold)
             values = {"mode": mode, "threshold": threshold, "ref": reference}
-            rows.append(_row(MODES, case, result, keep, **values))
+            rows.append(_make_row(MODES, case, result, keep, **values))
     return rows
 
 
@@ -148,7 +148,7 @@ def transfer(
     """Table 3: mask from one data set, retrain from the same initialisation on another; and random masks."""
     scale = Setting(**setting, cache=cache)
     case = load_case(net, source, scale, seed)
-    result = _solve(case)
+    result = _solve_quietly(case)
     keep = keep_above(case.graph, result.scores, THRESHOLDS[net])
     drawn = choose_random(keep, case.graph, np.random.default_rng(seed))
     goal = load_data(target, net, scale)
@@ -163,26 +163,26 @@ def transfer(
         "random": retrain(case, drawn, goal),
         "ours": retrain(case, keep, goal),
     }
-    return [_row(TRANSFER, case, result, keep, **values)]
+    return [_make_row(TRANSFER, case, result, keep, **values)]
 
 
-def _sweep(
+def _solve_sweep(
     part: str, case: Case, threshold: float, name: str, values: Iterable[Any], **options: Any
 ) -> list[Row]:
     """Solve with several values of one option, and return a row for each."""
     keyword = {"c": "rescale", "set": "seed", "lambda": "lam"}[name]
     rows, reference = [], case.reference
     for value in values:
-        result = _solve(case, **{keyword: value}, **options)
+        result = _solve_quietly(case, **{keyword: value}, **options)
         keep = keep_above(case.graph, result.scores, threshold)
-        rows.append(_row(part, case, result, keep, **{name: value, "ref": reference}))
+        rows.append(_make_row(part, case, result, keep, **{name: value, "ref": reference}))
     return rows
 
 
 def rescale(data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Table 4: s - 2, s - 1, s; LeNet-5, threshold 0.05."""
     case = load_case("LeNet-5", data, Setting(**setting, cache=cache), seed)
-    return _sweep(RESCALE, case, 0.05, "c", (2.0, 1.0, 0.0))
+    return _solve_sweep(RESCALE, case, 0.05, "c", (2.0, 1.0, 0.0))
 
 
 def snip(source: str, target: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
@@ -192,7 +192,7 @@ def snip(source: str, target: str, seed: int, setting: Row, cache: str | None = 
     initial = make_network("LeNet-5", data, seed).eval()
     graph = trace(initial, data.parts["calibration"][0][:2])
     case = Case("LeNet-5", data, seed, initial, initial, graph, scale)
-    result = _solve(case, lam=1.0, correct=False)
+    result = _solve_quietly(case, lam=1.0, correct=False)
     keep = keep_above(graph, result.scores, 0.2)
     sensitivity = SNIP().unit_scores(graph, case.collect({"gradients"}))
     goal = load_data(target, "LeNet-5", scale)
@@ -203,7 +203,7 @@ def snip(source: str, target: str, seed: int, setting: Row, cache: str | None = 
     }
     common = {"source": source, "target": target, "ref": load_case("LeNet-5", target, scale, seed).reference}
     return [
-        _row(SNIP_ROWS, case, result, mask, method=name, ours=retrain(case, mask, goal), **common)
+        _make_row(SNIP_ROWS, case, result, mask, method=name, ours=retrain(case, mask, goal), **common)
         for name, mask in masks.items()
     ]
 
@@ -211,7 +211,7 @@ def snip(source: str, target: str, seed: int, setting: Row, cache: str | None = 
 def images(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Figure 2a: the same network under several random balanced sets of images."""
     case = load_case(net, data, Setting(**setting, cache=cache), seed)
-    return _sweep(IMAGES, case, THRESHOLDS[net], "set", range(case.setting.sets), correct=False)
+    return _solve_sweep(IMAGES, case, THRESHOLDS[net], "set", range(case.setting.sets), correct=False)
 
 
 def epochs(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
@@ -225,9 +225,9 @@ def epochs(net: str, data: str, seed: int, setting: Row, cache: str | None = Non
     def score(epoch: int, model: nn.Module) -> None:
         training = model.training
         case = Case(net, examples, seed, initial, model.eval(), graph, scale)
-        result = _solve(case)
+        result = _solve_quietly(case)
         keep = keep_above(graph, result.scores, THRESHOLDS[net])
-        rows.append(_row(EPOCHS, case, result, keep, epoch=epoch, ref=case.reference))
+        rows.append(_make_row(EPOCHS, case, result, keep, epoch=epoch, ref=case.reference))
         model.train(training)
 
     train_network(initial, examples, scale, seed, after_epoch=score)
@@ -237,4 +237,4 @@ def epochs(net: str, data: str, seed: int, setting: Row, cache: str | None = Non
 def lambdas(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
     """Figure 3: the trade-off lambda."""
     case = load_case(net, data, Setting(**setting, cache=cache), seed)
-    return _sweep(LAMBDAS, case, THRESHOLDS[net], "lambda", LAMBDA_VALUES)
+    return _solve_sweep(LAMBDAS, case, THRESHOLDS[net], "lambda", LAMBDA_VALUES)

@@ -70,7 +70,7 @@ def choose_others(case: Case, result: Scores, like: Keep) -> dict[str, Keep]:
     return others
 
 
-def _plan(graph: PruningGraph, keep: Keep) -> Plan:
+def _make_plan(graph: PruningGraph, keep: Keep) -> Plan:
     return Plan(graph, "mip", {n: np.asarray(kept, np.int64) for n, kept in keep.items()})
 
 
@@ -80,32 +80,32 @@ def share_removed(graph: PruningGraph, keep: Keep) -> float:
     return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in graph.groups) / total)
 
 
-def _shrink(case: Case, keep: Keep, model: nn.Module) -> nn.Module:
+def _shrink_model(case: Case, keep: Keep, model: nn.Module) -> nn.Module:
     """Return the model without the units, or the model itself if none are removed."""
-    return shrink(model, _plan(case.graph, keep)) if share_removed(case.graph, keep) else model
+    return shrink(model, _make_plan(case.graph, keep)) if share_removed(case.graph, keep) else model
 
 
 def test(case: Case, keep: Keep) -> float:
     """Return the masked network's test accuracy in percent."""
-    masked = mask(case.model, _plan(case.graph, keep))
+    masked = mask(case.model, _make_plan(case.graph, keep))
     return 100 * accuracy(masked, case.data.batches("test", 500))
 
 
 def test_folded(case: Case, keep: Keep) -> float:
     """Return the test accuracy after a least-squares fold."""
-    plan = _plan(case.graph, keep)
+    plan = _make_plan(case.graph, keep)
     folded, _ = fold(case.model, shrink(case.model, plan), plan, case.collect({"gram"}))
     return 100 * accuracy(folded, case.data.batches("test", 500))
 
 
 def test_tuned(case: Case, keep: Keep) -> float:
     """Return the test accuracy after an epoch of Adam at 1e-3; first steps of RMSprop are too long."""
-    small, batches = _shrink(case, keep, case.model), training_batches(case.data, case.seed)
+    small, batches = _shrink_model(case, keep, case.model), training_batches(case.data, case.seed)
     tuned, _ = finetune(small, batches, epochs=1, seed=case.seed, progress=False)
     return 100 * accuracy(tuned.eval(), case.data.batches("test", 500))
 
 
 def retrain(case: Case, keep: Keep, data: Dataset) -> float:
     """Return the test accuracy of the pruned initial network, trained on other data."""
-    small = _shrink(case, keep, case.initial)
+    small = _shrink_model(case, keep, case.initial)
     return 100 * accuracy(train_network(small, data, case.setting, case.seed), data.batches("test", 500))

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import pstdev
 from typing import Any
 
-from secateur_studies.figures import curves, titled
-from secateur_studies.findings import Figure, Table, beside
+from secateur_studies.figures import curves, with_title
+from secateur_studies.findings import Figure, Table, compare_published
 from secateur_studies.mip import published
 from secateur_studies.mip.experiments import (
     EPOCHS,
@@ -79,52 +79,52 @@ def tables(rows: Rows) -> list[Table]:
     pruned = _with_tuning(rows)
     paper, valid = select(pruned, bounds=PAPER), select(pruned, bounds=VALID)
     draws = paper[0]["draws"] if paper else 0
-    found = [
-        Table("networks", "The networks", _networks(paper), _NETWORKS),
+    built = [
+        Table("networks", "The networks", _network_rows(paper), _NETWORKS),
         Table(
             "table2",
             "Table 2: pruning by threshold, the published form",
-            _table2(paper),
+            _table2_rows(paper),
             _TABLE_2.format(draws=draws),
         ),
-        Table("table2-tuned", "Table 2 with fine-tuning", _accuracies(paper, "ft", _TUNED_NAMES), _TUNED),
+        Table("table2-tuned", "Table 2 with fine-tuning", _accuracy_rows(paper, "ft", _TUNED_NAMES), _TUNED),
         Table(
             "table2-published",
             "Table 2 beside the published numbers",
-            list(_published2(paper)) if pruned else [],
+            list(_published_rows(paper)) if pruned else [],
             f"In percent; {_RULE} MNIST and CIFAR-10 are read from folders of the user.",
         ),
         Table("claims", "Which criterion is ahead", list_differences(pruned), _CLAIMS),
-        Table("valid", "The valid form at threshold 0.1", _valid(valid), _VALID),
-        Table("fold", "With a fold", _accuracies(valid, "fold", _FOLDED_NAMES), _FOLDED),
+        Table("valid", "The valid form at threshold 0.1", _valid_rows(valid), _VALID),
+        Table("fold", "With a fold", _accuracy_rows(valid, "fold", _FOLDED_NAMES), _FOLDED),
         Table(
             "table1",
             "Table 1 (and half of 6): class by class, imbalanced, all at once; threshold 0.01",
-            _modes(modes, 0.01),
+            _mode_rows(modes, 0.01),
             _LENET,
         ),
-        Table("table6", "Table 6: the same at threshold 0.1", _modes(modes, 0.1), _LENET),
+        Table("table6", "Table 6: the same at threshold 0.1", _mode_rows(modes, 0.1), _LENET),
         Table(
             "table3",
             "Table 3: mask from one data set, retrained on another from the same initialisation",
-            _transfer(transfer),
+            _transfer_rows(transfer),
             f"In percent; {_RULE}",
         ),
         Table(
             "table4",
             "Table 4: s - 2, s - 1 and s in the objective, threshold 0.05",
-            _rescale(rescale),
+            _rescale_rows(rescale),
             _RESCALED,
         ),
         Table(
             "table5",
             "Table 5: at initialisation, beside SNIP by neurons (lambda 1, threshold 0.2)",
-            _snip(snip),
+            _snip_rows(snip),
             _SNIP,
         ),
-        Table("figure2a-spread", "Figure 2a in short", list(_images(select(rows, part=IMAGES)))),
+        Table("figure2a-spread", "Figure 2a in short", list(_image_set_rows(select(rows, part=IMAGES)))),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in built if table.rows]
 
 
 _TUNED_NAMES = ("ours", "random", "critical", "L1", "mean activation", "dead only")
@@ -141,7 +141,7 @@ def _with_tuning(rows: Rows) -> list[Row]:
     return merged
 
 
-def _networks(rows: Rows) -> list[dict[str, Any]]:
+def _network_rows(rows: Rows) -> list[dict[str, Any]]:
     columns = ("width", "training examples", "epochs", "test examples")
     known = [row for row in rows if "epochs" in row]
     return pivot(
@@ -149,7 +149,7 @@ def _networks(rows: Rows) -> list[dict[str, Any]]:
     )
 
 
-def _spreads(rows: Rows, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def _spread_rows(rows: Rows, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return means and deviations for each network and data set, without empty columns."""
     lines = pivot(rows, ["net", "data"], {"n": "seed"}, lambda same, _: len(same))
     cells = pivot(rows, ["net", "data"], dict(columns), spread)
@@ -157,7 +157,7 @@ def _spreads(rows: Rows, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     return [{**line, **{t: cell[t] for t in used}} for line, cell in zip(lines, cells, strict=True)]
 
 
-def _table2(rows: Rows) -> list[dict[str, Any]]:
+def _table2_rows(rows: Rows) -> list[dict[str, Any]]:
     columns = {
         "REF": "ref",
         "OURS": "ours",
@@ -177,19 +177,21 @@ def _table2(rows: Rows) -> list[dict[str, Any]]:
     thresholds = {row["net"]: row["threshold"] for row in rows}
     return [
         {"net": line.pop("net"), "data": line.pop("data"), "threshold": threshold, **line}
-        for line in _spreads(rows, columns)
+        for line in _spread_rows(rows, columns)
         for threshold in [thresholds[line["net"]]]
     ]
 
 
-def _accuracies(rows: Rows, repair: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def _accuracy_rows(rows: Rows, repair: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the accuracies of several criteria after a repair."""
     repaired = [row for row in rows if f"ours + {repair}" in row]
     shown = "FT" if repair == "ft" else repair
-    return _spreads(repaired, {"REF": "ref"} | {f"{name} + {shown}": f"{name} + {repair}" for name in names})
+    return _spread_rows(
+        repaired, {"REF": "ref"} | {f"{name} + {shown}": f"{name} + {repair}" for name in names}
+    )
 
 
-def _published2(rows: Rows) -> Iterator[Row]:
+def _published_rows(rows: Rows) -> Iterator[Row]:
     titles = {
         "ref": "REF",
         "random": "RP",
@@ -206,21 +208,21 @@ def _published2(rows: Rows) -> Iterator[Row]:
             ours = f"{key} + ft" if net == "VGG-16" and key in ("random", "critical") else key
             if key in numbers:
                 line = {"net": net, "data": data, "what": title}
-                yield {**line, **_beside(same, ours, numbers[key], share)}
+                yield {**line, **_compare_mean(same, ours, numbers[key], share)}
         if "ours" in numbers:
             line = {"net": net, "data": data, "what": "points lost"}
             yield {
                 **line,
-                **_beside(_with_lost(same), "lost", _minus(numbers["ref"], numbers["ours"]), share),
+                **_compare_mean(_with_lost(same), "lost", _subtract(numbers["ref"], numbers["ours"]), share),
             }
 
 
-def _average(rows: Rows, key: str) -> float | None:
+def _rounded_mean(rows: Rows, key: str) -> float | None:
     value = mean(rows, key)
     return None if value is None else round(value, 3) + 0.0  # no -0
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
+def _subtract(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else round(a - b, 3)
 
 
@@ -228,21 +230,21 @@ def _with_lost(rows: Rows) -> list[Row]:
     return [{**row, "lost": row["ref"] - row["ours"]} for row in rows]
 
 
-def _beside(rows: Rows, key: str, printed: float | None, share: float | None) -> Row:
+def _compare_mean(rows: Rows, key: str, printed: float | None, share: float | None) -> Row:
     """Compare our mean with a printed number.
 
     There is no verdict for a pruned network if the printed share removed is far from ours. Points lost are
     reproduced only within half of the printed number.
     """
-    ours, reached = _average(rows, key), _average(rows, "pruned")
+    ours, reached = _rounded_mean(rows, key), _rounded_mean(rows, "pruned")
     tolerance = min(TOLERANCE, abs(printed) / 2) if key == "lost" and printed is not None else TOLERANCE
-    line = beside(ours, printed, tolerance)
-    apart = share is not None and reached is not None and abs(reached - share) > SHARE
-    return {**line, "verdict": ""} if apart and key not in ("ref", "pruned") else line
+    line = compare_published(ours, printed, tolerance)
+    too_far = share is not None and reached is not None and abs(reached - share) > SHARE
+    return {**line, "verdict": ""} if too_far and key not in ("ref", "pruned") else line
 
 
 def list_differences(rows: Rows) -> list[dict[str, Any]]:
-    """Return paired differences over initialisations, beside the printed ones.
+    """Return paired differences over initialisations, with the printed ones.
 
     Args:
         rows: Rows of Table 2.
@@ -255,30 +257,34 @@ def list_differences(rows: Rows) -> list[dict[str, Any]]:
         after = " + ft" if net == "VGG-16" else ""  # as published
         for one, other in PAIRS:
             differences = [row[one + after] - row[other + after] for row in same if one + after in row]
-            theirs = _minus(printed.get(one + after, printed.get(one)), printed.get(other))
+            theirs = _subtract(printed.get(one + after, printed.get(one)), printed.get(other))
             line = {"net": net, "data": data, "form": bounds, "difference": f"{one} - {other}"}
-            lines += [line | _judge(differences, theirs)] if differences else []
+            lines += [line | _judge_difference(differences, theirs)] if differences else []
     return lines
 
 
-def _judge(differences: Sequence[float], printed: float | None) -> dict[str, Any]:
+def _judge_difference(differences: Sequence[float], printed: float | None) -> dict[str, Any]:
     """Compare the sign of a difference over initialisations, and its size with the printed one."""
-    found = compare(differences)
-    if found is None:
+    comparison = compare(differences)
+    if comparison is None:
         return {}
-    same = printed is not None and found.outcome != "tie" and abs(found.mean - printed) <= abs(printed) / 2
+    same = (
+        printed is not None
+        and comparison.outcome != "tie"
+        and abs(comparison.mean - printed) <= abs(printed) / 2
+    )
     return {
-        "mean": round(found.mean, 2),
-        "low": None if found.low is None else round(found.low, 2),
-        "high": None if found.high is None else round(found.high, 2),
-        "n": found.count,
-        "outcome": "one network" if found.count == 1 else found.outcome,
+        "mean": round(comparison.mean, 2),
+        "low": None if comparison.low is None else round(comparison.low, 2),
+        "high": None if comparison.high is None else round(comparison.high, 2),
+        "n": comparison.count,
+        "outcome": "one network" if comparison.count == 1 else comparison.outcome,
         "published": printed,
         "verdict": "" if printed is None else "reproduced" if same else "differs",
     }
 
 
-def _valid(rows: Rows) -> list[dict[str, Any]]:
+def _valid_rows(rows: Rows) -> list[dict[str, Any]]:
     columns = {
         "REF": "ref",
         **{name: name for name in _TUNED_NAMES},
@@ -290,69 +296,69 @@ def _valid(rows: Rows) -> list[dict[str, Any]]:
     lost = pivot(_with_lost(rows), ["net", "data"], {"points lost": "lost"})
     return [
         {**line, "points lost": round(points["points lost"], 2)}
-        for line, points in zip(_spreads(rows, columns), lost, strict=True)
+        for line, points in zip(_spread_rows(rows, columns), lost, strict=True)
     ]
 
 
-def _keyed(
+def _setting_rows(
     rows: Rows, keys: Sequence[str], known: Mapping[tuple, tuple[float | None, ...]]
 ) -> list[dict[str, Any]]:
     """Return accuracy, points lost and share pruned for all that was run or is printed.
 
     Args:
         rows: Rows of our runs; without any, there are no lines.
-        keys: Columns that tell the settings apart.
+        keys: Columns that distinguish the settings.
         known: Setting -> printed accuracy of the whole network, of the pruned one, and share.
     """
     ours, lines = group(_with_lost(rows), *keys), []
     for key in dict.fromkeys([*ours, *known]):
         same = ours.get(key, [])
         whole, accuracy, share = known.get(key, (None, None, None))
-        line = {**dict(zip(keys, key, strict=True)), "n": len(same), "REF": _average(same, "ref")}
+        line = {**dict(zip(keys, key, strict=True)), "n": len(same), "REF": _rounded_mean(same, "ref")}
         columns = {
             "accuracy": ("ours", accuracy),
-            "points lost": ("lost", _minus(whole, accuracy)),
+            "points lost": ("lost", _subtract(whole, accuracy)),
             "pruned %": ("pruned", share),
         }
         for what, (column, printed) in columns.items():
             if same or printed is not None:
-                lines.append({**line, "what": what, **_beside(same, column, printed, share)})
+                lines.append({**line, "what": what, **_compare_mean(same, column, printed, share)})
     return lines if rows else []
 
 
-def _modes(rows: Rows, threshold: float) -> list[dict[str, Any]]:
+def _mode_rows(rows: Rows, threshold: float) -> list[dict[str, Any]]:
     known = {
         (data, mode): (published.REFERENCE[data], *numbers)
         for (data, mode, at), numbers in published.MODES.items()
         if at == threshold
     }
-    return _keyed(select(rows, threshold=threshold), ("data", "mode"), known)
+    return _setting_rows(select(rows, threshold=threshold), ("data", "mode"), known)
 
 
-def _transfer(rows: Rows) -> list[dict[str, Any]]:
+def _transfer_rows(rows: Rows) -> list[dict[str, Any]]:
     keys = ("net", "source", "target")
-    lines = _keyed(rows, keys, published.TRANSFER)
+    lines = _setting_rows(rows, keys, published.TRANSFER)
     for line in lines:
         same = select(rows, **{key: line[key] for key in keys})
-        line["random mask"] = _average(same, "random") if line["what"] == "accuracy" else None
+        line["random mask"] = _rounded_mean(same, "random") if line["what"] == "accuracy" else None
     return lines
 
 
-def _rescale(rows: Rows) -> list[dict[str, Any]]:
+def _rescale_rows(rows: Rows) -> list[dict[str, Any]]:
     named = [{**row, "objective": f"s - {row['c']:g}"} for row in rows]
     known = {
         (data, f"s - {c:g}"): (published.REFERENCE_4[data], *numbers)
         for (data, c), numbers in published.RESCALE.items()
     }
-    return _keyed(named, ("data", "objective"), known)
+    return _setting_rows(named, ("data", "objective"), known)
 
 
-def _snip(rows: Rows) -> list[dict[str, Any]]:
+def _snip_rows(rows: Rows) -> list[dict[str, Any]]:
     known = {key: (published.REFERENCE_5[key[2]], *numbers) for key, numbers in published.SNIP.items()}
-    return _keyed(rows, ("method", "source", "target"), known)
+    return _setting_rows(rows, ("method", "source", "target"), known)
 
 
-def _images(rows: Rows) -> Iterator[Row]:
+def _image_set_rows(rows: Rows) -> Iterator[Row]:
     for (net, data), same in group(rows, "net", "data").items():
         pruned = [row["pruned"] for row in same]
         yield {
@@ -374,8 +380,8 @@ def figures(rows: Rows) -> list[Figure]:
         ("figure2b", "Figure 2b: scores after every epoch", EPOCHS, "epoch"),
         ("figure3", "Figure 3: the trade-off lambda", LAMBDAS, "lambda"),
     ]
-    found = [_figure(name, title, select(rows, part=part), axis) for name, title, part, axis in named]
-    return [figure for figure in found if figure.rows]
+    built = [_figure(name, title, select(rows, part=part), axis) for name, title, part, axis in named]
+    return [figure for figure in built if figure.rows]
 
 
 def _figure(name: str, title: str, rows: Rows, axis: str) -> Figure:
@@ -386,8 +392,8 @@ def _figure(name: str, title: str, rows: Rows, axis: str) -> Figure:
             label = f"{net}, {data}: {kind}"
             series[label] = [(row[axis], round(row[column], 3)) for row in same]
             styles[label] = {"line": {"color": COLOURS[net], "dash": dash}, "marker": {"size": 5}}
-    x = titled(axis, **({"type": "log"} if axis == "lambda" else {}))
-    plot = curves(series, x, titled("percent", rangemode="tozero"), styles=styles)
+    x = with_title(axis, **({"type": "log"} if axis == "lambda" else {}))
+    plot = curves(series, x, with_title("percent", rangemode="tozero"), styles=styles)
     text = (
         "Accuracy of the whole network (dotted) and of the pruned one (solid), and the share pruned (dashed)."
     )

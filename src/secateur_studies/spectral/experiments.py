@@ -237,7 +237,7 @@ def oneshot(
 def _prune_weights(
     model: nn.Module, graph: PruningGraph, statistics: Statistics, budget: Weights
 ) -> Iterator[tuple[str, nn.Module]]:
-    def masked(masks: Masks) -> nn.Module:
+    def apply_masks(masks: Masks) -> nn.Module:
         return mask(model, Plan(graph, "greedy", masks=masks))
 
     methods: dict[str, Method] = {
@@ -251,14 +251,14 @@ def _prune_weights(
     yield from ((name, mask(model, plan)) for name, plan in plans.items())
     factors = drawn.factors(graph, statistics, plans["one epsilon"])
     yield "one epsilon, times 1 / p", scaled(mask(model, plans["one epsilon"]), factors)
-    yield "|w| input", masked(rank_weights(graph, statistics, budget, "activation"))
+    yield "|w| input", apply_masks(rank_weights(graph, statistics, budget, "activation"))
     sizes = plans[LEVERAGE].masks
-    yield "magnitude, sizes of leverage", masked(with_sizes(sizes, graph, statistics, "magnitude"))
-    yield "random, sizes of leverage", masked(with_sizes(sizes, graph, statistics, None))
+    yield "magnitude, sizes of leverage", apply_masks(with_sizes(sizes, graph, statistics, "magnitude"))
+    yield "random, sizes of leverage", apply_masks(with_sizes(sizes, graph, statistics, None))
     if budget.keep == 0.5:
         yield "leverage, 2:4", mask(model, Spectral(pattern="2:4").plan(graph, statistics, Weights(0.5)))
-        yield "magnitude, 2:4", masked(top_of_blocks(graph, statistics, "magnitude", 2, 4))
-        yield "|w| input, 2:4", masked(top_of_blocks(graph, statistics, "activation", 2, 4))
+        yield "magnitude, 2:4", apply_masks(top_of_blocks(graph, statistics, "magnitude", 2, 4))
+        yield "|w| input, 2:4", apply_masks(top_of_blocks(graph, statistics, "activation", 2, 4))
 
 
 def _prune_units(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur_studies.figures import curves, grid, heatmap, titled
+from secateur_studies.figures import curves, grid, heatmap, with_title
 from secateur_studies.findings import Figure
 from secateur_studies.rows import Column, Rows, distinct, group, mean, percent, pivot, select, spread
 from secateur_studies.spectral.experiments import AT_START, CONNECTIVITY, RETRAINED, WHOLE
@@ -20,11 +20,11 @@ COLOURS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 
 def figures(rows: Rows) -> list[Figure]:
     """Return the figures that have rows."""
-    found = [_figure2(rows), _figure3(rows), _figure4(rows)]
-    return [figure for figure in found if figure is not None]
+    drawn = [_figure2(rows), _figure3(rows), _figure4(rows)]
+    return [figure for figure in drawn if figure is not None]
 
 
-def _lines(rows: Rows, variants: Sequence[str], **more: Any) -> Mapping[str, Any]:
+def _accuracy_lines(rows: Rows, variants: Sequence[str], **more: Any) -> Mapping[str, Any]:
     """Return accuracy over density with standard deviations, a line for each variant."""
     series, styles = {}, dict[str, dict[str, Any]]()
     for number, variant in enumerate(variants):
@@ -37,11 +37,11 @@ def _lines(rows: Rows, variants: Sequence[str], **more: Any) -> Mapping[str, Any
         bars = {"type": "data", "array": deviations}
         line = {"color": COLOURS[number]}
         styles[variant] = {"error_y": bars, "line": line, "legendgroup": variant, **more}
-    density, accuracy = titled("density", type="log"), titled("test accuracy, %")
+    density, accuracy = with_title("density", type="log"), with_title("test accuracy, %")
     return curves(series, density, accuracy, styles=styles)
 
 
-def _setting(rows: Rows) -> str:
+def _describe_setting(rows: Rows) -> str:
     width = rows[0]["width"]
     narrow = "full width" if width == 1 else f"{width:.3g} of the published channels"
     return f"Data: {', '.join(distinct(rows, 'data'))}; {narrow}; {len(distinct(rows, 'seed'))} seeds."
@@ -54,7 +54,7 @@ def _figure2(rows: Rows) -> Figure | None:
         return None
     nets, scores = distinct(start, "net"), distinct(start, "score")
     panels = {
-        f"{net}, {score}": _lines(
+        f"{net}, {score}": _accuracy_lines(
             select(start, score=score, net=net), MAIN, showlegend=(score, net) == (scores[0], nets[0])
         )["data"]
         for score in scores
@@ -66,7 +66,7 @@ def _figure2(rows: Rows) -> Figure | None:
     both = [{"score": "", "variant": DENSE, **row} for row in both]
     wide = pivot(both, {"net": "network", "score": "score", "variant": "variant"}, columns, spread)
     wide.sort(key=lambda line: nets.index(line["network"]))
-    text = f"Test accuracy in percent, mean and standard deviation over seeds. {_setting(start)}"
+    text = f"Test accuracy in percent, mean and standard deviation over seeds. {_describe_setting(start)}"
     title = "Figure 2: pruning at initialisation, sparsify and greedy"
     return Figure("figure2", title, grid(panels, len(nets), {"type": "log"}), text, wide)
 
@@ -82,9 +82,9 @@ def _figure3(rows: Rows) -> Figure | None:
     title = f"Figure 3: {same[0]['net']} pruned after training, retrained from its initial weights"
     text = (
         "Test accuracy in percent, mean and standard deviation over seeds. The paper does not state "
-        f"whether its MagPrune ranks within layers (`greedy`) or over all layers. {_setting(same)}"
+        f"whether its MagPrune ranks within layers (`greedy`) or over all layers. {_describe_setting(same)}"
     )
-    return Figure("figure3", title, _lines(same, variants), text, wide)
+    return Figure("figure3", title, _accuracy_lines(same, variants), text, wide)
 
 
 def _figure4(rows: Rows) -> Figure | None:

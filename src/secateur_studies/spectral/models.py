@@ -24,7 +24,7 @@ from secateur.data import Batch, Dataset, cifar10, digits, fashion, fashion_avai
 from secateur.measure.metrics import accuracy
 from secateur.repair.finetune import finetune
 from secateur.zoo import resnet18, resnet20
-from secateur_studies.models import MakeOptimizer, lenet5, perceptron, scheduled, vgg
+from secateur_studies.models import MakeOptimizer, lenet5, perceptron, vgg, with_schedule
 
 __all__ = [
     "FULL",
@@ -246,14 +246,14 @@ def measure_accuracy(model: nn.Module, data: Dataset, scale: Scale) -> float:
 
 def _steps(length: int, tiny: bool) -> MakeOptimizer:
     marks = [length * epoch for epoch in ((100, 150) if tiny else (80, 120))]
-    return scheduled(
+    return with_schedule(
         lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4),
         lambda optimizer, _: torch.optim.lr_scheduler.MultiStepLR(optimizer, marks),
     )
 
 
 def _cycle(steps: int) -> MakeOptimizer:
-    return scheduled(
+    return with_schedule(
         torch.optim.Adam,
         lambda optimizer, lr: torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, total_steps=steps + 1, cycle_momentum=False

@@ -90,30 +90,32 @@ def trials(
         raise InputError(f"seeds must be at least 1; got {seeds}")
     chosen = scale or (FULL if full else QUICK)
     densities = [[d] for d in chosen.densities] if chosen.paper else [list(chosen.densities)]
-    found: list[Trial] = []
+    planned: list[Trial] = []
     for s in range(seed, seed + seeds):
         for net in nets:
-            common = _common(net, s, chosen, folders)
+            common = _common_parameters(net, s, chosen, folders)
             if "table1" in parts and (net, "layer") in TABLE_1:
                 timed = {"density": TABLE_1[net, "layer"].density, "repeats": 3}
-                found.append(Trial(f"{JOBS}:table1", {**common, **timed}))
+                planned.append(Trial(f"{JOBS}:table1", {**common, **timed}))
             for job, values in _trainings(parts, net == nets[0]):
                 some = [[]] if values["variant"] == DENSE else densities
-                found += [Trial(f"{JOBS}:{job}", {**common, **values, "densities": list(d)}) for d in some]
+                planned += [Trial(f"{JOBS}:{job}", {**common, **values, "densities": list(d)}) for d in some]
             if "oneshot" in parts and (net in ("VGG-11", "ResNet-20") or len(nets) == 1):
-                found.append(_oneshot(common))
+                planned.append(_oneshot_trial(common))
     if "oneshot" in parts:
         plain = scale or (PLAIN_FULL if full else PLAIN_QUICK)
         several = range(seed, seed + seeds + 2)
-        found += [_oneshot(_common(net, s, plain, folders)) for s in several for net in PLAIN]
-    return found
+        planned += [
+            _oneshot_trial(_common_parameters(net, s, plain, folders)) for s in several for net in PLAIN
+        ]
+    return planned
 
 
-def _common(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> dict[str, Any]:
+def _common_parameters(net: str, seed: int, scale: Scale, folders: Mapping[str, str]) -> dict[str, Any]:
     return {"net": net, "seed": seed, "scale": scale.to_json(), "folders": dict(folders)}
 
 
-def _oneshot(common: Mapping[str, Any]) -> Trial:
+def _oneshot_trial(common: Mapping[str, Any]) -> Trial:
     budgets = {"densities": list(SHARES), "units": list(UNITS), "floor": FLOOR}
     return Trial(f"{JOBS}:oneshot", {**common, **budgets})
 

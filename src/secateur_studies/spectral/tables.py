@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur_studies.findings import Table, beside
+from secateur_studies.findings import Table, compare_published
 from secateur_studies.rows import (
     Column,
     Row,
@@ -94,22 +94,37 @@ def tables(rows: Rows) -> list[Table]:
     """Return the tables that have rows."""
     net = next(iter(distinct(select(rows, part=CONTROL), "net")), "")
     named = [
-        ("table1", "Table 1: layer by layer against the whole network", _table1, _TABLE_1),
-        ("statements", "The paper's statements about its figures, and ours", _statements, _STATEMENTS),
-        ("paired", "Figure 2 in differences: sparsify less greedy, by score and density", _paired, _PAIRED),
-        ("controls", "Controls: the effect of the layer sizes", _controls, _CONTROLS.format(net=net)),
-        ("controls-low", "Controls at low densities: sparsify less the control", _low, _CONTROLS_LOW),
-        ("connectivity", "Figure 4 in short: connectivity after training", _connectivity, _CONNECTIVITY),
-        ("one-shot", "After training, without retraining", _oneshot, _ONE_SHOT),
+        ("table1", "Table 1: layer by layer against the whole network", _table1_rows, _TABLE_1),
+        ("statements", "The paper's statements about its figures, and ours", _statement_rows, _STATEMENTS),
+        (
+            "paired",
+            "Figure 2 in differences: sparsify less greedy, by score and density",
+            _paired_rows,
+            _PAIRED,
+        ),
+        (
+            "controls",
+            "Controls: the effect of the layer sizes",
+            _control_comparisons,
+            _CONTROLS.format(net=net),
+        ),
+        (
+            "controls-low",
+            "Controls at low densities: sparsify less the control",
+            _low_density_rows,
+            _CONTROLS_LOW,
+        ),
+        ("connectivity", "Figure 4 in short: connectivity after training", _connectivity_rows, _CONNECTIVITY),
+        ("one-shot", "After training, without retraining", _oneshot_rows, _ONE_SHOT),
         (
             "one-shot-paired",
             "After training, without retraining: less global magnitude",
-            _oneshot_paired,
+            _oneshot_paired_rows,
             "In points, paired over seeds.",
         ),
     ]
-    found = [Table(name, title, list(make(rows)), note) for name, title, make, note in named]
-    return [table for table in found if table.rows]
+    built = [Table(name, title, list(make(rows)), note) for name, title, make, note in named]
+    return [table for table in built if table.rows]
 
 
 def difference(rows: Rows, first: Row, second: Row, /, **where: Any) -> Comparison | None:
@@ -129,12 +144,12 @@ def difference(rows: Rows, first: Row, second: Row, /, **where: Any) -> Comparis
     return compare(paired_differences(ours, theirs, "accuracy", on, "net" if several else "seed"))
 
 
-def _against(rows: Rows, variant: str, **where: Any) -> Comparison | None:
+def _compare_with(rows: Rows, variant: str, **where: Any) -> Comparison | None:
     """Compare `SPARSIFY` with another variant."""
     return difference(rows, {"variant": SPARSIFY}, {"variant": variant}, **where)
 
 
-def _text(comparison: Comparison | None) -> str:
+def _as_text(comparison: Comparison | None) -> str:
     return "" if comparison is None else str(comparison)
 
 
@@ -142,7 +157,7 @@ def _low_densities(rows: Rows) -> set[float]:
     return {density for density in distinct(rows, "density") if density <= LOW}
 
 
-def _table1(rows: Rows) -> Iterator[Row]:
+def _table1_rows(rows: Rows) -> Iterator[Row]:
     same = select(rows, part=TABLE)
     for net in distinct(same, "net"):
         seconds = {}
@@ -158,53 +173,57 @@ def _table1(rows: Rows) -> Iterator[Row]:
                 yield {"network": net, "what": f"seconds, {title}, series", "ours": cheap}
             comparable = (ours[0]["data"], ours[0]["density"]) == (printed.data, printed.density)
             line = {"network": net, "what": f"accuracy in %, {title}"}
-            line |= beside(mean(ours, "accuracy"), printed.accuracy, ALIKE)
+            line |= compare_published(mean(ours, "accuracy"), printed.accuracy, ALIKE)
             yield line if comparable else {**line, "verdict": "cannot be run here"}
         ratio = seconds["network"] / seconds["layer"]
         line = {"network": net, "what": "whole network / layer by layer, time"}
-        yield {**line, **beside(ratio, SLOWER[net], 0.1 * SLOWER[net])}
-        found = difference(same, {"graph": "network"}, {"graph": "layer"}, net=net)
+        yield {**line, **compare_published(ratio, SLOWER[net], 0.1 * SLOWER[net])}
+        comparison = difference(same, {"graph": "network"}, {"graph": "layer"}, net=net)
         printed_difference = TABLE_1[net, "network"].accuracy - TABLE_1[net, "layer"].accuracy
-        if found is not None:
+        if comparison is not None:
             line = {"network": net, "what": "whole network - layer by layer, accuracy"}
-            yield {**line, **beside(found.mean, printed_difference, ALIKE)}
+            yield {**line, **compare_published(comparison.mean, printed_difference, ALIKE)}
 
 
-def _statements(rows: Rows) -> Iterator[Row]:
+def _statement_rows(rows: Rows) -> Iterator[Row]:
     start, after = select(rows, part=AT_START), select(rows, part=RETRAINED)
     low = _low_densities(start)
     high = {density for density in distinct(start, "density") if density >= HIGH}
     for score in distinct(start, "score"):
-        found = _against(start, GREEDY, score=score, density=low)
-        yield from _judge(f"Figure 2, {score}: sparsify better than greedy at low densities", "ahead", found)
-    found = _against(start, GREEDY, score="magnitude", density=high)
-    yield from _judge("Figure 2, magnitude: alike at high densities", "alike", found)
+        comparison = _compare_with(start, GREEDY, score=score, density=low)
+        yield from _judge_statement(
+            f"Figure 2, {score}: sparsify better than greedy at low densities", "ahead", comparison
+        )
+    comparison = _compare_with(start, GREEDY, score="magnitude", density=high)
+    yield from _judge_statement("Figure 2, magnitude: alike at high densities", "alike", comparison)
     for score in ("magnitude", "snip"):
-        found = difference(start, {"score": "synflow"}, {"score": score}, variant=SPARSIFY, density=low)
+        comparison = difference(start, {"score": "synflow"}, {"score": score}, variant=SPARSIFY, density=low)
         title = f"Figure 2: sparsify with SynFlow's scores better than with {score}"
-        yield from _judge(title, "ahead", found)
+        yield from _judge_statement(title, "ahead", comparison)
     for variant in (GREEDY, SPARSIFY):
-        found = difference(start, {"score": "snip"}, {"score": "magnitude"}, variant=variant, density=low)
+        comparison = difference(
+            start, {"score": "snip"}, {"score": "magnitude"}, variant=variant, density=low
+        )
         title = f"Figure 2: SNIP collapses layers and does not do well (less magnitude, {variant})"
-        yield from _judge(title, "behind", found)
+        yield from _judge_statement(title, "behind", comparison)
     if start and "tinyimagenet" not in distinct(start, "data"):
         statement = "Figure 2, Tiny ImageNet: greedy better at extreme sparsity"
         yield {"statement": statement, "ours": "", "published": "ahead", "verdict": "cannot be run here"}
     for variant in (GREEDY, GREEDY_GLOBAL):
-        found = _against(after, variant, density=low)
+        comparison = _compare_with(after, variant, density=low)
         title = f"Figure 3: sparsify better than MagPrune ({variant}) at low densities"
-        yield from _judge(title, "ahead", found)
+        yield from _judge_statement(title, "ahead", comparison)
     yield from _judge_connectivity(select(rows, part=CONNECTIVITY))
 
 
-def _judge(statement: str, published: str, ours: Comparison | None) -> Iterator[Row]:
+def _judge_statement(statement: str, published: str, ours: Comparison | None) -> Iterator[Row]:
     if ours is None:
         return
     same = abs(ours.mean) <= ALIKE if published == "alike" else ours.outcome == published
-    yield _statement(statement, str(ours), published, same)
+    yield _statement_row(statement, str(ours), published, same)
 
 
-def _statement(statement: str, ours: str, published: str, same: bool) -> Row:
+def _statement_row(statement: str, ours: str, published: str, same: bool) -> Row:
     verdict = "reproduced" if same else "differs"
     return {"statement": statement, "ours": ours, "published": published, "verdict": verdict}
 
@@ -221,7 +240,7 @@ def _judge_connectivity(layers: Rows) -> Iterator[Row]:
         if ends[0] is not None and ends[1] is not None:
             ours = f"{ends[0]:.2f} at {densities[-1]:.0%}, {ends[1]:.2f} at {densities[0]:.0%}"
             title = f"Figures 3 and 4: lambda_2 falls with the density, {variant}"
-            yield _statement(title, ours, "falls", ends[1] < ends[0])
+            yield _statement_row(title, ours, "falls", ends[1] < ends[0])
     at = max((density for density in densities if density <= LOW), default=densities[0])
     for variant, collapses in ((GREEDY, True), (GREEDY_GLOBAL, True), (SPARSIFY, False)):
         shares = [row["share"] for row in select(layers, variant=variant, density=at)]
@@ -229,16 +248,16 @@ def _judge_connectivity(layers: Rows) -> Iterator[Row]:
             ours = f"at least {min(shares):.0%} of a layer's nodes are connected"
             published = "a layer collapses" if collapses else "no layer collapses"
             same = (min(shares) < COLLAPSED) == collapses
-            yield _statement(f"Figures 3 and 4: {variant} at {at:.0%}", ours, published, same)
+            yield _statement_row(f"Figures 3 and 4: {variant} at {at:.0%}", ours, published, same)
 
 
-def _paired(rows: Rows) -> Iterator[Row]:
+def _paired_rows(rows: Rows) -> Iterator[Row]:
     start = select(rows, part=AT_START)
     densities = distinct(start, "density")
     for score in distinct(start, "score"):
         for net in [*distinct(start, "net"), "all"]:
             where = {"score": score} if net == "all" else {"score": score, "net": net}
-            line = {percent(d): _text(_against(start, GREEDY, density=d, **where)) for d in densities}
+            line = {percent(d): _as_text(_compare_with(start, GREEDY, density=d, **where)) for d in densities}
             if any(line.values()):
                 yield {"score": score, "network": net, **line}
 
@@ -250,32 +269,32 @@ def _control_rows(rows: Rows) -> list[Row]:
     return [*select(rows, part=AT_START, net=nets, score="magnitude"), *controls]
 
 
-def _controls(rows: Rows) -> Iterator[Row]:
+def _control_comparisons(rows: Rows) -> Iterator[Row]:
     both, controls = _control_rows(rows), select(rows, part=CONTROL)
     densities = distinct(controls, "density")
     columns: dict[str, Column] = {percent(d): ("accuracy", {"density": d}) for d in densities}
     for line in pivot(both, ["variant"], columns, spread):
         yield {"variant": line.pop("variant"), "": "accuracy", **line}
     for variant in distinct(controls, "variant"):
-        line = {percent(d): _text(_against(both, variant, density=d)) for d in densities}
+        line = {percent(d): _as_text(_compare_with(both, variant, density=d)) for d in densities}
         if any(line.values()):
             yield {"variant": variant, "": "sparsify less it", **line}
 
 
-def _low(rows: Rows) -> Iterator[Row]:
+def _low_density_rows(rows: Rows) -> Iterator[Row]:
     both = _control_rows(rows)
     for variant in (GREEDY_SIZES, RANDOM_SIZES, GREEDY_ERK):
-        found = _against(both, variant, density=_low_densities(both))
-        if found is not None:
-            yield {"variant": variant, f"up to {LOW:.0%}": str(found)}
+        comparison = _compare_with(both, variant, density=_low_densities(both))
+        if comparison is not None:
+            yield {"variant": variant, f"up to {LOW:.0%}": str(comparison)}
 
 
-def _connectivity(rows: Rows) -> Iterator[Row]:
+def _connectivity_rows(rows: Rows) -> Iterator[Row]:
     layers = select(rows, part=CONNECTIVITY)
     for density in distinct(layers, "density"):
         for (variant,), same in group(select(layers, density=density), "variant").items():
             seeds = list(group(same, "seed").values())
-            conditions = [max(_number(r["condition"]) for r in s) for s in seeds]
+            conditions = [max(_to_float(r["condition"]) for r in s) for s in seeds]
             dead = [sum(r["dead_inputs"] + r["dead_outputs"] for r in s) for s in seeds]
             yield {
                 "density": percent(density),
@@ -290,11 +309,11 @@ def _connectivity(rows: Rows) -> Iterator[Row]:
             }
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     return float("nan") if value is None else float(value)  # infinity is a string in JSON
 
 
-def _oneshot(rows: Rows) -> Iterator[Row]:
+def _oneshot_rows(rows: Rows) -> Iterator[Row]:
     pruned = select(rows, part=ONE_SHOT)
     columns = across([r for r in pruned if r["variant"] != DENSE], "kept", "accuracy", descending=True)
     for net in distinct(pruned, "net"):
@@ -306,7 +325,7 @@ def _oneshot(rows: Rows) -> Iterator[Row]:
         yield from ({**line, **cells} for cells in pivot(smaller, ["what", "variant"], columns, spread))
 
 
-def _oneshot_paired(rows: Rows) -> Iterator[Row]:
+def _oneshot_paired_rows(rows: Rows) -> Iterator[Row]:
     pruned = [row for row in select(rows, part=ONE_SHOT) if row["variant"] != DENSE]
     shares = sorted(distinct(pruned, "kept"), reverse=True)
     magnitude = {"variant": "magnitude"}
@@ -315,7 +334,7 @@ def _oneshot_paired(rows: Rows) -> Iterator[Row]:
         for what, variant in group(same, "what", "variant"):
             if variant != "magnitude":
                 line = {
-                    percent(s): _text(difference(same, {"variant": variant}, magnitude, what=what, kept=s))
+                    percent(s): _as_text(difference(same, {"variant": variant}, magnitude, what=what, kept=s))
                     for s in shares
                 }
                 yield {"network": net, "what": what, "variant": variant, **line}
