@@ -133,8 +133,8 @@ def compare_structures(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
         compared = {pair: compare(mean_differences(same, *pair)) for pair in pairs}
         several = {pair: c for pair, c in compared.items() if c is not None and c.count > 1}
         for (structure, baseline), comparison in zip(several, correct(list(several.values())), strict=True):
-            row = {"repair": repair, "structure": structure, "baseline": baseline}
-            row |= {**_interval_columns(comparison), "p": comparison.p}
+            pair = {"repair": repair, "structure": structure, "baseline": baseline}
+            row = {**pair, **_interval_columns(comparison), "p": comparison.p}
             yield {**row, "verdict": comparison.outcome, "networks": comparison.count}
 
 
