@@ -55,6 +55,8 @@ class GreedySearch:
 
     def rank(self) -> int:
         """Return how many units can be taken in all; the search ends here."""
+        if _full_factor(self.s, self.floor) is not None:
+            return len(self.order) + len(self.units)
         self.b = None
         self.take(len(self.order) + len(self.units))
         return len(self.order)
@@ -135,6 +137,9 @@ def factor_root(q: Tensor) -> Tensor:
 
 def independent_units(a: Tensor, rtol: float = FOLLOWS) -> tuple[Tensor, Tensor]:
     """Return indices from which the others follow, and the Cholesky factor of their part of the matrix."""
+    full = _full_factor(a, rtol * a.diagonal())
+    if full is not None:
+        return torch.arange(len(a), device=a.device), full
     search = GreedySearch(a, None, rtol)
     search.take(len(a))
     k = torch.tensor(search.order, dtype=torch.int64, device=a.device)
@@ -143,3 +148,9 @@ def independent_units(a: Tensor, rtol: float = FOLLOWS) -> tuple[Tensor, Tensor]
         k = k[: int(info) - 1]
         factor = torch.linalg.cholesky(a[k][:, k])
     return k, factor
+
+
+def _full_factor(a: Tensor, floor: Tensor) -> Tensor | None:
+    """Return the Cholesky factor if no unit follows from others; one call is faster than a search."""
+    factor, info = torch.linalg.cholesky_ex(a)
+    return factor if int(info) == 0 and bool((factor.diagonal() ** 2 > floor).all()) else None
