@@ -28,7 +28,7 @@ from secateur.core import (
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
-from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name
+from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
@@ -165,11 +165,9 @@ def prune(
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget)
-    folds = any(isinstance(x, Fold) for x in repairs)
-    needs = chosen.needs(budget) | ({"gram"} if folds else set())
     _check_data(chosen, chosen.needs(budget), batches, repairs)
-    fitting, guard = split_off_guard(batches) if folds and batches else (batches, None)
-    settings = RepairSettings(model, fitting, guard, batches, loss, seed, progress)
+    needs = chosen.needs(budget) | repair_needs(repairs)
+    settings = _repair_settings(repairs, model, batches, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
 
     clock = Stopwatch()
@@ -182,7 +180,9 @@ def prune(
         step_budget = remaining_budget(graph, before.graph, goal)
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
-                statistics = collect_statistics(before.model, before.graph, fitting, needs, seed, loss=loss)
+                statistics = collect_statistics(
+                    before.model, before.graph, settings.fitting, needs, seed, loss=loss
+                )
         with clock("plan"):
             step_plan = _decide(chosen, before.graph, statistics, step_budget, state, schedule)
         if isinstance(step_plan, NothingToPrune):
@@ -193,8 +193,7 @@ def prune(
             after = _shrink(start, before, step_plan, check, check_device)
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
-        with clock("callback"):
-            after = _call_back(callback, after, graph, number, schedule)
+        after = _call_back(callback, after, graph, number, schedule)
         notes.append(_note(number, goal, graph, after, judge))
         if not notes[-1].get("accepted", True):
             break
@@ -203,20 +202,8 @@ def prune(
         raise _nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
-    decided = _with_notes(state.plan, budget, schedule, notes)
-    report = start_report(
-        model,
-        state.model,
-        decided,
-        folds=state.folds,
-        training=state.training,
-        repair=repair_name(repairs),
-        schedule=repr(schedule),
-        steps=notes,
-        seconds=clock.seconds,
-        seed=seed,
-    )
-    return Result(state.model, decided, report, graph, model)
+    how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
+    return _result(start, state, budget, {**how, "seconds": clock.seconds})
 
 
 def _defaults(
@@ -269,6 +256,16 @@ def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Seq
     if looks_at:
         raise InputError(f"{method.name!r} looks at data ({', '.join(looks_at)}): pass data=batches")
     raise InputError(f"the repair {repair_name(repairs)!r} needs data: pass data=batches")
+
+
+def _repair_settings(
+    repairs: Sequence[Repair], model: nn.Module, batches: Any, loss: Loss | None, seed: int, progress: bool
+) -> RepairSettings:
+    """Return what repairs need; a fold is judged on batches that it is not fitted on."""
+    fitting, guard = (batches, None)
+    if batches and any(isinstance(repair, Fold) for repair in repairs):
+        fitting, guard = split_off_guard(batches)
+    return RepairSettings(model, fitting, guard, batches, loss, seed, progress)
 
 
 def _split_repairs(
@@ -361,7 +358,11 @@ def _nothing_accepted(
     )
 
 
-def _with_notes(whole: Plan, budget: Budget, schedule: Schedule, notes: list[dict[str, Any]]) -> Plan:
-    if len(notes) > 1:
-        whole = replace(whole, notes={**whole.notes, "reached": reached(whole), "steps": notes})
-    return replace(whole, budget=repr(budget), notes=dict(whole.notes) | {"schedule": repr(schedule)})
+def _result(start: Pruned, state: Pruned, budget: Budget, how: Mapping[str, Any]) -> Result:
+    """Return the result of a pruning, with what its report says about how it came about."""
+    notes = {**state.plan.notes, "schedule": how["schedule"]}
+    if len(how["steps"]) > 1:
+        notes |= {"reached": reached(state.plan), "steps": how["steps"]}
+    decided = replace(state.plan, budget=repr(budget), notes=notes)
+    report = start_report(start.model, state.model, decided, state.folds, state.training, **how)
+    return Result(state.model, decided, report, start.graph, start.model)

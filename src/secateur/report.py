@@ -211,7 +211,6 @@ def start_report(
     model: nn.Module,
     pruned: nn.Module,
     plan: Plan,
-    *,
     folds: Mapping[str, Any],
     training: Mapping[str, Any],
     **how: Any,

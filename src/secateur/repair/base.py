@@ -16,7 +16,17 @@ from torch import Tensor
 
 from secateur.core import InputError, unknown
 
-__all__ = ["REPAIRS", "Finetune", "Fold", "Refit", "Repair", "check_training", "parse_repair", "repair_name"]
+__all__ = [
+    "REPAIRS",
+    "Finetune",
+    "Fold",
+    "Refit",
+    "Repair",
+    "check_training",
+    "parse_repair",
+    "repair_name",
+    "repair_needs",
+]
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -119,6 +129,11 @@ def parse_repair(repair: str | Repair | Sequence[Repair] | None) -> tuple[Repair
         names = ", ".join(type(value).__name__ for value in repairs)
         raise InputError(f"repairs are applied once each, in the order Fold, Refit, Finetune; got {names}")
     return repairs
+
+
+def repair_needs(repairs: Sequence[Repair]) -> frozenset[str]:
+    """Return the statistics of the original model that repairs need: Gram matrices for a fold."""
+    return frozenset({"gram"} if any(isinstance(repair, Fold) for repair in repairs) else ())
 
 
 def repair_name(repairs: Sequence[Repair]) -> str | None:
