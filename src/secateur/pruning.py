@@ -293,7 +293,7 @@ def _decide(
     except NothingToPrune as refusal:
         return refusal
     if not _removes(step):
-        return NothingToPrune(f"{budget} removes nothing.\n{graph.summary()}")
+        return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
     if schedule.restarts and _left(graph, step) == _left(graph, state.plan):
         return NothingToPrune(f"{budget} removes no more than the step before")
     return step
@@ -354,7 +354,7 @@ def _nothing_accepted(
     budget, before, metric = (notes[0][key] for key in ("budget", "before", "metric"))
     return NothingToPrune(
         f"no step stays within {schedule!r}: the metric is {before:.4g}; {budget} takes it to {metric:.4g}. "
-        f"Allow more, or take smaller steps.\n{graph.summary()}"
+        f"Allow more, or take smaller steps.\n{graph.describe_frozen()}"
     )
 
 

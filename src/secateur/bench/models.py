@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -152,6 +152,8 @@ def hash_values(values: Any) -> str:
             tensor = leaf.detach().cpu().contiguous()
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(leaf, Mapping):  # a BatchEncoding, which torch's trees take for a leaf
+            digest.update(hash_values(dict(leaf)).encode())
         else:
             digest.update(f"{leaf!r}\n".encode())
     return digest.hexdigest()

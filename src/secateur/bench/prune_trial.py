@@ -21,7 +21,7 @@ from secateur.bench.models import (
     takes_seed,
 )
 from secateur.bench.trial import Row
-from secateur.core import InputError, SecateurError
+from secateur.core import Budget, InputError, SecateurError
 from secateur.core.jsonable import plain
 from secateur.diagnostics import diagnose
 from secateur.methods import Method
@@ -89,34 +89,16 @@ def prune_once(
     }
     _check_hashes(files, hashes, given)
     budget = make_budget(pruning["budget"], pruning["scope"])
-    row = {
-        "method": pruning["method"],
-        "budget": repr(budget),
-        "repair": pruning["repair"],
-        "seed": seed,
-        "draw": draw,
-    }
+    row = {name: pruning[name] for name in ("method", "repair")}
+    row |= {"budget": repr(budget), "seed": seed, "draw": draw}
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            data = sample(fit, seed, count=examples)
-            method = make_method(files["method"])
-            training = {name: pruning[name] for name in ("epochs", "lr") if name in pruning}
-            repairs = [
-                replace(repair, **training) if isinstance(repair, Finetune) else repair
-                for repair in parse_repair(pruning["repair"])
-            ]
-            result = prune(
-                model,
-                example_inputs(example_shape, data_example, model_example),
-                budget,
-                data,
-                method=method,
-                repair=repairs,
-                ignored_layers=pruning["ignored_layers"],
-                progress=False,
-                seed=pruning["seed"],
-            ).measure(part(held_out, *part_of_holdout), find_metric(files["metric"]), latency=latency)
+            data, method = sample(fit, seed, count=examples), make_method(files["method"])
+            example = example_inputs(example_shape, data_example, model_example)
+            result = _prune(model, example, budget, data, method, pruning)
+            metric_function = find_metric(files["metric"])
+            result = result.measure(part(held_out, *part_of_holdout), metric_function, latency=latency)
             if diagnosed:
                 result = _diagnose(result, model, data, method)
     except SecateurError as error:
@@ -126,6 +108,33 @@ def prune_once(
         del report["structure"]
     messages = sorted({" ".join(str(warning.message).split()) for warning in caught})
     return [plain({**report, **LIGHT, **row, "status": "ok", "warnings": messages})]
+
+
+def _prune(
+    model: nn.Module,
+    example: Any,
+    budget: Budget,
+    data: list[Any],
+    method: Method,
+    pruning: Mapping[str, Any],
+) -> Result:
+    """Prune with the settings of a trial."""
+    training = {name: pruning[name] for name in ("epochs", "lr") if name in pruning}
+    repairs = [
+        replace(repair, **training) if isinstance(repair, Finetune) else repair
+        for repair in parse_repair(pruning["repair"])
+    ]
+    return prune(
+        model,
+        example,
+        budget,
+        data,
+        method=method,
+        repair=repairs,
+        ignored_layers=pruning["ignored_layers"],
+        progress=False,
+        seed=pruning["seed"],
+    )
 
 
 def _check_hashes(files: Mapping[str, Any], wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:

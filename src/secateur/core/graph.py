@@ -242,7 +242,7 @@ class PruningGraph:
         lines = [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen[:limit])]
         if len(self.frozen) > limit:
             rest = len(self.frozen) - limit
-            lines.append(f"  and {rest} more: `graph.frozen` and `secateur inspect` list them all")
+            lines.append(f"  and {rest} more: `graph.frozen` and `secateur inspect --all` list them")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

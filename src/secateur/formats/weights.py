@@ -186,7 +186,7 @@ def _choose(
     also = f" It also holds {shorten(others)}." if others else ""
     raise StoreError(
         f"{where} does not fit {model}: {_compare(best.tensors, wanted)}.{also}{shard} Give weights that "
-        "were saved from this class with the same sizes, or load what fits with strict=False in Python"
+        "were saved from this class with the same sizes, or load what fits with strict=False (--no-strict)"
     )
 
 

@@ -151,7 +151,8 @@ def evaluate(
         InputError: If the metric is unknown, or is not a finite number on these batches.
     """
     name, function = metric_named(metric, original)
-    given = function(model, batches)
+    with torch.no_grad():
+        given = function(model, batches)
     try:
         value = float(given)
     except (TypeError, ValueError, RuntimeError) as error:
