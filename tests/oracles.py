@@ -82,7 +82,7 @@ def places(original: nn.Module, small: nn.Module) -> dict[str, np.ndarray]:
 
 
 def unshrunk(original: nn.Module, small: nn.Module) -> nn.Module:
-    """Return a copy of `original` in which every parameter entry that `small` lacks is zero."""
+    """Return a copy of `original` in which every tensor entry that `small` lacks is zero."""
     full = copy.deepcopy(original)
     kept = torch.zeros(sum(p.numel() for p in original.parameters()), dtype=torch.bool)
     for place in places(original, small).values():
@@ -93,7 +93,28 @@ def unshrunk(original: nn.Module, small: nn.Module) -> nn.Module:
             alive = kept[start : start + parameter.numel()].view(parameter.shape)
             parameter.copy_(torch.where(alive, parameter, 0))
             start += parameter.numel()
+        for name, buffer in full.named_buffers():
+            shorter = dict(small.named_buffers()).get(name)
+            if buffer.is_floating_point() and shorter is not None and shorter.shape != buffer.shape:
+                zero_lost_slices(name, buffer, shorter)
     return full
+
+
+def zero_lost_slices(name: str, buffer: Tensor, shorter: Tensor) -> None:
+    """Set the slices of a buffer that `shorter` lacks along one axis to zero, in place."""
+    axis, *more = (i for i in range(buffer.ndim) if buffer.shape[i] != shorter.shape[i])
+    if more:
+        raise NotAPart(f"{name} lost indices on several axes")
+    slices, kept = buffer.movedim(axis, 0), torch.zeros(buffer.shape[axis], dtype=torch.bool)
+    position = 0
+    for left in shorter.movedim(axis, 0):
+        while not torch.equal(slices[position], left):
+            position += 1
+            if position == len(slices):
+                raise NotAPart(f"{name} holds values that the original does not have")
+        kept[position] = True
+        position += 1
+    slices[~kept] = 0
 
 
 def narrow(norm: nn.Module, kept: Tensor, axis: int) -> Callable[..., Tensor]:

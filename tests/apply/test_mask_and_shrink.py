@@ -49,6 +49,31 @@ def test_shrink_is_mask_and_both_are_the_closed_form() -> None:
     assert (small[0].out_features, small[2].in_features, small[2].out_features) == (4, 4, 3)
 
 
+class Buffered(nn.Module):
+    """A buffer that is added to the features, and one of integers that multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("shift", torch.arange(1.0, 9.0))
+        self.register_buffer("times", torch.arange(1, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.first(x) + self.shift) * self.times
+        return self.last(y) * y.sum(-1, keepdim=True)
+
+
+def test_floating_buffers_are_masked_and_others_are_not() -> None:
+    model = Buffered().double()
+    plan = planned(model, X)
+    gone = plan.removed("first")
+    masked = mask(model, plan)
+    assert len(gone) == 4 and (masked.shift[gone] == 0).all() and (masked.shift != 0).sum() == 4
+    assert torch.equal(masked.times, model.times) and masked.times.dtype == torch.int64
+    small = shrink(model, plan)
+    torch.testing.assert_close(small(X), masked(X), rtol=1e-12, atol=1e-12)
+
+
 def test_the_users_model_is_untouched_and_nothing_is_shared() -> None:
     model = mlp().train()
     before = copy.deepcopy(model.state_dict())

@@ -58,6 +58,22 @@ class Encoder(nn.Module):
         return self.last(self.encoder(self.inlet(x)).mean(1))
 
 
+class LanguageModel(nn.Module):
+    """PyTorch's tutorial: an embedding, a buffer of sines and cosines, and nn.TransformerEncoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(23, 24), nn.Linear(24, 23)
+        angles = torch.arange(30)[:, None] / 100 ** (torch.arange(12) / 12)
+        self.register_buffer("positions", torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+        layer = nn.TransformerEncoderLayer(24, 4, 34, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map [B, T] to [B, T, 23]."""
+        return self.last(self.encoder(self.embedding(ids) * 5 + self.positions[: ids.size(1)]))
+
+
 class Seq2Seq(nn.Module):
     """nn.Transformer, encoder and decoder; it looks into the mask unless told that it is causal."""
 
@@ -115,6 +131,14 @@ ENTRIES = (
         outputs=("last",),
         heads=module_heads,
         units=100,
+    ),
+    Entry(
+        "nn.TransformerEncoder after a buffer of positions",
+        LanguageModel,
+        (tokens(23, B, 9),),
+        outputs=("last",),
+        heads=module_heads,
+        units=76,
     ),
     Entry(
         "nn.Transformer",

@@ -22,21 +22,21 @@ __all__ = ["keep_masked", "mask", "masked_weights", "zero_weights"]
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model in which everything that the plan removes is zero.
 
-    Shapes and buffers stay, and nothing gets faster.  In training, zeroed weights become nonzero again
-    unless `keep_masked` is used.
+    Shapes stay, and nothing gets faster.  Buffers of floating numbers are masked like parameters: a
+    table of positions that is added to the features must be zero where the features are.  Other buffers
+    stay.  In training, zeroed weights become nonzero again unless `keep_masked` is used.
 
     Raises:
         PlanError: If the plan does not fit the model.
     """
     tensors = check_tensors(model, plan)
-    parameters = set(plan.graph.parameters)
     factors: dict[str, Tensor] = {}
     for group in plan.graph.groups:
         gone = plan.removed(group.name)
         for slot in group.slots if len(gone) else ():
-            if slot.tensor not in parameters:
-                continue
             tensor = tensors[slot.tensor]
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
             alive = torch.ones(tensor.shape[slot.axis], dtype=tensor.dtype, device=tensor.device)
             alive[torch.from_numpy(slot.index[gone].ravel()).to(tensor.device)] = 0
             shape = [-1 if axis == slot.axis else 1 for axis in range(tensor.ndim)]

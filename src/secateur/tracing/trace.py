@@ -183,13 +183,17 @@ def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
 
 def _label_tensors(model: nn.Module, propagation: Propagation) -> Tensors:
-    """Give every axis of every parameter and buffer a label of its own."""
+    """Give every axis of every parameter and buffer a label of its own.
+
+    `mask` sets floating and complex tensors to 0 at dead indices, and leaves integers and booleans.
+    """
     states = {}
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
             labels = tuple(propagation.algebra.label(n) for n in tensor.shape)
-            n = tensor.ndim
-            states[name] = TensorAxes(tuple(tensor.shape), labels, (True,) * n, False, name, tuple(range(n)))
+            shape, n = tuple(tensor.shape), tensor.ndim
+            zero = (tensor.is_floating_point() or tensor.is_complex(),) * n
+            states[name] = TensorAxes(shape, labels, zero, False, name, tuple(range(n)))
     return Tensors(states, frozenset(n for n, _ in model.named_parameters()))
 
 
