@@ -282,7 +282,14 @@ def test_normalisations_of_another_kind_are_not_mistaken() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).tanh()
 
+    class OtherEpsLayerNorm(nn.Module):
+        normalized_shape = (6,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.layer_norm(x, (6,), eps=1e-5)
+
     assert norm_form(OddLayerNorm(6)) is None
+    assert norm_form(OtherEpsLayerNorm()) is None
     assert norm_form(nn.LayerNorm((3, 4))) is None
     assert norm_form(nn.BatchNorm1d(6)) is None
 

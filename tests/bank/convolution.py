@@ -177,6 +177,43 @@ class Inception(nn.Module):
         return self.head(F.relu(torch.cat(parts, 1)))
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of images, by a permutation (torchvision, timm)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to itself."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ChannelLayerNorm(nn.Module):
+    """The same, written out over axis 1 (Segment Anything)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to itself."""
+        centred = x - x.mean(1, keepdim=True)
+        x = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class PooledNorm(nn.Module):
+    """Convolutions with a norm over channels, then LayerNorm of the average over space."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 16, 3), nn.Linear(16, 5)
+        self.norm1, self.norm2, self.pooled = norm(12), norm(16), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, 3, H, W] to [B, 5]."""
+        x = self.norm2(self.second(F.gelu(self.norm1(self.first(x)))))
+        return self.last(self.pooled(x.mean((2, 3))))
+
+
 class ConvNeXt(nn.Module):
     """Depthwise convolution, LayerNorm with channels last, a perceptron, a learnt layer scale."""
 
@@ -279,6 +316,14 @@ ENTRIES = (
     Entry("Conv3d", conv3d, (floats(B, 2, 8, 8, 8),), outputs=("7",), units=22),
     Entry("ConvTranspose2d autoencoder", transposed, SIDE12, outputs=("7",), units=44),
     Entry("GroupNorm", lambda: normalised("group"), SIDE9, outputs=("8",), units=8),
+    Entry("LayerNorm2d", lambda: PooledNorm(LayerNorm2d), SIDE9, outputs=("last",), units=28),
+    Entry(
+        "LayerNorm over channels, written out",
+        lambda: PooledNorm(ChannelLayerNorm),
+        SIDE9,
+        outputs=("last",),
+        units=28,
+    ),
     Entry("InstanceNorm", lambda: normalised("instance"), SIDE9, outputs=("8",), units=36),
     Entry("PReLU per channel", lambda: normalised("prelu"), SIDE9, outputs=("8",), units=36),
     Entry("BatchNorm without affine", lambda: normalised("batch"), SIDE9, outputs=("8",), units=36),

@@ -253,7 +253,9 @@ ENTRIES = (
         "num_attention_heads": [2, 4], "mlp_ratios": [3, 3]}, WIDE, "classifier", 96),
     row("ConvNeXt", "ConvNext", "ForImageClassification", {"hidden_sizes": [8, 12, 16, 20], "depths": [1,
         1, 1, 1],
-        "patch_size": 2}, WIDE, "classifier", 150),
+        "patch_size": 2}, WIDE, "classifier", 280),
+    row("ConvNeXt V2", "ConvNextV2", "ForImageClassification", {"hidden_sizes": [8, 12, 16, 20], "depths":
+        [1, 1, 1, 1], "patch_size": 2}, WIDE, "classifier", 56),
     row("ResNet", "ResNet", "ForImageClassification", {"embedding_size": 10, "hidden_sizes": [12, 16],
         "depths": [1, 1],
         "layer_type": "basic"}, WIDE, "classifier.1", 38),

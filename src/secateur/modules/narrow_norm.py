@@ -25,13 +25,15 @@ class NormForm:
     Attributes:
         centred: Whether the mean is subtracted (LayerNorm) or not (RMSNorm).
         shift: Added to the weight: 1 where a weight of 0 means a gain of 1.
+        axis: The normalised axis: -1, or 1 for images with channels first.
     """
 
     centred: bool
     shift: float
+    axis: int = -1
 
 
-FORMS = (NormForm(True, 0.0), NormForm(False, 0.0), NormForm(False, 1.0))
+FORMS = [NormForm(c, s, a) for a in (-1, 1) for c, s in ((True, 0.0), (False, 0.0), (False, 1.0))]
 
 
 class NarrowNorm(nn.Module):
@@ -68,7 +70,12 @@ class NarrowNorm(nn.Module):
         self.eps, self.count, self.form = eps, count, form
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis [..., k]; half precision is computed in float32."""
+        """Normalise an axis of length k, see `NormForm.axis`; half precision is computed in float32."""
+        if self.form.axis != -1:
+            return self._normalize(x.movedim(self.form.axis, -1)).movedim(-1, self.form.axis)
+        return self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         h = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.form.centred:
@@ -90,15 +97,16 @@ class NarrowNorm(nn.Module):
 
 
 def norm_form(module: nn.Module) -> NormForm | None:
-    """Return which normalisation a module computes over its last axis, found by a trial; None if none.
+    """Return which normalisation a module computes over one axis, found by a trial; None if none.
 
     Example:
         >>> norm_form(nn.LayerNorm(5)), norm_form(nn.Linear(5, 5))
-        (NormForm(centred=True, shift=0.0), None)
+        (NormForm(centred=True, shift=0.0, axis=-1), None)
     """
     if isinstance(module, NarrowNorm):
         return module.form
-    if not type(module).__name__.endswith(("LayerNorm", "RMSNorm")) or list(module.children()):
+    named_so = any(name in type(module).__name__ for name in ("LayerNorm", "RMSNorm"))
+    if not named_so or list(module.children()):
         return None
     weight, bias, eps = norm_tensors(module)
     known = {id(t) for t in (weight, bias) if t is not None}
@@ -143,15 +151,17 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
     with torch.no_grad():
         for tensor in trial.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
-        x = torch.randn(3, width, generator=generator) + 0.5
-        try:
-            result = trial(x)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return None  # it needs more than one axis, so it has none of the forms
-        weight, bias, _ = norm_tensors(trial)
-        for form in FORMS:
-            if isinstance(result, Tensor) and result.shape == x.shape:
-                expected = NarrowNorm(weight, bias, eps, width, form)(x)
-                if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
-                    return form
+        for shape, axis in (((3, 4, width), -1), ((3, width, 4, 5), 1)):
+            x = torch.randn(shape, generator=generator) + 0.5
+            x[0] *= 1e-3  # so small that another eps gives other results
+            try:
+                result = trial(x)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                continue  # it takes other axes
+            weight, bias, _ = norm_tensors(trial)
+            for form in FORMS:
+                if form.axis == axis and isinstance(result, Tensor) and result.shape == x.shape:
+                    expected = NarrowNorm(weight, bias, eps, width, form)(x)
+                    if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
+                        return form
     return None

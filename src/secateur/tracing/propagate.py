@@ -134,7 +134,7 @@ class Propagation:
         size_attributes: (module, attribute, value, label, source line): attributes that operations of this
             module read as the length of an axis.
         heads: Labels whose units are attention heads.
-        norms: Names of modules that normalise over their last axis in a known form.
+        norms: Names of modules that normalise over one axis in a known form.
         batch: Number of examples in the example inputs.
         node: Name of the current node.
         module: Qualified name of the module that called it; `module_class`: that module's class.
@@ -216,21 +216,21 @@ class Propagation:
         if label is not None:
             self.heads.append(label)
 
-    def can_narrow(self, x: TensorAxes) -> bool:
-        """Return whether the last axis may lose indices under a statistic over it.
+    def can_narrow(self, x: TensorAxes, axis: int = -1) -> bool:
+        """Return whether an axis may lose indices under a statistic over it.
 
         It may if the module can be replaced by `NarrowNorm`, which divides by the original length, and if
         the dead values are 0, so that the sums over what is left are the sums over everything.
         """
-        label = self.algebra.normal(x.labels[-1])
+        label = self.algebra.normal(x.labels[axis])
         if label is None or self.module not in self.norms:
             return False
         # Inside a norm that is written out, later statistics are of centred values, which are not 0 where
         # dead.  NarrowNorm replaces the whole module, so only the module's input must be 0 there.
         known = any(m == self.module and a == "normalized_shape" for m, a, *_ in self.size_attributes)
-        if not known and not x.zero[-1]:
+        if not known and not x.zero[axis]:
             return False
-        self.record_size_attribute("normalized_shape", x.shape[-1], label)
+        self.record_size_attribute("normalized_shape", x.shape[axis], label)
         return True
 
     def record_role(self, state: TensorAxes | None, axis: int, role: Role) -> None:

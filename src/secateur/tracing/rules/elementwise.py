@@ -250,7 +250,7 @@ def sum_(
 ) -> TensorAxes:
     """Sum over axes: dead values must be 0 there."""
     axes = axes_of(dim, x.ndim)
-    if axes != [x.ndim - 1] or not propagation.can_narrow(x):
+    if len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
         risky = [a for a in axes if x.labels[a] is not None and not x.zero[a]]
         x = propagation.freeze(x, risky, "dead values are not 0 where they are summed")
     return _drop(x, axes, len(out[0]) == x.ndim).derived(least=0.0 if x.least >= 0 else -math.inf)
@@ -282,18 +282,23 @@ def sum_(
 def reduce(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> Any:
-    """Take a statistic over axes: freeze them, because their lengths enter it."""
+    """Take a statistic over axes: freeze them, because their lengths enter it.
+
+    The other axes keep their labels; a mean or an extreme of zeros is 0.
+    """
     dim = options.get(
         "dim", next((r for r in rest if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), None)
     )
     if "norm" in propagation.operation_name:
         dim = options.get("dim", rest[1] if len(rest) > 1 else None)
     axes = axes_of(dim, x.ndim)
-    if propagation.operation_name != "mean" or axes != [x.ndim - 1] or not propagation.can_narrow(x):
+    if propagation.operation_name != "mean" or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
         x = propagation.freeze(x, axes, "a statistic over the axis")
-    keeps_bound = propagation.operation_name in ("mean", "amax", "amin")
-    least = x.least if keeps_bound else _bound(propagation)
-    dropped = _drop(x, axes, len(out[0]) == x.ndim).nonzero().derived(least=least)
+    dropped = _drop(x, axes, len(out[0]) == x.ndim)
+    if propagation.operation_name in ("mean", "amax", "amin"):
+        dropped = dropped.derived(least=x.least)  # of zeros, 0
+    else:
+        dropped = dropped.nonzero().derived(least=_bound(propagation))
     return dropped if len(out) == 1 else [dropped] * len(out)
 
 
