@@ -94,6 +94,7 @@ class Tolerance:
         step: Share of what the budget counts that goes at each step.
 
     Example:
+        >>> import torch
         >>> from secateur.core import Units
         >>> batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))]
         >>> [goal.keep for goal in Tolerance(0.01, batches, step=0.3).goals(Units(0.2))]

@@ -48,4 +48,4 @@ def test_messages_list_twenty_frozen_axes() -> None:
     with pytest.raises(NothingToPrune) as caught:
         prunable(PruningGraph((), FROZEN, (), {}, ()))
     assert str(caught.value).count("an output of the model") == 20
-    assert "and 280 more: `graph.frozen` and `secateur inspect`" in str(caught.value)
+    assert "and 280 more: `graph.frozen` and `secateur inspect --all`" in str(caught.value)
