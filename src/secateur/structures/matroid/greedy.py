@@ -89,11 +89,12 @@ class GreedySearch:
 
     def _close(self, c: Tensor, open_: Tensor, gains: _Gains | None) -> None:
         """Drop the units taken in this block and bring S and B up to date."""
-        c = c[:, open_]
-        self.s = self.s[open_][:, open_].addmm_(c.T, c, alpha=-1)
-        self.floor, self.units = self.floor[open_], self.units[open_]
+        k = open_.nonzero()[:, 0]
+        c = c.index_select(1, k)
+        self.s = self.s.index_select(0, k).index_select(1, k).addmm_(c.T, c, alpha=-1)
+        self.floor, self.units = self.floor[k], self.units[k]
         if gains is not None:
-            self.b = gains.b[open_].addmm_(c.T, gains.d[: len(c)], alpha=-1)
+            self.b = gains.b.index_select(0, k).addmm_(c.T, gains.d[: len(c)], alpha=-1)
 
 
 class _Gains:
