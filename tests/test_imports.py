@@ -32,7 +32,7 @@ for _stage in ("schedule", "result", "pruning", "diagnostics"):
     MAY_IMPORT[_stage] = {*MAY_IMPORT}
 MAY_IMPORT["data"] = {"core"}
 MAY_IMPORT["zoo"] = {"core", "data", "measure", "repair", "execution", "batches"}
-MAY_IMPORT["html"] = {"core", "report", "formats"}
+MAY_IMPORT["html"] = {"core", "formats"}
 MAY_IMPORT["user_code"] = {"core"}
 MAY_IMPORT["specs"] = {*MAY_IMPORT}
 MAY_IMPORT["bench"] = {*MAY_IMPORT}

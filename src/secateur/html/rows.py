@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from secateur.core import InputError
 from secateur.core.jsonable import plain
-from secateur.report import Report
 
 __all__ = [
     "IDENTITY",
@@ -29,7 +28,16 @@ __all__ = [
 ]
 
 
-Run = Report | Mapping[str, Any]
+@runtime_checkable
+class HasDict(Protocol):
+    """A `Report`.  Named by what is asked of it, so that a report can write itself as a page."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON can hold it."""
+        ...
+
+
+Run = HasDict | Mapping[str, Any]
 Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
@@ -63,14 +71,14 @@ def as_dicts(runs: Run | Iterable[Run], *, allow_none: bool = False) -> list[Row
     Raises:
         InputError: If there are no runs and `allow_none` is False.
     """
-    many = [runs] if isinstance(runs, (Report, Mapping)) else list(runs)
+    many = [runs] if isinstance(runs, (HasDict, Mapping)) else list(runs)
     if not many and not allow_none:
         raise InputError("there are no runs to report")
     return [_as_dict(run) for run in many]
 
 
 def _as_dict(run: Run) -> Row:
-    return run.to_dict() if isinstance(run, Report) else plain(run)
+    return run.to_dict() if isinstance(run, HasDict) else plain(run)
 
 
 def is_report(values: Mapping[str, Any]) -> bool:
