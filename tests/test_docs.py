@@ -1,7 +1,7 @@
-"""Every example in README and docs is run: Python in order, in one namespace a page, and commands.
+"""Run every example in README and docs: Python in order, in one namespace a page, and commands.
 
-A Python block that starts with a comment ``# NAME.py`` is a file that the page speaks of.  Pages on single
-methods speak of a `model`, its `network`, `batches` and the like without making them: `common` does.
+A Python block that starts with a comment ``# NAME.py`` is a file of that name.  Pages on single
+methods use a `model`, its `graph`, `batches` and the like without defining them: `common` does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import typer
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import data, zoo
-from secateur import specs as named
+from secateur import data, specs, zoo
 from secateur.cli import main as cli
 from secateur.core import InputError
 from secateur.measure.metrics import accuracy
@@ -47,7 +46,7 @@ LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 @pytest.fixture(scope="module")
 def common() -> dict[str, Any]:
-    """A small trained network, and what goes with it; its last units repeat the first, which makes a tail."""
+    """Return names for the pages: a trained network whose last units repeat the first, so it has a tail."""
     torch.manual_seed(0)
     digits = data.digits()
     model = zoo.train(zoo.mlp((64, 96, 10)), digits, 10, lr=1e-2, batch_size=32).model
@@ -55,29 +54,22 @@ def common() -> dict[str, Any]:
         model[1].weight[72:], model[1].bias[72:] = model[1].weight[0], model[1].bias[0]
     batches = digits.batches("calibration", 32)
     images, labels = digits.parts["calibration"]
-    net = sc.trace(model, images[:2])
-    evidence = sc.collect_statistics(model, net, batches, {"gram"})
+    graph = sc.trace(model, images[:2])
 
     def accuracy_of_plan(plan: sc.Plan) -> float:
         return accuracy(sc.shrink(model, plan), digits.batches("selection"))
 
-    vgg = zoo.vgg_small(side=8)
-    names = {
+    return {
         "model": model,
-        "graph": net,
-        "net": net,
-        "network": net,
+        "graph": graph,
+        "statistics": sc.collect_statistics(model, graph, batches, {"gram"}),
         "example_inputs": images[:2],
         "batches": batches,
-    }
-    rest = {
         "images": images[:2],
         "labels": labels[:2],
-        "evidence": evidence,
-        "statistics": evidence,
-        "vgg": vgg,
+        "vgg": zoo.vgg_small(side=8),
+        "accuracy_of_plan": accuracy_of_plan,
     }
-    return {**names, **rest, "accuracy_of_plan": accuracy_of_plan}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -157,7 +149,7 @@ EVERYWHERE = [*PAGES, *ROOT.glob("C*.md")]
 
 
 def spoken(program: str) -> list[tuple[str, list[str]]]:
-    """Return what the pages tell a reader to type that begins with a program's name: page, words."""
+    """Return the commands of the pages that begin with a program's name: page, words."""
     found = []
     for page in EVERYWHERE:
         for code, indented in INLINE.findall(page.read_text()):
@@ -205,7 +197,7 @@ def spread(tmp_path: Path) -> Any:
         text for _, text in BLOCK.findall((ROOT / "docs" / "criterion.md").read_text()) if FILE.match(text)
     )
     (tmp_path / "spread.py").write_text(text)
-    return named.make_method(f"{tmp_path / 'spread.py'}:Spread")
+    return specs.make_method(f"{tmp_path / 'spread.py'}:Spread")
 
 
 def test_the_criterion_of_the_docs_takes_thirty_lines(spread: Any, tmp_path: Path) -> None:
@@ -223,7 +215,7 @@ def test_the_criterion_of_the_docs_obeys_the_laws(model: str, spread: Any) -> No
     rankings.test_global_scope_keeps_the_total(model, spread)
 
 
-def test_methods_of_ones_own_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_registrations(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("class Empty:\n    pass\n\n\ndef fail(x):\n    return x\n")
     place = tmp_path / "own.py"
     for spec, words in {
@@ -236,8 +228,8 @@ def test_methods_of_ones_own_that_cannot_be(tmp_path: Path) -> None:
         "magnitud:p=2": "did you mean 'magnitude'",
     }.items():
         with pytest.raises(InputError, match=re.escape(words)):
-            named.make_method(spec)
-    assert named.make_method("secateur.methods:Magnitude:p=2") == METHODS["magnitude"](p=2)
+            specs.make_method(spec)
+    assert specs.make_method("secateur.methods:Magnitude:p=2") == METHODS["magnitude"](p=2)
 
 
 # --- the API reference

@@ -80,7 +80,7 @@ def test_a_copy_shares_nothing_and_takes_what_stands_in() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "0", None, True, torch.tensor(0)])
-def test_seeds_that_cannot_be(seed: object) -> None:
+def test_invalid_seeds(seed: object) -> None:
     with pytest.raises(InputError, match=r"from 0 to 2\*\*63 - 1; got"):
         check_seed(seed)
 

@@ -65,7 +65,7 @@ def test_another_shape_is_infinitely_far() -> None:
     assert oracles.distance([torch.zeros(2, 3)], [torch.ones(3, 2)]) == float("inf")
 
 
-def test_narrowed_normalisation_is_told_apart() -> None:
+def test_narrowed_normalisation_is_recognised() -> None:
     entry = BANK["MLP, LayerNorm after each layer"]
     original = oracles.perturb(entry.build())
     small, kept = copy.deepcopy(original), [0, 3, 5, 6, 17]

@@ -425,7 +425,7 @@ def test_a_structure_that_took_part_has_its_chapter(place: Path) -> None:
     assert "lambda" in page
 
 
-def test_an_edited_function_that_makes_a_method_of_ours_tells_methods_apart(place: Path) -> None:
+def test_an_edited_factory_has_another_hash(place: Path) -> None:
     maker = "from secateur.methods import Magnitude\ndef mk():\n    return Magnitude(p=2)\n"
     (place / "maker.py").write_text(maker)
     before = hash_source("maker.py:mk")

@@ -72,7 +72,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], [float("nan"), 1.0], [float("inf")]])
-def test_what_cannot_be_resampled(wrong: list[float]) -> None:
+def test_invalid_samples(wrong: list[float]) -> None:
     with pytest.raises(InputError, match="finite numbers"):
         bootstrap(wrong)
 
@@ -129,7 +129,7 @@ def test_a_copy_ties_with_its_original(scores: dict) -> None:
     assert ("m0" in found.tied) == ("copy" in found.tied)
 
 
-def test_a_clear_winner_wins_and_few_seeds_are_told() -> None:
+def test_a_clear_winner_wins_and_few_seeds_are_reported() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, (6, 5))
     scores = {f"m{i}": dict(enumerate(0.7 + noise[i])) for i in range(5)}
@@ -142,7 +142,7 @@ def test_a_clear_winner_wins_and_few_seeds_are_told() -> None:
         rank({"failed": {}})
 
 
-def test_methods_that_are_all_alike_are_rarely_told_apart() -> None:
+def test_equal_methods_are_rarely_distinguished() -> None:
     rng, false = np.random.default_rng(1), 0
     for _ in range(300):
         values = rng.normal(0, 1, (5, 4))
@@ -180,7 +180,7 @@ def test_no_point_before_the_largest_removed_is_below(
     assert at == xs[-1] or np.interp(min(at + 1e-6, xs[-1]), xs, ys) <= least + 1e-3
 
 
-def test_curves_that_cannot_be() -> None:
+def test_invalid_curves() -> None:
     with pytest.raises(InputError, match="reaches from"):
         area([(0.0, 1.0), (0.5, 1.0)], 0.6)
     with pytest.raises(InputError, match="needs a point"):

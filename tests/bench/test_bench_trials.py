@@ -279,7 +279,7 @@ def test_invalid_arguments(tmp_path: Path, more: dict, message: str) -> None:
     assert not (tmp_path / "trials.jsonl").exists()
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         inline(draws(0), tmp_path / "file" / "trials.jsonl")

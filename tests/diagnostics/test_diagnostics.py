@@ -373,7 +373,7 @@ def test_diagnostics_of_a_folded_network_look_at_what_the_method_saw() -> None:
     assert f"{note['irreducible']} units are meet-irreducible" in text
 
 
-def test_what_cannot_be_diagnosed() -> None:
+def test_undiagnosable_results() -> None:
     model, batches = perceptron(), labelled(6)
     result = sc.prune(model, batches[0][0][:2], sc.Units(0.5), batches, method="magnitude", repair=None)
     with pytest.raises(InputError, match="no diagnostics of 'magnitude'"):

@@ -205,7 +205,7 @@ HIDDEN = PruningGraph((Group("hidden", 8, ()),), (), (), {}, ())
         ([0, 1, 0], "unit 0 at index 2, and it is there twice"),
     ],
 )
-def test_units_that_cannot_be_are_refused(units: list[int], words: str) -> None:
+def test_invalid_units_are_refused(units: list[int], words: str) -> None:
     with pytest.raises(PlanError, match=rf"keep\['hidden'\] has {words}"):
         Plan(HIDDEN, "by hand", {"hidden": np.array(units)})
     document = json.loads(plan_to_json(Plan(HIDDEN, "by hand", {"hidden": np.arange(4)})))

@@ -403,7 +403,7 @@ def test_a_model_that_the_plan_does_not_make_is_not_saved(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, plan = pruned()
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match=r"cannot save to .*file"):
@@ -438,7 +438,7 @@ def test_a_folder_gets_the_usual_permissions(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-def test_a_plan_that_removes_nothing_cannot_be_replayed(tmp_path: Path) -> None:
+def test_a_plan_that_removes_nothing_is_not_replayed(tmp_path: Path) -> None:
     model = make()
     save(tmp_path / "run", model, Plan(trace(model, torch.randn(2, 1, 6, 6)), "x"))
     with pytest.raises(NothingToPrune):

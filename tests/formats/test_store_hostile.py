@@ -98,7 +98,7 @@ class NotFinite(nn.Sequential):
 
 
 @pytest.mark.parametrize("kind", [Noisy, NotFinite])
-def test_models_whose_outputs_cannot_be_compared(tmp_path: Path, kind: type[nn.Sequential]) -> None:
+def test_models_with_incomparable_outputs(tmp_path: Path, kind: type[nn.Sequential]) -> None:
     def make(slope: float = 0.01) -> nn.Module:
         return kind(nn.Linear(6, 8), nn.LeakyReLU(slope), nn.Linear(8, 3))
 

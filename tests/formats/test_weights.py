@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         load_weights(nn.ReLU(), tmp_path / "w.pt")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     model = make()
     torch.save(model.state_dict(), tmp_path / "w.pt")
     whole = (tmp_path / "w.pt").read_bytes()

@@ -148,7 +148,7 @@ def test_missing_runs(tmp_path: Path) -> None:
             write([], tmp_path / "file")
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     (tmp_path / "taken").mkdir()
     for path in (tmp_path / "file" / "page.html", tmp_path / "taken"):

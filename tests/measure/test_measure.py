@@ -307,12 +307,12 @@ def test_agreement_finds_the_classes_of_images() -> None:
         ([(torch.zeros(2, 3), torch.full((2,), -100))], "nothing to measure"),
     ],
 )
-def test_batches_that_cannot_be(batches: list, words: str) -> None:
+def test_invalid_batches(batches: list, words: str) -> None:
     with pytest.raises(InputError, match=words):
         accuracy(nn.Identity(), batches)
 
 
-def test_metrics_that_cannot_be() -> None:
+def test_invalid_metrics() -> None:
     with pytest.raises(InputError, match="did you mean 'accuracy'"):
         metric_named("acuracy")
     with pytest.raises(InputError, match="finite"):

@@ -362,7 +362,7 @@ def test_bad_evidence_is_refused():
         WEIGHTS.plan(graph, evidence_of(model, graph), Units(0.5))
 
 
-def test_silent_units_say_nothing_and_are_told():
+def test_silent_units_do_not_count_and_are_reported():
     model = Recurrent(nn.RNN, 6)
     graph, _ = traced(model, 4, 7, 3)
     silent = evidence_of(model, graph, activations={"rnn": torch.zeros(10, 6)})

@@ -132,7 +132,7 @@ def test_parallel_solves_give_the_same(setting):
         ({"nodes": -1}, "nodes 0 or more"),
     ],
 )
-def test_options_that_cannot_be(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(InputError, match=message):
         MIP(**options)
 

@@ -107,7 +107,7 @@ def test_no_step_takes_the_network_further_away(name: str) -> None:
     assert any(not note.get("undone", True) for note in notes.values()) == (far(better) < far(small))
 
 
-def test_what_cannot_be_solved_is_named() -> None:
+def test_unsolvable_layers_are_named() -> None:
     tied, grouped = (
         BANK["Tied autoencoder"],
         nn.Sequential(

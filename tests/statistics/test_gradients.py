@@ -373,7 +373,7 @@ def test_flow_through_recurrent_layers_and_tokens() -> None:
     assert torch.nonzero(scores["0.weight"].sum(1)).ravel().tolist() == [1, 2, 3]
 
 
-def test_flow_says_what_cannot_be() -> None:
+def test_flow_rejects_wrong_masks_and_overflow() -> None:
     model = mlp(3, 6, 4)
     flow = SynapticFlow(model, trace(model, torch.randn(2, 3, dtype=torch.float64)))
     with pytest.raises(InputError, match=r"mask for '0.weight' of shape \(2, 2\)"):

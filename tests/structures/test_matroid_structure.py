@@ -279,13 +279,13 @@ def test_ill_conditioned_windows_are_decided_by_their_singular_values():
 @SMALL
 @given(matrices())
 def test_parallel_rows_are_exactly_the_positive_multiples(rows):
-    found = parallel_rows(rows)
-    where = {i: k for k, group in enumerate(found.classes) for i in group}
-    assert sorted([*where, *found.zeros]) == list(range(len(rows)))
+    result = parallel_rows(rows)
+    where = {i: k for k, group in enumerate(result.classes) for i in group}
+    assert sorted([*where, *result.zeros]) == list(range(len(rows)))
     for i, j in combinations(where, 2):
         positive = true_rank(rows[[i, j]]) == 1 and rows[i] @ rows[j] > 0
         assert (where[i] == where[j]) == positive
-    for group, scales in zip(found.classes, found.scales, strict=True):
+    for group, scales in zip(result.classes, result.scales, strict=True):
         np.testing.assert_allclose(np.outer(scales, rows[group[0]]), rows[list(group)], rtol=1e-15)
 
 

@@ -68,10 +68,10 @@ def brute_order(adjacency: np.ndarray) -> tuple[list[int], np.ndarray]:
 def brute_completion(leq: np.ndarray) -> set[frozenset[int]]:
     """All intersections of principal down-sets, the empty one included."""
     n = len(leq)
-    found = {frozenset(range(n))}
+    result = {frozenset(range(n))}
     for x in range(n):
-        found |= {cut & frozenset(np.flatnonzero(leq[:, x]).tolist()) for cut in found}
-    return found
+        result |= {cut & frozenset(np.flatnonzero(leq[:, x]).tolist()) for cut in result}
+    return result
 
 
 def brute_irreducibles(leq: np.ndarray, meet: bool) -> list[int]:

@@ -47,16 +47,16 @@ def intervals(weights, biases, x, kind, epsilon):
     """Bounds before every ReLU and D, by loops over single numbers."""
     half = epsilon if kind == "paper" else 0.0
     low, high, nominal = list(x - half), list(x + half), list(x)
-    found = []
+    result = []
     for W, b in zip(weights[:-1], biases[:-1], strict=True):
         L = [b[i] + sum(min(w * low[j], w * high[j]) for j, w in enumerate(row)) for i, row in enumerate(W)]
         U = [b[i] + sum(max(w * low[j], w * high[j]) for j, w in enumerate(row)) for i, row in enumerate(W)]
         a = [b[i] + sum(w * nominal[j] for j, w in enumerate(row)) for i, row in enumerate(W)]
         D = [max(u, 0) for u in U] if kind == "paper" else [max(v, 0) for v in a]
-        found.append((L, U, D))
+        result.append((L, U, D))
         low = [max(v if kind == "paper" else v - d, 0) for v, d in zip(L, D, strict=True)]
         high, nominal = [max(u, 0) for u in U], [max(v, 0) for v in a]
-    return found
+    return result
 
 
 def enumerate_optimum(
@@ -159,10 +159,10 @@ def test_optimum_equals_enumeration_over_the_binaries(kind, seed, sizes, images)
     epsilon = 0.05  # wide, so that binaries stay free in the published form too
     truth = enumerate_optimum(weights, biases, x, labels, kind, epsilon)
     program = build(chain, x, labels, epsilon=epsilon, kind=kind)
-    found = minimise(program, gap=1e-5)
-    assert found.objective == pytest.approx(truth, abs=5e-5)
-    assert found.bound <= truth + 1e-6
-    assert found.status == "optimal"
+    result = minimise(program, gap=1e-5)
+    assert result.objective == pytest.approx(truth, abs=5e-5)
+    assert result.bound <= truth + 1e-6
+    assert result.status == "optimal"
 
 
 @pytest.mark.parametrize("objective", ["paper", "layer_mean"])
@@ -170,8 +170,8 @@ def test_optimum_equals_enumeration_over_the_binaries(kind, seed, sizes, images)
 def test_objective_variants_equal_enumeration(objective, rescale):
     chain, weights, biases, x, labels = tiny(7, (2, 2, 2, 2))
     truth = enumerate_optimum(weights, biases, x, labels, "valid", 0.0, rescale=rescale, objective=objective)
-    found = minimise(build(chain, x, labels, kind="valid", objective=objective, rescale=rescale), gap=1e-5)
-    assert found.objective == pytest.approx(truth, abs=5e-5)
+    result = minimise(build(chain, x, labels, kind="valid", objective=objective, rescale=rescale), gap=1e-5)
+    assert result.objective == pytest.approx(truth, abs=5e-5)
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
@@ -229,17 +229,17 @@ def _sparse(W: np.ndarray) -> sparse.csr_array:
 def test_solutions_are_what_forward_passes_give_and_bounds_hold(kind, seed):
     chain, x, labels = pooled(seed)
     program = build(chain, x, labels, kind=kind, epsilon=0.05)
-    found = minimise(program, gap=1e-5)
-    assert found.status == "optimal"
-    best = program.complete(program.scores(found.v))
+    result = minimise(program, gap=1e-5)
+    assert result.status == "optimal"
+    best = program.complete(program.scores(result.v))
     if kind == "paper":  # there a solution is determined by its scores
         assert program.violation(best) <= 1e-5
-        assert program.value(best) == pytest.approx(found.objective, abs=1e-4)
+        assert program.value(best) == pytest.approx(result.objective, abs=1e-4)
     rng = np.random.default_rng(seed)
     for _ in range(300):  # no score that anybody tries beats the proven bound
         point = program.complete({n: rng.random(s) ** rng.integers(0, 4) for n, s in chain.layers.items()})
         if program.violation(point) <= 1e-7:
-            assert program.value(point) >= found.bound - 1e-6
+            assert program.value(point) >= result.bound - 1e-6
 
 
 def test_relaxation_is_a_lower_bound_and_tightened_bounds_are_tighter():
@@ -260,12 +260,12 @@ def test_relaxation_is_a_lower_bound_and_tightened_bounds_are_tighter():
 
 def test_valid_bounds_hold_for_every_score():
     chain, _, _, x, _ = tiny(5, (4, 6, 5, 3), 3)
-    found = bounds(chain, x, "valid")
+    result = bounds(chain, x, "valid")
     rng = np.random.default_rng(0)
     for _ in range(200):
         scores = {n: rng.random(s) for n, s in chain.layers.items()}
-        outputs = [x, *chain.outputs(x, scores, found.drops)]
-        for value, low, high in zip(outputs, found.lower, found.upper, strict=True):
+        outputs = [x, *chain.outputs(x, scores, result.drops)]
+        for value, low, high in zip(outputs, result.lower, result.upper, strict=True):
             assert (value >= low - 1e-9).all() and (value <= high + 1e-9).all()
 
 
@@ -285,12 +285,12 @@ def test_ties_are_broken_towards_the_least_total_and_spread_says_which_scores_ar
     W = [np.array([[1.0], [1.0], [-1.0]]), np.array([[1.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])]
     chain = Chain.dense(W, [np.zeros(3), np.zeros(2)])
     options = {"lam": 2 / 3, "epsilon": 0.0, "spread": True, "gap": 1e-6}
-    found = importance_scores(chain, np.array([[1.0]]), np.array([0]), **options)
-    scores = found.scores["layer1"]
-    assert found.dead["layer1"].tolist() == [False, False, True]
+    result = importance_scores(chain, np.array([[1.0]]), np.array([0]), **options)
+    scores = result.scores["layer1"]
+    assert result.dead["layer1"].tolist() == [False, False, True]
     assert scores[2] == pytest.approx(0, abs=1e-6)
     assert scores[:2].sum() == pytest.approx(np.log(3) / 2, abs=2e-2)
-    assert found.undetermined["layer1"].tolist() == [True, True, False]
+    assert result.undetermined["layer1"].tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("solver", ["scip", "clarabel"])
@@ -336,13 +336,13 @@ def test_time_limit_without_an_incumbent_is_an_error_that_says_how_far_it_came()
 def test_time_limit_with_an_incumbent_gives_it_with_bound_and_warning():
     chain, x, labels = confident(40)
     with pytest.warns(UserWarning, match="the time limit of 1 s ended the solve"):
-        found = importance_scores(chain, x, labels, bounds="free", time_limit=1.0, gap=1e-9, nodes=10**6)
-    assert found.status == "time_limit"
-    assert found.bound < found.objective and found.gap > 0
-    assert any((s < 1).any() for s in found.scores.values())
+        result = importance_scores(chain, x, labels, bounds="free", time_limit=1.0, gap=1e-9, nodes=10**6)
+    assert result.status == "time_limit"
+    assert result.bound < result.objective and result.gap > 0
+    assert any((s < 1).any() for s in result.scores.values())
     program = build(chain, x, labels, kind="free")
-    v = program.complete(found.scores)
-    assert program.value(v) == pytest.approx(found.objective, abs=1e-9) and program.violation(v) <= 1e-6
+    v = program.complete(result.scores)
+    assert program.value(v) == pytest.approx(result.objective, abs=1e-9) and program.violation(v) <= 1e-6
 
 
 def test_a_node_limit_ends_alike_every_time():
@@ -380,7 +380,7 @@ def test_infeasibility_is_explained():
         minimise(with_row(1 + 9e-7))
 
 
-def test_mosek_without_solver_or_licence_is_told(monkeypatch):
+def test_mosek_reports_a_missing_solver_or_licence(monkeypatch):
     cp = pytest.importorskip("cvxpy")
     chain, _, _, x, labels = tiny(0)
     monkeypatch.setattr(cp, "installed_solvers", lambda: ["SCS"])
@@ -400,7 +400,7 @@ def test_mosek_without_solver_or_licence_is_told(monkeypatch):
         importance_scores(chain, x, labels, solver="mosek")
 
 
-def test_scip_gives_scores_and_a_missing_package_is_told(monkeypatch):
+def test_scip_gives_scores_and_reports_a_missing_package(monkeypatch):
     pytest.importorskip("pyscipopt")
     chain, _, _, x, labels = tiny(11, (3, 5, 4, 3), 2)
     ours, other = (
@@ -428,19 +428,19 @@ def test_interruption_returns_the_incumbent():
 
     engines._run_interruptible = interrupted
     try:
-        found = minimise(program, gap=1e-9, seconds=60)
+        result = minimise(program, gap=1e-9, seconds=60)
     finally:
         engines._run_interruptible = real
-    assert found.status == "interrupted"
-    assert program.violation(found.v) <= 1e-6
+    assert result.status == "interrupted"
+    assert program.violation(result.v) <= 1e-6
 
 
-def test_progress_is_told_and_bounds_never_cross():
+def test_progress_is_reported_and_bounds_never_cross():
     chain, _, _, x, labels = tiny(2, (4, 6, 5, 3), 2)
-    told = []
-    minimise(build(chain, x, labels, kind="valid"), progress=told.append)
-    assert told and all(p.bound <= p.objective + 1e-9 for p in told)
-    assert all(a.bound <= b.bound for a, b in itertools.pairwise(told))
+    messages = []
+    minimise(build(chain, x, labels, kind="valid"), progress=messages.append)
+    assert messages and all(p.bound <= p.objective + 1e-9 for p in messages)
+    assert all(a.bound <= b.bound for a, b in itertools.pairwise(messages))
 
 
 @pytest.mark.parametrize(

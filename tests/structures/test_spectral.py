@@ -379,9 +379,9 @@ def test_layers_unfold_and_fold(
     shape: tuple[int, ...], options: dict[str, int], graphs: tuple[int, ...]
 ) -> None:
     W = torch.rand(shape)
-    found = layer_graph(W, **options)
-    assert tuple(found.scores.shape) == graphs
-    assert torch.equal(found.fold(found.scores), W)
+    result = layer_graph(W, **options)
+    assert tuple(result.scores.shape) == graphs
+    assert torch.equal(result.fold(result.scores), W)
     with pytest.raises(ValueError, match="two axes"):
         layer_graph(W, 0, 0)
     with pytest.raises(ValueError, match="split"):

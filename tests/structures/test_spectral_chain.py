@@ -40,9 +40,11 @@ def slow(links: list[Link], sizes: dict[int, int]) -> list[Tensor]:
             L[v, u] -= w
             edges.append((u, v))
     P = torch.linalg.pinv(L, hermitian=True)
-    found = iter([float(P[u, u] + P[v, v] - 2 * P[u, v]) for u, v in edges])
+    resistances = iter([float(P[u, u] + P[v, v] - 2 * P[u, v]) for u, v in edges])
     return [
-        torch.tensor([next(found) for _ in range(x.scores.numel())], dtype=torch.float64).view(x.scores.shape)
+        torch.tensor([next(resistances) for _ in range(x.scores.numel())], dtype=torch.float64).view(
+            x.scores.shape
+        )
         for x in links
     ]
 

@@ -141,8 +141,8 @@ def dense_quality(G: Tensor, H: Tensor) -> tuple[float, float]:
     values, U = torch.linalg.eigh(laplacian(G))
     live = values > 1e-10
     half = U[:, live] * values[live].rsqrt()
-    found = torch.linalg.eigvalsh(half.T @ laplacian(H) @ half)
-    return float(found[0]), float(found[-1])
+    result = torch.linalg.eigvalsh(half.T @ laplacian(H) @ half)
+    return float(result[0]), float(result[-1])
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -151,10 +151,10 @@ def test_quality_is_the_extreme_generalised_eigenvalues(blocks: int) -> None:
     G = torch.cat([G, torch.zeros(1, G.shape[1], dtype=torch.float64)])
     H = G * (0.5 + torch.rand(G.shape, generator=gen(1)))
     low, high = dense_quality(G, H)
-    found = sparsifier_quality(G, H)
-    assert math.isclose(found.low, low, rel_tol=1e-8)
-    assert math.isclose(found.high, high, rel_tol=1e-8)
-    assert math.isclose(found.condition, high / low, rel_tol=1e-7)
+    result = sparsifier_quality(G, H)
+    assert math.isclose(result.low, low, rel_tol=1e-8)
+    assert math.isclose(result.high, high, rel_tol=1e-8)
+    assert math.isclose(result.condition, high / low, rel_tol=1e-7)
 
 
 def test_quality_sees_what_fell_apart_and_refuses_what_does_not_fit() -> None:
@@ -181,8 +181,8 @@ def test_coverage_stays_connected_at_five_percent(seed: int) -> None:
     G = half_normal(400, 200, seed) * torch.rand(400, 1, generator=gen(seed), dtype=torch.float64)
     count = G.numel() // 20
     kept = G * sparsify(G, count, mode="coverage").mask
-    found = connectivity(kept)
-    assert (found.components, found.dead_inputs, found.dead_outputs, found.share) == (1, 0, 0, 1)
+    result = connectivity(kept)
+    assert (result.components, result.dead_inputs, result.dead_outputs, result.share) == (1, 0, 0, 1)
     assert sparsifier_quality(G, kept).condition <= 5
     others = (top(G, count), sparsify(G, count, generator=gen(seed)).mask)
     assert all(sparsifier_quality(G, G * mask).condition > 9 for mask in others)
@@ -204,13 +204,13 @@ def test_connectivity_against_networkx(seed: int) -> None:
     G.add_weighted_edges_from((u, 14 + v, float(S[u, v])) for u, v in torch.nonzero(S).tolist())
     parts = sorted(nx.connected_components(G), key=len)
     spectrum = sorted(nx.normalized_laplacian_spectrum(G.subgraph(parts[-1])))
-    found = connectivity(S)
-    assert (found.components, found.edges) == (len(parts), G.number_of_edges())
-    assert found.dead_inputs + found.dead_outputs == 25 - len(G)
-    assert found.share == pytest.approx(len(parts[-1]) / 25)
+    result = connectivity(S)
+    assert (result.components, result.edges) == (len(parts), G.number_of_edges())
+    assert result.dead_inputs + result.dead_outputs == 25 - len(G)
+    assert result.share == pytest.approx(len(parts[-1]) / 25)
     if len([p for p in parts if len(p) == len(parts[-1])]) == 1:
-        assert found.lambda2 == pytest.approx(spectrum[1], abs=1e-9)
-    low, high = found.conductance
+        assert result.lambda2 == pytest.approx(spectrum[1], abs=1e-9)
+    low, high = result.conductance
     assert low <= conductance(G.subgraph(parts[-1])) <= high + 1e-12
 
 

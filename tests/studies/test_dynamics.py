@@ -25,8 +25,8 @@ def vector(*values: float) -> torch.Tensor:
 
 def test_logistic_map_at_4_has_exponent_log_2():
     logistic = Map(1, lambda x: 4 * x * (1 - x), lambda x: (4 - 8 * x).reshape(1, 1))
-    found = lyapunov_spectrum(logistic, vector(0.3), steps=4000)
-    assert found.largest == pytest.approx(math.log(2), abs=0.005)
+    result = lyapunov_spectrum(logistic, vector(0.3), steps=4000)
+    assert result.largest == pytest.approx(math.log(2), abs=0.005)
     at_two = Map(1, lambda x: 3.2 * x * (1 - x))
     period_2 = lyapunov_spectrum(at_two, vector(0.3), steps=500, warmup=200)
     assert period_2.largest == pytest.approx(math.log(abs(-(3.2**2) + 2 * 3.2 + 4)) / 2, abs=1e-6)
@@ -39,17 +39,17 @@ def test_henon_map_has_largest_419_and_sum_log_3_tenths():
     def derivative(x):
         return torch.stack([torch.stack([-2.8 * x[0], torch.ones_like(x[0])]), vector(0.3, 0)])
 
-    found = lyapunov_spectrum(Map(2, henon, derivative), vector(0.1, 0.1), steps=8000, warmup=100)
-    assert found.largest == pytest.approx(0.419, abs=0.008)
-    assert float(found.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-9)
-    assert not found.certified and math.isnan(found.norm)
+    result = lyapunov_spectrum(Map(2, henon, derivative), vector(0.1, 0.1), steps=8000, warmup=100)
+    assert result.largest == pytest.approx(0.419, abs=0.008)
+    assert float(result.exponents.sum()) == pytest.approx(math.log(0.3), abs=1e-9)
+    assert not result.certified and math.isnan(result.norm)
 
 
 def test_linear_rnn_has_the_logarithms_of_the_moduli_of_its_eigenvalues():
     W = torch.randn(6, 6, dtype=D, generator=torch.Generator().manual_seed(1))
-    found = lyapunov_spectrum(Map(6, lambda x: W @ x, lambda x: W), torch.zeros(6, dtype=D), steps=4000)
+    result = lyapunov_spectrum(Map(6, lambda x: W @ x, lambda x: W), torch.zeros(6, dtype=D), steps=4000)
     moduli = torch.linalg.eigvals(W).abs().log().sort(descending=True).values
-    assert torch.allclose(found.exponents, moduli, atol=2e-3)
+    assert torch.allclose(result.exponents, moduli, atol=2e-3)
     top = lyapunov_spectrum(Map(6, lambda x: W @ x, lambda x: W), torch.zeros(6, dtype=D), steps=4000, k=2)
     assert torch.allclose(top.exponents, moduli[:2], atol=2e-3)
 
@@ -113,14 +113,14 @@ def test_second_layer_and_backward_direction_are_read_from_their_own_weights():
 def test_driven_lstm_spectrum_has_the_sum_of_log_determinants():
     system = recurrent_system(nn.LSTM(2, 5).double())
     inputs = torch.randn(40, 2, dtype=D)
-    found = lyapunov_spectrum(system, torch.zeros(10, dtype=D), inputs=inputs, norm=True)
+    result = lyapunov_spectrum(system, torch.zeros(10, dtype=D), inputs=inputs, norm=True)
     x, total = torch.zeros(10, dtype=D), 0.0
     for u in inputs:
         total += float(torch.linalg.slogdet(system.jacobian(x, u))[1])
         x = system.step(x, u)
-    assert float(found.exponents.sum()) == pytest.approx(total / 40, rel=1e-9)
-    assert torch.allclose(found.state, x) and found.steps == 40
-    assert found.largest <= found.bound
+    assert float(result.exponents.sum()) == pytest.approx(total / 40, rel=1e-9)
+    assert torch.allclose(result.state, x) and result.steps == 40
+    assert result.largest <= result.bound
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_energy_has_the_derivative_of_the_theory():
 
 def test_asymmetric_cohen_grossberg_runs_on_a_limit_cycle_with_exponent_0():
     layer = network(torch.tensor([[2.0, -3.0], [3.0, 2.0]], dtype=D), "rk4", 0.05)
-    found = lyapunov_spectrum(CohenGrossbergSystem(layer), vector(0.1, 0), steps=3000, warmup=1000)
-    assert abs(found.largest) < 5e-3 and float(found.exponents[1]) < -0.1
-    assert layer.field(found.state, torch.zeros(2, dtype=D)).norm() > 0.5
+    result = lyapunov_spectrum(CohenGrossbergSystem(layer), vector(0.1, 0), steps=3000, warmup=1000)
+    assert abs(result.largest) < 5e-3 and float(result.exponents[1]) < -0.1
+    assert layer.field(result.state, torch.zeros(2, dtype=D)).norm() > 0.5
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4"])
@@ -243,9 +243,9 @@ def test_modularity_equals_networkx_and_the_double_sum(seed):
 def test_communities_of_two_cliques_are_found_the_same_way_twice():
     a = np.kron(np.eye(2), np.ones((5, 5))) + 0.01
     np.fill_diagonal(a, 0)
-    found = communities(a, seed=1)
-    assert found.tolist() == [0] * 5 + [1] * 5 == communities(a, seed=1).tolist()
-    assert modularity(a, found) == pytest.approx(0.5, abs=0.02)
+    result = communities(a, seed=1)
+    assert result.tolist() == [0] * 5 + [1] * 5 == communities(a, seed=1).tolist()
+    assert modularity(a, result) == pytest.approx(0.5, abs=0.02)
 
 
 def test_theorem_5_is_false_removing_weak_edges_can_lower_modularity():

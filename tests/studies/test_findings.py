@@ -65,10 +65,10 @@ def test_everything_is_written_from_the_findings(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "one.json").read_text()) == ROWS
     text = (tmp_path / "findings.md").read_text()
     assert text == page(findings())
-    said = ["# A study", "arXiv:0000.00000", "It was reproduced.", "A note.", "One bar"]
-    said += ["99 rows are in `bars.csv`", "| c |  | 0.5 | cannot be run here |", "| First | 1 | 0 | 1 |"]
-    said += ["| a\\|b | 0.1235 | 0.12 | reproduced |"]
-    assert [part for part in said if part not in text] == []
+    expected = ["# A study", "arXiv:0000.00000", "It was reproduced.", "A note.", "One bar"]
+    expected += ["99 rows are in `bars.csv`", "| c |  | 0.5 | cannot be run here |", "| First | 1 | 0 | 1 |"]
+    expected += ["| a\\|b | 0.1235 | 0.12 | reproduced |"]
+    assert [part for part in expected if part not in text] == []
     html = (tmp_path / "report.html").read_text()
     assert "One bar as high as 1." in html and "A study" in html
 
@@ -89,14 +89,14 @@ def draws(rows) -> Findings:
 
 
 def test_a_study_is_a_value_that_the_runner_runs_once(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     study = Study("draws", ("fashion",), trials, draws)
-    found = run_study(study, tmp_path / "out", tmp_path / "docs", seed=3, jobs=1, log=told.append)
-    assert [row["seed"] for row in found.tables[0].rows] == [3, 4]
+    result = run_study(study, tmp_path / "out", tmp_path / "docs", seed=3, jobs=1, log=messages.append)
+    assert [row["seed"] for row in result.tables[0].rows] == [3, 4]
     assert (tmp_path / "docs" / "draws.md").read_text() == (tmp_path / "out" / "findings.md").read_text()
     before = (tmp_path / "out" / "trials.jsonl").read_bytes()
-    assert run_study(study, tmp_path / "out", seed=3, jobs=1) == found
-    assert (tmp_path / "out" / "trials.jsonl").read_bytes() == before and len(told) == 3
+    assert run_study(study, tmp_path / "out", seed=3, jobs=1) == result
+    assert (tmp_path / "out" / "trials.jsonl").read_bytes() == before and len(messages) == 3
     with pytest.raises(InputError, match="fashion"):
         run_study(study, tmp_path, folders={"fashoin": "."})
 

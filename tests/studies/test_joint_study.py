@@ -28,20 +28,20 @@ PLACES = [("fashion", "MLP"), ("fashion", "LSTM"), ("digits", "MLP"), ("digits",
 def rows(quality: dict[str, float], noise: float = 0.002) -> list[dict]:
     """Rows of an imagined study in which every method loses what `quality` says, but for noise."""
     generator = np.random.default_rng(0)
-    found: list[dict] = []
+    result: list[dict] = []
     for data, name in PLACES:
         for seed in SEEDS:
             common = {"data": data, "network": name, "seed": seed}
             dense = 0.9 + 0.01 * seed
             sizes = {"examples": 10_000, "parameters": 100, "units": 10}
-            found.append({**common, "part": "dense", "accuracy": dense, **sizes})
+            result.append({**common, "part": "dense", "accuracy": dense, **sizes})
             for method, lost in quality.items():
                 cell = {**common, "method": method}
-                found.append({**cell, "part": "cost", "seconds": 0.1, "memory": 1.0})
+                result.append({**cell, "part": "cost", "seconds": 0.1, "memory": 1.0})
                 for keep in (0.5, 0.2):
                     for repair in REPAIRS:
                         reached = dense - lost / 100 + noise * generator.normal()
-                        found.append(
+                        result.append(
                             {
                                 **cell,
                                 "part": "pruned",
@@ -52,12 +52,12 @@ def rows(quality: dict[str, float], noise: float = 0.002) -> list[dict]:
                                 "parameters": keep,
                             }
                         )
-    return found
+    return result
 
 
 def test_a_planted_winner_wins_everywhere_and_is_named():
-    found = findings(rows({"spectral": 1.0, "magnitude": 9.0, "random": 20.0}))
-    tables = {table.name: table.rows for table in found.tables}
+    result = findings(rows({"spectral": 1.0, "magnitude": 9.0, "random": 20.0}))
+    tables = {table.name: table.rows for table in result.tables}
     assert {row["best"] for row in tables["winners-fold"]} == {"spectral"}
     assert {row["tied with it"] for row in tables["winners-fold"]} == {"none"}
     for row in tables["leaders"]:
@@ -83,8 +83,8 @@ def test_twins_tie():
     twins = rows({"matroid": 3.0, "magnitude": 3.0})
     for verdict in (row["verdict"] for row in compare_structures(make_blocks(twins))):
         assert verdict == "tie"
-    found = make_blocks(twins)
-    assert sum(len(block.tied) == 1 for block in found) >= 0.85 * len(found)  # at a level of 5 %
+    result = make_blocks(twins)
+    assert sum(len(block.tied) == 1 for block in result) >= 0.85 * len(result)  # at a level of 5 %
 
 
 @settings(max_examples=25)
@@ -95,13 +95,13 @@ def test_standings_are_consistent(quality, seed):
     for row in made:
         if row["part"] == "pruned":
             row["accuracy"] += 0.01 * generator.normal()
-    found = make_blocks(made)
+    result = make_blocks(made)
     for repair in REPAIRS:
-        mine = [row for row in list_standings(found) if row["repair"] == repair]
+        mine = [row for row in list_standings(result) if row["repair"] == repair]
         assert sum(row["best"] for row in mine) == len(PLACES) * 2
         assert all(row["behind"] >= 0 and 1 <= row["mean rank"] <= 3 for row in mine)
         assert all(row["best"] + row["tied"] <= row["blocks"] for row in mine)
-    there, back = mean_differences(found, "matroid", "taylor"), mean_differences(found, "taylor", "matroid")
+    there, back = mean_differences(result, "matroid", "taylor"), mean_differences(result, "taylor", "matroid")
     np.testing.assert_allclose(there, [-x for x in back])
     assert len(there) == len({network for _, network in PLACES})
 
@@ -112,9 +112,9 @@ def test_methods_that_lack_a_seed_and_blocks_that_lack_a_method():
     made = [r for r in made if not (r.get("method") == "mip" and r["data"] == "digits" and r["seed"] == 2)]
     refusal = {"data": "fashion", "network": "LSTM", "seed": 0, "method": "mip", "why": "no"}
     made.append({"part": "refused", **refusal})
-    found = {(b.data, b.network): set(b.lost) for b in make_blocks(made)}
-    assert found["fashion", "MLP"] == {"matroid", "mip", "random"}
-    assert found["digits", "MLP"] == found["fashion", "LSTM"] == {"matroid", "random"}
+    result = {(b.data, b.network): set(b.lost) for b in make_blocks(made)}
+    assert result["fashion", "MLP"] == {"matroid", "mip", "random"}
+    assert result["digits", "MLP"] == result["fashion", "LSTM"] == {"matroid", "random"}
     standing = {
         row["method"]: row["blocks"] for row in list_standings(make_blocks(made)) if row["repair"] == "none"
     }
@@ -155,17 +155,17 @@ def test_weights_are_trained_once(tmp_path, monkeypatch):
 def test_a_cell_has_all_that_is_defined_and_says_what_is_not():
     size = asdict(SIZES["digits", "LSTM"].tiny(200))
     methods = ["magnitude", "mip", "random"]
-    found = network("digits", None, "LSTM", 1, size, methods, [0.5, 0.25], 2, None)
-    pruned = [(r["method"], r["keep"], r["draw"], r["repair"]) for r in found if r["part"] == "pruned"]
+    result = network("digits", None, "LSTM", 1, size, methods, [0.5, 0.25], 2, None)
+    pruned = [(r["method"], r["keep"], r["draw"], r["repair"]) for r in result if r["part"] == "pruned"]
     assert len(pruned) == len(set(pruned)) == 2 * 3 * (1 + 2)
-    refused = [row for row in found if row["part"] == "refused"]
+    refused = [row for row in result if row["part"] == "refused"]
     assert [row["method"] for row in refused] == ["mip"]
     assert "lstm" in refused[0]["why"]
     assert ".py" not in refused[0]["why"]
-    costs = {row["method"]: row for row in found if row["part"] == "cost"}
+    costs = {row["method"]: row for row in result if row["part"] == "cost"}
     assert set(costs) == {"magnitude", "random"}
     assert network("digits", None, "LSTM", 1, size, ["magnitude"], [0.5], 1, None)[2:] == [
-        row for row in found if row.get("method") == "magnitude" and row.get("keep") == 0.5
+        row for row in result if row.get("method") == "magnitude" and row.get("keep") == 0.5
     ]
 
 
@@ -185,8 +185,8 @@ def test_costs_are_those_of_the_work():
 def test_a_run_writes_and_refuses(tmp_path):
     options = {"datasets": ("digits",), "networks": ("MLP",), "methods": ("magnitude", "random")}
     options |= {"keeps": (0.5,), "seeds": 2, "limit": 100, "jobs": 1}
-    found = run_study(STUDY, tmp_path, **options)
-    assert found.paragraph in (tmp_path / "findings.md").read_text()
+    result = run_study(STUDY, tmp_path, **options)
+    assert result.paragraph in (tmp_path / "findings.md").read_text()
     assert len(list((tmp_path / "weights").iterdir())) == 2
     for wrong in ({"networks": ("MPL",)}, {"methods": ("magnitud",)}, {"datasets": ("digit",)}):
         with pytest.raises(InputError, match=r"did you mean|known"):
@@ -195,9 +195,9 @@ def test_a_run_writes_and_refuses(tmp_path):
 
 @pytest.mark.slow
 def test_full_size_in_small(tmp_path):
-    found = run_study(
+    result = run_study(
         STUDY, tmp_path, full=True, datasets=("digits",), networks=("MLP", "LSTM"), seeds=2, limit=100
     )
-    tables = {table.name: table.rows for table in found.tables}
+    tables = {table.name: table.rows for table in result.tables}
     assert {row["units kept"] for row in tables["winners-fold"]} == {"80%", "60%", "40%", "20%", "10%", "5%"}
     assert {row["method"] for row in tables["standings"]} == set(METHODS)

@@ -42,9 +42,9 @@ def test_masks_persist_or_grow_back():
 
 def test_measures_agree_with_what_they_measure():
     model = lstm(12, 1, side=8).eval()
-    found = measure_dynamics(model, digits(), steps=60)
-    assert found["exponent"] <= np.log(found["norm"]) and -1 < found["modularity"] < 1
-    assert found["unit information"] <= np.log(10) and model.rnn.weight_hh_l0.dtype == torch.float32
+    result = measure_dynamics(model, digits(), steps=60)
+    assert result["exponent"] <= np.log(result["norm"]) and -1 < result["modularity"] < 1
+    assert result["unit information"] <= np.log(10) and model.rnn.weight_hh_l0.dtype == torch.float32
 
 
 def test_the_grid_names_each_training_once_and_says_its_sizes():
@@ -104,23 +104,23 @@ def test_findings_say_what_the_rows_say():
         rows.append({**shared, "criterion": criterion, "repair": repair, "error": error})
         rows[-1] |= {"left": "9 a", "speed-up": 2.0} if repair == "none" else {}
     rows.append({**shared, "criterion": "mip", "why": "no chain."})
-    found = findings(rows)
-    assert found.tables[0].rows[1] == {"repair": "fold", "criterion": "taylor", "25%": 0.12}
-    assert "Not defined here: mip (no chain)." in found.tables[0].note
-    assert found.tables[1].rows == [{"criterion": "taylor", "25%": 2.0, "left at 25%": "9 a"}]
-    assert [figure.name for figure in found.figures] == ["g2p-fold"]
+    result = findings(rows)
+    assert result.tables[0].rows[1] == {"repair": "fold", "criterion": "taylor", "25%": 0.12}
+    assert "Not defined here: mip (no chain)." in result.tables[0].note
+    assert result.tables[1].rows == [{"criterion": "taylor", "25%": 2.0, "left at 25%": "9 a"}]
+    assert [figure.name for figure in result.figures] == ["g2p-fold"]
     assert findings([]).tables == []
 
 
 def test_a_tiny_run_writes_everything_and_goes_on_where_it_was(tmp_path):
     options: dict[str, Any] = {"parts": ["literal"], "data": ["digits"], "tiny": True, "seeds": 1, "jobs": 1}
-    found = run_study(STUDY, tmp_path, **options)
-    assert [table.name for table in found.tables] == ["published", "literal-digits"]
+    result = run_study(STUDY, tmp_path, **options)
+    assert [table.name for table in result.tables] == ["published", "literal-digits"]
     assert "Table II" in (tmp_path / "findings.md").read_text()
     assert len(json.loads((tmp_path / "literal-digits.json").read_text())) >= 1
-    said: list[str] = []
-    again = run_study(STUDY, tmp_path, log=said.append, **options)
-    assert again == found and f"{len(VARIANTS)} of {len(VARIANTS)}" in said[0]
+    messages: list[str] = []
+    again = run_study(STUDY, tmp_path, log=messages.append, **options)
+    assert again == result and f"{len(VARIANTS)} of {len(VARIANTS)}" in messages[0]
 
 
 def test_unknown_parts_data_and_missing_weights_are_refused(tmp_path):

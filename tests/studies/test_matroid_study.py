@@ -84,12 +84,12 @@ def test_intervals_call_a_difference_by_its_name():
     right = generator.random((4, 2000)) < 0.9
     worse = right & (generator.random(right.shape) < 0.95)
     random = outcomes("random", right, right)
-    found = compare_best(outcomes("matroid", right, right) + outcomes("magnitude", worse, right) + random)[0]
-    assert (found["verdict"], found["best baseline"], found["seeds"]) == ("ahead", "magnitude", 4)
-    assert found["low"] < found["ahead by"] < found["high"]
+    result = compare_best(outcomes("matroid", right, right) + outcomes("magnitude", worse, right) + random)[0]
+    assert (result["verdict"], result["best baseline"], result["seeds"]) == ("ahead", "magnitude", 4)
+    assert result["low"] < result["ahead by"] < result["high"]
     exact = 100 * (right.mean(1) - worse.mean(1))
-    assert math.isclose(found["ahead by"], exact.mean())
-    assert found["p"] == pytest.approx(paired_p((exact / 100).tolist(), 2000 / 4)) and found["p"] < 0.05
+    assert math.isclose(result["ahead by"], exact.mean())
+    assert result["p"] == pytest.approx(paired_p((exact / 100).tolist(), 2000 / 4)) and result["p"] < 0.05
     behind = compare_best(outcomes("matroid", worse, worse) + outcomes("taylor", right, worse))[0]
     tie = compare_best(outcomes("matroid", right, right) + outcomes("taylor", right, right))[0]
     assert (behind["verdict"], tie["verdict"]) == ("behind", "tie")
@@ -104,45 +104,45 @@ def test_planted_rows_of_a_trained_network_are_found():
 
 def test_findings_set_published_figures_beside_ours(fifty):
     rows = [row for net in fifty for row in experiments.curve_rows(net, net.seed)]
-    found = findings([*rows, *experiments.panel_rows(fifty[0])])
-    tables = {table.name: table.rows for table in found.tables}
+    result = findings([*rows, *experiments.panel_rows(fifty[0])])
+    tables = {table.name: table.rows for table in result.tables}
     verdicts = {(r["criterion"], r["of the tail"]): r["verdict"] for r in tables["published"]}
     assert verdicts == {(criterion, "75%"): "reproduced" for criterion in CRITERIA}
     assert {r["verdict"] for r in tables["whole-tail"]} == {"reproduced"}
     other = [{**r, "change": r["change"] - 0.1 * (r["criterion"] == "random")} for r in rows]
     verdicts = {r["criterion"]: r["verdict"] for r in findings(other).tables[0].rows}
     assert [name for name, word in verdicts.items() if word == "differs"] == ["random"]
-    assert {f.name for f in found.figures} == {"figure2", "figure3", "figure4"}
-    side = next(f for f in found.figures if f.name == "figure2").figure["data"][0]["z"]
+    assert {f.name for f in result.figures} == {"figure2", "figure3", "figure4"}
+    side = next(f for f in result.figures if f.name == "figure2").figure["data"][0]["z"]
     assert np.shape(side) == (experiments.SIDE, experiments.SIDE)
 
 
 def test_a_run_writes_what_it_finds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr("secateur_studies.matroid.study.fashion_available", lambda: False)
-    told: list[str] = []
-    found = run_study(STUDY, tmp_path, parts=("planted",), seeds=1, jobs=1, log=told.append)
+    messages: list[str] = []
+    result = run_study(STUDY, tmp_path, parts=("planted",), seeds=1, jobs=1, log=messages.append)
     rows = json.loads((tmp_path / "planted.json").read_text())
-    assert [row["found"] for row in rows] == [40] == [row["found"] for row in found.tables[0].rows]
-    assert found.paragraph in (tmp_path / "findings.md").read_text()
+    assert [row["found"] for row in rows] == [40] == [row["found"] for row in result.tables[0].rows]
+    assert result.paragraph in (tmp_path / "findings.md").read_text()
     with pytest.raises(InputError, match="post"):
         run_study(STUDY, tmp_path, parts=("pots",))
 
 
 @pytest.mark.slow
 def test_every_published_entry_is_reproduced(tmp_path):
-    found = run_study(STUDY, tmp_path, parts=("post", "controls"))
-    tables = {table.name: table.rows for table in found.tables}
+    result = run_study(STUDY, tmp_path, parts=("post", "controls"))
+    tables = {table.name: table.rows for table in result.tables}
     assert len(tables["post"]) == 2 * 5 * len(CRITERIA)
     assert len(tables["published"]) == 38
     assert {row["verdict"] for row in (*tables["published"], *tables["whole-tail"])} == {"reproduced"}
-    assert {f.name for f in found.figures} == {f"figure{i}" for i in range(1, 6)}
+    assert {f.name for f in result.figures} == {f"figure{i}" for i in range(1, 6)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_ordinary_networks_on_digits(tmp_path, monkeypatch, full):
     monkeypatch.setattr("secateur_studies.matroid.study.fashion_available", lambda: False)
-    found = run_study(STUDY, tmp_path, full=full, parts=("ordinary",), models=("mlp",), seeds=2, limit=600)
-    rows = {(r["criterion"], r["repair"]): r for r in found.tables[0].rows}
+    result = run_study(STUDY, tmp_path, full=full, parts=("ordinary",), models=("mlp",), seeds=2, limit=600)
+    rows = {(r["criterion"], r["repair"]): r for r in result.tables[0].rows}
     assert rows["matroid", "fold"]["90%"] < rows["random", "fold"]["90%"]
-    assert {r["verdict"] for r in found.tables[1].rows} <= {"ahead", "tie", "behind"}
+    assert {r["verdict"] for r in result.tables[1].rows} <= {"ahead", "tie", "behind"}

@@ -20,19 +20,19 @@ JSON = {key: value for key, value in vars(SMALL).items() if key != "cache"}
 
 
 def test_a_part_runs_and_is_not_run_twice(tmp_path):
-    told: list[str] = []
+    messages: list[str] = []
     options = {"parts": ["lambdas"], "nets": ["FC-3"], "setting": SMALL, "jobs": 1}
-    found = run_study(STUDY, tmp_path, **options, log=told.append)
-    (figure,) = found.figures
+    result = run_study(STUDY, tmp_path, **options, log=messages.append)
+    (figure,) = result.figures
     assert [row["lambda"] for row in figure.rows] == [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
     pruned = [row["pruned"] for row in figure.rows]
     assert pruned[0] >= pruned[-1] and all(0 <= row["ours"] <= 100 for row in figure.rows)
     lines = map(json.loads, (tmp_path / "trials.jsonl").read_text().splitlines())
     assert len([line for line in lines if "function" in line]) == 1
     assert "Figure 3" in (tmp_path / "findings.md").read_text()
-    told.clear()
-    assert run_study(STUDY, tmp_path, **options, log=told.append).figures[0].rows == figure.rows
-    assert "from before" in told[0]
+    messages.clear()
+    assert run_study(STUDY, tmp_path, **options, log=messages.append).figures[0].rows == figure.rows
+    assert "from before" in messages[0]
 
 
 @pytest.mark.slow
@@ -115,8 +115,8 @@ def test_differences_are_paired_and_judged_beside_the_published_sign():
 def test_every_printed_number_has_a_verdict():
     tuned = {"part": "tuned", "net": "FC-3", "data": "fashion", "seed": 0, "ours + ft": 87.0}
     rows = [_row("FC-3", k, ours=81.0) for k in (0, 1)]
-    found = findings([*rows, tuned])
-    table = {t.name: t.rows for t in found.tables}["table2-published"]
+    result = findings([*rows, tuned])
+    table = {t.name: t.rows for t in result.tables}["table2-published"]
     with_ours = sum("ours" in numbers for numbers in published.PRUNING.values())
     assert len(table) == sum(len(numbers) for numbers in published.PRUNING.values()) + with_ours
     mine = {row["what"]: row for row in table if (row["net"], row["data"]) == ("FC-3", "fashion")}
@@ -126,7 +126,7 @@ def test_every_printed_number_has_a_verdict():
     assert mine["OURS + FT"]["ours"] == 87.0 and mine["OURS + FT"]["published"] == 88.1
     away = {row["verdict"] for row in table if row["data"] in ("mnist", "cifar10")}
     assert away == {"cannot be run here"}
-    claims = {t.name: t.rows for t in found.tables}["claims"]
+    claims = {t.name: t.rows for t in result.tables}["claims"]
     assert [row["outcome"] for row in claims if row["difference"] == "ours - random"] == ["ahead"]
 
 

@@ -62,10 +62,10 @@ def test_table_1_times_both_graphs() -> None:
     assert [row["graph"] for row in rows] == ["layer", "network"]
     assert all(row["seconds"] > 0 and row["density"] == 0.15 for row in rows)
     table = findings(rows).tables[0]
-    said = {row["what"]: row.get("verdict") for row in table.rows}
-    assert said["accuracy in %, layer by layer"] == "cannot be run here"
-    assert said["seconds, whole network"] == ""
-    assert said["whole network / layer by layer, time"] == "differs"
+    messages = {row["what"]: row.get("verdict") for row in table.rows}
+    assert messages["accuracy in %, layer by layer"] == "cannot be run here"
+    assert messages["seconds, whole network"] == ""
+    assert messages["whole network / layer by layer, time"] == "differs"
 
 
 def made_up(gain: float) -> list[dict[str, Any]]:
@@ -94,13 +94,15 @@ def made_up(gain: float) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("gain", "verdict"), [(5.0, "reproduced"), (0.0, "differs"), (-5.0, "differs")])
 def test_verdicts_follow_the_rows(gain: float, verdict: str) -> None:
-    found = findings(made_up(gain))
-    said = {row["statement"]: row for row in next(t for t in found.tables if t.name == "statements").rows}
+    result = findings(made_up(gain))
+    messages = {
+        row["statement"]: row for row in next(t for t in result.tables if t.name == "statements").rows
+    }
     for score in ("magnitude", "snip", "synflow"):
-        row = said[f"Figure 2, {score}: sparsify better than greedy at low densities"]
+        row = messages[f"Figure 2, {score}: sparsify better than greedy at low densities"]
         assert row["verdict"] == verdict
-    assert said["Figure 2, magnitude: alike at high densities"]["verdict"] == "reproduced"
-    (figure,) = found.figures
+    assert messages["Figure 2, magnitude: alike at high densities"]["verdict"] == "reproduced"
+    (figure,) = result.figures
     assert len(figure.figure["data"]) == 2 * 6
     assert json.loads(json.dumps(figure.figure)) == figure.figure
 
@@ -108,10 +110,10 @@ def test_verdicts_follow_the_rows(gain: float, verdict: str) -> None:
 def test_differences_are_paired() -> None:
     rows = made_up(5.0)
     both = ({"variant": "sparsify"}, {"variant": "greedy"})
-    found = difference(rows, *both, score="snip", density={0.05})
-    assert (found.count, found.outcome) == (2, "ahead")
-    assert found.mean == pytest.approx(5)
-    assert (found.low, found.high) == pytest.approx((5 - 1 / 6, 5 + 1 / 6))
+    result = difference(rows, *both, score="snip", density={0.05})
+    assert (result.count, result.outcome) == (2, "ahead")
+    assert result.mean == pytest.approx(5)
+    assert (result.low, result.high) == pytest.approx((5 - 1 / 6, 5 + 1 / 6))
     alone = difference(rows, *both, net="VGG-11", density={0.05, 0.2})
     assert alone.count == 3 and alone.mean == pytest.approx((5 + 1 / 6) / 2)
     assert difference(rows, *both, net="VGG-16") is None
@@ -123,10 +125,13 @@ def test_differences_are_paired() -> None:
 def test_a_run_writes_its_findings(tmp_path: Path) -> None:
     options = {"parts": ["oneshot"], "nets": [], "seeds": 1, "jobs": 1}
     options["scale"] = Scale(1.0, 28, 200, 100, 1, paper=False)
-    found = run_study(STUDY, tmp_path, **options)
-    assert [table.name for table in found.tables] == ["one-shot", "one-shot-paired"]
+    result = run_study(STUDY, tmp_path, **options)
+    assert [table.name for table in result.tables] == ["one-shot", "one-shot-paired"]
     assert "less global magnitude" in (tmp_path / "findings.md").read_text()
-    assert [row["network"] for row in found.tables[0].rows if row["variant"] == "dense"] == ["MLP", "LeNet-5"]
+    assert [row["network"] for row in result.tables[0].rows if row["variant"] == "dense"] == [
+        "MLP",
+        "LeNet-5",
+    ]
 
 
 @pytest.mark.parametrize(
