@@ -148,7 +148,7 @@ def test_a_limit_does_not_stop_a_run_that_has_something(setting):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "per_class", "time_limit": 1e-6}, "mip, draw 0, class 0: writing the program down takes"),
+        ({"mode": "per_class", "time_limit": 1e-6}, "mip, draw 0, class 0: building the program takes"),
         ({"solver": "gurobi"}, "mip, draw 0: solver must be"),
         ({"lam": -1.0}, "lam must be"),
         ({"epsilon": -1.0}, "epsilon must be"),
