@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,55 @@ def test_floating_buffers_are_masked_and_others_are_not() -> None:
     assert torch.equal(masked.times, model.times) and masked.times.dtype == torch.int64
     small = shrink(model, plan)
     torch.testing.assert_close(small(X), masked(X), rtol=1e-12, atol=1e-12)
+
+
+class CachedBias(nn.Module):
+    """Keeps a doubled bias between calls in evaluation mode; training mode drops it (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.bias, self.cache = nn.Parameter(torch.randn(8)), None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.cache = None if mode else self.cache
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None and not self.training and not torch.compiler.is_exporting():
+            self.cache = (2 * self.bias).detach()
+        bias = 2 * self.bias if self.cache is None else self.cache
+        return self.last(torch.relu(self.first(x) + bias))
+
+
+def test_values_that_the_model_cached_before_do_not_stay_in_the_smaller_one() -> None:
+    model = CachedBias().double().eval()
+    plan = planned(model, X)
+    model(X)
+    small = shrink(model, plan)
+    torch.testing.assert_close(small(X), mask(model, plan)(X), rtol=1e-12, atol=1e-12)
+    assert not small.training and model.cache is not None
+
+
+class Stateful(nn.Module):
+    """Adds features to a state whose size is written in the code, unless its cache is off (RWKV)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.config = SimpleNamespace(use_cache=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.last(y + torch.zeros(8, dtype=y.dtype) if self.config.use_cache else y)
+
+
+def test_a_shrunk_model_that_runs_only_without_its_cache_is_refused() -> None:
+    model = Stateful().double()
+    with pytest.raises(ExactnessError, match=r"does not run as it is.*use_cache = False"):
+        shrink(model, planned(model, X))
+    model.config.use_cache = False
+    assert shrink(model, planned(model, X)).last.in_features == 4
 
 
 def test_the_users_model_is_untouched_and_nothing_is_shared() -> None:

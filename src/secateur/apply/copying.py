@@ -42,7 +42,21 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[s
     for parameter in model.parameters():
         if id(parameter) not in copies:
             copies[id(parameter)] = _like(parameter, parameter.detach().clone())
-    return duplicate(model, copies)
+    return _drop_caches(duplicate(model, copies))
+
+
+def _drop_caches(model: nn.Module) -> nn.Module:
+    """Leave the mode and enter it again: some models then drop values that they computed from weights.
+
+    Modules that override `train` (LeViT, TinyViT) cache gathered attention biases in evaluation mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    mode = model.training
+    model.train(not mode)
+    model.train(mode)
+    for module, before in modes.items():
+        module.training = before
+    return model
 
 
 def _like(old: Tensor, value: Tensor) -> Tensor:

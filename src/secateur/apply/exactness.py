@@ -98,6 +98,8 @@ def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
 def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> float:
     """Compare a shrunk model with the masked one on the traced inputs; return the relative deviation.
 
+    Then run a copy of the shrunk model twice as it is.
+
     Raises:
         InputError: If the masked model does not run in float64, or if the device cannot be used.
         ExactnessError: If the deviation exceeds 1e-10 or the shrunk model does not run; the message names
@@ -129,7 +131,37 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
             f"{TOLERANCE:g} is accepted). {_diagnose(masked, small, plan)}. Your model is unchanged; "
             "name the layer in ignored_layers to leave it whole"
         )
+    _check_runs(masked, small, args, kwargs)
     return worst
+
+
+def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:
+    """Run a copy of the shrunk model twice as it is: in its own mode and type, with its own caches.
+
+    The comparison sets evaluation mode and switches caches off.  That may hide values of the old size
+    which the model stored in an earlier call.
+    """
+
+    def run_twice(model: nn.Module) -> None:
+        model = duplicate(model)
+        with torch.no_grad(), torch.random.fork_rng():
+            for _ in range(2):
+                model(*args, **kwargs)
+
+    try:
+        run_twice(small)
+    except Exception as error:
+        try:
+            run_twice(masked)
+        except Exception:
+            return  # the inputs do not fit the model's own mode or type, whatever its size
+        where = user_code_line(error)
+        raise ExactnessError(
+            "the shrunk model is exact in evaluation mode without a cache, but it does not run as it is: "
+            f"{type(error).__name__}: {error}{' at ' + where if where else ''}. It may store values of the "
+            "old size, or size its cache otherwise. Your model is unchanged; set config.use_cache = False if "
+            "the model has it, or name the layer in ignored_layers to leave it whole"
+        ) from error
 
 
 def _check_device(device: Any) -> torch.device:
