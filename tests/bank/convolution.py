@@ -214,6 +214,26 @@ class PooledNorm(nn.Module):
         return self.last(self.pooled(x.mean((2, 3))))
 
 
+class StandardConv2d(nn.Conv2d):
+    """A convolution whose weight is standardised over its inputs, with a gain (NFNet)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        weight, gain = self.weight.flatten(1)[None], self.gain.view(-1)
+        weight = F.batch_norm(weight, None, None, weight=gain, training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+def standardised() -> nn.Sequential:
+    """Build two convolutions with standardised weights; the channels between them stay."""
+    convolutions = [StandardConv2d(3, 12, 3), nn.ReLU(), StandardConv2d(12, 18, 3), nn.ReLU()]
+    return nn.Sequential(*convolutions, *head(18))
+
+
 class ConvNeXt(nn.Module):
     """Depthwise convolution, LayerNorm with channels last, a perceptron, a learnt layer scale."""
 
@@ -324,6 +344,7 @@ ENTRIES = (
         outputs=("last",),
         units=28,
     ),
+    Entry("Standardised weights", standardised, SIDE9, outputs=("6",), units=18),
     Entry("InstanceNorm", lambda: normalised("instance"), SIDE9, outputs=("8",), units=36),
     Entry("PReLU per channel", lambda: normalised("prelu"), SIDE9, outputs=("8",), units=36),
     Entry("BatchNorm without affine", lambda: normalised("batch"), SIDE9, outputs=("8",), units=36),

@@ -24,7 +24,14 @@ def channel_norm(
     *rest: Any,
     **options: Any,
 ) -> Any:
-    """Normalise every channel (axis 1) by itself: tie the tensors of the norm to the channels."""
+    """Normalise every channel (axis 1) by itself: tie the tensors of the norm to the channels.
+
+    Statistics that are taken from `x`, not stored, freeze the other axes: a weight that is standardised
+    over its inputs needs all of them.
+    """
+    if rest and rest[0] is True:
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        x = propagation.freeze(x, others, "the normalisation takes a statistic over the axis")
     label = x.labels[1]
     for state in (weight, bias, mean, var):
         if isinstance(state, TensorAxes):
@@ -34,12 +41,9 @@ def channel_norm(
         propagation.record_layer("norm", weight, None, None, 0.0)
     if "Norm" in propagation.module_class:
         propagation.record_size_attribute("num_features", x.shape[1], label)
-    zero = weight is not None or (mean is None and x.zero[1] and bias is None)
-    result = (
-        x.with_axis(1, x.shape[1], label, zero).nonzero()
-        if not zero
-        else x.with_axis(1, x.shape[1], label, True)
-    )
+    zero = (x.zero[1] and mean is None) if weight is None else weight.zero[0]
+    zero = zero and (bias is None or bias.zero[0])
+    result = x.nonzero().with_axis(1, x.shape[1], label, zero)
     return result if len(out) == 1 else [result] + [propagation.unlabelled(s) for s in out[1:]]
 
 
