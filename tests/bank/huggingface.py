@@ -254,6 +254,9 @@ ENTRIES = (
     row("ConvNeXt", "ConvNext", "ForImageClassification", {"hidden_sizes": [8, 12, 16, 20], "depths": [1,
         1, 1, 1],
         "patch_size": 2}, WIDE, "classifier", 280),
+    row("LeViT", "Levit", "ForImageClassification", {"image_size": 64, "hidden_sizes": [16, 24, 32],
+        "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [4, 4, 4]}, {"pixel_values":
+        floats(B, 3, 64, 64)}, "classifier", 326),
     row("ConvNeXt V2", "ConvNextV2", "ForImageClassification", {"hidden_sizes": [8, 12, 16, 20], "depths":
         [1, 1, 1, 1], "patch_size": 2}, WIDE, "classifier", 56),
     row("ResNet", "ResNet", "ForImageClassification", {"embedding_size": 10, "hidden_sizes": [12, 16],

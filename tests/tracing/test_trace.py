@@ -173,6 +173,18 @@ def test_a_unit_that_is_indexed_stays_and_the_others_are_free() -> None:
     assert graph.groups[0].slots[0].index.ravel().tolist() == list(range(1, 12))
 
 
+@pytest.mark.parametrize("size", [lambda m: m.side**2, lambda m: 2**m.side])
+def test_a_power_of_an_attribute_can_be_a_size(size) -> None:
+    model = Net(lambda m, x: m.last(m.first(x).relu().view(x.shape[0], size(m), -1).flatten(1)))
+    model.side = 2
+    assert sizes(trace(model, torch.randn(3, 5))) == {"first": 3}
+
+
+def test_the_inverse_root_of_a_length_enters_as_a_number() -> None:
+    graph = trace(Net(lambda m, x: m.last(m.first(x)) * m.first(x).shape[-1] ** -0.5), torch.randn(2, 5))
+    assert "as a number" in reason(graph, "first.weight", 0)
+
+
 def test_a_length_that_enters_as_a_number_freezes() -> None:
     graph = trace(Net(lambda m, x: m.last(m.first(x)) / m.first(x).shape[-1]), torch.randn(2, 5))
     assert "as a number" in reason(graph, "first.weight", 0)

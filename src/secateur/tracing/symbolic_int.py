@@ -71,6 +71,7 @@ OPERATIONS = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "pow": operator.pow,
 }
 
 
@@ -116,8 +117,20 @@ def _to_float(name: str) -> Callable[[TracedInt, Any], Any]:
     return method
 
 
-for _name in ("truediv", "rtruediv", "pow", "rpow"):
+def _power(reflected: bool) -> Callable[[TracedInt, Any], Any]:
+    """Return the power: an integer for integers, which a view may get as a size; else a number."""
+    as_size, as_number = _method("pow", reflected), _to_float("__rpow__" if reflected else "__pow__")
+
+    def method(self: TracedInt, other: Any) -> Any:
+        is_size = type(other) in (int, TracedInt) and (self if reflected else other) >= 0
+        return as_size(self, other) if is_size else as_number(self, other)
+
+    return method
+
+
+for _name in ("truediv", "rtruediv"):
     setattr(TracedInt, f"__{_name}__", _to_float(f"__{_name}__"))
+TracedInt.__pow__, TracedInt.__rpow__ = _power(False), _power(True)  # type: ignore[method-assign, assignment]
 
 
 def expression_of(n: Any) -> Expression:
