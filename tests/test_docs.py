@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 import secateur as sc
 from secateur import data, specs, zoo
 from secateur.cli import main as cli
-from secateur.core import InputError
+from secateur.core import InputError, Plan
 from secateur.measure.metrics import accuracy
 from secateur.methods import METHODS, registry
+from secateur.statistics.collect import collect_statistics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -56,13 +57,13 @@ def common() -> dict[str, Any]:
     images, labels = digits.parts["calibration"]
     graph = sc.trace(model, images[:2])
 
-    def accuracy_of_plan(plan: sc.Plan) -> float:
+    def accuracy_of_plan(plan: Plan) -> float:
         return accuracy(sc.shrink(model, plan), digits.batches("selection"))
 
     return {
         "model": model,
         "graph": graph,
-        "statistics": sc.collect_statistics(model, graph, batches, {"gram"}),
+        "statistics": collect_statistics(model, graph, batches, {"gram"}),
         "example_inputs": images[:2],
         "batches": batches,
         "images": images[:2],

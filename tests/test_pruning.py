@@ -22,10 +22,14 @@ from secateur import core
 from secateur.allocation import allocate
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import restrict
+from secateur.core import InputError, NothingToPrune, Plan, PruningGraph
 from secateur.formats.plan_json import plan_from_json, plan_to_json
+from secateur.formats.store import load_plan
 from secateur.measure import metrics
 from secateur.pruning import StepInfo
 from secateur.repair.sequence import zero_masked
+from secateur.report import Report
+from secateur.result import load_report
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -89,7 +93,7 @@ def test_one_call_prunes_repairs_measures_and_changes_nothing_of_the_users(
     assert bool(report.folds) == (repair is not None and "fold" in repair)
     assert bool(report.finetune) == (repair is not None and "finetune" in repair)
     assert report.groups == {g.name: {"units": g.size, "kept": g.size // 2} for g in result.graph.groups}
-    assert sc.Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()) == report
 
 
 def test_without_repair_the_result_is_shrink_and_the_masked_model_agrees(trained: nn.Module) -> None:
@@ -219,7 +223,7 @@ def test_steps_of_units_come_to_the_counts_of_one(steps: int, keep: float, sizes
         for i, n in enumerate(sizes)
     )
     shapes = {f"w{i}": (n, 1) for i, n in enumerate(sizes)}
-    whole = left = sc.PruningGraph(groups, (), (), shapes, tuple(shapes))
+    whole = left = PruningGraph(groups, (), (), shapes, tuple(shapes))
     budget = sc.Units(keep)
     for step in range(1, steps + 1):
         counts = allocate(left, remaining_budget(whole, left, budget.after(step / steps))).counts
@@ -359,7 +363,7 @@ def test_steps_on_every_kind_of_model(name: str, tmp_path: Path) -> None:
     result.save(tmp_path / "run")
     again = sc.load(tmp_path / "run", entry.make)
     assert metrics.agreement(result.model, again, [(args, None)], kwargs).largest == 0
-    assert sc.load_report(tmp_path / "run") == result.report
+    assert load_report(tmp_path / "run") == result.report
 
 
 # --- by tolerance
@@ -423,7 +427,7 @@ def test_a_tolerance_fine_tunes_only_what_it_accepts(trained: nn.Module) -> None
 
 def test_a_tolerance_that_nothing_meets_says_what_was_tried() -> None:
     schedule = sc.Tolerance(0, batches(), units_of_the_first_layer, step=0.1)
-    with pytest.raises(sc.NothingToPrune, match=r"(?s)drop=0.*metric is 20; .* takes it to 18"):
+    with pytest.raises(NothingToPrune, match=r"(?s)drop=0.*metric is 20; .* takes it to 18"):
         prune(nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)), "magnitude", schedule=schedule)
 
 
@@ -440,23 +444,23 @@ class Nameless:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"method": "magnitud"}, sc.InputError, "did you mean 'magnitude'"),
-        ({"method": Nameless}, sc.InputError, "method must be a name in METHODS"),
-        ({"method": "activation"}, sc.InputError, r"'activation'.*\(moments\): pass data="),
-        ({"repair": "fold"}, sc.InputError, "fold.*: pass data="),
-        ({"repair": "finetune"}, sc.InputError, "pass data="),
-        ({"repair": "fine-tune"}, sc.InputError, "did you mean 'finetune'"),
-        ({"schedule": 3}, sc.InputError, "schedule"),
-        ({"schedule": sc.Steps}, sc.InputError, "schedule"),
-        ({"budget": None}, sc.InputError, "Units, Params"),
-        ({"budget": 0.5}, sc.InputError, r"Units\(0.5\); got float"),
-        ({"budget": sc.Tolerance(0.1, batches())}, sc.InputError, "a schedule: prune"),
-        ({"data": torch.zeros(3)}, sc.InputError, "iterable of batches"),
-        ({"ignored_layers": ["2", "9"]}, sc.InputError, "no layer '9'"),
-        ({"callback": lambda step: 3}, sc.InputError, "callback must return a torch.nn.Module"),
+        ({"method": "magnitud"}, InputError, "did you mean 'magnitude'"),
+        ({"method": Nameless}, InputError, "method must be a name in METHODS"),
+        ({"method": "activation"}, InputError, r"'activation'.*\(moments\): pass data="),
+        ({"repair": "fold"}, InputError, "fold.*: pass data="),
+        ({"repair": "finetune"}, InputError, "pass data="),
+        ({"repair": "fine-tune"}, InputError, "did you mean 'finetune'"),
+        ({"schedule": 3}, InputError, "schedule"),
+        ({"schedule": sc.Steps}, InputError, "schedule"),
+        ({"budget": None}, InputError, "Units, Params"),
+        ({"budget": 0.5}, InputError, r"Units\(0.5\); got float"),
+        ({"budget": sc.Tolerance(0.1, batches())}, InputError, "a schedule: prune"),
+        ({"data": torch.zeros(3)}, InputError, "iterable of batches"),
+        ({"ignored_layers": ["2", "9"]}, InputError, "no layer '9'"),
+        ({"callback": lambda step: 3}, InputError, "callback must return a torch.nn.Module"),
         ({"callback": lambda step: mlp()}, core.PlanError, "callback's model does not fit"),
-        ({"budget": sc.Units(1.0)}, sc.NothingToPrune, "removes nothing.*"),
-        ({"example_inputs": torch.zeros(2, 5)}, (core.CaptureError, sc.InputError), r"\b5\b"),
+        ({"budget": sc.Units(1.0)}, NothingToPrune, "removes nothing.*"),
+        ({"example_inputs": torch.zeros(2, 5)}, (core.CaptureError, InputError), r"\b5\b"),
     ],
 )
 def test_bad_input(change: dict[str, Any], error: Any, words: str) -> None:
@@ -477,17 +481,17 @@ def test_bad_input(change: dict[str, Any], error: Any, words: str) -> None:
     ],
 )
 def test_schedules_check_their_numbers(make: Callable[[], Any], words: str) -> None:
-    with pytest.raises(sc.InputError, match=words):
+    with pytest.raises(InputError, match=words):
         make()
 
 
 def test_measuring_checks_its_arguments(trained: nn.Module) -> None:
     result = prune(trained, "magnitude", sc.Units(0.5))
-    with pytest.raises(sc.InputError, match="no metric 'f1'"):
+    with pytest.raises(InputError, match="no metric 'f1'"):
         result.measure(batches(), "f1")
-    with pytest.raises(sc.InputError, match="empty"):
+    with pytest.raises(InputError, match="empty"):
         result.measure(batches()[:0], "accuracy")
-    with pytest.raises(sc.InputError, match="needs batches"):
+    with pytest.raises(InputError, match="needs batches"):
         result.measure(metric="accuracy")
 
 
@@ -508,9 +512,9 @@ def test_results_print_in_a_few_lines(trained: nn.Module) -> None:
 
 
 def test_nothing_to_prune_lists_what_is_frozen() -> None:
-    with pytest.raises(sc.NothingToPrune, match="an output of the model"):
+    with pytest.raises(NothingToPrune, match="an output of the model"):
         sc.prune(nn.Linear(4, 3), torch.zeros(2, 4), sc.Units(0.5), method="magnitude")
-    with pytest.raises(sc.NothingToPrune, match="ignored_layers"):
+    with pytest.raises(NothingToPrune, match="ignored_layers"):
         prune(mlp(), "magnitude", sc.Units(0.5), ignored_layers=["0", "2"])
 
 
@@ -520,10 +524,10 @@ def test_plan_by_name_instance_and_class(trained: nn.Module) -> None:
     first, *others = (sc.plan(graph, kind, sc.Units(0.5)) for kind in kinds)
     for other in others:
         assert all(np.array_equal(first.keep[name], other.keep[name]) for name in first.keep)
-    with pytest.raises(sc.InputError, match="a schedule: prune"):
+    with pytest.raises(InputError, match="a schedule: prune"):
         sc.plan(graph, "magnitude", sc.Tolerance(0.1, batches()))
     loaded = plan_from_json(plan_to_json(first)).graph
-    with pytest.raises(sc.InputError, match="pass model="):
+    with pytest.raises(InputError, match="pass model="):
         sc.plan(loaded, "magnitude", sc.Units(0.5))
     again = sc.plan(loaded, "magnitude", sc.Units(0.5), model=trained)
     assert all(np.array_equal(first.keep[name], again.keep[name]) for name in first.keep)
@@ -534,7 +538,7 @@ def test_hold_copies_only_what_it_must_change() -> None:
     graph = sc.trace(model, torch.zeros(2, 3))
     mask = np.ones((2, 6), bool)
     mask[0] = False
-    plan = sc.Plan(graph, "x", masks={"2.weight": mask})
+    plan = Plan(graph, "x", masks={"2.weight": mask})
     before = state_of(model)
     held = zero_masked(model, plan)
     assert held is not model
@@ -549,5 +553,5 @@ def test_the_result_can_be_saved_and_replayed(trained: nn.Module, tmp_path: Path
     again = sc.load(tmp_path / "run", mlp)
     x = torch.randn(9, 6)
     assert torch.equal(again(x), result.model(x))
-    assert sc.load_report(tmp_path / "run") == result.report
-    assert sc.load_plan(tmp_path / "run").explain() == result.plan.explain()
+    assert load_report(tmp_path / "run") == result.report
+    assert load_plan(tmp_path / "run").explain() == result.plan.explain()

@@ -12,6 +12,8 @@ The steps by themselves:
     graph = sc.trace(model, example_inputs)         # groups of units that live and die together
     plan = sc.plan(graph, "matroid", sc.Units(0.5), data=batches)     # what goes, and why
     small, masked = sc.shrink(model, plan), sc.mask(model, plan)      # new modules
+
+Values such as `Plan` and `PruningGraph`, and the errors, are in `secateur.core`.
 """
 
 import importlib
@@ -19,32 +21,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from secateur import _old_names
-from secateur.apply.mask import keep_masked, mask
+from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
-from secateur.core import (
-    InputError,
-    Macs,
-    NothingToPrune,
-    Params,
-    Plan,
-    PruningGraph,
-    SecateurError,
-    Units,
-    Weights,
-)
-from secateur.formats.store import load, load_plan
-from secateur.formats.weights import load_weights
-from secateur.methods import METHODS, register
+from secateur.core import Macs, Params, SecateurError, Units, Weights
+from secateur.formats.store import load
+from secateur.methods import register
 from secateur.pruning import plan, prune
 from secateur.repair.base import Finetune, Fold, Refit
 from secateur.repair.batchnorm import update_bn
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
 from secateur.repair.refit import refit
-from secateur.report import Report
-from secateur.result import Result, load_report
+from secateur.result import Result
 from secateur.schedule import OneShot, Steps, Tolerance
-from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
 if TYPE_CHECKING:
@@ -55,34 +44,23 @@ __version__ = version("secateur")
 _old_names.install()
 
 __all__ = [
-    "METHODS",
     "Finetune",
     "Fold",
-    "InputError",
     "Macs",
-    "NothingToPrune",
     "OneShot",
     "Params",
-    "Plan",
-    "PruningGraph",
     "Refit",
-    "Report",
     "Result",
     "SecateurError",
     "Steps",
     "Tolerance",
     "Units",
     "Weights",
-    "collect_statistics",
     "data",
     "diagnose",
     "finetune",
     "fold",
-    "keep_masked",
     "load",
-    "load_plan",
-    "load_report",
-    "load_weights",
     "mask",
     "methods",
     "plan",

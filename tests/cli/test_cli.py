@@ -24,6 +24,7 @@ from secateur.cli.inspect import print_everything, print_summary
 from secateur.cli.options import check_writable
 from secateur.core import StoreError
 from secateur.methods import METHODS
+from secateur.result import load_report
 from secateur.tracing.trace import trace
 from secateur.user_code import find_function
 from secateur.zoo import lstm, resnet20, transformer
@@ -97,7 +98,7 @@ def test_prune_leaves_what_load_reads(place: Path) -> None:
     sys.path.insert(0, str(place))
     model = secateur.load("small", find_function("net.py:make"))
     assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [8, 6, 3]
-    report = secateur.load_report("small")
+    report = load_report("small")
     assert (report.seed, report.repair, report.method) == (3, "fold", "magnitude")
     assert report.metric == "accuracy" and report.after.cost.parameters == 8 * 9 + 6 * 9 + 3 * 7
     assert (place / "small" / "report.html").stat().st_size > 1e6
@@ -128,7 +129,7 @@ def test_budgets(budget: str, layers: list[int] | None) -> None:
         "--budget", budget, "--data", "net.py:batches", "--holdout", "net.py:batches", "--out", "small"
     )
     assert done.exit_code == 0, done.stderr
-    report = secateur.load_report("small")
+    report = load_report("small")
     if layers:
         assert 0.2 < report.after.cost.nonzero / report.before.cost.nonzero < 0.4
     else:
@@ -155,7 +156,7 @@ def test_report_gathers_saved_runs(place: Path) -> None:
 def test_named_data_set_is_used_in_its_parts() -> None:
     done = run("prune", "secateur.zoo:small_cnn", "--data", "digits", "--out", "small", "--method", "taylor")
     assert done.exit_code == 0, done.stderr
-    report = secateur.load_report("small")
+    report = load_report("small")
     assert report.agreement.examples == 539 and report.metric == "accuracy"
 
 
@@ -269,7 +270,7 @@ def test_out_that_exists_keeps_its_other_files(place: Path) -> None:
     assert prune("--out", "small").exit_code == 0
     assert prune("--out", "small", "--method", "random").exit_code == 0
     assert (place / "small" / "mine.txt").read_text() == "mine"
-    assert secateur.load_report("small").method == "random"
+    assert load_report("small").method == "random"
 
 
 def test_check_writable_leaves_no_trace(place: Path) -> None:
@@ -302,7 +303,7 @@ def test_transformers_folder(place: Path) -> None:
     transformers.GPT2LMHeadModel(config).save_pretrained("gpt2")
     done = run("prune", "gpt2", "--out", "small")
     assert done.exit_code == 0, done.stderr
-    report = secateur.load_report("small")
+    report = load_report("small")
     assert report.model == "GPT2LMHeadModel" and report.after.cost.parameters < report.before.cost.parameters
     (place / "gpt2" / "config.json").write_text("{")
     done = run("inspect", "gpt2")

@@ -10,12 +10,14 @@ from command_line import prune, run
 from torch import nn
 
 import secateur
+from secateur.report import Report
+from secateur.result import load_report
 
 
-def report_of(*arguments: str) -> secateur.Report:
+def report_of(*arguments: str) -> Report:
     done = prune(*arguments, "--out", "small")
     assert done.exit_code == 0, done.output
-    return secateur.load_report("small")
+    return load_report("small")
 
 
 def test_defaults_are_those_of_python() -> None:
@@ -118,6 +120,6 @@ def test_bert_with_tokens_but_no_labels(place: Path) -> None:
     )
     done = run("prune", "bert", "--data", "text.py:tokens", "--holdout", "text.py:tokens", "--out", "small")
     assert done.exit_code == 0, done.output
-    report = secateur.load_report("small")
+    report = load_report("small")
     assert (report.metric, report.repair) == ("agreement", "fold")
     assert report.after.cost.parameters < report.before.cost.parameters

@@ -28,6 +28,9 @@ from secateur.diagnostics.matroid import clip_line
 from secateur.diagnostics.mip import relu_states
 from secateur.diagnostics.spectral import kept_entries
 from secateur.methods.spectral.connectivity import layer_connectivity
+from secateur.report import Report
+from secateur.result import load_report
+from secateur.statistics.collect import collect_statistics
 from secateur.structures.order import density_profile
 from secateur.structures.relu_mip import Chain
 
@@ -272,7 +275,7 @@ def test_hasse_diagram_is_the_order(make: Callable[[], nn.Module], options: dict
     batches = labelled(6) if make is perceptron else labelled(5, 4)
     method = sc.methods.Lattice(**options)
     result, sections = diagnosed(model, method, batches)
-    statistics = sc.collect_statistics(model, result.graph, batches, method.needs(sc.Units(0.5)), 0)
+    statistics = collect_statistics(model, result.graph, batches, method.needs(sc.Units(0.5)), 0)
     for name, order in method.orders(result.graph, statistics).items():
         nodes = sections[f"Hasse diagram of group {name}"]["rows"]
         units = sorted(unit for node in nodes for unit in integers(node["units"]))
@@ -362,7 +365,7 @@ def test_diagnostics_change_nothing_else_and_survive_json(method: str) -> None:
     after = diagnose(before, model, batches)
     assert after.model is before.model and after.plan is before.plan
     assert after.report.structure["structure"] == method and before.report.structure == {}
-    assert sc.Report.from_json(after.report.to_json()).structure == after.report.structure
+    assert Report.from_json(after.report.to_json()).structure == after.report.structure
 
 
 def test_diagnostics_of_a_folded_network_look_at_what_the_method_saw() -> None:
@@ -404,7 +407,7 @@ def prune_to(folder: Path, method: str) -> str:
 @pytest.mark.parametrize(("method", "drawn"), [("spectral", True), ("magnitude", False)])
 def test_saved_results_hold_the_diagnostics(method: str, drawn: bool, tmp_path: Path) -> None:
     prune_to(tmp_path, method)
-    assert (sc.load_report(tmp_path).structure != {}) is drawn
+    assert (load_report(tmp_path).structure != {}) is drawn
     assert ("Spectrum: how each layer hangs together" in (tmp_path / "report.html").read_text()) is drawn
     done = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--out", str(tmp_path / "all.html")])
     assert done.exit_code == 0, done.output
@@ -417,4 +420,4 @@ def test_failing_diagnostics_cost_no_result(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(cli, "diagnose", fail)
     assert "no picture today" in prune_to(tmp_path, "spectral")
-    assert sc.load_report(tmp_path).structure == {}
+    assert load_report(tmp_path).structure == {}

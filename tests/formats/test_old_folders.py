@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import secateur as sc
+from secateur.formats.store import load_plan
+from secateur.result import load_report
 
 DATA = Path(__file__).parent / "data"
 
@@ -29,8 +31,8 @@ def test_a_folder_of_version_0_1_loads() -> None:
     expected = load_file(DATA / "saved_by_0.1.expected.safetensors")
     small = sc.load(DATA / "saved_by_0.1", net).eval()
     assert torch.equal(small(expected["inputs"]), expected["outputs"])
-    plan = sc.load_plan(DATA / "saved_by_0.1")
+    plan = load_plan(DATA / "saved_by_0.1")
     assert {name: len(kept) for name, kept in plan.keep.items()} == {"0": 3, "3": 3}
     assert plan.graph.group("0").size == 6
-    report = sc.load_report(DATA / "saved_by_0.1")
+    report = load_report(DATA / "saved_by_0.1")
     assert report.after.cost.parameters < report.before.cost.parameters
