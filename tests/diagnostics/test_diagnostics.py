@@ -418,6 +418,6 @@ def test_failing_diagnostics_cost_no_result(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise InputError("no picture today")
 
-    monkeypatch.setattr(cli, "diagnose", fail)
+    monkeypatch.setattr("secateur.cli.prune.diagnose", fail)
     assert "no picture today" in prune_to(tmp_path, "spectral")
     assert load_report(tmp_path).structure == {}
