@@ -88,3 +88,10 @@ def test_invalid_seeds(seed: object) -> None:
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, np.int64(3)])
 def test_seeds_that_can_be(seed: int) -> None:
     check_seed(seed)
+
+
+@pytest.mark.parametrize("batch", [torch.ones(0, 4), torch.ones(8, 4, device="meta")])
+def test_batches_without_values_are_named(batch) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match=r"batch 1.*leave this batch out"):
+        sc.prune(model, torch.ones(2, 4), sc.Units(0.5), [torch.rand(8, 4), batch, batch, batch])

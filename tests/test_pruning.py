@@ -555,3 +555,29 @@ def test_the_result_can_be_saved_and_replayed(trained: nn.Module, tmp_path: Path
     assert torch.equal(again(x), result.model(x))
     assert load_report(tmp_path / "run") == result.report
     assert load_plan(tmp_path / "run").explain() == result.plan.explain()
+
+
+@pytest.mark.parametrize("method", ["", [], {}])
+def test_an_empty_method_is_not_the_default(method) -> None:
+    with pytest.raises(InputError, match="method"):
+        sc.prune(mlp(), torch.ones(2, 6), sc.Units(0.5), method=method)
+
+
+def test_a_method_must_return_a_plan() -> None:
+    class Nothing:
+        name = "nothing"
+
+        def needs(self, budget: Any) -> frozenset[str]:
+            return frozenset()
+
+        def plan(self, graph: Any, statistics: Any, budget: Any) -> None:
+            return None
+
+    with pytest.raises(InputError, match="'nothing' must return a Plan; got NoneType"):
+        sc.prune(mlp(), torch.ones(2, 6), sc.Units(0.5), method=Nothing)
+
+
+@pytest.mark.parametrize("text", [None, 3, "", "{}", "[]"])
+def test_what_is_no_report_is_refused(text) -> None:
+    with pytest.raises(InputError, match="not the report"):
+        Report.from_json(text)

@@ -184,6 +184,7 @@ def read_batches(
             args, kwargs, targets = split_batch(batch, model)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+        _check_values((args, kwargs), f"the inputs of {where}")
         check_finite((args, kwargs), f"the inputs of {where}")
         check_finite(targets, f"the targets of {where}")
         args, kwargs = to_model((args, kwargs), model)
@@ -204,6 +205,14 @@ def all_finite(tensor: Tensor) -> bool:
         (True, False)
     """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _check_values(inputs: Any, where: str) -> None:
+    """Raise `InputError` if a tensor has no values: no rows, or the meta device."""
+    for x in tree_leaves(inputs):
+        if isinstance(x, Tensor) and (x.numel() == 0 or x.is_meta):
+            why = "is on the meta device" if x.is_meta else "is empty"
+            raise InputError(f"{where}: a tensor of shape {tuple(x.shape)} {why}; leave this batch out")
 
 
 def check_finite(value: Any, where: str) -> None:

@@ -217,7 +217,7 @@ def _defaults(
             "the default is a basis of activations with a fold, which loses much less",
             stacklevel=3,
         )
-    chosen = find_method(method or ("magnitude" if plain else "matroid"))
+    chosen = find_method(("magnitude" if plain else "matroid") if method is None else method)
     if isinstance(repair, str) and repair == "auto":
         repair = None if plain else "fold"
     return chosen, parse_repair(repair)
@@ -292,6 +292,8 @@ def _decide(
         step = method.plan(graph, statistics, budget)
     except NothingToPrune as refusal:
         return refusal
+    if not isinstance(step, Plan):
+        raise InputError(f"the method {method.name!r} must return a Plan; got {type(step).__name__}")
     if not _removes(step):
         return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
     if schedule.restarts and _left(graph, step) == _left(graph, state.plan):

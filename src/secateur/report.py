@@ -129,7 +129,7 @@ class Report:
         """Return the report that `to_json` wrote, or raise `InputError`."""
         try:
             return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, TypeError) as error:
             raise InputError(f"this is not the report of a pruning: {error}") from error
 
     def to_markdown(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.apply.mask import keep_masked, mask
 from secateur.apply.shrink import shrink
-from secateur.core import ExactnessError, NothingToPrune, Plan, PlanError, Slot, Units
+from secateur.core import ExactnessError, InputError, NothingToPrune, Plan, PlanError, Slot, Units
 from secateur.formats.store import load
 from secateur.modules.narrow_norm import NarrowNorm, norm_form
 from secateur.modules.slim_attention import SlimAttention
@@ -369,3 +369,13 @@ def test_a_wrong_index_is_named_beside_ignored_layers_and_without_the_traced_mod
     plan = Plan(broken, "", keep={"2": np.arange(group.size // 2)})
     with pytest.raises(ExactnessError, match=r"the parameter '4.weight' gives other values"):
         shrink(model, plan)
+
+
+@pytest.mark.parametrize("apply", [mask, shrink])
+def test_other_values_than_a_model_and_a_plan_are_refused(apply) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    plan = Plan(trace(model, torch.ones(2, 4)), "by hand", {"0": np.arange(4)})
+    with pytest.raises(InputError, match=r"model must be a torch\.nn\.Module; got dict"):
+        apply({}, plan)
+    with pytest.raises(InputError, match="plan must be what plan"):
+        apply(model, {})

@@ -20,6 +20,7 @@ from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.store import load, load_plan, read_report, save
+from secateur.html.files import write_text
 from secateur.tracing.trace import trace
 
 
@@ -314,3 +315,13 @@ def test_plans_in_lists_come_back(tmp_path: Path) -> None:
     save(tmp_path / "run", shrink(model, plan), plan)
     assert np.array_equal(load_plan(tmp_path / "run").keep["inlet"], [0, 1, 2, 5])
     load(tmp_path / "run", Small)
+
+
+def test_a_loop_of_links_and_a_wrong_path_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, None, 3):
+        with pytest.raises(InputError, match="path"):
+            write_text(path, "text")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="path"):
+            load_plan(path)  # type: ignore[arg-type]

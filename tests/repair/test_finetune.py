@@ -229,3 +229,8 @@ def test_a_hook_sees_each_epoch_and_its_masks_are_held_from_then_on() -> None:
     bad = {"nine.weight": masks["0.weight"]}
     with pytest.raises(PlanError, match=r"no parameter 'nine\.weight'"):
         finetune(model, batches(), after_epoch=lambda epoch, trained: bad, progress=False)
+
+
+def test_an_error_of_the_loss_names_the_batch() -> None:
+    with pytest.raises(InputError, match=r"the loss cannot take batch 0.*ZeroDivisionError"):
+        finetune(nn.Linear(3, 3), [(torch.eye(3), torch.arange(3))], loss=lambda a, b: 1 / 0, progress=False)

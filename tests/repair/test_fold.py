@@ -187,3 +187,43 @@ def test_lower_precisions_fold_in_float64(dtype) -> None:
     small, result, _ = repaired(model, x, {"0": [0, 2, 3, 7, 8]})
     assert result[2].weight.dtype == dtype
     assert (result(x) - model(x)).double().norm() < (small(x) - model(x)).double().norm()
+
+
+class TiedEmbedding(nn.Module):
+    """A language model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(x + self.narrow(self.wide(x).relu()))
+
+
+def test_a_head_tied_to_an_embedding_is_skipped_by_name() -> None:
+    tokens = torch.arange(20).reshape(4, 5) % 11
+    model = seeded(TiedEmbedding())
+    plan = Plan(trace(model, tokens), "by hand", {"embed": np.arange(4)})
+    statistics = collect_statistics(model, plan.graph, [tokens], {"gram"})
+    small = shrink(model, plan)
+    result, notes = fold(model, small, plan, statistics)
+    assert "tied" in notes["embed.weight"]["skipped"]
+    assert torch.equal(result.embed.weight, small.embed.weight)
+    assert result.head.weight is result.embed.weight
+    assert notes["wide.weight"]["folded"] <= notes["wide.weight"]["plain"]
+
+
+@pytest.mark.parametrize("rows", [3, 7, 49])
+@pytest.mark.parametrize("activation", [nn.Identity, nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e3])
+def test_constant_and_dead_features_fold(rows, activation, scale) -> None:
+    model = seeded(nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 3)))
+    if scale == 0:
+        model.apply(lambda layer: [p.data.zero_() for p in layer.parameters(recurse=False)])
+    x = (data(1, 4) * scale).repeat(rows, 1)
+    _, result, _ = repaired(model, x, {"0": [0, 2, 3]})
+    assert torch.allclose(result(x), model(x), atol=1e-9 * max(1.0, scale))

@@ -6,18 +6,28 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from secateur.core import Plan, PlanError
+from secateur.core import InputError, Plan, PlanError
 from secateur.execution import duplicate
 
-__all__ = ["check_tensors", "copy_with"]
+__all__ = ["check_plan", "check_tensors", "copy_with"]
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise `InputError` if a value is not a plan."""
+    if not isinstance(plan, Plan):
+        raise InputError(f"plan must be what plan() returned, or result.plan; got {type(plan).__name__}")
 
 
 def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the model's parameters and buffers by first name, after comparing them with the plan's graph.
 
     Raises:
+        InputError: If the model is not a module, or the plan not a plan.
         PlanError: If the model lacks a tensor of the plan, or one has another shape.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_plan(plan)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, shape in plan.graph.shapes.items():
         if name not in tensors:

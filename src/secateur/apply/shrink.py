@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.copying import check_tensors, copy_with
+from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.core import IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
@@ -44,6 +44,7 @@ def shrink(
         PlanError: If the plan does not fit the model.
         ExactnessError: If the outputs differ; the message names the operation.
     """
+    check_plan(plan)
     kept = kept_indices(plan.graph, plan.keep)
     if not kept and not plan.masks:
         raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.describe_frozen()}")

@@ -21,6 +21,7 @@ def to_path(path: str | Path) -> Path:
         raise InputError(f"a path cannot hold a NUL character; got {str(path)!r}")
     try:
         Path(path).exists()
-    except OSError as error:  # the name is too long, or a folder above cannot be entered
-        raise InputError(f"{str(path)[:200]} cannot be used as a path: {error.strerror}") from error
+        Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # too long, a folder that cannot be entered, a loop of links
+        raise InputError(f"{str(path)[:200]} cannot be used as a path: {error}") from error
     return Path(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from secateur.core import StoreError
+from secateur.formats.paths import to_path
 from secateur.html.rows import Run, as_dicts, columns_of, flatten
 
 __all__ = ["write_csv", "write_json", "write_text"]
@@ -37,7 +38,7 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         StoreError: If it cannot be written.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.name:
         raise StoreError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
     draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")

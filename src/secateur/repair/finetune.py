@@ -17,7 +17,7 @@ from torch import nn
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import split_batch
 from secateur.core import InputError
-from secateur.execution import call, check_seed, duplicate, evaluating, read_batches
+from secateur.execution import call, check_seed, duplicate, evaluating, explain_errors, read_batches
 from secateur.repair.base import check_training
 from secateur.statistics.loss import Loss, check_loss, default_loss, distillation_loss
 
@@ -188,7 +188,8 @@ def _loss(
     where: str, output: Any, targets: Any, loss: Loss | None, teacher: nn.Module | None, inputs: Any
 ) -> torch.Tensor:
     if loss is not None:
-        return loss(output, targets)
+        with explain_errors(where, *inputs):
+            return loss(output, targets)
     if teacher is not None:
         with torch.no_grad():
             wanted = call(teacher, *inputs)

@@ -38,6 +38,7 @@ Kept = Mapping[str, Mapping[int, IntArray]]
 Judge = Callable[[nn.Module], float]
 RIDGE = 1e-6
 FARTHER = "the whole model came out farther from the original"
+TIED = "the same weight also produces these units (tied)"
 NO_BETTER = "no better on the batches kept apart"
 TINY = 1e-300
 PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
@@ -161,9 +162,13 @@ def fold(
         True
     """
     merged = merge(model, small, plan)
-    kept, consumers = kept_indices(plan.graph, plan.keep), []
+    kept, consumers, tied = kept_indices(plan.graph, plan.keep), list[Consumer](), list[str]()
+    read = {(slot.tensor, slot.axis) for group in plan.graph.groups for slot in group.slots_with("in")}
     for layer in plan.graph.layers:
         if layer.in_axis in kept.get(layer.weight, {}) and layer.weight not in plan.masks:
+            if (layer.weight, layer.in_axis) not in read:
+                tied.append(layer.weight)  # a fold into the reading use would change the producing one
+                continue
             moments = _moments(statistics, plan.graph, layer)
             check = _moments(guard, plan.graph, layer) if guard is not None else None
             consumers.append(_fit_consumer(model, plan, layer, kept, moments, check))
@@ -175,7 +180,8 @@ def fold(
         helpful = {x.layer.weight for x in accepted}
         undone |= {x.layer.weight: FARTHER for x in consumers if x.better and x.layer.weight not in helpful}
         result = _add_fits(merged, kept, accepted)
-    return result, {x.layer.weight: _note(x, undone.get(x.layer.weight)) for x in consumers}
+    notes = {x.layer.weight: _note(x, undone.get(x.layer.weight)) for x in consumers}
+    return result, {**{name: {"skipped": TIED} for name in tied}, **notes}
 
 
 def _note(consumer: Consumer, why: str | None) -> dict[str, Any]:
@@ -283,13 +289,15 @@ def _fit(moments: Moments, features: IntArray, alive: Any, merged: IntArray, cen
     S_KK, S_RK = covariance[k][:, k], covariance[r][:, k]
     C = torch.zeros_like(S_RK)
     second = gram.diagonal()
-    floor = 1e-24 * second.max().clamp_min(torch.finfo(second.dtype).tiny)
+    floor = (1e-24 * second.max()).clamp_min(torch.finfo(second.dtype).tiny)
     dead = second[r] <= floor
     parallel = torch.zeros_like(dead)
     if len(K) and len(R):
         parallel = _fit_multiples(gram, k, r, dead, C)
         rest = ~(dead | parallel)
-        ridge = RIDGE * S_KK.diagonal().mean().clamp_min(floor)
+        # The covariance of constant features is rounding error, of this size; the matrix must stay definite.
+        noise = 16 * torch.finfo(gram.dtype).eps * second[k].sum()
+        ridge = (RIDGE * S_KK.diagonal().mean()).clamp_min(noise).clamp_min(floor)
         A = S_KK + ridge * torch.eye(len(K), dtype=S_KK.dtype, device=S_KK.device)
         C[rest] = torch.cholesky_solve(S_RK[rest].T, torch.linalg.cholesky(A)).T
     # A dead feature and a multiple of a kept one have no constant part to give to the bias.
