@@ -18,6 +18,8 @@ settings.register_profile(
 )
 settings.load_profile("secateur")
 torch.set_num_threads(1)
+# Doctests are looked for in every module; several folders have a conftest of their own.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 
 @pytest.fixture(autouse=True)

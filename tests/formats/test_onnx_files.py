@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +74,13 @@ def test_failures_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(StoreError, match="cannot write"):
         export_onnx(nn.Linear(4, 2), x, path / "inside.onnx")
     (tmp_path / "folder").mkdir()
-    for taken in (tmp_path / "folder", Path("/dev/null")):
+    os.mkfifo(tmp_path / "pipe")
+    for taken in (tmp_path / "folder", tmp_path / "pipe"):
         with pytest.raises(StoreError, match="not a file"):
             export_onnx(nn.Linear(4, 2), x, taken)
         with pytest.raises(StoreError, match="not a file"):
             export_any_batch(nn.Linear(4, 2), x, taken)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "m.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "m.onnx", "pipe"]
 
 
 def test_any_batch_where_it_can_be(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import csv
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,14 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 
 # --- the page
+
+
+def test_devices_pipes_and_folders_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for taken in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(StoreError, match="not a file"):
+            write_text(taken, "x")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_page_is_self_contained_and_escapes(runs: list[dict], tmp_path: Path) -> None:

@@ -134,9 +134,8 @@ def prune_command(
     """Prune a model, check that what is left computes the same, and compare it with the original."""
     repairs = _parse_repair(repair, epochs, lr)
     chosen = None if method == "auto" else make_method(method)
-    share = make_budget(
-        budget or f"units={0.5 if tolerance is None else Tolerance.step}", scope, floor, round_to
-    )
+    default = f"units={0.5 if tolerance is None else Tolerance.step}"
+    share = make_budget(default if budget is None else budget, scope, floor, round_to)
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
     _check_folder(folder, onnx)

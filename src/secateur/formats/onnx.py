@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
-from secateur.formats.paths import to_path
+from secateur.formats.paths import check_replaceable, to_path
 from secateur.tracing.export import copy_sharing_tensors, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 
@@ -121,8 +121,7 @@ def _write(model: nn.Module, calls: list[Call], path: Path, shapes: Any, toleran
     """Export the model for the first call, compare it on all, and put the file in its place."""
     place, model = path.absolute(), copy_sharing_tensors(model)
     try:
-        if place.exists() and not place.is_file():
-            raise StoreError(f"{place} is not a file and is not replaced: choose another path")
+        check_replaceable(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as folder:
             draft = Path(folder) / place.name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secateur.core import InputError
+from secateur.core import InputError, StoreError
 
-__all__ = ["to_path"]
+__all__ = ["check_replaceable", "to_path"]
 
 
 def to_path(path: str | Path) -> Path:
@@ -25,3 +25,12 @@ def to_path(path: str | Path) -> Path:
     except (OSError, RuntimeError) as error:  # too long, a folder that cannot be entered, a loop of links
         raise InputError(f"{str(path)[:200]} cannot be used as a path: {error}") from error
     return Path(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `StoreError` if a path is taken by a folder, a device or a pipe, which must not be replaced.
+
+    A rename puts a file in the place of whatever has the name, for root even of ``/dev/null``.
+    """
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is not a file and is not replaced: choose another path")

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from secateur.core import StoreError
-from secateur.formats.paths import to_path
+from secateur.formats.paths import check_replaceable, to_path
 from secateur.html.rows import Run, as_dicts, columns_of, flatten
 
 __all__ = ["write_csv", "write_json", "write_text"]
@@ -41,6 +41,7 @@ def write_text(path: str | Path, text: str) -> Path:
     path = to_path(path)
     if not path.name:
         raise StoreError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+    check_replaceable(path)
     draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
