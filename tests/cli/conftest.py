@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from command_line import NET
 
+from secateur.cli import printing
+
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh working folder with net.py in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(printing.out, "width", printing.WIDTH)  # xdist sets COLUMNS to 80
     (tmp_path / "net.py").write_text(NET)
     return tmp_path
