@@ -28,7 +28,7 @@ from secateur.core import (
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
-from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name, repair_needs
+from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
@@ -263,7 +263,7 @@ def _repair_settings(
 ) -> RepairSettings:
     """Return what repairs need; a fold is judged on batches that it is not fitted on."""
     fitting, guard = (batches, None)
-    if batches and any(isinstance(repair, Fold) for repair in repairs):
+    if batches and repair_needs(repairs):
         fitting, guard = split_off_guard(batches)
     return RepairSettings(model, fitting, guard, batches, loss, seed, progress)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import logging
 import math
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.formats.paths import check_replaceable, to_path
-from secateur.tracing.export import copy_sharing_tensors, user_code_line, without_fused_attention
+from secateur.tracing.export import copy_sharing_tensors, silenced, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 
 __all__ = ["export_any_batch", "export_onnx"]
@@ -143,7 +140,8 @@ def _export(model: nn.Module, args: Any, kwargs: Mapping[str, Any], path: Path, 
     """Write the file and check that the axes named in `shapes` vary in it."""
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     try:
-        with without_fused_attention(), _quiet():
+        with without_fused_attention(), silenced(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
                 args,
@@ -180,19 +178,6 @@ def _first_lines(error: BaseException) -> str:
     if cause is not None and text.endswith(STACK):
         return f"{text.removesuffix(STACK)} ({type(cause).__name__}: {_first_lines(cause)})"
     return text
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torch and the exporter log and print; the error repeats what matters."""
-    before, nowhere = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _session(path: Path) -> Any:

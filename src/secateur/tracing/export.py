@@ -29,6 +29,7 @@ __all__ = [
     "export_model",
     "exporting_flag_set",
     "module_of",
+    "silenced",
     "source_line",
     "user_code_line",
     "without_fused_attention",
@@ -83,8 +84,8 @@ def without_fused_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing what the raised error says anyway."""
+def silenced() -> Iterator[None]:
+    """Silence what torch and its exporters log and print; the raised error repeats what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     nowhere = io.StringIO()
@@ -118,7 +119,7 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     check_supported(model)
     check_not_packed((*args, *kwargs.values()))
     _check_inputs(model, args, kwargs)
-    with without_fused_attention(), _quiet(), torch.enable_grad(), Unpacked():
+    with without_fused_attention(), silenced(), torch.enable_grad(), Unpacked():
         try:
             program = torch.export.export(copy_sharing_tensors(model), args, dict(kwargs), strict=False)
             if _writes_through_views(program.graph_module):
