@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import compose, restrict
-from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors
+from secateur.apply.inexact_groups import find_inexact_groups
+from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors, shorten
 from secateur.apply.shrink import shrink
 from secateur.batches import as_batches, split_off_guard
 from secateur.core import (
     Budget,
+    ExactnessError,
     InputError,
     NothingToPrune,
     Plan,
@@ -35,9 +38,11 @@ from secateur.result import Result
 from secateur.schedule import Judge, OneShot, Schedule, Tolerance
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
-from secateur.tracing.trace import trace, traced_model
+from secateur.tracing.trace import freeze_groups, trace, traced_model
 
 __all__ = ["Result", "StepInfo", "plan", "prune"]
+
+INEXACT = "without its units the shrunk model fails the exactness check"
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +159,8 @@ def prune(
         CaptureError: If the model cannot be exported.
         InputError: If an argument is invalid.
         NothingToPrune: If nothing would go; the message says what is frozen and why.
-        ExactnessError: If a shrunk model does not compute what the masked one does.
+        ExactnessError: If no group can go so that the shrunk model computes what the masked one does.  A
+            group that fails alone stays whole, with a warning; the report's notes name it.
 
     Example:
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -175,22 +181,20 @@ def prune(
         graph = trace(model, example_inputs, ignored_layers, example_kwargs)
     start = state = Pruned(model, graph, Plan(graph, chosen.name))
     judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
+    inexact: dict[str, str] = {}
     for number, goal in enumerate(schedule.goals(budget), 1):
         before = start if schedule.restarts else state
-        step_budget = remaining_budget(graph, before.graph, goal)
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
                 statistics = collect_statistics(
                     before.model, before.graph, settings.fitting, needs, seed, loss=loss
                 )
-        with clock("plan"):
-            step_plan = _decide(chosen, before.graph, statistics, step_budget, state, schedule)
+        decide = partial(_decide, chosen, graph, goal, statistics, state, schedule)
+        step_plan, after = _remove(decide, start, before, inexact, clock, check, check_device)
         if isinstance(step_plan, NothingToPrune):
             refusal = step_plan
             notes += [] if schedule.restarts else [_note(number, goal, graph, state)]
             continue
-        with clock("shrink"):
-            after = _shrink(start, before, step_plan, check, check_device)
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
         after = _call_back(callback, after, graph, number, schedule)
@@ -203,7 +207,7 @@ def prune(
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
-    return _result(start, state, budget, {**how, "seconds": clock.seconds})
+    return _result(start, state, budget, inexact, {**how, "seconds": clock.seconds})
 
 
 def _defaults(
@@ -279,15 +283,40 @@ def _split_repairs(
     return tuple(x for x in repairs if x not in late), late
 
 
+def _remove(
+    decide: Callable[[PruningGraph, Mapping[str, str]], Plan | NothingToPrune],
+    start: Pruned,
+    before: Pruned,
+    inexact: dict[str, str],
+    clock: Stopwatch,
+    check: bool,
+    check_device: Any,
+) -> tuple[Plan | NothingToPrune, Pruned]:
+    """Decide and shrink, again with fewer groups as long as some fail the check; `inexact` gets them."""
+    while True:
+        with clock("plan"):
+            step = decide(freeze_groups(before.graph, inexact, INEXACT), inexact)
+        if isinstance(step, NothingToPrune):
+            return step, before
+        with clock("shrink"):
+            try:
+                return step, _shrink(start, before, step, check, check_device)
+            except ExactnessError as error:
+                inexact |= _inexact_groups(error, start, before, step, check_device)
+
+
 def _decide(
     method: Method,
-    graph: PruningGraph,
+    original: PruningGraph,
+    goal: Budget,
     statistics: Statistics,
-    budget: Budget,
     state: Pruned,
     schedule: Schedule,
+    graph: PruningGraph,
+    inexact: Mapping[str, str],
 ) -> Plan | NothingToPrune:
     """Return what a step removes, or the reason why it removes nothing (more than the step before)."""
+    budget = remaining_budget(freeze_groups(original, inexact, INEXACT), graph, goal)
     try:
         step = method.plan(graph, statistics, budget)
     except NothingToPrune as refusal:
@@ -312,12 +341,29 @@ def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device
     the model before the step.
     """
     again = _removes(before.plan)
-    whole = compose(before.plan, step) if again else step
+    whole = _whole_plan(before, step)
     small = shrink(start.model, whole, check=check, check_device=check_device)
     if again:
         copy_kept_tensors(before.model, small, before.graph, step.keep)
         small = zero_masked(small, whole)
-    return Pruned(small, restrict(start.graph, whole.keep), whole)
+    return Pruned(small, restrict(whole.graph, whole.keep), whole)
+
+
+def _whole_plan(before: Pruned, step: Plan) -> Plan:
+    return compose(before.plan, step) if _removes(before.plan) else step
+
+
+def _inexact_groups(
+    error: ExactnessError, start: Pruned, before: Pruned, step: Plan, check_device: Any
+) -> dict[str, str]:
+    """Return the groups of a step that fail the check, each with the reason; raise the error if all do."""
+    whole = _whole_plan(before, step)
+    names = find_inexact_groups(start.model, whole, before.plan.keep, check_device)
+    if len(names) in (0, len(step.keep)):
+        raise error
+    listed = shorten([repr(name) for name in names])
+    warnings.warn(f"groups that fail the exactness check stay whole: {listed}. {error}", stacklevel=3)
+    return dict.fromkeys(names, str(error))
 
 
 def _call_back(
@@ -360,11 +406,15 @@ def _nothing_accepted(
     )
 
 
-def _result(start: Pruned, state: Pruned, budget: Budget, how: Mapping[str, Any]) -> Result:
+def _result(
+    start: Pruned, state: Pruned, budget: Budget, inexact: Mapping[str, str], how: Mapping[str, Any]
+) -> Result:
     """Return the result of a pruning, with what its report says about how it came about."""
     notes = {**state.plan.notes, "schedule": how["schedule"]}
+    if inexact:
+        notes["inexact groups"] = inexact
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}
     decided = replace(state.plan, budget=repr(budget), notes=notes)
     report = start_report(start.model, state.model, decided, state.folds, state.training, **how)
-    return Result(state.model, decided, report, start.graph, start.model)
+    return Result(state.model, decided, report, state.plan.graph, start.model)

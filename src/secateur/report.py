@@ -175,6 +175,8 @@ class Report:
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        if inexact := self.notes.get("inexact groups"):
+            lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
         for what in ("undone", "skipped"):
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")

@@ -93,7 +93,7 @@ def test_a_shared_layer_can_be_ignored_by_either_name() -> None:
 @pytest.mark.parametrize(
     ("inputs", "device", "words"),
     [
-        (torch.ones(4, 6, dtype=torch.long), None, "does not run in float64"),
+        (torch.ones(4, 6, dtype=torch.long), None, "does not run in float64 or float32"),
         (X, "nowhere", "check_device 'nowhere' cannot be used"),
         (X, "meta", "got 'meta'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from secateur.tracing.export import (
 from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 
-__all__ = ["deviation", "in_float64", "run_float64", "verify"]
+__all__ = ["deviation", "in_float64", "is_exact", "run_float64", "verify"]
 
-TOLERANCE = 1e-10
+# The largest relative deviation that passes.  In float64 rounding stays far below it; in float32, which only
+# serves models that do not run in float64, half of the digits must agree.
+BOUNDS = {torch.float64: 1e-10, torch.float32: torch.finfo(torch.float32).eps ** 0.5}
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -57,7 +60,13 @@ def in_float64() -> Iterator[None]:
 
 def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) -> list[Tensor]:
     """Run a float64 copy of a model in evaluation mode; return its floating-point outputs."""
-    model = duplicate(model).double().eval()
+    with in_float64():
+        return _run(model, args, kwargs, device, torch.float64)
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Run a copy of a model in evaluation mode and in this type; return its floating-point outputs."""
+    model = duplicate(model).to(dtype).eval()
     for module in model.modules():
         if getattr(getattr(module, "config", None), "use_cache", False):
             module.config.use_cache = False  # type: ignore[union-attr]
@@ -66,12 +75,12 @@ def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) ->
         if not isinstance(value, Tensor):
             return value
         value = value.to(device) if device is not None else value
-        return value.double() if value.is_floating_point() else value
+        return value.to(dtype) if value.is_floating_point() else value
 
     if device is not None:
         model.to(device)
     args, kwargs = torch.utils._pytree.tree_map(move, (args, dict(kwargs)))
-    with in_float64(), torch.random.fork_rng():
+    with torch.no_grad(), without_fused_attention(), torch.random.fork_rng():
         torch.manual_seed(0)
         outputs = model(*args, **kwargs)
     leaves = torch.utils._pytree.tree_leaves(outputs)
@@ -95,44 +104,94 @@ def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
     return worst
 
 
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """What a comparison of a shrunk model with the masked one found.
+
+    Attributes:
+        dtype: The type that both ran in.
+        deviation: The largest difference, relative to the largest output.
+        error: Why the shrunk model does not run, or None.
+    """
+
+    dtype: torch.dtype
+    deviation: float
+    error: Exception | None = None
+
+    @property
+    def passes(self) -> bool:
+        return self.error is None and self.deviation <= BOUNDS[self.dtype]
+
+
 def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> float:
     """Compare a shrunk model with the masked one on the traced inputs; return the relative deviation.
 
-    Then run a copy of the shrunk model twice as it is.
+    They run in float64, or in float32 if the model has an operation without float64.  Then a copy of the
+    shrunk model runs twice as it is.
 
     Raises:
-        InputError: If the masked model does not run in float64, or if the device cannot be used.
-        ExactnessError: If the deviation exceeds 1e-10 or the shrunk model does not run; the message names
-            the operation.
+        InputError: If the masked model runs in neither type, or if the device cannot be used.
+        ExactnessError: If the deviation exceeds 1e-10 (in float32 3.5e-4) or the shrunk model does not run;
+            the message names the operation.
     """
+    compared = _compare(masked, small, plan, device)
+    kind = str(compared.dtype).removeprefix("torch.")
+    if compared.error is not None:
+        where = _diagnose(masked, small, plan)
+        raise ExactnessError(
+            f"the shrunk model does not run: {type(compared.error).__name__}: {compared.error}. {where}. "
+            "Your model is unchanged; name the layer in ignored_layers to leave it whole"
+        ) from compared.error
+    if not compared.passes:
+        raise ExactnessError(
+            f"the shrunk model deviates from the masked one by {compared.deviation:.1e} (relative, "
+            f"{kind}; at most {BOUNDS[compared.dtype]:.2g} is accepted). {_diagnose(masked, small, plan)}. "
+            "Your model is unchanged; name the layer in ignored_layers to leave it whole"
+        )
+    _check_runs(masked, small, plan.graph.example_inputs, plan.graph.example_kwargs)
+    return compared.deviation
+
+
+def is_exact(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> bool:
+    """Return whether `verify` accepts a shrunk model, without a search for the cause if it does not."""
+    try:
+        if not _compare(masked, small, plan, device).passes:
+            return False
+        _check_runs(masked, small, plan.graph.example_inputs, plan.graph.example_kwargs)
+    except ExactnessError:
+        return False
+    return True
+
+
+def _compare(masked: nn.Module, small: nn.Module, plan: Plan, device: Any) -> _Comparison:
+    """Run both models in the first type that the masked one runs in."""
     args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     device = None if device is None else _check_device(device)
     if any(p.is_meta for p in masked.parameters()):
         raise InputError("a model on the meta device has no values to compare: use check=False")
-    try:
-        expected = run_float64(masked, args, kwargs, device)
-    except Exception as error:
-        raise InputError(
-            f"{type(masked).__name__} does not run in float64 on its example inputs: {type(error).__name__}: "
-            f"{error}. Check that model(*example_inputs) runs; check=False skips the comparison"
-        ) from error
-    try:
-        actual = run_float64(small, args, kwargs, device)
-    except Exception as error:
-        where = _diagnose(masked, small, plan)
-        raise ExactnessError(
-            f"the shrunk model does not run: {type(error).__name__}: {error}. {where}. "
-            "Your model is unchanged; name the layer in ignored_layers to leave it whole"
-        ) from error
-    worst = deviation(expected, actual)
-    if worst > TOLERANCE:
-        raise ExactnessError(
-            f"the shrunk model deviates from the masked one by {worst:.1e} (relative, float64; at most "
-            f"{TOLERANCE:g} is accepted). {_diagnose(masked, small, plan)}. Your model is unchanged; "
-            "name the layer in ignored_layers to leave it whole"
-        )
-    _check_runs(masked, small, args, kwargs)
-    return worst
+    refused = None
+    for dtype in BOUNDS:
+        try:
+            with _computing_in(dtype):
+                expected = _run(masked, args, kwargs, device, dtype)
+        except Exception as error:
+            refused = refused or error
+            continue
+        try:
+            with _computing_in(dtype):
+                actual = _run(small, args, kwargs, device, dtype)
+        except Exception as error:
+            return _Comparison(dtype, float("inf"), error)
+        return _Comparison(dtype, deviation(expected, actual))
+    raise InputError(
+        f"{type(masked).__name__} does not run in float64 or float32 on its example inputs: "
+        f"{type(refused).__name__}: {refused}. Check that model(*example_inputs) runs; check=False skips the "
+        "comparison"
+    ) from refused
+
+
+def _computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    return in_float64() if dtype == torch.float64 else contextlib.nullcontext()
 
 
 def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:

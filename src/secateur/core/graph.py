@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -229,6 +229,35 @@ class PruningGraph:
     def prunable_weights(self) -> tuple[Layer, ...]:
         """Return the layers whose single weights a mask may zero: no norms, no embeddings."""
         return tuple(x for x in self.layers if x.in_axis is not None and x.out_axis is not None)
+
+    def without_groups(self, names: Collection[str], reason: str) -> PruningGraph:
+        """Return the graph in which these groups stay whole.
+
+        Args:
+            names: Names of groups.
+            reason: Why they stay, for the frozen axes.
+        """
+        left = tuple(group for group in self.groups if group.name not in names)
+        owned = {(slot.tensor, slot.axis) for group in left for slot in group.slots}
+        frozen = dict.fromkeys(
+            (slot.tensor, slot.axis)
+            for group in self.groups
+            for slot in group.slots
+            if group.name in names and slot.tensor in self.parameters and len(self.shapes[slot.tensor]) > 1
+        )
+        sizes = []
+        for size in self.sizes:
+            pairs = [(n, i) for n, i in zip(size.groups, size.index, strict=True) if n not in names]
+            if pairs:
+                sizes.append(
+                    replace(size, groups=tuple(n for n, _ in pairs), index=tuple(i for _, i in pairs))
+                )
+        return replace(
+            self,
+            groups=left,
+            frozen=(*self.frozen, *(Frozen(*axis, reason) for axis in frozen if axis not in owned)),
+            sizes=tuple(sizes),
+        )
 
     def summary(self) -> str:
         """Describe every group and every frozen axis, one line each."""

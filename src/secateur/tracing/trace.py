@@ -9,7 +9,7 @@ operation without a rule freezes what it touches, and the frozen axes say so.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -40,7 +40,7 @@ from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules import RULES
 from secateur.tracing.sizes import match_sizes
 
-__all__ = ["LabelledExport", "as_call", "export_with_labels", "trace", "traced_model"]
+__all__ = ["LabelledExport", "as_call", "export_with_labels", "freeze_groups", "trace", "traced_model"]
 
 # A graph is a value and must not keep the model alive: both sides are weak.
 _MODELS: WeakKeyDictionary[PruningGraph, ref[nn.Module]] = WeakKeyDictionary()
@@ -122,6 +122,23 @@ def traced_model(graph: PruningGraph) -> nn.Module | None:
     """
     model = _MODELS.get(graph)
     return None if model is None else model()
+
+
+def freeze_groups(graph: PruningGraph, names: Collection[str], reason: str) -> PruningGraph:
+    """Return the graph in which these groups stay whole; `traced_model` still finds its model.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> frozen = freeze_groups(trace(mlp, torch.randn(2, 4)), ["0"], "because")
+        >>> frozen.groups, str(frozen.frozen[-1]), traced_model(frozen) is mlp
+        ((), '2.weight[1]: because', True)
+    """
+    if not any(group.name in names for group in graph.groups):
+        return graph
+    frozen = graph.without_groups(names, reason)
+    if graph in _MODELS:
+        _MODELS[frozen] = _MODELS[graph]
+    return frozen
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,64 @@
+"""Find the groups whose removal is not exact, so that the others can still go."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from secateur.apply.exactness import is_exact
+from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
+from secateur.core import IntArray, Plan
+
+__all__ = ["find_inexact_groups"]
+
+COMPARISONS = 40  # each takes a few forward passes
+IN_VAIN = 12  # after so many without a success, every group counts as inexact
+
+
+def find_inexact_groups(
+    model: nn.Module, plan: Plan, exact: Mapping[str, IntArray] | None = None, check_device: Any = None
+) -> tuple[str, ...]:
+    """Return the groups that must stay whole so that the rest of a plan is exact.
+
+    A set of exact groups grows: a block of groups that fails beside it is halved, and each half is tried,
+    the largest blocks first.  With k failures among n groups this takes about 2 k log2(n / k) comparisons.
+    After 40 comparisons, the groups that are not settled count as inexact.
+
+    Args:
+        model: The traced model.
+        plan: A plan that fails the exactness check.
+        exact: What was already removed exactly: group name -> units that stay.
+        check_device: Device of the comparisons; by default the model's.
+
+    Returns:
+        Names of groups of the plan, in its order.
+    """
+    exact = exact or {}
+    changed = [name for name in plan.keep if len(plan.keep[name]) != len(exact.get(name, ()))]
+    good: list[str] = []
+    # Groups with the same place in several layers tend to pass or fail together: let them be neighbours.
+    failing = deque([sorted(changed, key=lambda name: re.sub(r"\d+", "", name))])
+    comparisons = 0
+    while failing and comparisons < (COMPARISONS if good else IN_VAIN):
+        block = failing.popleft()
+        middle = len(block) // 2
+        known = False  # the block fails: if its first half passes, the second fails
+        for half in (block[:middle], block[middle:]) if middle else ():
+            comparisons += not known
+            part = {**exact, **{name: plan.keep[name] for name in (*good, *half)}}
+            if not known and _is_exact(model, replace(plan, keep=part, merges={}), check_device):
+                good += half
+                known = True
+            else:
+                failing.append(half)
+    return tuple(name for name in changed if name not in good)
+
+
+def _is_exact(model: nn.Module, plan: Plan, check_device: Any) -> bool:
+    return is_exact(mask(model, plan), shrink(model, plan, check=False), plan, check_device)
