@@ -66,13 +66,15 @@ def _reasons(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{method} on {', '.join(where)}: {why}." for (method, why), where in reasons.items()]
 
 
+def replace_between(page: Path, start: str, end: str, made: str) -> None:
+    """Replace what a page has between two marks."""
+    before, rest = page.read_text("utf-8").split(start)
+    page.write_text(before + start + made + end + rest.split(end)[1], "utf-8")
+
+
 def main(runs: str, page: str) -> None:
-    """Replace what stands between the two marks."""
-    text = Path(page).read_text("utf-8")
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    made = table(json.loads(Path(runs).read_text("utf-8")))
-    Path(page).write_text(before + START + made + END + after, "utf-8")
+    """Write the table between the two marks."""
+    replace_between(Path(page), START, END, table(json.loads(Path(runs).read_text("utf-8"))))
 
 
 if __name__ == "__main__":
