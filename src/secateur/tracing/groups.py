@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.core import Frozen, Group, Role, SizeAttribute, Slot
+from secateur.tracing.empty_axes import find_needed_atoms
 from secateur.tracing.propagate import Propagation, TensorAxes
 
 __all__ = ["Tensors", "UnitFamily", "find_frozen", "find_groups", "find_sizes"]
@@ -75,11 +76,17 @@ def find_groups(propagation: Propagation, tensors: Tensors) -> list[UnitFamily]:
         occurrences = _occurrences(propagation, tensors)
         families = _families(occurrences)
         single = [roots for roots, _ in families if len(roots) < 2]
-        if not single:
-            break
-        propagation.algebra.freeze(
-            np.concatenate(single)[:, None], "only one unit: without it nothing would be left"
+        if single:
+            propagation.algebra.freeze(
+                np.concatenate(single)[:, None], "only one unit: without it nothing would be left"
+            )
+            continue
+        needed = find_needed_atoms(
+            _by_axis(occurrences, tensors), [roots for roots, _ in families], propagation.algebra.size
         )
+        if not needed.size:
+            break
+        propagation.algebra.freeze(needed[:, None], "without it an axis could end empty")
     heads = _head_atoms(propagation)
     names: Counter[str] = Counter()
     groups = []
@@ -121,6 +128,16 @@ def _occurrences(propagation: Propagation, tensors: Tensors) -> _Occurrences:
         empty = np.zeros(0, dtype=np.int64)
         return _Occurrences(empty, empty, empty, axes)
     return _Occurrences(np.concatenate(roots), np.concatenate(numbers), np.concatenate(indices), axes)
+
+
+def _by_axis(occurrences: _Occurrences, tensors: Tensors) -> Iterator[tuple[Ints, Ints, int]]:
+    """Yield the indices and atoms of the occurrences on each axis, and the length of the axis."""
+    if not occurrences.axes:
+        return
+    order = np.argsort(occurrences.axis, kind="stable")
+    cuts = np.searchsorted(occurrences.axis[order], np.arange(1, len(occurrences.axes)))
+    for (tensor, axis), members in zip(occurrences.axes, np.split(order, cuts), strict=True):
+        yield occurrences.index[members], occurrences.root[members], tensors.states[tensor].shape[axis]
 
 
 def _families(occurrences: _Occurrences) -> list[tuple[Ints, list[tuple[int, Ints]]]]:
