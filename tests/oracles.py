@@ -191,16 +191,19 @@ def size(model: nn.Module) -> int:
 
 
 def random_plan(graph: PruningGraph, seed: int = 0, keep: float = 0.5, only: str | None = None) -> Plan:
-    """Keep a random share, rounded up, of the units of every group, or of the group named alone."""
+    """Keep a random share, rounded up, of the units of every group, or of one and those it counts with."""
     generator = np.random.default_rng(seed)
     kept = {}
+    named = next(
+        ({g.name for g in s} for s in graph.counted_together() if only in [g.name for g in s]), set()
+    )
     for group in graph.groups:
         order = generator.permutation(group.size)
-        if group.size > 1 and only in (None, group.name):
+        if group.size > 1 and (only is None or group.name in named):
             kept[group.name] = np.sort(order[: math.ceil(keep * group.size)]).astype(np.int64)
     return Plan(graph, "random units", kept, seed=seed)
 
 
 def half_plan(graph: PruningGraph, seed: int = 0, only: str | None = None) -> Plan:
-    """Keep a random half of the units of every group, or of the group named alone."""
+    """Keep a random half of the units of every group, or of one and those it counts with."""
     return random_plan(graph, seed, 0.5, only)

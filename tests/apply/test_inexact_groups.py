@@ -158,3 +158,26 @@ def test_a_model_without_float64_is_compared_in_float32() -> None:
     assert 0 <= verify(mask(net, plan), small, plan) < 1e-6
     with pytest.raises(ExactnessError, match=r"float32; at most 0.00035 is accepted.*aten.mul"):
         shrink(Single(bad=True), half(trace(Single(bad=True), X)))
+
+
+class TwoDirections(nn.Module):
+    """Computes with the number of units of one direction, which the graph does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 8, bidirectional=True, batch_first=True)
+        self.up, self.last = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rnn(x[:, None])[0][:, 0]
+        return self.last(torch.relu(self.up(y * len(y[0]))))
+
+
+def test_groups_that_keep_equal_counts_stay_whole_together() -> None:
+    net = TwoDirections()
+    with pytest.warns(UserWarning, match=r"stay whole: 'rnn', 'rnn #2'"):
+        result = prune(net, X, Units(0.5), method="magnitude")
+    assert set(result.plan.keep) == {"up"}
+    assert result.graph.equal_counts == ()
+    left = trace(net, X).without_groups(["rnn #2"], "because")
+    assert [g.name for g in left.groups] == [g.name for g in result.graph.groups] == ["up"]

@@ -63,6 +63,35 @@ class FinalState(nn.Module):
         return self.last(torch.cat([h[-2], h[-1]], 1))
 
 
+class BothEnds(nn.Module):
+    """Reads the last output of each direction, cut out of the outputs by its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 14
+        self.rnn = nn.LSTM(8, self.width, 2, bidirectional=True, batch_first=True)
+        self.forth, self.back = nn.Linear(self.width, 5), nn.Linear(self.width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify the sequence."""
+        y, _ = self.rnn(x)
+        return self.forth(y[:, -1, : self.width]) + self.back(y[:, 0, self.width :])
+
+
+class SummedDirections(nn.Module):
+    """Adds the outputs of both directions, which an axis of its own counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, 14, 2, bidirectional=True, batch_first=True)
+        self.last = nn.Linear(14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, 8] to [B, T, 5]."""
+        y, _ = self.rnn(x)
+        return self.last(y.view(*y.shape[:2], 2, self.rnn.hidden_size).sum(2))
+
+
 class Chain(nn.Module):
     """A GRU that feeds an LSTM."""
 
@@ -264,17 +293,17 @@ def lengths(most: int) -> Maker:
 
 SERIES, TIME_FIRST = (floats(B, 7, 8),), (floats(7, B, 8),)
 KINDS = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
-ARRANGEMENTS: dict[str, tuple[dict[str, Any], tuple[Maker, ...]]] = {
-    "": ({}, SERIES),
-    ", 2 layers": ({"layers": 2}, SERIES),
-    ", bidirectional": ({"both": True}, SERIES),
-    ", 2 layers, bidirectional, time first": ({"layers": 2, "both": True, "first": False}, TIME_FIRST),
-    ", time first, without bias": ({"first": False, "bias": False}, TIME_FIRST),
+ARRANGEMENTS: dict[str, tuple[dict[str, Any], tuple[Maker, ...], int]] = {
+    "": ({}, SERIES, 14),
+    ", 2 layers": ({"layers": 2}, SERIES, 28),
+    ", bidirectional": ({"both": True}, SERIES, 28),
+    ", 2 layers, bidirectional, time first": ({"layers": 2, "both": True, "first": False}, TIME_FIRST, 56),
+    ", time first, without bias": ({"first": False, "bias": False}, TIME_FIRST, 14),
 }
 ENTRIES = (
     *(
-        Entry(name + how, partial(Sequence, kind, **options), inputs, outputs=("last",), units=14)
-        for how, (options, inputs) in ARRANGEMENTS.items()
+        Entry(name + how, partial(Sequence, kind, **options), inputs, outputs=("last",), units=units)
+        for how, (options, inputs, units) in ARRANGEMENTS.items()
         for name, kind in KINDS.items()
     ),
     Entry(
@@ -290,15 +319,17 @@ ENTRIES = (
         lambda: FinalState(nn.GRU),
         SERIES,
         outputs=("last",),
-        units=14,
+        units=28,
     ),
     Entry(
         "LSTM, final states of both directions",
         lambda: FinalState(nn.LSTM),
         SERIES,
         outputs=("last",),
-        units=14,
+        units=28,
     ),
+    Entry("LSTM, directions cut apart", BothEnds, SERIES, outputs=("forth", "back"), units=56),
+    Entry("GRU, directions added", SummedDirections, SERIES, outputs=("last",), units=14),
     Entry("GRU feeding LSTM", Chain, SERIES, outputs=("last",), units=28),
     Entry(
         "LSTM encoder and decoder",
@@ -312,41 +343,41 @@ ENTRIES = (
         lambda: EncoderDecoder(nn.GRU, 2),
         (tokens(23, B, 7), tokens(19, B, 6)),
         outputs=("last",),
-        units=33,
+        units=47,
     ),
     Entry(
         "LSTM language model",
         lambda: LanguageModel(tied=False),
         (tokens(29, B, 7),),
         outputs=("last",),
-        units=46,
+        units=64,
     ),
     Entry(
         "LSTM language model, tied",
         lambda: LanguageModel(tied=True),
         (tokens(29, B, 7),),
         outputs=("last",),
-        units=32,
+        units=50,
     ),
     Entry("Conv1d feeding GRU", ConvolutionFirst, (floats(B, 8, 11),), outputs=("last",), units=28),
-    Entry("Conv2d columns feeding LSTM", ImageRows, (floats(B, 1, 8, 11),), outputs=("last",), units=20),
-    Entry("Bidirectional GRU with attention", Attentive, SERIES, outputs=("last",), units=30),
+    Entry("Conv2d columns feeding LSTM", ImageRows, (floats(B, 1, 8, 11),), outputs=("last",), units=34),
+    Entry("Bidirectional GRU with attention", Attentive, SERIES, outputs=("last",), units=44),
     Entry("GRU, learnt initial state", GivenState, SERIES, outputs=("last",), units=14),
-    Entry("LSTM, zero state written out", ZeroState, TIME_FIRST, outputs=("last",), units=14),
+    Entry("LSTM, zero state written out", ZeroState, TIME_FIRST, outputs=("last",), units=28),
     Entry("Residual GRUs", ResidualStack, SERIES, outputs=("last",), units=14),
     Entry(
         "LSTM, packed sequences",
         lambda: Packed(nn.LSTM, 1, True, True, 0.0, False),
         (*SERIES, lengths(7)),
         outputs=("last",),
-        units=14,
+        units=28,
     ),
     Entry(
         "GRU, packed and sorted, time first, largest output",
         lambda: Packed(nn.GRU, 2, False, False, -torch.inf, True),
         (*TIME_FIRST, lengths(7)),
         outputs=("last",),
-        units=14,
+        units=28,
     ),
     Entry(
         "GRU feeding GRU, packed throughout",

@@ -101,11 +101,10 @@ def test_magnitude_of_channels_and_hidden_units_takes_all_their_rows() -> None:
     norms = model[0].weight.square().sum((1, 2, 3))
     close(found["0"], (norms[:3] + norms[3:]).sqrt())
     lstm, graph, _ = make("lstm")
-    [group] = graph.groups
-    rows = sum(
-        p.abs().sum(1).reshape(4, 10).sum(0) for k, p in lstm.net.named_parameters() if k.startswith("weight")
-    )
-    close(scores(Magnitude(), "lstm")[group.name], rows)
+    found = scores(Magnitude(), "lstm")
+    for group, tail in zip(graph.groups, ("l0", "l0_reverse", "l1", "l1_reverse"), strict=True):
+        both = [lstm.net.get_parameter(f"weight_{part}_{tail}") for part in ("ih", "hh")]
+        close(found[group.name], sum(p.abs().sum(1).reshape(4, 10).sum(0) for p in both))
 
 
 def test_sensitivity_is_that_of_a_single_output() -> None:
@@ -134,12 +133,14 @@ def test_activation_of_channels_that_a_grouped_convolution_reads() -> None:
 def test_activation_of_hidden_units_averages_their_readers() -> None:
     model, graph, batches = make("lstm")
     statistics = collect_statistics(model, graph, batches, {"moments"})
-    [group] = graph.groups
-    found = Activation().unit_scores(graph, statistics)[group.name]
-    means = [statistics.moments[layer.weight].absolute for layer, _ in graph.consumers(group)]
-    # W_hh of two layers and directions; both W_ih of layer 1, and the head, read both directions.
-    assert sorted(len(m) for m in means) == [10, 10, 10, 10, 20, 20, 20]
-    close(found, torch.stack([m.reshape(-1, 10).mean(0) for m in means]).mean(0))
+    found = Activation().unit_scores(graph, statistics)
+    # A unit of layer 0 is read by its own W_hh and by both W_ih of layer 1, a unit of layer 1 by the head.
+    above = [[f"net.weight_ih_{tail}" for tail in ("l1", "l1_reverse")], ["head.weight"]]
+    for i, group in enumerate(graph.groups):
+        tail, half = f"l{i // 2}{'_reverse' * (i % 2)}", slice(10 * (i % 2), 10 * (i % 2) + 10)
+        means = [statistics.moments[f"net.weight_hh_{tail}"].absolute]
+        means += [statistics.moments[name].absolute[half] for name in above[i // 2]]
+        close(found[group.name], torch.stack(means).mean(0))
 
 
 def test_snip_is_the_derivative_by_a_mask() -> None:

@@ -66,25 +66,25 @@ def recurrent_weights(W: np.ndarray) -> nn.Module:
     return model
 
 
-def test_strength_within_a_group_is_the_norm_over_gates_layers_and_directions():
+def test_strengths_of_a_recurrent_layer_are_norms_over_its_gates():
     model = Recurrent(nn.LSTM, 5, num_layers=2).double()
     graph, statistics = traced(model, 4, 7, 3)
-    (group,) = graph.groups
-    squares = sum(
-        getattr(model.rnn, name).detach().reshape(4, 5, 5).square().sum(0)
+    lower, upper = graph.groups
+    own, between, top = (
+        getattr(model.rnn, name).detach().reshape(4, 5, 5).square().sum(0).sqrt().T.numpy()
         for name in ("weight_hh_l0", "weight_ih_l1", "weight_hh_l1")
     )
-    assert np.allclose(within(graph, statistics, group), squares.sqrt().T.numpy(), atol=1e-12)
-    assert np.allclose(across(graph, statistics, [group]), squares.sqrt().T.numpy(), atol=1e-12)
-    reads = onto_consumers(graph, statistics, group)
-    assert reads.shape == (5, 5 + 5 + 5 + 2)
-    assert np.allclose(reads[:, -2:], model.fc.weight.detach().abs().T.numpy())
+    assert np.allclose(within(graph, statistics, lower), own, atol=1e-12)
+    assert np.allclose(
+        across(graph, statistics, [lower, upper]), np.block([[own, between], [0 * own, top]]), atol=1e-12
+    )
+    assert np.allclose(onto_consumers(graph, statistics, lower), np.hstack([own, between]))
+    assert np.allclose(
+        onto_consumers(graph, statistics, upper)[:, -2:], model.fc.weight.detach().abs().T.numpy()
+    )
     inputs = model.rnn.weight_ih_l0.detach().reshape(4, 5, 3).square().sum(0).sqrt().sum(1)
-    inner = sum(
-        getattr(model.rnn, name).detach().reshape(4, 5, 5).square().sum(0).sqrt().sum(1)
-        for name in ("weight_hh_l0", "weight_ih_l1", "weight_hh_l1")
-    )
-    assert np.allclose(entering(graph, statistics, group), (inputs + inner).numpy())
+    assert np.allclose(entering(graph, statistics, lower), inputs.numpy() + own.sum(0))
+    assert np.allclose(entering(graph, statistics, upper), between.sum(0) + top.sum(0))
 
 
 def test_strengths_across_layers_of_a_convolutional_network_follow_the_data():
@@ -415,11 +415,11 @@ def test_masked_equals_shrunk_for_recurrent_layers(kind, layers, two, first):
 
 def oracle(model: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     """Run the whole model step by step, the state of every removed unit set to zero."""
-    gone = torch.as_tensor(plan.removed("rnn"))
     rnn = model.rnn
     sequence = x.transpose(0, 1) if rnn.batch_first else x
     outputs = []
-    for suffix in ("", "_reverse") if rnn.bidirectional else ("",):
+    for suffix, group in (("", "rnn"), ("_reverse", "rnn #2"))[: 1 + rnn.bidirectional]:
+        gone = torch.as_tensor(plan.removed(group))
         cell = {nn.RNN: nn.RNNCell, nn.GRU: nn.GRUCell, nn.LSTM: nn.LSTMCell}[type(rnn)](3, 8).double()
         cell.load_state_dict({k: getattr(rnn, f"{k}_l0{suffix}") for k in cell.state_dict()})
         state = sequence.new_zeros(sequence.shape[1], 8)
@@ -461,10 +461,13 @@ def test_masked_equals_shrunk_on_packed_sequences(kind, layers, two, first):
     x, lengths = torch.randn(6, 6, 3, dtype=torch.float64), torch.tensor([6, 4, 1, 6, 2, 3])
     for ours, theirs in zip(small(x, lengths), masked(x, lengths), strict=True):
         assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+    # The last states of both directions are read side by side, which ties these two; the rest is as without.
     whole = Recurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
     whole.load_state_dict(model.state_dict())
-    kept = WEIGHTS.plan(*traced(whole, 4, 5, 3), Units(0.5)).keep["rnn"]
-    assert np.array_equal(kept, plan.keep["rnn"])
+    kept = WEIGHTS.plan(*traced(whole, 4, 5, 3), Units(0.5)).keep
+    alike = list(plan.keep)[: len(kept) - 2] if two else list(kept)
+    assert all(np.array_equal(kept[name], plan.keep[name]) for name in alike)
+    assert len(plan.keep) == len(kept) - two
 
 
 def test_a_packed_example_input_is_refused_and_a_padded_one_will_do():

@@ -21,7 +21,13 @@ from secateur.pruning import plan
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
-MODELS = ("MLP", "LeNet-5, Flatten", "MobileNetV2 (depthwise)", "LSTM", "nn.TransformerEncoder, norm first")
+MODELS = (
+    "MLP",
+    "LeNet-5, Flatten",
+    "MobileNetV2 (depthwise)",
+    "LSTM, bidirectional",
+    "nn.TransformerEncoder, norm first",
+)
 RANKING = tuple(name for name, kind in METHODS.items() if issubclass(kind, ScoreMethod))
 SLOW = ("LeNet-5, Flatten", "mip")
 AT_ONCE = tuple(name for name in RANKING if METHODS[name].plan_units is ScoreMethod.plan_units)

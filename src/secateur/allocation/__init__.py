@@ -6,10 +6,11 @@ rule.  The criterion decides which units stay.
 
 Counts are exact and deterministic: ranking is stable, ties go to the first group and the lower index, and
 no threshold is involved.  With `round_to`, a group keeps a multiple of it, or stays whole; then the counts
-are the closest that do not exceed the target.
+are the closest that do not exceed the target.  The groups of a recurrent module keep equal counts under every
+scope (`PruningGraph.equal_counts`).
 """
 
-from secateur.allocation.allocation import Allocation, allocate, prunable, weight_sizes
+from secateur.allocation.allocation import Allocation, allocate, make_equal, prunable, weight_sizes
 from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
@@ -24,6 +25,7 @@ __all__ = [
     "erk_densities",
     "graph_cost",
     "group_costs",
+    "make_equal",
     "prunable",
     "ranked",
     "reached",

@@ -32,7 +32,7 @@ from secateur.core import (
 )
 from secateur.core.budget import check_budget
 
-__all__ = ["Allocation", "allocate", "prunable", "weight_sizes"]
+__all__ = ["Allocation", "allocate", "make_equal", "prunable", "weight_sizes"]
 
 Scores = Mapping[str, Tensor]
 
@@ -75,6 +75,21 @@ def weight_sizes(graph: PruningGraph) -> dict[str, int]:
     if not names:
         raise NothingToPrune("no layer has a weight matrix to mask\n" + graph.describe_frozen())
     return {name: int(np.prod(graph.shapes[name])) for name in names}
+
+
+def make_equal(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts in which each set of `PruningGraph.equal_counts` keeps the largest of its counts.
+
+    Example:
+        >>> groups = (Group("a", 4, ()), Group("b", 4, ()))
+        >>> graph = PruningGraph(groups, (), (), {}, (), equal_counts=(("a", "b"),))
+        >>> make_equal(graph, {"a": 2, "b": 3})
+        {'a': 3, 'b': 3}
+    """
+    equal = dict(counts)
+    for names in graph.equal_counts:
+        equal |= dict.fromkeys(names, max(counts[name] for name in names))
+    return equal
 
 
 def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) -> Allocation:
@@ -148,13 +163,18 @@ def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor
 
 
 def _allocate_units(graph: PruningGraph, budget: Budget, scores: Scores | None) -> Allocation:
-    groups = prunable(graph)
-    sizes = {g.name: g.size for g in groups}
+    sizes = {g.name: g.size for g in prunable(graph)}
     _check_floor(budget.floor, sizes, "units")
-    allowed = [AllowedCounts(n, budget.floor, budget.round_to) for n in sizes.values()]
-    vectors = None if scores is None else list(_checked(scores, sizes).values())
-    amount = _amount(graph, budget, list(sizes), vectors)
-    total = amount(list(sizes.values()))
+    # m groups that must keep equal counts are one entry, of m times the units, the floor and the step.
+    sets = [[g.name for g in groups] for groups in graph.counted_together()]
+    allowed = [
+        AllowedCounts(*(len(names) * n for n in (sizes[names[0]], budget.floor, budget.round_to)))
+        for names in sets
+    ]
+    scores = None if scores is None else _checked(scores, sizes)
+    vectors = None if scores is None else [_joined([scores[n] for n in names]) for names in sets]
+    amount = _amount(graph, budget, sets, scores)
+    total = amount([a.size for a in allowed])
     if isinstance(budget, Units) and budget.scope == "layer":
         counts = [a.nearest(budget.keep * a.size) for a in allowed]
     else:
@@ -162,7 +182,17 @@ def _allocate_units(graph: PruningGraph, budget: Budget, scores: Scores | None) 
         target = float(round_half_up(target)) if isinstance(budget, Units) else target
         _check_reachable(amount([a.first for a in allowed]), target, total, budget)
         counts = _counts_within(graph, budget, allowed, vectors, amount, target)
-    return Allocation(dict(zip(sizes, counts, strict=True)), budget.unit, budget.keep, amount(counts) / total)
+    each = {n: count // len(names) for names, count in zip(sets, counts, strict=True) for n in names}
+    return Allocation({n: each[n] for n in sizes}, budget.unit, budget.keep, amount(counts) / total)
+
+
+def _joined(scores: list[Tensor]) -> Tensor:
+    """Return one vector for groups that keep equal counts: the mean score of their best units, and so on."""
+    if len(scores) == 1:
+        return scores[0]
+    falling = torch.stack([x.detach().double().cpu().sort(descending=True).values for x in scores])
+    means = falling.mean(0)
+    return torch.where(means.isnan(), -torch.inf, means).repeat_interleave(len(scores))
 
 
 def _counts_within(
@@ -177,7 +207,7 @@ def _counts_within(
         return search(ranked_counts(allowed, scores or []), amount, target)
     if budget.scope == "layer":
         return search(shared_counts(allowed, np.ones(len(allowed))), amount, target)
-    factors = unit_factors(graph, prunable(graph))
+    factors = unit_factors(graph, graph.counted_together())
     if not isinstance(budget, Units):
         return search(shared_counts(allowed, factors), amount, target)
     first, size = (np.array(x, dtype=float) for x in zip(*((a.first, a.size) for a in allowed), strict=True))
@@ -185,16 +215,22 @@ def _counts_within(
 
 
 def _amount(
-    graph: PruningGraph, budget: Budget, names: list[str], scores: list[Tensor] | None
+    graph: PruningGraph, budget: Budget, sets: list[list[str]], scores: Scores | None
 ) -> Callable[[list[int]], float]:
-    """Return the function from counts to the amount that the budget limits; the highest scores stay."""
+    """Return the function from counts to the amount that the budget limits; the highest scores stay.
+
+    A count is shared evenly by the groups of a set.
+    """
     if isinstance(budget, Units):
         return lambda counts: float(sum(counts))
     model, field = CostModel(graph), budget.unit
-    orders = [np.arange(model.groups[n].size) for n in names] if scores is None else list(map(ranked, scores))
+    orders = {
+        n: np.arange(group.size) if scores is None else ranked(scores[n]) for n, group in model.groups.items()
+    }
 
     def amount(counts: list[int]) -> float:
-        kept = {n: order[:c] for n, order, c in zip(names, orders, counts, strict=True)}
+        pairs = zip(sets, counts, strict=True)
+        kept = {n: orders[n][: count // len(names)] for names, count in pairs for n in names}
         return float(getattr(model(kept), field))
 
     return amount

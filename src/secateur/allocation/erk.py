@@ -58,11 +58,11 @@ def fill(slope: np.ndarray, low: np.ndarray, high: np.ndarray, total: float) -> 
     return np.clip(eps * slope, low, high)
 
 
-def unit_factors(graph: PruningGraph, groups: tuple[Group, ...]) -> np.ndarray:
-    """Return the Erdos-Renyi-kernel factor of each group, over the matrices that produce its units."""
+def unit_factors(graph: PruningGraph, sets: Sequence[Sequence[Group]]) -> np.ndarray:
+    """Return the Erdos-Renyi-kernel factor of each set of groups, over the matrices that produce units."""
     factors = []
-    for group in groups:
-        tensors = dict.fromkeys(s.tensor for s in group.slots_with("out") or group.slots)
+    for groups in sets:
+        tensors = dict.fromkeys(s.tensor for g in groups for s in g.slots_with("out") or g.slots)
         dims = [graph.shapes[t] for t in tensors if len(graph.shapes[t]) > 1]
         entries = sum(float(np.prod(d)) for d in dims)
         factors.append(sum(map(sum, dims)) / entries if dims else 1.0)

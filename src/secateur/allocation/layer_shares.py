@@ -15,9 +15,11 @@ def layer_shares(graph: PruningGraph, keep: Mapping[str, float]) -> dict[str, fl
 
     A key is the name of a group, the name of a module whose weights make a group's units, or a pattern of
     either (``"layer4.*"``).  A group's own name comes before a module's, and both come before patterns.
+    Groups that must keep equal counts share what one of them gets.
 
     Raises:
-        InputError: If a key matches nothing, or if equally specific keys give one group different shares.
+        InputError: If a key matches nothing, or if equally specific keys give one group different shares, or
+            groups that must keep equal counts.
 
     Example:
         >>> import numpy as np
@@ -38,7 +40,16 @@ def layer_shares(graph: PruningGraph, keep: Mapping[str, float]) -> dict[str, fl
             raise InputError(unknown(what, key, known))
         for group, rank in matched.items():
             matches[group].append((rank, key))
-    return {group: _decide(group, keep, found) for group, found in matches.items() if found}
+    shares = {group: _decide(group, keep, found) for group, found in matches.items() if found}
+    for tied in graph.equal_counts:
+        given = {name: shares[name] for name in tied if name in shares}
+        if len(set(given.values())) > 1:
+            raise InputError(
+                f"the groups {', '.join(map(repr, tied))} must keep equally many units; got the shares "
+                f"{given}: give one for all"
+            )
+        shares |= dict.fromkeys(tied, *set(given.values())) if given else {}
+    return {name: shares[name] for name in names if name in shares}
 
 
 def _module_names(group: Group) -> set[str]:

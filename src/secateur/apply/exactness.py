@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -282,6 +282,9 @@ def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -
 
 def _alive(value: Tensor, state: TensorAxes, dead: BoolArray) -> Tensor:
     """Return the entries of a result of the masked model that the shrunk model still computes."""
+    if state.rows:
+        each = [replace(state, labels=(*state.labels[1:-1], label), rows=()) for label in state.rows]
+        return torch.stack([_alive(x, row, dead) for x, row in zip(value, each, strict=True)])
     for axis, label in enumerate(state.labels):
         if label is not None and len(label) == value.shape[axis]:
             stays = np.flatnonzero(~dead[label].any(1))

@@ -27,8 +27,9 @@ def find_inexact_groups(
     """Return the groups that must stay whole so that the rest of a plan is exact.
 
     A set of exact groups grows: a block of groups that fails beside it is halved, and each half is tried,
-    the largest blocks first.  With k failures among n groups this takes about 2 k log2(n / k) comparisons.
-    After 40 comparisons, the groups that are not settled count as inexact.
+    the largest blocks first.  Groups that must keep equal counts count as one.  With k failures among n
+    groups this takes about 2 k log2(n / k) comparisons.  After 40 comparisons, the groups that are not
+    settled count as inexact.
 
     Args:
         model: The traced model.
@@ -41,9 +42,10 @@ def find_inexact_groups(
     """
     exact = exact or {}
     changed = [name for name in plan.keep if len(plan.keep[name]) != len(exact.get(name, ()))]
+    sets = [[g.name for g in groups if g.name in changed] for groups in plan.graph.counted_together()]
     good: list[str] = []
     # Groups with the same place in several layers tend to pass or fail together: let them be neighbours.
-    failing = deque([sorted(changed, key=lambda name: re.sub(r"\d+", "", name))])
+    failing = deque([sorted(filter(None, sets), key=lambda names: re.sub(r"\d+", "", names[0]))])
     comparisons = 0
     while failing and comparisons < (COMPARISONS if good else IN_VAIN):
         block = failing.popleft()
@@ -51,9 +53,10 @@ def find_inexact_groups(
         known = False  # the block fails: if its first half passes, the second fails
         for half in (block[:middle], block[middle:]) if middle else ():
             comparisons += not known
-            part = {**exact, **{name: plan.keep[name] for name in (*good, *half)}}
+            names = [name for names in half for name in names]
+            part = {**exact, **{name: plan.keep[name] for name in (*good, *names)}}
             if not known and _is_exact(model, replace(plan, keep=part, merges={}), check_device):
-                good += half
+                good += names
                 known = True
             else:
                 failing.append(half)

@@ -171,6 +171,9 @@ class PruningGraph:
         parameters: Names (first names) of the parameters among `shapes`, in the model's order.
         aliases: Other names of tied tensors -> first name.
         sizes: Integer attributes that change with the tensors.
+        equal_counts: Names of groups that must keep equally many units, set by set: the layers and directions
+            of a recurrent module, which has one `hidden_size`.  They are of one size and may keep different
+            units.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
         example_kwargs: The keyword inputs it was traced with.
     """
@@ -182,6 +185,7 @@ class PruningGraph:
     parameters: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: tuple[SizeAttribute, ...] = ()
+    equal_counts: tuple[tuple[str, ...], ...] = ()
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -195,6 +199,13 @@ class PruningGraph:
             if group.name == name:
                 return group
         raise InputError(unknown("group", name, [g.name for g in self.groups]))
+
+    def counted_together(self) -> tuple[tuple[Group, ...], ...]:
+        """Return every group once, in order: those that must keep equal counts together, the others alone."""
+        known = {group.name: group for group in self.groups}
+        tied = {name: names for names in self.equal_counts for name in names}
+        sets = dict.fromkeys(tied.get(name, (name,)) for name in known)
+        return tuple(tuple(known[name] for name in names) for names in sets)
 
     def layer(self, weight: str) -> Layer:
         """Return the layer whose weight has that name.
@@ -231,12 +242,14 @@ class PruningGraph:
         return tuple(x for x in self.layers if x.in_axis is not None and x.out_axis is not None)
 
     def without_groups(self, names: Collection[str], reason: str) -> PruningGraph:
-        """Return the graph in which these groups stay whole.
+        """Return the graph in which these groups stay whole, and those that must keep equal counts with them.
 
         Args:
             names: Names of groups.
             reason: Why they stay, for the frozen axes.
         """
+        whole = [tied for tied in self.equal_counts if any(name in names for name in tied)]
+        names = {*names, *(name for tied in whole for name in tied)}
         left = tuple(group for group in self.groups if group.name not in names)
         owned = {(slot.tensor, slot.axis) for group in left for slot in group.slots}
         frozen = dict.fromkeys(
@@ -257,12 +270,14 @@ class PruningGraph:
             groups=left,
             frozen=(*self.frozen, *(Frozen(*axis, reason) for axis in frozen if axis not in owned)),
             sizes=tuple(sizes),
+            equal_counts=tuple(tied for tied in self.equal_counts if tied not in whole),
         )
 
     def summary(self) -> str:
         """Describe every group and every frozen axis, one line each."""
         lines = [f"{len(self.groups)} groups, {self._units()} units"]
         lines += [f"  {g.name}: {g.size} units on {g.axes(4)}" for g in self.groups]
+        lines += [f"equally many units stay in {', '.join(names)}" for names in self.equal_counts]
         lines += [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen)]
         return "\n".join(lines)
 

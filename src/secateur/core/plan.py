@@ -57,7 +57,8 @@ class Plan:
         notes: The reasons, JSON-able: by group or weight name, or about the whole.
 
     Raises:
-        PlanError: If the units of `keep` are not units of the graph, each once, rising.
+        PlanError: If the units of `keep` are not units of the graph, each once, rising, or if groups of
+            `PruningGraph.equal_counts` keep unequal numbers.
     """
 
     graph: PruningGraph
@@ -73,7 +74,8 @@ class Plan:
         """Check the units.
 
         Raises:
-            PlanError: If a unit is invalid; the message names the group and the first such unit.
+            PlanError: If a unit is invalid; the message names the group and the first such unit.  Or if
+                counts must be equal and are not; the message names the groups.
         """
         if not isinstance(self.keep, Mapping):
             raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
@@ -82,6 +84,13 @@ class Plan:
             if name not in sizes:
                 raise PlanError(unknown("group", str(name), list(sizes)))
             check_units(name, sizes[name], kept)
+        for names in self.graph.equal_counts if self.keep else ():
+            counts = {name: len(self.keep[name]) if name in self.keep else sizes[name] for name in names}
+            if len(set(counts.values())) > 1:
+                raise PlanError(
+                    f"the groups {', '.join(map(repr, names))} must keep equally many units, because one "
+                    f"number states how many they have (hidden_size); got {list(counts.values())}"
+                )
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of a group's removed units."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from secateur.core import Frozen, Group, Role, SizeAttribute, Slot
 from secateur.tracing.empty_axes import find_needed_atoms
+from secateur.tracing.equal_lengths import equally_long, tie_uncountable
 from secateur.tracing.propagate import Propagation, TensorAxes
 
-__all__ = ["Tensors", "UnitFamily", "find_frozen", "find_groups", "find_sizes"]
+__all__ = ["Tensors", "UnitFamily", "find_equal_counts", "find_frozen", "find_groups", "find_sizes"]
 
 Ints = NDArray[np.int64]
 
@@ -77,16 +78,15 @@ def find_groups(propagation: Propagation, tensors: Tensors) -> list[UnitFamily]:
         families = _families(occurrences)
         single = [roots for roots, _ in families if len(roots) < 2]
         if single:
-            propagation.algebra.freeze(
-                np.concatenate(single)[:, None], "only one unit: without it nothing would be left"
-            )
+            why = "only one unit: without it nothing would be left"
+            propagation.algebra.freeze(np.concatenate(single)[:, None], why)
             continue
-        needed = find_needed_atoms(
-            _by_axis(occurrences, tensors), [roots for roots, _ in families], propagation.algebra.size
-        )
-        if not needed.size:
+        all_roots = [roots for roots, _ in families]
+        needed = find_needed_atoms(_by_axis(occurrences, tensors), all_roots, propagation.algebra.size)
+        if needed.size:
+            propagation.algebra.freeze(needed[:, None], "without it an axis could end empty")
+        elif not tie_uncountable(propagation, all_roots):
             break
-        propagation.algebra.freeze(needed[:, None], "without it an axis could end empty")
     heads = _head_atoms(propagation)
     names: Counter[str] = Counter()
     groups = []
@@ -235,6 +235,15 @@ def find_frozen(propagation: Propagation, tensors: Tensors) -> tuple[Frozen, ...
             source = location.group(1) if location else ""
             frozen.append(Frozen(name, axis, LOCATION.sub("", reason), source))
     return tuple(frozen)
+
+
+def find_equal_counts(
+    propagation: Propagation, families: Sequence[UnitFamily]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the groups that must keep equal counts, set by set, in the order of the groups."""
+    names = {int(family.roots.min()): family.group.name for family in families}
+    sets = [{names[int(axis.min())] for axis in axes} for axes in equally_long(propagation)]
+    return tuple(tuple(name for name in names.values() if name in found) for found in sets)
 
 
 def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tuple[SizeAttribute, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.core import InputError, unknown
 from secateur.tracing.export import first_names
-from secateur.tracing.groups import Tensors, UnitFamily
+from secateur.tracing.groups import Tensors, UnitFamily, find_equal_counts
 from secateur.tracing.propagate import Propagation
 
 __all__ = ["IgnoredLayer", "find_ignored_layers", "freeze_ignored_groups", "freeze_ignored_layers"]
@@ -91,16 +91,20 @@ def freeze_ignored_groups(
 ) -> list[UnitFamily]:
     """Freeze the groups whose names are ignored; return the others, with the names that they had.
 
+    Groups that must keep equal counts stay whole together.
+
     Raises:
         InputError: If an entry of `ignored_layers` matches no module, parameter or group.
     """
     names = [family.group.name for family in families]
+    equal_counts = find_equal_counts(propagation, families)
     removed: set[str] = set()
     for layer in ignored:
         matches = {n for n in names if n == layer.name or (layer.is_pattern and fnmatchcase(n, layer.name))}
         if not matches and not layer.tensors:
             what = "layer with parameters or group that matches" if layer.is_pattern else "group"
             raise InputError(unknown(what, layer.name, sorted(names)))
+        matches |= {n for tied in equal_counts if matches & set(tied) for n in tied}
         for family in families:
             if family.group.name in matches:
                 propagation.algebra.freeze(family.roots[:, None], f"ignored_layers has {layer.name!r}")

@@ -40,6 +40,9 @@ class TensorAxes:
         order: If `parameter` is set: the parameter's axis for each axis of this tensor.
         part: Whether the tensor is only a slice of that parameter.
         least: A lower bound of the values in the masked model; -inf where no rule knows one.
+        all_zero: Whether the code creates the tensor full of zeros.
+        rows: Labels of the last axis, one for each index of the first, if these differ: the states of several
+            recurrent layers in one tensor.  They keep equally many units; `labels` has the first of them.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +53,8 @@ class TensorAxes:
     order: tuple[int, ...] = ()
     part: bool = False
     least: float = -math.inf
+    all_zero: bool = False
+    rows: tuple[Label, ...] = ()
 
     @property
     def ndim(self) -> int:
@@ -77,8 +82,9 @@ class TensorAxes:
         )
 
     def derived(self, **changes: Any) -> TensorAxes:
-        """Return a copy with other values: no longer the parameter itself, and without a lower bound."""
-        return replace(self, **{"parameter": None, "order": (), "part": False, "least": -math.inf, **changes})
+        """Return a copy with other values: no longer the parameter itself, and with nothing known of them."""
+        unknown = {"parameter": None, "order": (), "part": False, "least": -math.inf, "all_zero": False}
+        return replace(self, **{**unknown, **changes})
 
     def with_axis(self, axis: int, size: int, label: Label, zero: bool) -> TensorAxes:
         """Return a copy with one axis replaced."""
@@ -133,6 +139,7 @@ class Propagation:
         explicit_sizes: Sizes that operations get as arguments.
         size_attributes: (module, attribute, value, label, source line): attributes that operations of this
             module read as the length of an axis.
+        equal_lengths: (labels, reason): axes that one number sizes, but whose units may differ.
         heads: Labels whose units are attention heads.
         norms: Names of modules that normalise over one axis in a known form.
         batch: Number of examples in the example inputs.
@@ -148,6 +155,7 @@ class Propagation:
     layers: list[Layer] = field(default_factory=list)
     explicit_sizes: list[ExplicitSize] = field(default_factory=list)
     size_attributes: list[tuple[str, str, int, Label, str]] = field(default_factory=list)
+    equal_lengths: list[tuple[tuple[Label, ...], str]] = field(default_factory=list)
     heads: list[Label] = field(default_factory=list)
     norms: frozenset[str] = frozenset()
     batch: int = 1
@@ -210,6 +218,15 @@ class Propagation:
         """Record that an attribute of the current module states the length of this axis."""
         if label is not None:
             self.size_attributes.append((self.module, attribute, value, label, self.source))
+
+    def equate_lengths(self, a: Label, b: Label) -> None:
+        """Require that two axes lose equally many indices: the same ones, unless `equal_lengths` has both."""
+        both = [self.algebra.normal(label) for label in (a, b)]
+        for labels, _ in self.equal_lengths:
+            known = [x for label in labels if (x := self.algebra.normal(label)) is not None]
+            if all(x is not None and any(np.array_equal(x, y) for y in known) for x in both):
+                return
+        self.algebra.equate(a, b)
 
     def record_heads(self, label: Label) -> None:
         """Record that the units of an axis are attention heads: their group is named so."""

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.tracing.equal_lengths import equally_long
 from secateur.tracing.export import FRAME, ExportedModel, module_of
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import ExplicitSize, Propagation, TensorAxes
@@ -152,12 +153,12 @@ class _SizeMatcher:
         return label is not None
 
     def _tie(self, module: str, attribute: str, uses: list[tuple[ExplicitSize, str]]) -> None:
-        """Require that all axes that one attribute states the length of lose the same indices."""
+        """Require that all axes that one attribute states the length of lose equally many indices."""
         (first, first_line), *others = uses
         for other, line in others:
             if _length(first) == _length(other):
                 self.algebra.why = f"tied by the attribute {module}.{attribute} ({line})"
-                self.algebra.equate(first.label, other.label)
+                self.propagation.equate_lengths(first.label, other.label)
             else:
                 for size in (first, other):
                     self._freeze(size.label, f"{module}.{attribute} sizes two axes", line)
@@ -205,8 +206,12 @@ class _SizeMatcher:
     def _trials(self) -> Any:
         """Return random removals [trials, atoms]; they stay the same until there are more atoms."""
         if self._dead is None or self._dead.shape[1] < self.algebra.size:
-            self._dead = np.random.default_rng(0).random((TRIALS, self.algebra.size), dtype=np.float32) < 0.4
+            generator = np.random.default_rng(0)
+            self._dead = generator.random((TRIALS, self.algebra.size), dtype=np.float32) < 0.4
             self._dead[:, 0] = False
+            for first, *others in equally_long(self.propagation):
+                for other in others:
+                    self._dead[:, other] = self._dead[:, generator.permutation(first)]
         return self._dead
 
     def _labels(self, leaf: Expression) -> list[Label]:

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Layer, PruningGraph
 from secateur.modules.narrow_norm import norm_form
+from secateur.tracing.equal_lengths import tie_uncountable
 from secateur.tracing.export import (
     ExportedModel,
     export_model,
@@ -29,7 +30,14 @@ from secateur.tracing.export import (
     module_of,
     source_line,
 )
-from secateur.tracing.groups import Tensors, UnitFamily, find_frozen, find_groups, find_sizes
+from secateur.tracing.groups import (
+    Tensors,
+    UnitFamily,
+    find_equal_counts,
+    find_frozen,
+    find_groups,
+    find_sizes,
+)
 from secateur.tracing.ignored import (
     IgnoredLayer,
     find_ignored_layers,
@@ -39,6 +47,7 @@ from secateur.tracing.ignored import (
 from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules import RULES
 from secateur.tracing.sizes import match_sizes
+from secateur.tracing.stacked_states import read_rows
 
 __all__ = ["LabelledExport", "as_call", "export_with_labels", "freeze_groups", "trace", "traced_model"]
 
@@ -101,6 +110,7 @@ def trace(
         parameters=tuple(n for n, _ in model.named_parameters()),
         aliases={k: v for k, v in first_names(model).items() if k != v},
         sizes=find_sizes(propagation, families),
+        equal_counts=find_equal_counts(propagation, families),
         example_inputs=args,
         example_kwargs=kwargs,
     )
@@ -189,6 +199,7 @@ def _analyse(
     tensors = _label_tensors(model, propagation)
     _propagate(exported, propagation, tensors)
     freeze_ignored_layers(propagation, tensors, ignored)
+    tie_uncountable(propagation)
     match_sizes(exported, propagation, args, kwargs)
     families = freeze_ignored_groups(propagation, find_groups(propagation, tensors), ignored)
     return exported, propagation, tensors, families
@@ -231,7 +242,7 @@ def _propagate(exported: ExportedModel, propagation: Propagation, tensors: Tenso
     outputs = run_graph(exported.graph_module, inputs, propagation)
     propagation.enter_node("output", ("", ""), "it is an output of the model", "")
     for state in _tensor_axes(outputs):
-        for label in state.labels:
+        for label in (*state.labels, *state.rows):
             propagation.algebra.freeze(label, "an output of the model")
     for name, state in tensors.states.items():
         if name not in used:
@@ -299,6 +310,7 @@ def _apply_rule(node: Node, resolve: Callable[[Any], Any], propagation: Propagat
     shapes = [tuple(v.shape) for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
     if name in SILENT or not shapes:
         return value
+    args, kwargs = read_rows(propagation, name, (args, kwargs))
     operands = _tensor_axes((args, kwargs))
     known = RULES.get(name) if getattr(target, "namespace", "aten") == "aten" else None
     if known is None:
@@ -347,7 +359,8 @@ def _in_free_atoms(propagation: Propagation, state: Any) -> Any:
     def normal(s: Any) -> Any:
         if not isinstance(s, TensorAxes):
             return s
-        return replace(s, labels=tuple(propagation.algebra.normal(x) for x in s.labels))
+        labels, rows = (tuple(propagation.algebra.normal(x) for x in y) for y in (s.labels, s.rows))
+        return replace(s, labels=labels, rows=rows)
 
     return [normal(s) for s in state] if isinstance(state, list) else normal(state)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.allocation import Allocation, allocate
+from secateur.allocation import Allocation, allocate, make_equal
 from secateur.core import Budget, IntArray, Merge, NothingToPrune, Plan, PruningGraph, Statistics
 from secateur.methods.base import Choice, unit_plan
 
@@ -47,7 +47,10 @@ def capped_plan(
         raise NothingToPrune(f"{method!r} removes nothing: {hint}")
     asked = allocate(graph, budget)
     sizes = {name: graph.group(name).size for name in asked.counts}
-    gone = {n: offers[n].order[: sizes[n] - c] for n, c in asked.counts.items() if n in offers}
+    offered = {n: len(offers[n].order) if n in offers else 0 for n in sizes}
+    possible = {n: max(c, sizes[n] - offered[n]) for n, c in asked.counts.items()}
+    left = make_equal(graph, possible)
+    gone = {n: offers[n].order[: sizes[n] - c] for n, c in left.items() if n in offers}
     wanted = {n: sizes[n] - asked.counts[n] for n in gone}
     notes = {n: {**offers[n].note, "asked": wanted[n], "removed": len(gone[n])} for n in gone}
     keep = {n: np.setdiff1d(np.arange(size), gone.get(n, ())) for n, size in sizes.items()}

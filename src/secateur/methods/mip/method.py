@@ -16,7 +16,7 @@ import joblib
 import numpy as np
 import torch
 
-from secateur.allocation import allocate, prunable
+from secateur.allocation import allocate, make_equal, prunable
 from secateur.core import Budget, Group, InputError, Plan, PruningGraph, SecateurError, Statistics
 from secateur.methods.base import Choice, ScoreMethod, Scores, best, unit_plan
 from secateur.structures import relu_mip as mip
@@ -114,7 +114,7 @@ class MIP(ScoreMethod):
             plain = group_scores(groups, result.scores)
             least = {g.name: int((plain[g.name] >= self.threshold).sum()) for g in groups}
             counts = {name: max(count, least[name]) for name, count in allocation.counts.items()}
-            allocation = replace(allocation, counts=counts)
+            allocation = replace(allocation, counts=make_equal(graph, counts))
         choice = best(scores, allocation.counts)
         choice = Choice(choice.keep, notes={**choice.notes, "mip": _notes(result, self.threshold)})
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from secateur.tracing.propagate import Propagation, TensorAxes
@@ -15,7 +16,7 @@ Shapes = list[tuple[int, ...]]
 @rule("zeros", "new_zeros")
 def zeros(propagation: Propagation, out: Shapes, *rest: Any, **options: Any) -> TensorAxes:
     """Create a tensor of zeros: its axes may carry units (an initial hidden state)."""
-    return propagation.new_tensor(out[0], True)
+    return replace(propagation.new_tensor(out[0], True), all_zero=True)
 
 
 @rule("ones", "full", "empty", "rand", "randn", "new_ones", "new_full", "new_empty")

@@ -46,7 +46,8 @@ def keeps_zero(
     propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes, *rest: Any, **options: Any
 ) -> TensorAxes:
     """Apply a function with f(0) = 0: labels and zeros pass."""
-    return x.derived(least=_bound(propagation))
+    all_zero = x.all_zero or propagation.operation_name == "zeros_like"
+    return x.derived(least=_bound(propagation), all_zero=all_zero)
 
 
 @rule(*LOSES_ZERO)

@@ -1,15 +1,18 @@
-"""Recurrent layers and cells: a hidden unit lives in every gate, layer and direction at once.
+"""Recurrent layers and cells: a hidden unit lives in every gate of its layer and direction.
 
-`hidden_size` is one number for the whole module, so unit j of each layer and direction goes together.
+Each layer and direction of a module has units of its own.  `hidden_size` is one number for the whole module,
+so all keep equally many.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from secateur.tracing.labels import Label
-from secateur.tracing.propagate import Propagation, TensorAxes, tile
+from secateur.tracing.propagate import Propagation, TensorAxes, concatenate, tile
 from secateur.tracing.rules.base import rule
+from secateur.tracing.stacked_states import stack_rows
 
 __all__: list[str] = []
 
@@ -40,40 +43,48 @@ def recurrent(
         )
     batched = x.ndim == 3
     time, batch = (1, 0) if batched and batch_first else (0, 1)
-    unit = propagation.algebra.label(states[0].shape[-1])
+    units = _units(propagation, states, num_layers * directions)
     for state in states:
-        propagation.equate(state.labels[-1], unit)
         propagation.freeze(state, [0], "layers and directions")
         if state.ndim == 3:
             propagation.equate(state.labels[1], x.labels[batch])
     features = x.labels[-1]
     x = propagation.freeze(x, [time], "time steps")
     uses = x.shape[time] * (x.shape[batch] if batched else 1)
-    for i in range(num_layers * directions):
+    sizes = [states[0].shape[-1]] * directions
+    for i, unit in enumerate(units):
         if i and i % directions == 0:
-            features = tile(unit, directions)  # the next layer reads the outputs of all directions
+            features = concatenate(units[i - directions : i], sizes)  # what all directions below give
         cell(propagation, parameters[i * per_cell : (i + 1) * per_cell], features, unit, uses)
-    return _sequence_and_states(propagation, out, x, states, unit, directions)
+    units = [propagation.algebra.normal(unit) for unit in units]
+    features = propagation.algebra.normal(concatenate(units[-directions:], sizes))
+    return _sequence_and_states(out, x, states, units, features)
+
+
+def _units(propagation: Propagation, states: list[TensorAxes], cells: int) -> list[Label]:
+    """Return the units of each layer and direction, tied by the initial states where these have values."""
+    units = [propagation.algebra.label(states[0].shape[-1]) for _ in range(cells)]
+    why = f"one hidden_size for all layers and directions of {propagation.module or 'the model'}"
+    propagation.equal_lengths.append((tuple(units), f"{why}: {propagation.location}"))
+    for state in states:
+        # Zeros may lose any indices, if only their number is right.
+        rows = state.rows or (state.labels[-1],) * (1 if state.all_zero else cells)
+        for row, unit in zip(rows, units, strict=False):
+            propagation.equate(row, unit)
+    return units
 
 
 def _sequence_and_states(
-    propagation: Propagation,
-    out: Shapes,
-    x: TensorAxes,
-    states: list[TensorAxes],
-    unit: Label,
-    directions: int,
+    out: Shapes, x: TensorAxes, states: list[TensorAxes], units: Sequence[Label], features: Label
 ) -> list[TensorAxes]:
     """Return the outputs of all steps and the last states; dead units are 0 if they start as 0."""
     zero = all(s.zero[-1] for s in states)
-    features = propagation.algebra.normal(tile(unit, directions))
     sequence = TensorAxes(out[0], (*x.labels[:-1], features), (*(False,) * (x.ndim - 1), zero))
-    last = propagation.algebra.normal(unit)
     finals = [
-        TensorAxes(shape, (None, *s.labels[1:-1], last), (*(False,) * (len(shape) - 1), zero))
+        TensorAxes(shape, (None, *s.labels[1:-1], None), (*(False,) * (len(shape) - 1), zero))
         for shape, s in zip(out[1:], states, strict=True)
     ]
-    return [sequence, *finals]
+    return [sequence, *(stack_rows(final, units) for final in finals)]
 
 
 def cell(

@@ -104,7 +104,7 @@ def expand(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, **o
         zero.append(x.zero[i - lead] if kept else False)
         if isinstance(sizes, (list, tuple)):
             propagation.record_size(i, sizes[i], labels[-1])
-    return x.derived(shape=shape, labels=tuple(labels), zero=tuple(zero))
+    return x.derived(shape=shape, labels=tuple(labels), zero=tuple(zero), all_zero=x.all_zero)
 
 
 @rule("repeat", "tile")
@@ -115,7 +115,7 @@ def repeat(propagation: Propagation, out: Shapes, x: TensorAxes, counts: list[in
     labels: list[Any] = [None] * lead
     for label, n in zip(x.labels, counts[lead:], strict=True):
         labels.append(label if n == 1 or label is None else np.tile(label, (n, 1)))
-    return TensorAxes(out[0], tuple(labels), (True,) * lead + x.zero, x.data)
+    return TensorAxes(out[0], tuple(labels), (True,) * lead + x.zero, x.data, all_zero=x.all_zero)
 
 
 @rule("repeat_interleave")

@@ -49,7 +49,7 @@ def narrow(
 
 @rule("split", "chunk", "split_with_sizes", "tensor_split")
 def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim: int = 0) -> list[TensorAxes]:
-    """Cut an axis into parts; equal parts lose the same indices, so the number of parts stays."""
+    """Cut an axis into parts; equal parts lose equally many indices, so the number of parts stays."""
     lengths = [shape[dim] for shape in out]
     ends = np.cumsum(lengths)
     label = x.labels[dim]
@@ -60,7 +60,7 @@ def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim:
             parts = [None] * len(parts)
         else:
             for part in parts[1:]:
-                propagation.equate(parts[0], part)
+                propagation.equate_lengths(parts[0], part)
             if propagation.operation_name != "chunk":
                 propagation.record_size(0, int(sizes), parts[0])
     elif isinstance(sizes, (list, tuple)):
