@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csr_array as Csr
 
-from secateur.structures.relu_mip.chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU
+from secateur.structures.relu_mip.chain import Affine, Bool, Chain, Float, Int, MaxPool, ReLU, Step
 from secateur.structures.relu_mip.interval_bounds import BoundsKind, drops_for, expression_bounds, step_bounds
 
 __all__ = ["Builder", "Encoded", "Place", "Tighten", "encode"]
@@ -101,13 +101,19 @@ class Encoded:
 
 
 class _Image:
-    """The state of an image between steps: a = E v + d with L <= a <= U."""
+    """The state of an image between steps: a = E v + d, and bounds on a.
+
+    L and U are the constants of the rows.  `low` and `high` are what the rows allow, the box of new
+    columns.  Valid bounds are both.  The published L and U are those of the unpruned network, which no row
+    repeats after a ReLU: there the rows allow all of 0 <= h <= U.
+    """
 
     def __init__(self, builder: Builder, chain: Chain, x: Float, kind: BoundsKind, epsilon: float) -> None:
         self.build, self.chain, self.kind = builder, chain, kind
         half = epsilon if kind == "paper" else 0.0
         self.E, self.d = Csr((len(x), builder.width)), x
         self.L, self.U = x - half, x + half
+        self.low, self.high = x, x
         self.places: list[Place] = []
         self.drops: dict[int, Float] = {}
         self.caps: dict[int, Float] = {}
@@ -127,7 +133,7 @@ class _Image:
         products = min(int(per_row[step.W.indices].sum()), step.width * len(np.unique(self.E.indices)))
         if products > reached + self.E.nnz + moving.sum() and per_row.max() > 1:
             index = np.flatnonzero(moving)
-            columns = self.build.columns(self.L[index], self.U[index])
+            columns = self.build.columns(self.low[index], self.high[index])
             E = self.build.widen(self.E[index])
             self.build.rows(self.build.pick(columns) - E, self.d[index], self.d[index])
             self.place(number, index, columns, "input")
@@ -135,15 +141,21 @@ class _Image:
             self.E, self.d = spread, np.where(moving, 0.0, self.d)
         self.E, self.d = Csr(step.W @ self.E), step.W @ self.d + step.b
         self.E.eliminate_zeros()
-        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None]))
-        self.refine()
+        self.advance(step)
 
-    def refine(self) -> None:
-        """Intersect with the bounds of the expression itself (valid bounds only: the paper's are data)."""
-        if self.kind != "paper":
-            L, U = expression_bounds(self.build.widen(self.E), self.d, *self.build.box())
-            self.L, self.U = np.maximum(self.L, L), np.minimum(self.U, U)
-            self.U = np.maximum(self.L, self.U)
+    def advance(self, step: Step, D: Float | None = None) -> None:
+        """Bound the output of a step; valid bounds are intersected with those of the expression itself."""
+        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None], D))
+        if self.kind == "paper":
+            if isinstance(step, ReLU):
+                self.low, self.high = np.zeros(step.width), self.U
+            else:
+                self.low, self.high = (v[0] for v in step_bounds(step, self.low[None], self.high[None]))
+            return
+        L, U = expression_bounds(self.build.widen(self.E), self.d, *self.build.box())
+        self.L, self.U = np.maximum(self.L, L), np.minimum(self.U, U)
+        self.U = np.maximum(self.L, self.U)
+        self.low, self.high = self.L, self.U
 
     def relu(self, number: int, step: ReLU, score: Int, nominal: Float) -> None:
         """Apply constraints (1) and (2): units are dead, constant, always active, or have a binary z.
@@ -186,9 +198,7 @@ class _Image:
         self.E = Csr(stay @ self.build.widen(lowered) + spread)
         self.E.eliminate_zeros()
         self.d = np.where(active, base, 0.0)
-        bound_drop = D if step.scored and not paper else None
-        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None], bound_drop))
-        self.refine()
+        self.advance(step, D if step.scored and not paper else None)
 
     def _add_published_rows(self, dead: Bool, active: Bool, lowered: Csr, base: Float) -> None:
         """Add the published constraints on decided units: L <= a <= 0, or 0 <= h <= U."""
@@ -238,11 +248,10 @@ class _Image:
         spread = Csr((np.ones(len(x)), (np.flatnonzero(many), x)), shape=(len(many), self.build.width))
         self.E, self.d = Csr(stay @ self.build.widen(E) + spread), np.where(many, 0.0, d)
         self.E.eliminate_zeros()
-        self.L, self.U = (v[0] for v in step_bounds(step, self.L[None], self.U[None]))
-        self.refine()
+        self.advance(step)
 
     def _fix_winners(self, windows: Int, champion: Int, others: Bool) -> None:
-        """Add h_winner >= h_other if the published bounds single out a winner."""
+        """Add h_winner >= h_other if the published bounds single out a winner, which then stays the winner."""
         window, slot = np.nonzero(others)
         winner, loser = windows[window, champion[window]], windows[window, slot]
         E = Csr(self.E[winner] - self.E[loser])
@@ -272,12 +281,11 @@ class _Image:
             return np.zeros(0, int)
         window, slot = np.nonzero(open_)
         item = windows[window, slot]
-        low = np.minimum(self.L, 0) if self.kind == "paper" else self.L
-        top = np.where(open_, self.U[windows], -np.inf).max(1)
-        x = build.columns(np.where(open_, low[windows], -np.inf).max(1), top)
+        top = np.where(open_, self.high[windows], -np.inf).max(1)
+        x = build.columns(np.where(open_, self.low[windows], -np.inf).max(1), top)
         m = build.columns(np.zeros(len(item)), np.ones(len(item)), integer=True)
         # m = 1 forces x <= h + (1 - m) gap, the big-M form of equation (10).
-        gap = top[window] - low[item]
+        gap = top[window] - self.low[item]
         H, X = build.widen(self.E[item]), build.pick(x[window])
         never = np.full(len(item), np.inf)
         build.rows(Csr(X - H), self.d[item], never)
