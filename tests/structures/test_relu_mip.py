@@ -326,11 +326,25 @@ def active(width: int):
 
 
 def test_time_limit_without_an_incumbent_is_an_error_that_says_how_far_it_came():
-    program = build(*active(150), kind="valid")
-    with pytest.raises(TimeoutError, match=r"no scores better than s = 1 within 0 s .*bound -2,.*relax=True"):
+    program = build(*active(150), kind="paper")
+    with pytest.raises(TimeoutError, match=r"no scores better than s = 1 within 0 s .*bound -1\.99"):
         minimise(program, seconds=0.0)
+    with pytest.raises(TimeoutError, match="use more time, fewer images or bounds='valid'"):
+        minimise(program, seconds=0.0, relax=True)
     with pytest.raises(TimeoutError, match="building the program takes about"):
         importance_scores(*active(150), time_limit=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["valid", "free"])
+@pytest.mark.parametrize("relax", [False, True])
+def test_forms_with_valid_bounds_have_an_incumbent_before_any_solve(kind, relax):
+    program = build(*active(150), kind=kind)
+    ones = program.complete({name: np.ones(size) for name, size in program.chain.layers.items()})
+    result = minimise(program, seconds=0.0, relax=relax)
+    assert result.status == "time_limit" and result.bound <= result.objective < program.value(ones)
+    again = program.complete(program.scores(result.v))  # a forward pass, and feasible
+    assert program.violation(again) <= 1e-6
+    assert program.value(again) == pytest.approx(result.objective, abs=1e-9)
 
 
 def test_time_limit_with_an_incumbent_gives_it_with_bound_and_warning():

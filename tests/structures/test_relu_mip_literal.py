@@ -128,7 +128,11 @@ class Literal:
 
 
 def literal_optimum(
-    network: Network, x: np.ndarray, labels: np.ndarray, objective: str = "layer_mean", any_winner: bool = False
+    network: Network,
+    x: np.ndarray,
+    labels: np.ndarray,
+    objective: str = "layer_mean",
+    any_winner: bool = False,
 ) -> float:
     """Return the optimum, by tangents of log-sum-exp until they touch."""
     program = Literal()

@@ -91,7 +91,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One image, encoded: logits = E v + d, the columns of its values, D and (free form) U by step number."""
+    """One image, encoded: logits = E v + d, the columns of its values, D and valid U by step number."""
 
     E: Csr
     d: Float
@@ -170,7 +170,7 @@ class _Image:
         D = drops_for(step, self.kind, nominal, self.U) if step.scored else np.zeros(n)
         if step.scored:
             self.drops[number] = D
-            if self.kind == "free":
+            if not paper:
                 self.caps[number] = np.where(constant, D, np.maximum(self.U, 0))
         columns = score[step.units] if step.scored else np.zeros(n, int)
         dead = self.U <= 0  # h = 0
@@ -251,7 +251,7 @@ class _Image:
         self.advance(step)
 
     def _fix_winners(self, windows: Int, champion: Int, others: Bool) -> None:
-        """Add h_winner >= h_other if the published bounds single out a winner, which then stays the winner."""
+        """Add h_winner >= h_other where the published bounds single out a winner: it stays the winner."""
         window, slot = np.nonzero(others)
         winner, loser = windows[window, champion[window]], windows[window, slot]
         E = Csr(self.E[winner] - self.E[loser])

@@ -39,7 +39,8 @@ class Program:
         dead: By layer, units that are not active on any image.
         places: By image, the columns that hold the values of a forward pass.
         drops: D by step number, [images, width].
-        caps: U by step number of the free form; empty in the others.
+        caps: Valid U by step number, [images, width]; empty in the published form.
+        kind: The bounds that it is made of.
     """
 
     chain: Chain
@@ -63,6 +64,7 @@ class Program:
     drops: Mapping[int, Float]
     caps: Mapping[int, Float]
     dead: Mapping[str, Bool]
+    kind: BoundsKind
 
     @property
     def width(self) -> int:
@@ -204,7 +206,7 @@ def build(
         _check_memory(builder, len(images), len(x), memory)
         _check_time(time.monotonic() - began, len(images), len(x), seconds)
     weight = lam if objective == "paper" else lam / len(x)
-    return _assemble_program(builder, chain, x, labels, layers, sparsity, epigraph, images, weight)
+    return _assemble_program(builder, chain, x, labels, layers, sparsity, epigraph, images, weight, kind)
 
 
 def check_images(chain: Chain, x: Float, labels: Int) -> tuple[Float, Int]:
@@ -269,6 +271,7 @@ def _assemble_program(
     epigraph: Int,
     images: list[Encoded],
     weight: float,
+    kind: BoundsKind,
 ) -> Program:
     """Stack the blocks; rows of one column become bounds, empty rows are dropped."""
     rows = _stack_blocks([block[0] for block in builder.blocks], builder.width)
@@ -292,10 +295,6 @@ def _assemble_program(
     cost -= weight * np.asarray(logits[chosen].sum(axis=0)).ravel()
     offset = -weight * float(constant[chosen].sum())
     integer = np.concatenate(builder.integer) if builder.integer else np.zeros(0, np.int64)
-    drops, caps = (
-        {k: np.stack([getattr(image, what)[k] for image in images]) for k in getattr(images[0], what)}
-        for what in ("drops", "caps")
-    )
     return Program(
         chain,
         x,
@@ -315,9 +314,10 @@ def _assemble_program(
         epigraph,
         sparsity,
         tuple(image.places for image in images),
-        drops,
-        caps,
+        _stack_steps([image.drops for image in images]),
+        _stack_steps([image.caps for image in images]),
         _dead_units(chain, x),
+        kind,
     )
 
 
@@ -341,6 +341,11 @@ def _stack_blocks(blocks: list[sparse.csr_array], width: int) -> sparse.csr_arra
     """Stack sparse blocks, each widened to `width` columns."""
     wide = [sparse.csr_array((E.data, E.indices, E.indptr), shape=(E.shape[0], width)) for E in blocks]
     return sparse.csr_array(sparse.vstack(wide, format="csr"))
+
+
+def _stack_steps(images: list[dict[int, Float]]) -> dict[int, Float]:
+    """Stack the images' values of every step."""
+    return {number: np.stack([image[number] for image in images]) for number in images[0]}
 
 
 def _dead_units(chain: Chain, x: Float) -> dict[str, Bool]:

@@ -18,6 +18,7 @@ from scipy.special import logsumexp, softmax
 
 from secateur.structures.relu_mip.chain import Float
 from secateur.structures.relu_mip.engines import Answer, Engine, Highs, Scip
+from secateur.structures.relu_mip.incumbents import raise_scores, starting_scores
 from secateur.structures.relu_mip.program import Program
 
 __all__ = ["FEASIBLE", "Progress", "Solution", "Status", "minimise"]
@@ -26,7 +27,6 @@ Status = Literal["optimal", "relaxed", "stalled", "node_limit", "time_limit", "i
 FEASIBLE = 1e-6
 _CUT = 5e-7  # above the solver's own feasibility tolerance, or cuts would be added without end
 _ROWS_A_ROUND = 2000
-_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _ROUNDINGS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 
 
@@ -102,9 +102,8 @@ class _Search:
         self.objective = program.value(ones)
         self._add_tangents(ones, np.arange(len(program.x)))
         self._add_label_cuts()
-        self.offer(program.complete({name: (~dead).astype(float) for name, dead in program.dead.items()}))
-        for share in _SHARES if program.caps else ():
-            self.offer(program.complete(_without_quietest(program, share)))
+        for scores in starting_scores(program):
+            self.offer(program.complete(scores))
 
     def _add_rows(self, rows: sparse.csr_array, low: Float, high: Float) -> None:
         self.engine.add(rows, low, high)
@@ -167,12 +166,16 @@ class _Search:
     def forward(self, v: Float, halvings: int = 6) -> None:
         """Offer the forward pass with v's scores, drawn towards the incumbent until it is feasible.
 
-        In the free form every forward pass is feasible, so rounded scores are offered too.
+        Where forward passes can be made feasible, rounded scores are offered too.
         """
         p = self.program
-        if p.caps:
+        if p.kind != "paper":
+            scores = p.scores(v)
+            self.offer(p.complete(raise_scores(p, scores)))
             for threshold in _ROUNDINGS:
-                self.offer(p.complete({n: (s >= threshold).astype(float) for n, s in p.scores(v).items()}))
+                rounded = {n: (s >= threshold).astype(float) for n, s in scores.items()}
+                self.offer(p.complete(raise_scores(p, rounded)))
+            return
         target, known = p.scores(v), p.scores(self.best)
         for k in range(halvings):
             share = 0.5**k
@@ -200,12 +203,6 @@ class _Search:
 
     def done(self, gap: float) -> bool:
         return self.objective - self.bound <= max(gap * abs(self.objective), 1e-9)
-
-
-def _without_quietest(program: Program, share: float) -> dict[str, Float]:
-    """Return scores of 0 for the least active share of every layer, and of 1 for the others."""
-    ranks = {n: np.argsort(np.argsort(a, kind="stable")) for n, a in program.activity().items()}
-    return {n: (rank >= share * len(rank)).astype(float) for n, rank in ranks.items()}
 
 
 def _selection(columns: np.ndarray, width: int) -> sparse.csr_array:
@@ -252,10 +249,12 @@ def minimise(
     if ending is None and not relax and len(program.integer):
         ending = _solve_with_binaries(search, gap, nodes)
     if ending is not None and search.best is search.start:
+        cures = ["more time", "fewer images"] + ["relax=True"] * (not relax)
+        cures += ["bounds='valid', which starts from more points"] * (program.kind == "paper")
         raise TimeoutError(
             f"no scores better than s = 1 within {seconds:.3g} s and {nodes} nodes ({search.rounds} rounds, "
-            f"bound {search.bound:.6g}, objective at s = 1 {search.objective:.6g}); give more time, fewer "
-            "images, or relax=True"
+            f"bound {search.bound:.6g}, objective at s = 1 {search.objective:.6g}); "
+            f"use {', '.join(cures[:-1])} or {cures[-1]}"
         )
     status: Status = ending or ("relaxed" if relax and len(program.integer) else "optimal")
     v, width = search.best, None
