@@ -35,6 +35,20 @@ def test_data_may_have_labels_or_not(data: str) -> None:
     assert report.after.cost.parameters < report.before.cost.parameters and report.repair == "fold+finetune"
 
 
+def test_a_fine_tuning_takes_its_options() -> None:
+    options = ("--tuning-steps", "7", "--minutes", "9", "--lr", "0.01", "--teacher", "--feature", "4")
+    report = report_of("--data", "net.py:batches", "--repair", "fold+finetune", *options)
+    known = {"teacher": True, "steps": 7, "minutes": 9.0, "lr": 0.01, "features": ["4"]}
+    assert {name: report.finetune[name] for name in known} == known
+    report = report_of("--data", "net.py:batches", "--repair", "finetune", "--no-teacher", "--epochs", "2")
+    assert report.finetune["teacher"] is False and report.finetune["steps"] == 12
+    for option in (("--tuning-steps", "3"), ("--no-teacher",), ("--feature", "4"), ("--minutes", "1")):
+        done = prune("--data", "net.py:batches", *option)
+        assert done.exit_code == 2 and f"{option[0].replace('no-', '')} is for a fine-tuning" in done.stderr
+    done = prune("--data", "net.py:batches", "--repair", "finetune", "--epochs", "1", "--tuning-steps", "3")
+    assert done.exit_code == 2 and "give epochs or steps" in done.stderr
+
+
 def test_without_labels_the_metric_is_the_agreement() -> None:
     done = prune("--data", "net.py:unlabelled", "--holdout", "net.py:held_out", "--method", "taylor")
     assert done.exit_code == 0 and "no class numbers" in done.stderr

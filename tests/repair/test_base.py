@@ -47,6 +47,14 @@ def test_other_repairs_are_refused(repair: object, message: str) -> None:
         ({"loss": 3}, "callable"),
         ({"teacher": "yes"}, "teacher"),
         ({"teacher": True, "loss": max}, "not both"),
+        ({"epochs": 1, "steps": 1}, "not both"),
+        ({"steps": 0}, "steps must be a positive integer"),
+        ({"minutes": -1}, "minutes must be a positive number"),
+        ({"minutes": True}, "minutes must be a positive number"),
+        ({"features": "layer4"}, "list of names"),
+        ({"features": [3]}, "list of names"),
+        ({"features": ["layer4"], "teacher": False}, "those of a teacher"),
+        ({"features": ["layer4"], "loss": max}, "those of a teacher"),
     ],
 )
 def test_invalid_finetune(arguments: dict[str, object], message: str) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
+import secateur as sc
 from secateur.core import InputError, PlanError
-from secateur.repair.finetune import finetune
-from secateur.statistics.loss import distillation_loss
+from secateur.repair import training
+from secateur.repair.finetune import adam, finetune
+from secateur.statistics.loss import distillation_loss, relative_square
 
 
 def batches(count: int = 4, rows: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -177,6 +181,19 @@ def test_the_divergence_is_for_classes_and_relative_for_the_rest() -> None:
     ("change", "error", "words"),
     [
         ({"epochs": 1, "steps": 1}, InputError, "not both"),
+        ({"minutes": 0}, InputError, "minutes must be a positive number"),
+        ({"minutes": math.nan}, InputError, "minutes must be a positive number"),
+        ({"lr": 1e38}, InputError, "AdamW fails at step 1.*smaller lr"),
+        ({"lr": 1e38, "optimizer": adam}, InputError, "Adam fails at step 1.*smaller lr"),
+        ({"loss": lambda output, targets: output.sum() * 1j}, InputError, "real number; got torch.complex64"),
+        (
+            {"loss": lambda output, targets: (output * 0).sqrt().sum()},
+            InputError,
+            "the gradient is .* at step 1",
+        ),
+        ({"features": ["0"]}, InputError, "pass teacher="),
+        ({"features": "0", "teacher": mlp()}, InputError, "list of names"),
+        ({"features": ["9.*"], "teacher": mlp()}, InputError, "no module of the model and its teacher '9"),
         ({"epochs": 0}, InputError, "positive"),
         ({"lr": 0}, InputError, "positive"),
         ({"lr": math.inf}, InputError, "positive"),
@@ -234,3 +251,167 @@ def test_a_hook_sees_each_epoch_and_its_masks_are_held_from_then_on() -> None:
 def test_an_error_of_the_loss_names_the_batch() -> None:
     with pytest.raises(InputError, match=r"the loss cannot take batch 0.*ZeroDivisionError"):
         finetune(nn.Linear(3, 3), [(torch.eye(3), torch.arange(3))], loss=lambda a, b: 1 / 0, progress=False)
+
+
+def test_the_default_learning_rate_rises_and_falls_and_gradients_are_clipped() -> None:
+    moved: list[float] = []
+    model = nn.Linear(6, 2, bias=False)
+    weights = [model.weight.detach().clone()]
+
+    def watch(step: int, loss: float, trained: nn.Module) -> None:
+        weights.append(trained.weight.detach().clone())
+        moved.append(float((weights[-1] - weights[-2]).abs().max()))
+
+    # A constant direction: Adam moves by the learning rate, whatever the size of the gradient.
+    data = [torch.ones(1, 6)] * 100
+    finetune(model, data, loss=lambda out, _: 1e6 * out.sum(), lr=0.01, after_step=watch, progress=False)
+    rates = [0.01 * (0.1 + 0.9 * (k + 0.5) / 5) for k in range(5)]
+    rates += [0.005 * (1 + math.cos(math.pi * ((k + 0.5) / 100 - 0.05) / 0.95)) for k in range(5, 100)]
+    assert moved == pytest.approx(rates, rel=0.05, abs=2e-6)
+    assert max(moved) == pytest.approx(0.01, rel=0.01) and moved[-1] < 1e-5
+
+
+def test_time_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(training.time, "perf_counter", lambda: 0.1 * next(clock))
+    _, history = finetune(mlp(), batches(), minutes=0.5, progress=False)
+    assert 20 < len(history.losses) < 200 and 30 <= history.seconds < 31
+    assert len(finetune(mlp(), batches(), minutes=0.5, steps=3, progress=False)[1].losses) == 3
+    assert len(finetune(mlp(), batches(), minutes=0.5, epochs=2, progress=False)[1].losses) == 8
+    assert len(finetune(mlp(), batches(), minutes=1e-9, progress=False)[1].losses) == 1
+
+
+def test_batches_without_a_length_need_steps_or_minutes() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for x, y in batches():
+                yield from zip(x, y, strict=True)
+
+    loader = DataLoader(Stream(), 8)
+    with pytest.raises(InputError, match=r"no length.*steps= or minutes="):
+        finetune(mlp(), loader, progress=False)
+    assert len(finetune(mlp(), loader, steps=6, progress=False)[1].losses) == 6
+    assert len(finetune(mlp(), loader, optimizer=adam, progress=False)[1].losses) == 4
+
+
+def test_features_follow_those_of_the_teacher() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    small = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = [x for x, _ in batches(8, 32)]
+    options: dict = {"epochs": 10, "lr": 0.02, "teacher": teacher, "progress": False}
+
+    @torch.no_grad()
+    def distance(model: nn.Module) -> float:
+        return float(sum(relative_square(model[:3](x), teacher[:3](x)) for x in data))
+
+    plain, none = finetune(small, data, **options)
+    named, history = finetune(small, data, **options, features=["2"])
+    every, used = finetune(small, data, **options, features=["*"])
+    assert (none.features, history.features, used.features) == ((), ("2",), ("2", "3", "4"))
+    assert distance(named) < 0.2 * distance(plain) and distance(every) < 0.5 * distance(plain)
+    assert not any(m._forward_hooks for model in (small, teacher, named) for m in model)
+    with pytest.raises(
+        InputError, match=r"'0' have shapes \[\(32, 10\)\], .*\[\(32, 16\)\].*keeps its width"
+    ):
+        finetune(small, data, **options, features=["0"])
+    with pytest.raises(InputError, match="no module keeps the shape"):
+        finetune(small, data, **options, features=["[01]"])
+
+
+def test_features_of_modules_with_several_calls_and_outputs() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 5)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            states, _ = self.rnn(x)
+            return {"logits": self.head(self.head(states))}
+
+    torch.manual_seed(0)
+    teacher, model = Net(), Net()
+    data = [{"x": torch.randn(4, length, 6)} for length in (3, 7, 5)]
+    _, history = finetune(
+        model, data, teacher=teacher, features=["rnn", "head"], epochs=30, lr=0.02, progress=False
+    )
+    assert history.features == ("rnn", "head") and history.losses[-1] < 0.3 * history.losses[0]
+
+
+def test_a_constant_output_of_the_teacher_has_a_finite_loss() -> None:
+    wanted = torch.full((4, 1), 3.0)
+    for values, expected in ((wanted, 0.0), (wanted + 3, 1.0)):
+        assert float(relative_square(values, wanted)) == pytest.approx(expected)
+    assert float(relative_square(torch.full((4, 1), 2.0), torch.zeros(4, 1))) == 4
+    loss = distillation_loss(torch.ones(1, 1), torch.full((1, 1), 2.0))
+    assert float(loss) == pytest.approx(0.25)
+
+
+def test_an_interrupt_leaves_the_model_and_its_teacher_as_they_were() -> None:
+    model, teacher = mlp(), mlp()
+    before = copy.deepcopy((model.state_dict(), teacher.state_dict()))
+
+    def stop(step: int, loss: float, trained: nn.Module) -> None:
+        assert math.isfinite(loss) and trained is not model
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, batches(), teacher=teacher, features=["0"], after_step=stop, progress=False)
+    for state, whole in zip(before, (model, teacher), strict=True):
+        assert all(torch.equal(x, whole.state_dict()[name]) for name, x in state.items())
+        assert all(m.training and not m._forward_hooks for m in whole.modules())
+
+
+def test_an_optimiser_of_ones_own_is_used_as_it_is() -> None:
+    """Adam with a constant rate and without clipping, as torch alone does it."""
+    model, data = mlp().eval(), batches()
+    tuned, _ = finetune(model, data, epochs=2, lr=0.03, optimizer=adam, seed=4, progress=False)
+    by_hand = copy.deepcopy(model).train()
+    rule = torch.optim.Adam(by_hand.parameters(), 0.03)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        for x, y in data * 2:
+            rule.zero_grad()
+            nn.functional.cross_entropy(by_hand(x), y).backward()
+            rule.step()
+    pairs = zip(tuned.state_dict().values(), by_hand.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_with_a_teacher_the_copy_trains_in_evaluation_mode(training: bool) -> None:
+    """Like the teacher: BatchNorm keeps its statistics, dropout is off, and the modes come back."""
+    model, teacher = mlp().train(training), mlp().train()
+    modes: list[bool] = []
+
+    def watch(step: int, loss: float, trained: nn.Module) -> None:
+        modes.extend(m.training for m in trained.modules())
+
+    small, history = finetune(model, batches(), teacher=teacher, after_step=watch, lr=0.01, progress=False)
+    assert not any(modes) and len(modes) == 6 * 4
+    assert torch.equal(small[1].running_mean, model[1].running_mean)
+    assert not torch.equal(small[1].weight, model[1].weight)
+    assert all(m.training == training for m in small.modules())
+    assert all(m.training for m in teacher.modules())
+    same, again = finetune(model, batches(), teacher=teacher, seed=1, lr=0.01, progress=False)
+    assert history.losses == again.losses and torch.equal(same[0].weight, small[0].weight)
+
+
+def test_a_pruning_reaches_the_options() -> None:
+    torch.manual_seed(0)
+    model, data = mlp().eval(), batches()
+    repair = (sc.Fold(), sc.Finetune(teacher=True, steps=30, minutes=5, lr=0.01, features=["4"]))
+    result = sc.prune(
+        model, data[0][0], sc.Units(0.5), data, method="magnitude", repair=repair, progress=False
+    )
+    tuning = result.report.finetune
+    known = {"teacher": True, "steps": 30, "minutes": 5, "lr": 0.01, "features": ["4"]}
+    assert {name: tuning[name] for name in known} == known and tuning["last loss"] < tuning["first loss"]
+    # Features need the teacher, so it is there although the batches have labels.
+    repair = (sc.Finetune(features=["*"]),)
+    result = sc.prune(
+        model, data[0][0], sc.Units(0.5), data, method="magnitude", repair=repair, progress=False
+    )
+    assert result.report.finetune["teacher"] is True and result.report.finetune["features"] == ["4"]
+    assert "teacher" in result.report.to_json()

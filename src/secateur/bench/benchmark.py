@@ -27,7 +27,7 @@ from secateur.bench.worker import Worker, run_here
 from secateur.core import InputError, unknown
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.methods import METHODS
-from secateur.repair.base import REPAIRS
+from secateur.repair.base import LEARNING_RATE, REPAIRS
 from secateur.specs import is_folder, make_budget, make_method
 
 __all__ = ["Bench", "make_trials", "parse_methods", "parse_numbers", "run_bench"]
@@ -84,7 +84,7 @@ class Bench:
     draws: int = 3
     examples: int | None = None
     epochs: int = 1
-    lr: float = 1e-3
+    lr: float = LEARNING_RATE
     metric: str = "accuracy"
     latency: bool = True
 

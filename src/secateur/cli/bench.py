@@ -106,7 +106,7 @@ def bench_command(
         draws=draws,
         examples=examples,
         epochs=1 if epochs is None else epochs,
-        lr=1e-3 if lr is None else lr,
+        lr=Bench.lr if lr is None else lr,
         metric=metric,
         latency=latency,
     )

@@ -13,6 +13,7 @@ import typer
 from torch import nn
 
 from secateur.core import InputError, StoreError
+from secateur.repair.base import LEARNING_RATE
 from secateur.specs import Batches, example_of, make_model, try_inputs
 from secateur.user_code import run_user_code
 
@@ -73,7 +74,9 @@ IgnoredLayers = Annotated[
 ]
 ScopeName = Annotated[str, typer.Option(help="layer (the same share in every group), global, or erk.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a fine-tuning; 1 by default.")]
-LearningRate = Annotated[float | None, typer.Option(help="Learning rate of a fine-tuning; 0.001 by default.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help=f"Largest learning rate of a fine-tuning; {LEARNING_RATE} by default.")
+]
 Latency = Annotated[bool, typer.Option(help="Whether to measure latencies, at batch 1 and 64.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]

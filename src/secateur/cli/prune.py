@@ -50,6 +50,15 @@ __all__ = ["print_result", "prune_command"]
 
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
+# Option of a fine-tuning -> attribute of `Finetune`.
+TRAINING = {
+    "epochs": "epochs",
+    "tuning-steps": "steps",
+    "minutes": "minutes",
+    "lr": "lr",
+    "teacher": "teacher",
+    "feature": "features",
+}
 
 
 MethodName = Annotated[
@@ -81,6 +90,26 @@ RepairName = Annotated[
     typer.Option(
         help="auto (fold with data, else none), none, fold, refit, finetune, fold+finetune, or "
         "refit+finetune."
+    ),
+]
+TuningSteps = Annotated[int | None, typer.Option(help="Steps of a fine-tuning, instead of epochs.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Minutes after which a fine-tuning stops; the result depends on the clock."),
+]
+Teacher = Annotated[
+    bool | None,
+    typer.Option(
+        "--teacher/--no-teacher",
+        help="Whether a fine-tuning learns the outputs of the original; by default if there are no labels.",
+    ),
+]
+FeatureNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--feature",
+        help="Module, or pattern of modules, whose outputs a fine-tuning makes follow the original's; may be "
+        "repeated.",
     ),
 ]
 LossName = Annotated[
@@ -117,7 +146,11 @@ def prune_command(
     holdout: HoldoutName = None,
     repair: RepairName = "auto",
     epochs: Epochs = None,
+    tuning_steps: TuningSteps = None,
+    minutes: Minutes = None,
     lr: LearningRate = None,
+    teacher: Teacher = None,
+    feature: FeatureNames = None,
     loss: LossName = None,
     metric: MetricName = None,
     latency: Latency = False,
@@ -132,16 +165,15 @@ def prune_command(
     onnx: Onnx = False,
 ) -> None:
     """Prune a model, check that what is left computes the same, and compare it with the original."""
-    repairs = _parse_repair(repair, epochs, lr)
+    repairs = _parse_repair(repair, (epochs, tuning_steps, minutes, lr, teacher, feature or None))
     chosen = None if method == "auto" else make_method(method)
     default = f"units={0.5 if tolerance is None else Tolerance.step}"
     share = make_budget(default if budget is None else budget, scope, floor, round_to)
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
     _check_folder(folder, onnx)
-    batches = _make_batches(
-        data, holdout, finetune="finetune" in repair, tolerance=tolerance is not None, seed=seed
-    )
+    parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
+    batches = _make_batches(data, holdout, **parts, seed=seed)
     original, example = prepare_model(model, weights, strict, example_shape, batches, device)
     judge = _choose_metric(user_metric, batches.holdout, original)
     result = prune(
@@ -159,10 +191,9 @@ def prune_command(
     print_result(result, explain)
     if data and batches.holdout is None:
         warn("no metric was measured: name held-out batches with --holdout")
-    if folder is None:
-        warn("nothing was saved: name a folder with --out")
-    else:
-        _save(_with_diagnostics(result, original, chosen, batches.fit), folder, onnx)
+    if folder is not None:
+        result = _with_diagnostics(result, original, chosen, batches.fit)
+    _save(result, folder, onnx)
 
 
 def _check_folder(folder: Path | None, onnx: bool) -> None:
@@ -206,17 +237,16 @@ def _make_schedule(
     return Tolerance(drop, holdout, metric)
 
 
-def _parse_repair(text: str, epochs: int | None, lr: float | None) -> str | tuple[Repair, ...]:
-    """Return "auto" or the repairs; a fine-tuning gets its epochs and its learning rate."""
+def _parse_repair(text: str, training: Sequence[Any]) -> str | tuple[Repair, ...]:
+    """Return "auto" or the repairs; a fine-tuning gets the values of `TRAINING` that are not None."""
     repairs = () if text == "auto" else parse_repair(None if text == "none" else text)
-    given: dict[str, Any] = {
-        name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None
-    }
+    given = {option: x for option, x in zip(TRAINING, training, strict=True) if x is not None}
     if given and not any(isinstance(x, Finetune) for x in repairs):
         raise InputError(f"--{next(iter(given))} is for a fine-tuning: give --repair fold+finetune")
     if text == "auto":
         return "auto"
-    return tuple(replace(x, **given) if isinstance(x, Finetune) else x for x in repairs)
+    changes: dict[str, Any] = {TRAINING[option]: x for option, x in given.items()}
+    return tuple(replace(x, **changes) if isinstance(x, Finetune) else x for x in repairs)
 
 
 def print_result(result: Result, explain: bool = False) -> None:
@@ -246,8 +276,11 @@ def print_result(result: Result, explain: bool = False) -> None:
         print_line(f"and {len(undone) - UNDONE} more repairs undone: see folds in the report")
 
 
-def _save(result: Result, folder: Path, onnx: bool) -> None:
+def _save(result: Result, folder: Path | None, onnx: bool) -> None:
     """Write weights, plan, report and, if asked for, an ONNX file; that first, since it may be refused."""
+    if folder is None:
+        warn("nothing was saved: name a folder with --out")
+        return
     if onnx:
         any_batch = result.to_onnx(folder / "model.onnx")
         print_line(

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from secateur.core import InputError, unknown
+from secateur.repair.features import check_features
 
 __all__ = [
+    "LEARNING_RATE",
     "REPAIRS",
     "Finetune",
     "Fold",
@@ -29,15 +31,20 @@ __all__ = [
 ]
 
 Loss = Callable[[Any, Any], Tensor]
+LEARNING_RATE = 1e-3  # of a fine-tuning, by default
 
 
-def check_training(passes: Any, lr: Any) -> None:
-    """Raise `InputError` if a number of epochs or steps, or a learning rate, is invalid."""
-    if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
-        raise InputError(f"epochs or steps must be a positive integer; got {passes!r}")
-    number = isinstance(lr, Real) and not isinstance(lr, bool)
-    if not (number and 0 < lr < math.inf):
-        raise InputError(f"lr must be a positive number; got {lr!r}")
+def check_training(epochs: Any, steps: Any, minutes: Any, lr: Any) -> None:
+    """Raise `InputError` if a limit of a training or a learning rate is invalid."""
+    if epochs is not None and steps is not None:
+        raise InputError("give epochs or steps, not both")
+    for name, count in (("epochs", epochs), ("steps", steps)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
+            raise InputError(f"{name} must be a positive integer; got {count!r}")
+    for name, number in (("minutes", minutes), ("lr", lr)):
+        real = isinstance(number, Real) and not isinstance(number, bool)
+        if not (real and 0 < number < math.inf) and not (name == "minutes" and number is None):
+            raise InputError(f"{name} must be a positive number; got {number!r}")
 
 
 @dataclass(frozen=True)
@@ -55,30 +62,39 @@ class Finetune:
     """Train the shrunk model on the data; see `secateur.finetune`.
 
     Attributes:
-        epochs: Passes over the data.
-        lr: Learning rate.
+        epochs: Passes over the data (1, if nothing else limits the training).
+        steps: Optimiser steps, instead of `epochs`.
+        minutes: Time after which the training stops, if it has not stopped before.  The result
+            then depends on the clock.
+        lr: Largest learning rate.
         loss: (outputs, targets) -> scalar; by default what fits the targets (`secateur.finetune`).
         teacher: Whether to train towards the original's outputs instead of the targets; ``"auto"`` does
             so where the batches have no targets.
+        features: Names or patterns of modules whose outputs should follow the original's, too.
 
     Raises:
         InputError: If an argument is invalid.
     """
 
-    epochs: int = 1
-    lr: float = 1e-3
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = LEARNING_RATE
     loss: Loss | None = None
     teacher: bool | Literal["auto"] = "auto"
+    features: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_training(self.epochs, self.lr)
+        check_training(self.epochs, self.steps, self.minutes, self.lr)
         if self.loss is not None and not callable(self.loss):
             raise InputError(f"loss must be a callable; got {type(self.loss).__name__}")
         if not (self.teacher == "auto" or isinstance(self.teacher, bool)):
             raise InputError(f"teacher must be 'auto', True or False; got {self.teacher!r}")
         if self.teacher is True and self.loss is not None:
             raise InputError("a teacher brings its own loss: give loss= or teacher=True, not both")
+        check_features(self.features, self.teacher is not False and self.loss is None)
+        object.__setattr__(self, "features", tuple(self.features))
 
 
 Repair = Fold | Refit | Finetune
@@ -105,8 +121,8 @@ def parse_repair(repair: str | Repair | Sequence[Repair] | None) -> tuple[Repair
     Example:
         >>> parse_repair("refit")
         (Fold(), Refit())
-        >>> parse_repair((Fold(), Finetune(epochs=3)))
-        (Fold(), Finetune(epochs=3, lr=0.001, loss=None, teacher='auto'))
+        >>> [type(value).__name__ for value in parse_repair((Fold(), Finetune(steps=300)))]
+        ['Fold', 'Finetune']
     """
     if repair is None:
         return ()

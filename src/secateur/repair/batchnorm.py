@@ -12,7 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.core import InputError
 from secateur.execution import call, duplicate, read_batches
 
-__all__ = ["update_bn"]
+__all__ = ["has_statistics", "update_bn"]
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Return whether a BatchNorm layer of the model keeps running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
 
 
 def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import split_batch
 from secateur.core import InputError
-from secateur.execution import call, check_seed, duplicate, evaluating, explain_errors, read_batches
-from secateur.repair.base import check_training
+from secateur.execution import (
+    all_finite,
+    call,
+    check_seed,
+    device_of,
+    duplicate,
+    evaluating,
+    explain_errors,
+    read_batches,
+)
+from secateur.repair.base import LEARNING_RATE, check_training
+from secateur.repair.checkpoint import Checkpoint, fingerprint, hash_tensors
+from secateur.repair.features import Features, check_features, following
+from secateur.repair.training import Limits, TrainingState, learning_rate
 from secateur.statistics.loss import Loss, check_loss, default_loss, distillation_loss
 
-__all__ = ["AfterEpoch", "History", "adam", "finetune", "have_targets"]
+__all__ = ["AfterEpoch", "AfterStep", "History", "adam", "finetune", "have_targets"]
+
+LARGEST_NORM = 1.0  # of the gradient
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 AfterEpoch = Callable[[int, nn.Module], Mapping[str, Any] | None]
+AfterStep = Callable[[int, float, nn.Module], None]
 
 
 @dataclass(frozen=True)
@@ -36,16 +53,18 @@ class History:
         lr: Learning rate.
         seed: Seed of dropout and of loaders that draw from torch's generators.
         seconds: Time it took.
+        features: Modules whose outputs were compared with the teacher's.
     """
 
     losses: tuple[float, ...]
     lr: float
     seed: int
     seconds: float
+    features: tuple[str, ...] = ()
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Return the default optimiser."""
+    """Return Adam with a constant learning rate: ``finetune(..., optimizer=adam)``."""
     return torch.optim.Adam(parameters, lr)
 
 
@@ -55,39 +74,65 @@ def finetune(
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    lr: float = 1e-3,
+    minutes: float | None = None,
+    lr: float = LEARNING_RATE,
     masks: Mapping[str, Any] | None = None,
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
-    optimizer: MakeOptimizer = adam,
+    features: Sequence[str] = (),
+    optimizer: MakeOptimizer | None = None,
+    mixed_precision: bool = True,
     after_epoch: AfterEpoch | None = None,
+    after_step: AfterStep | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, History]:
-    """Train a copy of a model for a few epochs or steps; masked weights stay exactly zero throughout.
+    """Train a copy of a model for some epochs, steps or minutes; masked weights stay exactly zero throughout.
 
     With a teacher, usually the model before pruning, the copy learns to give the teacher's outputs and needs
-    no labels (`secateur.statistics.loss.distillation_loss`).  Weights in float16 or bfloat16 are trained in
-    float32 and converted back.
+    no labels (`secateur.statistics.loss.distillation_loss`).  It trains in evaluation mode, as the teacher
+    computes: dropout is off, and BatchNorm keeps its statistics, which small batches would spoil.  If nothing
+    has repaired these since the removal, call `secateur.update_bn` first, as `prune` does.
+
+    Without a teacher, a model in evaluation mode is trained in training mode, and one in training mode keeps
+    the mode of each of its modules (for instance frozen BatchNorm).  The copy ends in the modes of the model.
+
+    By default AdamW trains.  Its learning rate rises linearly for a twentieth of the training and then falls
+    along a cosine to zero; the gradient is clipped to norm 1.  An optimiser of your own is used as it is: it
+    brings its own schedule and clipping, if any, by its hooks.  Weights in float16 or bfloat16 are trained in
+    float32 and converted back.  On CUDA, layers compute in bfloat16 (`torch.autocast`).
 
     A masked weight is zero before the first step, gets no gradient, and is set to zero after each step, so
-    neither momentum nor weight decay can change it.  A model in evaluation mode is trained in training mode;
-    one in training mode keeps the mode of each of its modules (for instance frozen BatchNorm).  The
-    copy ends in the modes of the model.
+    neither momentum nor weight decay can change it.
+
+    The same seed gives the same weights on the same machine, unless minutes are the limit: then the number of
+    steps and the learning rate depend on the clock.
 
     Args:
         model: The model; it is not changed.
         batches: Batches as in `secateur.batches`; iterated once an epoch.
-        epochs: Passes over the batches (1, if `steps` is not given either).
+        epochs: Passes over the batches (1, if nothing else limits the training).
         steps: Optimiser steps, instead of `epochs`.
-        lr: Learning rate.
+        minutes: Time after which the training stops, if it has not stopped before.
+        lr: Largest learning rate.
         masks: Weight name -> boolean array of its shape, True where the weight stays.
         loss: Callable (output, targets) -> scalar tensor; by default the cross-entropy for class numbers and
             the mean squared error for floating targets.
         teacher: Model whose outputs are the targets, in evaluation mode; it is not changed.
+        features: Names of modules, or patterns such as ``"layer4.*"``, whose outputs should follow those of
+            the same modules of the teacher, too: the mean of their relative squared differences is added to
+            the loss.  A named module must keep its width; of a pattern, those that keep it count.
         optimizer: Callable (parameters, lr) -> optimiser.
+        mixed_precision: Whether to compute in bfloat16 on CUDA.
         after_epoch: Called after each epoch with its number, from 1, and the model in training, which it may
             change in place.  It may return masks, which replace the current ones.
+        after_step: Called after each step with its number, from 1, its loss and the model in training.
+        checkpoint: File for the state of the training.  If it exists, the training continues from it and ends
+            as if it had never stopped; it must be called with the same arguments and batches.
+        checkpoint_steps: Steps from one checkpoint to the next; by default it is written every minute.  It is
+            always written at the end.
         seed: Seed of torch's generators during the training; they are restored afterwards.
         progress: Whether to show a progress bar on a terminal's standard error.
 
@@ -95,9 +140,10 @@ def finetune(
         The trained copy, and what happened.
 
     Raises:
-        InputError: If an argument is invalid, a batch has no targets and there is no teacher, or the loss is
-            not finite.
+        InputError: If an argument is invalid, a batch has no targets and there is no teacher, the loss or
+            the weights become infinite or NaN, or the checkpoint is of another training.
         PlanError: If masks do not fit the model.
+        StoreError: If the checkpoint is damaged or cannot be written.
 
     Example:
         >>> data = [(torch.eye(3), torch.arange(3))]
@@ -105,42 +151,40 @@ def finetune(
         >>> model, history = finetune(nn.Linear(3, 3), data, steps=5, masks={"weight": keep}, progress=False)
         >>> model.weight[:, 1].abs().max().item(), len(history.losses)
         (0.0, 5)
+        >>> small, history = finetune(nn.Linear(3, 3), [torch.eye(3)], teacher=model, progress=False)
     """
-    epochs = _check_arguments(epochs, steps, lr, loss, teacher, seed)
-    tuned = duplicate(model)
-    trained = [p for p in tuned.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("no parameter requires a gradient: there is nothing to train")
+    limits = Limits(epochs, steps, minutes)
+    _check_arguments(limits, lr, loss, teacher, features, seed)
+    _check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
     data = list(batches) if isinstance(batches, Iterator) else batches
-    start, losses = time.perf_counter(), list[float]()
-    masked = masked_weights(tuned, masks or {})
-    zero_weights(masked)
-
-    def finish_epoch(epoch: int) -> None:
-        nonlocal masked
-        new = None if after_epoch is None else after_epoch(epoch, tuned)
-        if new is not None:
-            masked = masked_weights(tuned, new)
-            zero_weights(masked)
-
+    tuned = duplicate(model)
     with ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(evaluating(teacher))
-        for context in (_training(tuned), _in_float32(tuned), _seeded(tuned, seed)):
+        for context in (_training(tuned, teacher is not None), _in_float32(tuned), _seeded(tuned, seed)):
             stack.enter_context(context)
-        advance = stack.enter_context(_bar(progress, _total(data, epochs, steps)))
-        rule = optimizer(trained, lr)
-        for where, args, kwargs, targets in _stream(data, tuned, epochs, steps, finish_epoch):
-            value = _loss(where, call(tuned, args, kwargs), targets, loss, teacher, (args, kwargs))
-            _check_value(value, len(losses) + 1)
-            rule.zero_grad()
-            value.backward()
-            _zero_gradients(masked)
-            rule.step()
-            zero_weights(masked)
-            losses.append(float(value.detach()))
-            advance(losses[-1])
-    return tuned, History(tuple(losses), lr, seed, time.perf_counter() - start)
+        followed = stack.enter_context(following(features, tuned, teacher))
+        state = _begin(tuned, masks, data, limits, lr, optimizer)
+        file = None
+        if checkpoint is not None:
+            settings = _settings(state, limits, (lr, seed, loss, teacher, features))
+            file = Checkpoint(Path(checkpoint), checkpoint_steps, settings)
+            file.resume(state)
+        show = stack.enter_context(_bar(progress))
+        for batch in _stream(state, limits, after_epoch):
+            with _autocast(tuned, mixed_precision):
+                value = _loss(tuned, batch, loss, teacher, followed)
+            _take_step(state, value)
+            show(limits.share(state), state.losses[-1])
+            if after_step is not None:
+                after_step(len(state.losses), state.losses[-1], tuned)
+            if file is not None:
+                file.save_if_due(state)
+        _check_weights(state, lr)
+        if file is not None:
+            file.save(state)
+    names = () if followed is None else followed.names
+    return tuned, History(tuple(state.losses), lr, seed, state.elapsed(), names)
 
 
 def have_targets(batches: Iterable[Any], model: nn.Module) -> bool:
@@ -148,52 +192,147 @@ def have_targets(batches: Iterable[Any], model: nn.Module) -> bool:
     return split_batch(next(iter(batches), (None,)), model)[2] is not None
 
 
-def _check_arguments(
-    epochs: int | None, steps: int | None, lr: float, loss: Any, teacher: Any, seed: int
-) -> int | None:
-    """Return the number of epochs, or None if steps are given."""
-    if epochs is not None and steps is not None:
-        raise InputError("give epochs or steps, not both")
-    epochs = 1 if epochs is None and steps is None else epochs
-    check_training(epochs if steps is None else steps, lr)
+def _begin(
+    model: nn.Module,
+    masks: Mapping[str, Any] | None,
+    data: Iterable[Any],
+    limits: Limits,
+    lr: float,
+    optimizer: MakeOptimizer | None,
+) -> TrainingState:
+    """Zero the masked weights and return the state before the first step."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("no parameter requires a gradient: there is nothing to train")
+    masked = masked_weights(model, masks or {})
+    zero_weights(masked)
+    if optimizer is not None:
+        return TrainingState(model, masked, optimizer(trained, lr), None, data)
+    if limits.total(data) is None and limits.minutes is None:
+        raise InputError(
+            "the batches have no length, so the number of steps is unknown: give steps= or minutes="
+        )
+    state = TrainingState(model, masked, torch.optim.AdamW(trained, lr), None, data)
+    state.scheduler = LambdaLR(state.optimizer, lambda _: learning_rate(limits.share(state)))
+    return state
+
+
+def _check_arguments(limits: Limits, lr: float, loss: Any, teacher: Any, features: Any, seed: int) -> None:
+    check_training(limits.epochs, limits.steps, limits.minutes, lr)
     check_seed(seed)
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputError(f"teacher must be a torch.nn.Module; got {type(teacher).__name__}")
     if teacher is not None and loss is not None:
         raise InputError("a teacher brings its own loss: give loss= or teacher=, not both")
-    return epochs
+    check_features(features, teacher is not None)
+
+
+def _check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
+    if path is None and steps is not None:
+        raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise InputError(f"checkpoint_steps must be a positive integer; got {steps!r}")
+    if path is not None and after_epoch is not None:
+        raise InputError("a checkpoint does not hold what after_epoch= remembers: give one of them")
+
+
+def _settings(
+    state: TrainingState, limits: Limits, given: tuple[float, int, Any, Any, Sequence[str]]
+) -> dict[str, str]:
+    """Return what makes a training what it is, by name, for a checkpoint."""
+    groups = state.optimizer.param_groups
+    if state.scheduler is None and any("initial_lr" in group for group in groups):
+        raise InputError("a checkpoint does not hold the scheduler of your own optimizer: give one of them")
+    lr, seed, loss, teacher, features = given
+    rules = [{key: x for key, x in group.items() if key != "params"} for group in groups]
+    return {
+        "teacher": "None" if teacher is None else fingerprint(teacher),
+        "model": fingerprint(state.model),
+        "loss": getattr(loss, "__qualname__", type(loss).__name__),
+        "masks": hash_tensors({str(number): gone for number, (_, gone) in enumerate(state.masked)}),
+        "features": ", ".join(features),
+        "limits": f"{limits}, {limits.total(state.batches)} steps",
+        "lr": str(lr),
+        "seed": str(seed),
+        "optimizer": f"{type(state.optimizer).__name__} {rules}",
+    }
 
 
 def _stream(
-    data: Iterable[Any],
-    model: nn.Module,
-    epochs: int | None,
-    steps: int | None,
-    finish_epoch: Callable[[int], None],
+    state: TrainingState, limits: Limits, after_epoch: AfterEpoch | None
 ) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any], Any]]:
-    """Yield the batches of all epochs, or as many as there are steps."""
-    step = 0
-    for epoch in itertools.count(1):
-        for batch in read_batches(data, model):
+    """Yield the batches that are left, up to the limits."""
+    while state.epoch <= limits.last_epoch() and not limits.reached(state):
+        state.begin_epoch()
+        batches = read_batches(state.batches, state.model)
+        for _ in islice(batches, state.batch):  # those before a resumption
+            continue
+        state.continue_epoch()
+        for batch in batches:
             yield batch
-            step += 1
-            if step == steps:
+            if limits.reached(state):
                 return
-        finish_epoch(epoch)
-        if epoch == epochs:
-            return
+        masks = None if after_epoch is None else after_epoch(state.epoch, state.model)
+        if masks is not None:
+            state.masked = masked_weights(state.model, masks)
+            zero_weights(state.masked)
+        state.epoch, state.batch = state.epoch + 1, 0
+
+
+def _autocast(model: nn.Module, mixed: bool) -> AbstractContextManager[Any]:
+    device = device_of(model).type
+    return torch.autocast(device, torch.bfloat16) if mixed and device == "cuda" else nullcontext()
+
+
+def _take_step(state: TrainingState, value: torch.Tensor) -> None:
+    _check_value(value, len(state.losses) + 1)
+    state.optimizer.zero_grad()
+    value.backward()
+    _zero_gradients(state.masked)
+    if state.scheduler is not None:
+        _clip(state)
+    try:
+        state.optimizer.step()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            message = f"{type(state.optimizer).__name__} fails at step {len(state.losses) + 1}: {error}"
+            raise InputError(f"{message}; a smaller lr may help") from error
+        raise
+    zero_weights(state.masked)
+    state.losses.append(float(value.detach()))
+    state.batch += 1
+    if state.scheduler is not None:
+        state.scheduler.step()
+
+
+def _clip(state: TrainingState) -> None:
+    used = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in used])
+    if not norm.isfinite():
+        raise InputError(
+            f"the gradient is {float(norm)} at step {len(state.losses) + 1}, though the loss is finite: look "
+            "for a square root or a division by a number near zero in the model or the loss"
+        )
+    clip_grads_with_norm_(used, LARGEST_NORM, norm)
 
 
 def _loss(
-    where: str, output: Any, targets: Any, loss: Loss | None, teacher: nn.Module | None, inputs: Any
+    model: nn.Module,
+    batch: tuple[str, tuple[Any, ...], dict[str, Any], Any],
+    loss: Loss | None,
+    teacher: nn.Module | None,
+    followed: Features | None,
 ) -> torch.Tensor:
+    where, args, kwargs, targets = batch
+    output = call(model, args, kwargs)
     if loss is not None:
-        with explain_errors(where, *inputs):
+        with explain_errors(where, args, kwargs):
             return loss(output, targets)
     if teacher is not None:
         with torch.no_grad():
-            wanted = call(teacher, *inputs)
-        return distillation_loss(output, wanted, targets)
+            wanted = call(teacher, args, kwargs)
+        value = distillation_loss(output, wanted, targets)
+        return value if followed is None else value + followed.loss()
     if targets is None:
         raise InputError(
             f"{where} has no targets: pass teacher=the original model, to learn its outputs, or loss="
@@ -210,6 +349,14 @@ def _check_value(value: Any, step: int) -> None:
         )
 
 
+def _check_weights(state: TrainingState, lr: float) -> None:
+    for name, weight in state.model.named_parameters():
+        if weight.requires_grad and not all_finite(weight.detach()):
+            raise InputError(
+                f"{name!r} has NaN or infinite values after the training; a smaller lr than {lr} may help"
+            )
+
+
 @torch.no_grad()
 def _zero_gradients(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
     # An optimiser's momentum must not gather for weights that a later mask lets train again.
@@ -218,21 +365,19 @@ def _zero_gradients(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
             weight.grad.masked_fill_(gone, 0)
 
 
-def _total(data: Iterable[Any], epochs: int | None, steps: int | None) -> int | None:
-    if steps is not None:
-        return steps
-    return len(data) * (epochs or 1) if isinstance(data, Sized) else None
-
-
 @contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
+def _training(model: nn.Module, with_teacher: bool) -> Iterator[None]:
     flags = {module: module.training for module in model.modules()}
-    if not model.training:
-        model.train()
+    if with_teacher or not model.training:
+        model.train(not with_teacher)
+    recurrent, cudnn = any(isinstance(m, nn.RNNBase) for m in flags), torch.backends.cudnn.enabled
     try:
+        # The recurrent kernels of cuDNN refuse gradients in evaluation mode.
+        torch.backends.cudnn.enabled = cudnn and not (with_teacher and recurrent)
         with torch.enable_grad():
             yield
     finally:
+        torch.backends.cudnn.enabled = cudnn
         for module, flag in flags.items():
             module.training = flag
         model.zero_grad()
@@ -260,13 +405,15 @@ def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(shown: bool, total: int | None) -> Iterator[Callable[[float], None]]:
+def _bar(shown: bool) -> Iterator[Callable[[float, float], None]]:
     if not (shown and sys.stderr.isatty()):
-        yield lambda loss: None
+        yield lambda share, loss: None
         return
     from rich.console import Console  # takes a while to import
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("fine-tuning", total=total)
-        yield lambda loss: bar.update(task, advance=1, description=f"fine-tuning, loss {loss:.3g}")
+        task = bar.add_task("fine-tuning", total=1.0)
+        yield lambda share, loss: bar.update(
+            task, completed=share, description=f"fine-tuning, loss {loss:.3g}"
+        )

@@ -14,6 +14,7 @@ from secateur.core import Plan, PruningGraph, Statistics
 from secateur.execution import duplicate
 from secateur.measure.metrics import distance_from
 from secateur.repair.base import Finetune, Fold, Refit, Repair
+from secateur.repair.batchnorm import has_statistics, update_bn
 from secateur.repair.finetune import finetune, have_targets
 from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
@@ -120,25 +121,34 @@ def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Prun
     batches, loss = settings.tuning or (), repair.loss or settings.loss
     teacher = repair.teacher
     if teacher == "auto":
-        teacher = loss is None and not have_targets(batches, settings.original)
+        no_labels = loss is None and not have_targets(batches, settings.original)
+        teacher = bool(repair.features) or no_labels
+    model = after.model
+    if teacher and not after.folds and has_statistics(model):
+        model = update_bn(model, batches)  # those of training do not fit, and would stay
     model, history = finetune(
-        after.model,
+        model,
         batches,
         epochs=repair.epochs,
+        steps=repair.steps,
+        minutes=repair.minutes,
         lr=repair.lr,
         loss=None if teacher else loss,
         teacher=settings.original if teacher else None,
+        features=repair.features,
         masks=narrow_masks(after.plan),
         seed=settings.seed,
         progress=settings.progress,
     )
-    training = {
-        "epochs": repair.epochs,
+    training: dict[str, Any] = {
+        "teacher": teacher,
         "lr": repair.lr,
         "steps": len(history.losses),
         "first loss": history.losses[0],
         "last loss": history.losses[-1],
     }
+    given = {"epochs": repair.epochs, "minutes": repair.minutes, "features": list(history.features)}
+    training |= {name: value for name, value in given.items() if value}
     return replace(after, model=model, training=training)
 
 

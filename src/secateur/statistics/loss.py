@@ -22,6 +22,7 @@ __all__ = [
     "distillation_loss",
     "draw_projections",
     "projection_loss",
+    "relative_square",
 ]
 
 Loss = Callable[[Any, Any], Tensor]
@@ -142,11 +143,25 @@ def distillation_loss(output: Any, wanted: Any, targets: Any = None) -> Tensor:
         if scores is not None and teacher is scores[0]:
             losses.append(_divergence(a, b, scores[1], targets))
         else:
-            spread = b.var(unbiased=False).clamp_min(torch.finfo(b.dtype).tiny)
-            losses.append((a - b).square().mean() / spread)
+            losses.append(relative_square(a, b))
         if unknown:
             losses.append(_divergence(a, b, 1 if b.ndim > 3 else -1, None))
     return torch.stack(losses).sum()
+
+
+def relative_square(values: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared difference of two tensors over the variance of the wanted one.
+
+    A constant has no variance: there the mean square takes its place, and for zeros 1.
+
+    Example:
+        >>> relative_square(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]))
+        tensor(1.)
+    """
+    a, b = _widen(values), _widen(wanted)
+    variance, square = b.var(unbiased=False), b.square().mean()
+    scale = torch.where(variance > torch.finfo(b.dtype).eps * square, variance, square)
+    return (a - b).square().mean() / torch.where(scale > 0, scale, 1)
 
 
 def _divergence(scores: Tensor, wanted: Tensor, axis: int, targets: Any) -> Tensor:
@@ -195,5 +210,7 @@ def check_loss(value: Any) -> None:
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"a loss must be one number for the batch; got {shape}")
+    if value.is_complex():
+        raise InputError(f"a loss must be a real number; got {value.dtype}: take its .real or its .abs()")
     if not value.requires_grad:
         raise InputError("the loss does not depend on the parameters: it has no gradient")

@@ -17,7 +17,7 @@ from secateur.core import Plan, PruningGraph, SecateurError, Statistics, Units
 from secateur.data import Batch, Dataset
 from secateur.measure.metrics import accuracy, distance_from
 from secateur.methods import MIP, Method
-from secateur.repair.finetune import finetune
+from secateur.repair.finetune import adam, finetune
 from secateur.repair.fold import fold, merge
 from secateur.specs import make_method
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
@@ -124,6 +124,7 @@ class _Case:
         plain = merge(self.model, small, plan) if plan.merges else small
         folded, _ = fold(self.model, small, plan, self.gram, self.guard, self.distance)
         options: Row = {"steps": self.steps, "lr": self.lr, "seed": self.seed, "progress": False}
+        options["optimizer"] = adam
         tuned, _ = finetune(plain, self.tuning, **options)
         models = dict(zip(REPAIRS, (plain, folded, tuned), strict=True))
         return {repair: accuracy(model, self.test) for repair, model in models.items()}

@@ -17,7 +17,7 @@ from secateur.core import Weights
 from secateur.data import Dataset
 from secateur.methods.during_training import prune_every
 from secateur.methods.lattice.method import Lattice
-from secateur.repair.finetune import AfterEpoch, finetune
+from secateur.repair.finetune import AfterEpoch, adam, finetune
 from secateur.tracing.trace import trace
 from secateur.zoo.training import Shuffled
 from secateur_studies.models import lstm
@@ -109,6 +109,7 @@ def train_literal(
         epochs=schedule.epochs,
         lr=schedule.lr,
         masks=masks,
+        optimizer=adam,
         after_epoch=hook,
         seed=seed,
         progress=False,

@@ -18,7 +18,7 @@ from secateur.data import Dataset
 from secateur.measure.metrics import accuracy
 from secateur.methods import Activation, Magnitude, Method, Random, Taylor
 from secateur.methods.lattice.method import Lattice
-from secateur.repair.finetune import finetune
+from secateur.repair.finetune import adam, finetune
 from secateur.repair.fold import fold
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
@@ -172,8 +172,8 @@ def _repair_variants(case: Case, plan: Plan, small: nn.Module) -> Iterator[tuple
     yield folded, fold(case.model, small, plan, case.statistics, case.guard, distance)[0]
     inputs, targets = (part[: case.size.tuning] for part in case.data.parts["train"])
     batches = Shuffled(inputs, targets, 64, torch.Generator().manual_seed(case.seed))
-    epochs = case.size.tuning_epochs
-    yield tuned, finetune(small, batches, epochs=epochs, lr=3e-3, seed=case.seed, progress=False)[0]
+    options: dict[str, Any] = {"epochs": case.size.tuning_epochs, "lr": 3e-3, "optimizer": adam}
+    yield tuned, finetune(small, batches, seed=case.seed, progress=False, **options)[0]
 
 
 @torch.no_grad()

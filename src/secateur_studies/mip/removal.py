@@ -15,7 +15,7 @@ from secateur.measure.metrics import accuracy
 from secateur.methods import Activation, Magnitude
 from secateur.methods.base import Choice
 from secateur.methods.mip.method import group_scores
-from secateur.repair.finetune import finetune
+from secateur.repair.finetune import adam, finetune
 from secateur.repair.fold import fold
 from secateur.structures.relu_mip import Scores
 from secateur_studies.mip.models import Case, train_network, training_batches
@@ -101,7 +101,7 @@ def test_folded(case: Case, keep: Keep) -> float:
 def test_tuned(case: Case, keep: Keep) -> float:
     """Return the test accuracy after an epoch of Adam at 1e-3; first steps of RMSprop are too long."""
     small, batches = _shrink_model(case, keep, case.model), training_batches(case.data, case.seed)
-    tuned, _ = finetune(small, batches, epochs=1, seed=case.seed, progress=False)
+    tuned, _ = finetune(small, batches, epochs=1, lr=1e-3, optimizer=adam, seed=case.seed, progress=False)
     return 100 * accuracy(tuned.eval(), case.data.batches("test", 500))
 
 

@@ -232,6 +232,7 @@ def train_network(
         lr=lr,
         masks=masks,
         optimizer=optimizer,
+        mixed_precision=False,
         seed=seed,
         progress=False,
     )
