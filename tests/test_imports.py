@@ -19,6 +19,7 @@ PACKAGES = {name: ROOT / "src" / name for name in ("secateur", "secateur_studies
 FILES = {path: package for package, top in PACKAGES.items() for path in sorted(top.rglob("*.py"))}
 
 MAY_IMPORT: dict[str, set[str]] = {"structures": set(), "core": set()}
+MAY_IMPORT["progress"] = set()
 MAY_IMPORT["batches"] = {"core"}
 MAY_IMPORT["execution"] = {"core", "batches"}
 MAY_IMPORT["modules"] = {"core"}

@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.core import InputError
+from secateur.core import InputError, IntArray
 from secateur.execution import call, duplicate, read_batches
 
-__all__ = ["has_statistics", "update_bn"]
+__all__ = ["NormInput", "has_statistics", "norm_layers", "update_bn"]
+
+RATIOS = (1e-2, 1e2)  # between a renewed variance and the old one
 
 
 def has_statistics(model: nn.Module) -> bool:
     """Return whether a BatchNorm layer of the model keeps running statistics."""
-    return any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
+    return bool(norm_layers(model))
 
 
 def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
@@ -60,3 +62,57 @@ def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     for module, original in zip(copied.modules(), model.modules(), strict=True):
         module.training = original.training
     return copied
+
+
+def norm_layers(model: nn.Module) -> dict[str, str]:
+    """Return the name of the running mean of each BatchNorm layer -> that of its running variance."""
+    norms = (
+        name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
+    )
+    prefixes = [f"{name}." if name else "" for name in norms]
+    return {f"{prefix}running_mean": f"{prefix}running_var" for prefix in prefixes}
+
+
+class NormInput:
+    """What reaches a BatchNorm layer in the original and in the pruned network, channel by channel.
+
+    Args:
+        kept: The channels that are left.
+    """
+
+    def __init__(self, kept: IntArray) -> None:
+        """Start without rows."""
+        self._kept = torch.from_numpy(kept)
+        self._sums: list[Tensor] = []
+
+    def add(self, x: Tensor, z: Tensor) -> None:
+        """Add the inputs [batch, channels, ...] of one batch."""
+        x = x.index_select(1, self._kept.to(x.device))
+        parts = []
+        for given in (x, z):
+            rows = given.movedim(1, -1).reshape(-1, given.shape[1]).double()
+            parts += [rows.sum(0), rows.square().sum(0), rows.new_tensor(float(len(rows)))]
+        self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
+
+    def renew(self, mean: Tensor, variance: Tensor, spread: bool) -> None:
+        """Change running statistics, in place, so that the normalised values are distributed as before.
+
+        With m, v the mean and variance of the input in the original, m', v' those in the pruned network, and
+        mu, s^2 the running statistics, mu' and s'^2 satisfy (m - mu) / s = (m' - mu') / s' and
+        v / s^2 = v' / s'^2.  Both come from the same data, so a small sample does little harm.
+
+        Args:
+            mean: The running mean of the pruned layer.
+            variance: Its running variance.
+            spread: Whether to change the variance; else s' = s.
+        """
+        x, x2, n, z, z2, k = self._sums
+        m, m_now = x / n, z / k
+        v, v_now = (x2 / n - m.square()).clamp_min(0), (z2 / k - m_now.square()).clamp_min(0)
+        old_mean, old_variance = mean.double(), variance.double()
+        ratio = torch.ones_like(v)
+        if spread:
+            known = v > 1e-6 * old_variance
+            ratio = torch.where(known, v_now / v.clamp_min(1e-300), ratio).clamp(*RATIOS)
+        mean.copy_(m_now - (m - old_mean) * ratio.sqrt())
+        variance.copy_(old_variance * ratio)

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
 from secateur.core.indices import kept_indices
+from secateur.repair.weight_matrix import as_matrix, in_axis_of, set_matrix
 
-__all__ = ["FARTHER", "as_matrix", "fold", "merge", "set_matrix"]
+__all__ = ["FARTHER", "NO_BETTER", "fold", "merge"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
 Judge = Callable[[nn.Module], float]
@@ -227,7 +228,7 @@ def _fit_consumer(
     """Fit a consumer, group by group of a convolution, and measure its errors."""
     matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
     alive = np.zeros(matrix.shape[1], dtype=bool)
-    alive[kept[layer.weight][_in_axis(layer)]] = True
+    alive[kept[layer.weight][in_axis_of(layer)]] = True
     merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
@@ -244,13 +245,6 @@ def _fit_consumer(
     note["dead"], note["parallel"] = sum(f.dead for _, f in fits), sum(f.parallel for _, f in fits)
     better = not held_out[1] >= held_out[0] > 0
     return Consumer(layer, matrix, moments.taps, tuple(fits), note, better)
-
-
-def _in_axis(layer: Layer) -> int:
-    """Return the axis of a layer's weight along which it reads features."""
-    if layer.in_axis is None:
-        raise InputError(f"{layer.weight!r} has no axis of features that it reads")
-    return layer.in_axis
 
 
 def _blocks(layer: Layer, matrix: Tensor) -> Iterator[tuple[IntArray, IntArray]]:
@@ -354,20 +348,6 @@ def _errors(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> A
     return np.array([plain, folded, float((W @ gram * W).sum())])
 
 
-def as_matrix(weight: Tensor, layer: Layer) -> Tensor:
-    """View a weight as [out, in, taps]."""
-    matrix = weight.detach().movedim((layer.out_axis or 0, _in_axis(layer)), (0, 1))
-    return matrix.flatten(2) if matrix.ndim > 2 else matrix[..., None]
-
-
-def set_matrix(weight: Tensor, layer: Layer, matrix: Tensor) -> None:
-    """Copy a matrix [out, in, taps] into a weight, in place: the inverse of `as_matrix`."""
-    order = (layer.out_axis or 0, _in_axis(layer))
-    kernel = [n for axis, n in enumerate(weight.shape) if axis not in order]
-    with torch.no_grad():
-        weight.copy_(matrix.reshape(*matrix.shape[:2], *kernel).movedim((0, 1), order))
-
-
 def _add_fit(
     matrix: Tensor, result: nn.Module, layer: Layer, kept: Kept, fit: Fit, taps: int, rows: IntArray
 ) -> None:
@@ -383,7 +363,7 @@ def _add_fit(
         rows: Output rows, before shrinking, that the fit holds for.
     """
     outputs = kept[layer.weight].get(layer.out_axis or 0, np.arange(matrix.shape[0]))
-    inputs = kept[layer.weight].get(_in_axis(layer), np.arange(matrix.shape[1]))
+    inputs = kept[layer.weight].get(in_axis_of(layer), np.arange(matrix.shape[1]))
     rows = np.intersect1d(outputs, rows)
     if not len(rows):
         return  # the whole group of the convolution is gone

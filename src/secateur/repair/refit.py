@@ -1,68 +1,49 @@
-"""Refit: solve each consumer again, one after the other, from what reaches it in the shrunk model.
+"""Refit: solve each layer again from what reaches it in the pruned network, in one walk over the network.
 
-`fold` fits every consumer, a layer that reads a group, to the activations of the original model, so later
-layers do not see the errors of earlier ones.  `refit` follows the order of execution.  From the inputs z of a
-consumer in the shrunk model as repaired so far, and its inputs x in the original, it solves
+`fold` fits every consumer to the activations of the original model, so later layers do not see the errors
+of earlier ones.  `refit` walks along the order of execution (`sweep`).  At each weight it has the inputs z in
+the pruned network as repaired so far, and what the original computes there, t = W x.  It solves for the
+correction of the weight (`least_squares`) and goes on with what the solved layer gives.  Where the statistics
+of a BatchNorm layer no longer fit its input, they are renewed on the way, by as much as the input changed on
+the same data.
 
-    min over V, c of  mean |V z + c - (W x + b)|^2 + ridge |V - V_now|^2
-
-for its weight and bias, in float64 from streamed moments of the pairs (z, W x).  The ridge is chosen on
-batches kept apart.  A step that brings the model no nearer to the original there is undone.
+A weight that is used several times in a pass is solved from all its calls, at the end of a first walk; a
+second one then solves the others from what it gives.
 
 Source: the asymmetric reconstruction of He, Zhang and Sun, ICCV 2017 (arXiv:1707.06168), section 3.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.core import InputError, IntArray, Layer, Plan, PruningGraph
+from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
-from secateur.execution import read_batches, untouched
-from secateur.repair.fold import FARTHER, as_matrix, set_matrix
-from secateur.statistics.collect import consumer_layers, observe_inputs
-from secateur.statistics.moments import patches
-from secateur.statistics.weight_inputs import WeightInput
+from secateur.execution import duplicate, read_batches, untouched
+from secateur.measure.metrics import distance_from
+from secateur.progress import progress_bar
+from secateur.repair.batchnorm import NormInput, norm_layers
+from secateur.repair.fold import FARTHER, NO_BETTER
+from secateur.repair.least_squares import InputSums
+from secateur.repair.spill import Spill
+from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep
+from secateur.repair.weight_fit import WeightFit
+from secateur.repair.weight_matrix import in_axis_of
+from secateur.statistics.collect import consumer_layers
 
-__all__ = ["refit"]
+__all__ = ["MEMORY", "refit"]
 
-RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)
-WIDEST = 2304  # features, taps included, above which a consumer is skipped: its matrices would be too large
-ROWS, EXAMPLES = 4096, 16  # rows, and examples of images cut into patches, in a block
-
-Judge = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Means over all rows that reach a consumer: z in the shrunk model, t = W x in the original.
-
-    Attributes:
-        gram: mean z z^T, float64 [F, F].
-        cross: mean t z^T, float64 [R, F].
-        z: mean z [F].
-        t: mean t [R].
-        square: mean |t|^2.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    z: Tensor
-    t: Tensor
-    square: float
-
-    def error(self, V: Tensor, c: Tensor) -> float:
-        """Return the mean squared distance of V z + c from t."""
-        quadratic = (V @ self.gram * V).sum() + 2 * (c * (V @ self.z)).sum() + c.square().sum()
-        return float(quadratic - 2 * (V * self.cross).sum() - 2 * (c * self.t).sum()) + self.square
+WIDEST = 6144  # features, taps included, above which a layer is skipped: its matrices would be too large
+MEMORY = 8 * 2**30  # bytes of activations in memory, beyond which they go to disk
 
 
 def refit(
@@ -71,25 +52,32 @@ def refit(
     plan: Plan,
     fitting: Sequence[Any],
     guard: Sequence[Any] | None = None,
-    judge: Judge | None = None,
+    *,
+    memory: float = MEMORY,
+    progress: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a repaired copy of the shrunk model, and by weight of each consumer what was done.
+    """Return a repaired copy of the shrunk model, and by weight of each layer what was done.
+
+    It costs one forward pass of either model, the products of rows, and the solves.
 
     Args:
         model: The model that the plan was made for.
         small: `shrink(model, plan)`, folded or not.
         plan: What went from that model.
         fitting: Batches to fit on.
-        guard: Batches kept apart, on which the ridge is chosen; by default those of `fitting`.
-        judge: Measures how far a model is from the original on batches kept apart; smaller is better.  A step
-            that does not reduce it is undone.
+        guard: Batches kept apart, on which each ridge is chosen, and the whole judged at the end; by default
+            those of `fitting`.
+        memory: Bytes of activations of paused passes in memory; beyond, they go to a temporary folder.
+        progress: Whether to show progress on a terminal.
 
     Returns:
-        The model, and for each consumer the relative output error `before` and `after` on the batches that
-        chose the ridge, the `ridge`, and whether the step was `undone`, and `why`; or why it was `skipped`.
+        The model, and for each layer the output error `before` and `after` on the batches that chose the
+        ridge, relative to the variance of the output, the `ridge` and whether the step was `undone`, and
+        `why`; or why it was `skipped`.
 
     Raises:
-        InputError: If the models cannot take the batches, or `small` is not `model` shrunk by the plan.
+        InputError: If the models cannot take the batches, compute something else on a second call, or `small`
+            is not `model` shrunk by the plan.
 
     Example:
         >>> from secateur.apply.shrink import shrink
@@ -103,160 +91,187 @@ def refit(
         >>> bool((better(x) - mlp(x)).square().sum() < (small(x) - mlp(x)).square().sum())
         True
     """
-    best = judge(small) if judge is not None else 0.0
-    notes: dict[str, Any] = {}
-    consumers = consumer_layers(plan.graph)
-    uses = Counter(layer.weight for layer in consumers.values())
-    for key, layer in consumers.items():
-        reason = _obstacle(layer, small, plan, uses[layer.weight])
-        solved = reason or _Step(model, small, plan, key, layer).solve(fitting, guard)
-        if solved is None:
-            continue
-        if isinstance(solved, str):
-            notes[layer.weight] = {"skipped": solved}
-            continue
-        trial, note = solved
-        distance = judge(trial) if judge is not None else note["after"] - note["before"]
-        nearer = distance < best
-        notes[layer.weight] = {**note, "undone": not nearer} | ({} if nearer else {"why": FARTHER})
-        if nearer:
-            small, best = trial, distance if judge is not None else 0.0
-    return copy.deepcopy(small), notes
+    batches = [Batch(*b[:3]) for b in read_batches(fitting, model)]
+    fitted = len(batches)
+    batches += [Batch(*b[:3]) for b in read_batches(guard, model)] if guard else []
+    repaired = duplicate(small)
+    with untouched(model), _evaluation_mode(repaired), torch.no_grad():
+        walk = _Refit(model, repaired, plan, batches, fitted)
+        walk.run(memory, progress)
+    judge = distance_from(model, guard or fitting)
+    if walk.changed and not judge(repaired) < judge(small):
+        notes = {
+            k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in walk.notes.items()
+        }
+        return duplicate(small), notes
+    return repaired, walk.notes
 
 
-def _obstacle(layer: Layer, small: nn.Module, plan: Plan, uses: int) -> str:
-    """Return why a consumer cannot be solved, or an empty string."""
-    if layer.weight in plan.masks:
-        return "single weights are masked"
-    if layer.kind == "conv_transpose" or layer.groups > 1:
-        return "grouped and transposed convolutions are folded only"
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; restore its modes, but not its buffers."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        weight = small.get_parameter(layer.weight)
-    except AttributeError as error:
-        raise InputError(f"the shrunk model has no {layer.weight!r}: it does not fit this plan") from error
-    if uses + sum(p is weight for _, p in small.named_parameters(remove_duplicate=False)) > 2:
-        return "the weight is tied to another"
-    _, read, taps = as_matrix(weight, layer).shape
-    if taps > 1 and layer.kind != "conv":
-        return "the weight has more than two axes"
-    return f"{read * taps} features are more than {WIDEST}" if read * taps > WIDEST else ""
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
 
 
-class _Step:
-    """One consumer of the shrunk model, to be solved."""
+class _Refit:
+    """A walk that solves the weights of `small` in place."""
 
-    def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, key: str, layer: Layer) -> None:
-        self.model, self.small, self.graph = model, small, plan.graph
-        self.key, self.layer = key, layer
-        whole = as_matrix(model.get_parameter(layer.weight), layer).double()
-        kept = kept_indices(plan.graph, plan.keep).get(layer.weight, {})
-        self.rows: IntArray = kept.get(layer.out_axis or 0, np.arange(len(whole)))
-        self.W = whole.flatten(1)[self.rows]
+    def __init__(
+        self, model: nn.Module, small: nn.Module, plan: Plan, batches: Sequence[Batch], fitted: int
+    ) -> None:
+        self.model, self.small, self.plan, self.batches, self.fitted = model, small, plan, batches, fitted
+        self.kept = kept_indices(plan.graph, plan.keep)
+        self.layers = consumer_layers(plan.graph)
+        self.norms = norm_layers(model)
+        self.before, self.after = _tensors(model), _tensors(small)
+        for layer in self.layers.values():
+            if layer.weight not in self.after:
+                raise InputError(f"the shrunk model has no {layer.weight!r}: it does not fit this plan")
+        self.notes: dict[str, Any] = {}
+        self.changed = False
+        self._inputs = _LastInputs()
 
-    def solve(
-        self, fitting: Sequence[Any], guard: Sequence[Any] | None
-    ) -> tuple[nn.Module, dict[str, Any]] | str | None:
-        """Return the model with this consumer solved, and a note.
+    def run(self, memory: float, progress: bool) -> None:
+        """Walk once, and a second time if weights were solved from several calls."""
+        observed = self._observed(self.before), self._observed(self.after)
+        outlined = outline(self.model, observed[0], self.batches[0])
+        several = {k for k, calls in outlined.calls.items() if calls > 1 and k in self.layers}
+        fits: dict[str, WeightFit] = {}
+        for turn in range(2 if several else 1):
+            spill = Spill(memory)
+            walk = sweep((self.model, self.small), observed, self.batches, outlined, spill)
+            bar = progress_bar("refit", len(outlined.calls), progress)
+            with closing(walk), closing(spill), bar as advance:
+                for cut in walk:
+                    if not cut.once:
+                        if turn == 0 and cut.key in self.layers:
+                            calls = outlined.calls[cut.key] * len(self.batches)
+                            fit = fits.setdefault(cut.key, self._fit(cut.key, outlined))
+                            fit.add(cut, calls)
+                        continue
+                    advance(cut.key)
+                    if any(not _same(pair) for pair in cut):
+                        (self._renew if cut.key in self.norms else self._solve)(cut, outlined)
+            for key, fit in fits.items() if turn == 0 else ():
+                self._finish(key, fit)
+        self._warn()
 
-        Return None if the same inputs reach it in both models, and the reason if it cannot be solved.
-        """
-        pairs = self._pairs(fitting)
-        if not isinstance(pairs, Pairs):
-            return pairs
-        apart = self._pairs(guard) if guard else pairs
-        if not isinstance(apart, Pairs):
-            return apart
-        now = as_matrix(self.small.get_parameter(self.layer.weight), self.layer).double()
-        V, bias = now.flatten(1), self._bias(self.small)
-        start = torch.zeros_like(pairs.t) if bias is None else bias - self._original_bias()
-        before = apart.error(V, start)
-        trials = [(r, *_solve(pairs, V, r, bias is not None)) for r in RIDGES]
-        ridge, best, c = min(trials, key=lambda trial: apart.error(*trial[1:]))
-        scale = max(apart.square, 1e-300)
-        note = {"before": before / scale, "after": apart.error(best, c) / scale, "ridge": ridge}
-        return self._copy_with(best.reshape(now.shape), c), note
+    def _observed(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
+        """Return what the walk stops at: the weights that can be solved, and BatchNorm layers."""
+        stops = {name: (tensors[name], 0) for name in self.norms}
+        for key, layer in self.layers.items():
+            if reason := self._obstacle(layer):
+                self.notes[layer.weight] = {"skipped": reason}
+            else:
+                stops[key] = (tensors[layer.weight], in_axis_of(layer))
+        return stops
 
-    def _bias(self, model: nn.Module) -> Tensor | None:
-        return None if self.layer.bias is None else model.get_parameter(self.layer.bias).detach().double()
+    def _obstacle(self, layer: Layer) -> str:
+        """Return why a weight cannot be solved, or an empty string."""
+        if layer.weight in self.plan.masks:
+            return "single weights are masked"
+        if any(x.weight == layer.weight and x is not layer for x in self.plan.graph.layers):
+            return "the weight is tied to another"
+        weight = self.after[layer.weight]
+        features = math.prod(n for axis, n in enumerate(weight.shape) if axis != layer.out_axis)
+        return f"{features} features are more than {WIDEST}" if features > WIDEST else ""
 
-    def _original_bias(self) -> Tensor:
-        bias = self._bias(self.model)
-        return self.W.new_zeros(len(self.rows)) if bias is None else bias[self.rows]
+    def _renew(self, cut: Cut, outlined: Outline) -> None:
+        mean, variance = (self.after[name] for name in (cut.key, self.norms[cut.key]))
+        inputs = NormInput(self.kept_of(cut.key, 0, len(self.before[cut.key])))
+        for pair in cut:
+            inputs.add(pair.x.x, pair.z.x)
+        # Least squares that has just made the input is best without a change of scale.
+        solved = {
+            self.layers[k].weight
+            for k, norm in outlined.follows.items()
+            if norm == cut.key and k in self.layers
+        }
+        inputs.renew(mean, variance, spread=not any("ridge" in self.notes.get(w, {}) for w in solved))
+        self.changed = True
 
-    def _copy_with(self, matrix: Tensor, shift: Tensor) -> nn.Module:
-        """Return a copy of the shrunk model with this weight, and the shift added to the original's bias."""
-        result = copy.deepcopy(self.small)
-        set_matrix(result.get_parameter(self.layer.weight), self.layer, matrix)
-        if self.layer.bias is not None:
-            with torch.no_grad():
-                result.get_parameter(self.layer.bias).copy_(self._original_bias() + shift)
-        return result
+    def _solve(self, cut: Cut, outlined: Outline) -> None:
+        fit = self._fit(cut.key, outlined, cut)
+        fit.add(cut)
+        self._inputs.put(cut, fit.inputs)
+        self._finish(cut.key, fit)
 
-    def _pairs(self, batches: Sequence[Any]) -> Pairs | str | None:
-        """Run both models and add up what reaches the consumer in each."""
-        total: list[Tensor] = []
-        count = 0
-        with untouched(self.model), untouched(self.small):
-            for _, args, kwargs, _ in read_batches(batches, self.model):
-                inputs = [_inputs_of(m, self.graph, self.key, args, kwargs) for m in (self.model, self.small)]
-                if len(inputs[0]) != len(inputs[1]):
-                    return "the shrunk model calls it a different number of times"
-                both = list(zip(*inputs, strict=True))
-                if not total and all(_same(x.x, z.x) for x, z in both):
-                    return None
-                for x, z in both:
-                    for rows, part in _row_pairs(x, z, self.W):
-                        total = [a + b for a, b in zip(total, part, strict=True)] if total else part
-                        count += rows
-        gram, cross, z_mean, t_mean, square = (part / count for part in total)
-        return Pairs(gram, cross, z_mean, t_mean, float(square))
+    def _fit(self, key: str, outlined: Outline, cut: Cut | None = None) -> WeightFit:
+        layer = self.layers[key]
+        out = layer.out_axis or 0
+        biases, bias = None, layer.bias
+        if bias is not None:
+            kept = self.kept_of(bias, 0, len(self.before[bias]))
+            biases = self.before[bias][torch.from_numpy(kept).to(self.before[bias].device)], self.after[bias]
+        centred = (
+            biases is not None or outlined.follows.get(key) in self.norms
+        ) and layer.kind != "conv_transpose"
+        weights = self.before[layer.weight], self.after[layer.weight]
+        kept = self.kept_of(layer.weight, out, weights[0].shape[out])
+        inputs = None if cut is None else self._inputs.get(cut, centred)
+        return WeightFit(layer, weights, biases if centred else None, kept, centred, self.fitted, inputs)
 
+    def _finish(self, key: str, fit: WeightFit) -> None:
+        note = fit.solve()
+        if note.get("undone"):
+            note["why"] = NO_BETTER
+        self.notes[self.layers[key].weight] = note
+        self.changed |= not note.get("undone", True)
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
+    def kept_of(self, name: str, axis: int, size: int) -> IntArray:
+        """Return the indices that are left on an axis of a tensor."""
+        return self.kept.get(name, {}).get(axis, np.arange(size))
 
-
-def _solve(pairs: Pairs, V: Tensor, ridge: float, centred: bool) -> tuple[Tensor, Tensor]:
-    """Return the weight and the constant that solve the least squares with a ridge towards V.
-
-    With the covariances S of z and C of t with z, the weight V + U satisfies U A = C - V S, where A is S plus
-    the ridge times the mean of S's diagonal.
-    """
-    z, t = (pairs.z, pairs.t) if centred else (torch.zeros_like(pairs.z), torch.zeros_like(pairs.t))
-    S, C = pairs.gram - torch.outer(z, z), pairs.cross - torch.outer(t, z)
-    A = S + ridge * S.diagonal().mean().clamp_min(1e-24) * torch.eye(len(S), dtype=S.dtype, device=S.device)
-    best = V + torch.cholesky_solve((C - V @ S).T, torch.linalg.cholesky(A)).T
-    return best, t - best @ z
-
-
-def _inputs_of(
-    model: nn.Module, graph: PruningGraph, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[WeightInput]:
-    """Return what reaches a consumer in one forward pass, one entry for each of its calls."""
-    inputs: list[WeightInput] = []
-
-    def record(weight_input: WeightInput) -> None:
-        if weight_input.key == key:
-            inputs.append(weight_input)
-
-    with torch.no_grad(), observe_inputs(model, graph, record):
-        model(*args, **kwargs)
-    return inputs
+    def _warn(self) -> None:
+        narrow = [
+            name for name, note in self.notes.items() if note.get("rows", math.inf) < note.get("features", 0)
+        ]
+        if narrow:
+            name = max(narrow, key=lambda x: self.notes[x]["features"] / self.notes[x]["rows"])
+            note = self.notes[name]
+            warnings.warn(
+                f"{len(narrow)} layers read more features than there are rows of calibration data "
+                f"({name!r}: {note['features']} features, {note['rows']} rows): the ridge damps their "
+                "repair; more batches would help",
+                stacklevel=4,
+            )
 
 
-def _row_pairs(x: WeightInput, z: WeightInput, W: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield the number of rows of each block, and the sums of its products."""
-    for a, b in zip(_row_blocks(x), _row_blocks(z), strict=True):
-        t = a @ W.T
-        yield len(b), [b.T @ b, t.T @ b, b.sum(0), t.sum(0), t.square().sum()]
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _row_blocks(given: WeightInput) -> Iterator[Tensor]:
-    """Yield the rows that a weight multiplies, float64 [rows, features], a block at a time."""
-    if given.window is not None:
-        for example in given.x.split(EXAMPLES):
-            yield patches(example, given.window).double()
-    else:
-        rows = given.x.movedim(given.axis, -1).reshape(-1, given.x.shape[given.axis])
-        for block in rows.split(ROWS):
-            yield block.double()
+def _same(pair: Pair) -> bool:
+    return pair.x.x.shape == pair.z.x.shape and torch.equal(pair.x.x, pair.z.x)
+
+
+class _LastInputs:
+    """The sums over the inputs of the last weight: queries, keys and values read the same tensors."""
+
+    def __init__(self) -> None:
+        self._tensors: list[weakref.ref[Tensor]] = []
+        self._sums: tuple[InputSums, InputSums] | None = None
+        self._form: Any = None
+
+    @staticmethod
+    def _form_of(cut: Cut) -> Any:
+        return [(pair.batch, pair.z.axis, pair.z.window) for pair in cut.pairs]
+
+    def get(self, cut: Cut, centred: bool) -> tuple[InputSums, InputSums] | None:
+        """Return the sums if a cut has the same inputs."""
+        tensors = [pair.z.x for pair in cut.pairs]
+        same = len(tensors) == len(self._tensors) and self._form == self._form_of(cut)
+        same = same and all(a() is b for a, b in zip(self._tensors, tensors, strict=True))
+        return self._sums if same and self._sums is not None and self._sums[0].centred == centred else None
+
+    def put(self, cut: Cut, sums: tuple[InputSums, InputSums] | None) -> None:
+        """Remember the sums of a cut."""
+        self._tensors = [weakref.ref(pair.z.x) for pair in cut.pairs]
+        self._form = self._form_of(cut)
+        self._sums = sums

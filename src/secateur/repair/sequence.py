@@ -109,9 +109,13 @@ def _fold(
 
 
 def _refit(after: Pruned, settings: RepairSettings) -> Pruned:
-    judge = distance_from(settings.original, settings.guard) if settings.guard else None
     model, notes = refit(
-        settings.original, after.model, after.plan, settings.fitting or (), settings.guard, judge
+        settings.original,
+        after.model,
+        after.plan,
+        settings.fitting or (),
+        settings.guard,
+        progress=settings.progress,
     )
     folds = {**after.folds, **{key: {**after.folds.get(key, {}), "refit": x} for key, x in notes.items()}}
     return replace(after, model=zero_masked(model, after.plan), folds=folds)

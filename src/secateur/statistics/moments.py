@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.core import Moments
 from secateur.statistics.weight_inputs import WeightInput, Window
 
-__all__ = ["InputMoments", "patches"]
+__all__ = ["InputMoments", "patch_view", "patches"]
 
 BLOCK = 1 << 22
 
@@ -108,10 +108,16 @@ def patches(x: Tensor, window: Window) -> Tensor:
                 [1., 3.],
                 [2., 0.]])
     """
+    view = patch_view(x, window)
+    return view.reshape(-1, x.shape[1] * math.prod(window.kernel))
+
+
+def patch_view(x: Tensor, window: Window) -> Tensor:
+    """Return a view [batch, *positions, channels, *taps] of the patches of an input; see `patches`."""
     dims = len(window.kernel)
-    x = F.pad(x, [p for pair in reversed(window.padding) for p in pair])
+    if any(pad for pair in window.padding for pad in pair):
+        x = F.pad(x, [p for pair in reversed(window.padding) for p in pair])
     for i, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
         x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
     space, taps = range(2, 2 + dims), range(2 + dims, 2 + 2 * dims)
-    rows = x.permute(0, *space, 1, *taps)
-    return rows.reshape(-1, rows.shape[1 + dims] * math.prod(window.kernel))
+    return x.permute(0, *space, 1, *taps)

@@ -300,6 +300,12 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
+def _batch_norm(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
+    input, mean = _named(("input", "running_mean"), args, kwargs)
+    x = hooks.report(mean, 0, input, 1)
+    return (x, *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
+
+
 def _recurrent(hooks: InputHooks, func: Any, args: Args, kwargs: Kwargs) -> Call:
     parameters: Any = args[3] if isinstance(args[3], (list, tuple)) else args[2]
     if any(hooks.origin(p) is not None for p in parameters):
@@ -327,6 +333,7 @@ _HANDLERS: dict[Any, Callable[..., Call]] = {
     **dict.fromkeys((Tensor.addmm, Tensor.baddbmm, Tensor.addmv, Tensor.addbmm), _ADDED),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _transposed_convolution),
+    F.batch_norm: _batch_norm,
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
     **dict.fromkeys((torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell), _cell),
 }

@@ -1,0 +1,124 @@
+"""The least-squares problem of one weight: rows that reach it, targets from the original, the solution."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core import InputError, IntArray, Layer
+from secateur.repair.least_squares import InputSums, TargetSums, solve
+from secateur.repair.rows import draw_rows, row_shape, rows
+from secateur.repair.sweep import Cut, Pair
+from secateur.repair.weight_matrix import as_blocks, block_count, set_blocks
+
+__all__ = ["WeightFit"]
+
+# Neighbouring rows of an image are nearly the same: above this many rows, a random part of them serves.
+ROWS, ROWS_PER_FEATURE = 4096, 32
+
+
+class WeightFit:
+    """Fits a weight of the pruned network to what the original computes.
+
+    Args:
+        layer: The layer.
+        weights: Its weight in the original, and in the pruned network, where the solution goes.
+        biases: Its bias in both, or None; the original's without the outputs that are gone.
+        kept: The outputs of the weight that are left.
+        centred: Whether a constant can be fitted: into the bias, or into the BatchNorm layer that follows.
+        fitted: Batches from this number on are kept apart.
+        inputs: Sums over the same inputs, fitted and kept apart, if another weight has them.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        weights: tuple[Tensor, Tensor],
+        biases: tuple[Tensor, Tensor] | None,
+        kept: IntArray,
+        centred: bool,
+        fitted: int,
+        inputs: tuple[InputSums, InputSums] | None = None,
+    ) -> None:
+        """Start without rows."""
+        self._layer, (self._original, self._weight), self._biases = layer, weights, biases
+        self._kept, self._centred, self._fitted = kept, centred, fitted
+        self.inputs = inputs
+        self._shared = inputs is not None
+        self._targets: tuple[TargetSums, TargetSums] | None = None
+        self.features = 0
+
+    def add(self, cut: Cut, calls: int = 1) -> None:
+        """Add the rows of a cut.
+
+        Args:
+            cut: Passes that are about to use the weight.
+            calls: How many cuts there are about to be.
+        """
+        total = calls * sum(math.prod(row_shape(pair.z)) for pair in cut.pairs)
+        for pair in cut:
+            if row_shape(pair.x) == row_shape(pair.z):  # else the same tokens did not reach it
+                self._add(pair, total)
+
+    def _add(self, pair: Pair, total: int) -> None:
+        features_x, features_z = (entry.x.shape[entry.axis] for entry in (pair.x, pair.z))
+        blocks_x = block_count(self._original, self._layer, features_x)
+        blocks_z = block_count(self._weight, self._layer, features_z)
+        width = as_blocks(self._weight, self._layer, blocks_z).shape[-1]
+        share = max(ROWS, ROWS_PER_FEATURE * width) / total
+        numbers = draw_rows(row_shape(pair.z), share, pair.batch)
+        z = rows(pair.z, blocks_z, numbers)
+        t = self._target(rows(pair.x, blocks_x, numbers)).reshape(len(z), blocks_z, -1)
+        if self.inputs is None:
+            self.inputs = InputSums(z, self._centred), InputSums(z, self._centred)
+        if self._targets is None:
+            self._targets = TargetSums(self.inputs[0], t), TargetSums(self.inputs[1], t)
+        part = int(pair.batch >= self._fitted)
+        self.features = width
+        if not self._shared:
+            self.inputs[part].add(z)
+        self._targets[part].add(z, t)
+
+    def _target(self, x: Tensor) -> Tensor:
+        """Return W x without the outputs that are gone [n, outputs], taps of an output side by side."""
+        W = as_blocks(self._original, self._layer, x.shape[1]).to(x)
+        t = torch.einsum("nbf,bof->nbo", x, W)
+        if self._layer.kind != "conv":  # [blocks, outs * taps]: the outputs of a block
+            outs = self._original.shape[self._layer.out_axis or 0]
+            t = t.reshape(len(x), -1, outs, t.shape[-1] // outs)[
+                :, :, torch.from_numpy(self._kept).to(x.device)
+            ]
+            return t.flatten(1)
+        return t.flatten(1)[:, torch.from_numpy(self._kept).to(x.device)]
+
+    @torch.no_grad()
+    def solve(self) -> dict[str, Any]:
+        """Write the solution into the pruned network and return a note.
+
+        Raises:
+            InputError: If NaN or infinite values reached the weight.
+        """
+        if self._targets is None or self.inputs is None or not self.inputs[0].count:
+            return {"skipped": "no rows reach it in both networks"}
+        fitting, apart = self._targets
+        if not math.isfinite(fitting.square()):
+            raise InputError(f"NaN or infinite activations reach layer {self._layer.name!r}")
+        V = as_blocks(self._weight, self._layer, len(self.inputs[0].shift))
+        c = V.new_zeros(V.shape[:2])
+        if self._biases is not None:
+            c = (self._biases[1].double() - self._biases[0].double()).reshape(c.shape)
+        solution = solve(fitting, apart, V, c)
+        set_blocks(self._weight, self._layer, solution.V)
+        if self._biases is not None:
+            self._biases[1].copy_(self._biases[0].double() + solution.c.flatten())
+        return {
+            "before": solution.before,
+            "after": solution.after,
+            "ridge": float(solution.ridge.median()),
+            "rows": self.inputs[0].count,
+            "features": self.features,
+            "undone": not bool(solution.ridge.isfinite().any()),
+        }
