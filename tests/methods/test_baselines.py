@@ -26,6 +26,7 @@ from secateur.core import (
     Weights,
 )
 from secateur.methods import (
+    FLAP,
     METHODS,
     SNIP,
     Activation,
@@ -33,10 +34,12 @@ from secateur.methods import (
     Magnitude,
     Method,
     Random,
+    RidgeLeverage,
     Sensitivity,
     SetMethod,
     SynFlow,
     Taylor,
+    Wanda,
 )
 from secateur.methods.base import normalize_scores
 from secateur.statistics.collect import collect_statistics
@@ -143,6 +146,99 @@ def test_activation_of_hidden_units_averages_their_readers() -> None:
         close(found[group.name], torch.stack(means).mean(0))
 
 
+def test_wanda_is_weight_times_the_norm_of_its_input() -> None:
+    model, _, batches = make("mlp")
+    x = torch.cat([x for x, _ in batches])
+    hidden = F.relu(model[0](x))
+    own, read = x.square().mean(0).sqrt(), hidden.square().mean(0).sqrt()
+    W1, W2 = model[0].weight.abs(), model[2].weight.abs()
+    close(scores(Wanda())["0"], (W2 * read).sum(0))
+    close(scores(Wanda(over="producers"))["0"], (W1 * own).sum(1))
+    close(scores(Wanda(over="both"))["0"], (W2 * read).sum(0) + (W1 * own).sum(1))
+    close(scores(Wanda(), weights=True)["2.weight"], W2 * read)
+
+
+def test_flap_is_the_variance_that_a_unit_gives_to_the_outputs() -> None:
+    model, _, batches = make("mlp")
+    hidden = F.relu(model[0](torch.cat([x for x, _ in batches])))
+    close(scores(FLAP())["0"], hidden.var(0, correction=0) * model[2].weight.square().sum(0))
+
+
+def test_input_weighted_scores_of_channels_behind_grouped_convolutions_and_a_flatten() -> None:
+    model, _, batches = make("cnn")
+    x = torch.cat([x for x, _ in batches])
+    maps, flat = model[:3](x), model[:6](x)
+    norms, variances = maps.square().mean((0, 2, 3)).sqrt(), maps.var((0, 2, 3), correction=0)
+    # Rows 0-3 of the grouped convolution read channels 0-2, rows 4-7 read channels 3-5, with 9 taps each.
+    taps = model[3].weight.abs().sum((2, 3)).reshape(2, 4, 3).sum(1)
+    squares = model[3].weight.square().sum((2, 3)).reshape(2, 4, 3).sum(1)
+    close(scores(Wanda(), "cnn")["0"], (taps * norms.reshape(2, 3)).sum(0))
+    close(scores(FLAP(), "cnn")["0"], (squares * variances.reshape(2, 3)).sum(0))
+    columns = (model[6].weight.abs() * flat.square().mean(0).sqrt()).sum(0)
+    # Channels j and j + 4 go together, for both groups are one unit; the head reads each at 16 positions.
+    close(scores(Wanda(), "cnn")["3"], columns.reshape(2, 4, 16).sum((0, 2)))
+
+
+def test_wanda_of_hidden_units_sums_over_their_readers() -> None:
+    model, graph, batches = make("lstm")
+    statistics = collect_statistics(model, graph, batches, {"moments"})
+    [group] = graph.groups
+    total = torch.zeros(10, dtype=torch.float64)
+    for layer, _ in graph.consumers(group):
+        norms = statistics.moments[layer.weight].second.sqrt()
+        total += (statistics.weights[layer.weight].abs() * norms).sum(0).reshape(-1, 10).sum(0)
+    close(Wanda().unit_scores(graph, statistics)[group.name], total)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm"])
+def test_wanda_prunes_every_row_of_weights_alike(name: str) -> None:
+    model, graph, batches = make(name)
+    statistics = collect_statistics(model, graph, batches, {"moments"})
+    found = Wanda().plan(graph, statistics, Weights(0.37))
+    raw = Wanda().weight_scores(graph, statistics)
+    assert found.masks
+    for weight, mask in found.masks.items():
+        stays = torch.from_numpy(mask).flatten(1)
+        kept = stays.sum(1)
+        assert int(kept.max()) - int(kept.min()) <= 1
+        for row, marks in zip(raw[weight].flatten(1), stays, strict=True):
+            assert not marks.all() and (not marks.any() or row[marks].min() >= row[~marks].max())
+        assert found.notes[weight]["threshold"] == pytest.approx(
+            float(raw[weight][found.masks[weight]].min())
+        )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_leverage_is_the_diagonal_of_a_ridge_regression(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3, bias=bias)).double()
+    x = torch.randn(40, 5, dtype=torch.float64)
+    graph = trace(model, x)
+    statistics = collect_statistics(model, graph, [(x, None)], {"gram"})
+    hidden = model[:2](x).detach()
+    # Only a bias can take what is constant.
+    hidden = hidden - hidden.mean(0) if bias else hidden
+    G = hidden.T @ hidden
+    inverse = torch.linalg.inv(G + 0.3 * G.diagonal().mean() * torch.eye(12, dtype=torch.float64))
+    close(RidgeLeverage(ridge=0.3).unit_scores(graph, statistics)["0"], (G @ inverse).diagonal())
+
+
+def test_leverage_of_units_that_are_dead_or_copies() -> None:
+    model, graph, batches = make("mlp")
+    with torch.no_grad():
+        model[0].weight[:3], model[0].bias[:3] = 0.0, -1.0
+        model[0].weight[5], model[0].bias[5] = model[0].weight[4], model[0].bias[4]
+    statistics = collect_statistics(model, graph, batches, {"gram"})
+    found = RidgeLeverage().unit_scores(graph, statistics)["0"]
+    close(found[:3], torch.zeros(3))
+    close(found[5], found[4])
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)
+    dead = collect_statistics(model, graph, batches, {"gram"})
+    assert not RidgeLeverage().unit_scores(graph, dead)["0"].any()
+
+
 def test_snip_is_the_derivative_by_a_mask() -> None:
     model, _, batches = make("mlp")
     found = scores(SNIP(), weights=True)
@@ -246,7 +342,11 @@ def method_of(name: str) -> SetMethod:
     return SynFlow(rounds=6) if name == "synflow" else METHODS[name]()
 
 
-SCORED = ("random", "magnitude", "activation", "sensitivity", "taylor", "snip", "synflow")
+SCORED = (
+    *("random", "magnitude", "activation", "sensitivity", "wanda", "flap"),
+    *("leverage", "taylor", "snip", "synflow"),
+)
+UNITS_ONLY = ("activation", "sensitivity", "flap", "leverage")
 
 
 @pytest.mark.parametrize("model_name", ["mlp", "cnn", "lstm"])
@@ -257,7 +357,7 @@ def test_laws_of_selection(name: str, model_name: str) -> None:
     model, graph, batches = make(model_name)
     for budget in BUDGETS:
         statistics = collect_statistics(model, graph, batches, method.needs(budget))
-        if isinstance(budget, Weights) and name in ("activation", "sensitivity"):
+        if isinstance(budget, Weights) and name in UNITS_ONLY:
             with pytest.raises(InputError, match="not defined for single weights"):
                 method.plan(graph, statistics, budget)
             continue
@@ -384,6 +484,9 @@ def test_set_methods_say_which_and_are_checked() -> None:
     ("method", "message"),
     [
         (Activation(), "there are no moments for group '0'"),
+        (Wanda(), "there are no moments for group '0'"),
+        (FLAP(), "there are no moments for group '0'"),
+        (RidgeLeverage(), "there is no Gram matrix of what reads '0'"),
         (Taylor(), "'taylor' needs 'taylor' for '0'"),
         (SNIP(), "'snip' needs 'gradients' for '0.weight'"),
         (SynFlow(), "'synflow' needs 'flow'"),
@@ -400,6 +503,8 @@ def test_options_and_budgets_are_checked() -> None:
         (lambda: Magnitude(p=3), "1 or 2; got 3"),
         (lambda: Magnitude(over="all"), "got 'all'"),
         (lambda: Activation(statistic="median"), "got 'median'"),
+        (lambda: Wanda(over="all"), "got 'all'"),
+        (lambda: RidgeLeverage(ridge=0), "positive number; got 0"),
         (lambda: SynFlow(rounds=0), "at least 1; got 0"),
         (lambda: plan(Magnitude(), 0.01), "a budget is Units"),
         (lambda: plan(SynFlow(), 0.01), "a budget is Units"),

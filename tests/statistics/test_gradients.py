@@ -172,6 +172,38 @@ def test_examples_are_found_on_the_second_axis(steps: int) -> None:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-14)
 
 
+class Tokens(nn.Module):
+    """A language model: every token also sees the mean of those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.head = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        mean = h.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return self.head(self.hidden(h + mean).relu())
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(3, 200), (40, 12), (1, 90)])
+def test_few_forward_passes_find_the_axis_of_the_examples(batch: int, tokens: int) -> None:
+    model = Tokens().double().eval()
+    x, y = torch.randint(11, (batch, tokens)), torch.randint(11, (batch, tokens))
+    graph = trace(model, torch.zeros(2, 5, dtype=torch.int64))
+    calls = []
+    with model.register_forward_hook(lambda *_: calls.append(1)):
+        gates = Gates(model, graph, default_loss)
+        found = gates((x,), {}, y)
+        assert len(calls) <= 11  # the whole, one alone, eight parts, and the gates
+        calls.clear()
+        gates((x,), {}, y)
+        assert len(calls) == 1
+    assert gates._split == (0, 0)
+    exact = Gates(model, graph, default_loss)
+    exact._split = (0, 0)
+    assert found and all(torch.equal(value, found[name]) for name, value in exact((x,), {}, y).items())
+
+
 def test_gates_need_a_loss_of_single_examples() -> None:
     model = mlp(3, 6, 4)
     x = torch.randn(5, 3, dtype=torch.float64)

@@ -10,15 +10,26 @@ from secateur.methods.base import Choice, Method, ScoreMethod, SetMethod
 from secateur.methods.registry import BUILT_IN, METHODS, find_method, register
 
 if TYPE_CHECKING:
-    from secateur.methods.baselines import SNIP, Activation, Magnitude, Random, Sensitivity, Taylor
+    from secateur.methods.baselines import (
+        FLAP,
+        SNIP,
+        Activation,
+        Magnitude,
+        Random,
+        Sensitivity,
+        Taylor,
+        Wanda,
+    )
     from secateur.methods.during_training import prune_every
     from secateur.methods.lattice.method import Lattice
+    from secateur.methods.leverage import RidgeLeverage
     from secateur.methods.matroid import Matroid
     from secateur.methods.mip.method import MIP
     from secateur.methods.spectral import Spectral
     from secateur.methods.synflow import SynFlow
 
 __all__ = [
+    "FLAP",
     "METHODS",
     "MIP",
     "SNIP",
@@ -29,12 +40,14 @@ __all__ = [
     "Matroid",
     "Method",
     "Random",
+    "RidgeLeverage",
     "ScoreMethod",
     "Sensitivity",
     "SetMethod",
     "Spectral",
     "SynFlow",
     "Taylor",
+    "Wanda",
     "find_method",
     "prune_every",
     "register",

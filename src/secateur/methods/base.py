@@ -241,9 +241,24 @@ def unit_plan(
 
 
 def weight_plan(
-    method: str, graph: PruningGraph, budget: Weights, allocation: Allocation, scores: Scores, seed: int
+    method: str,
+    graph: PruningGraph,
+    budget: Weights,
+    allocation: Allocation,
+    scores: Scores,
+    seed: int,
+    order: Scores | None = None,
 ) -> Plan:
     """Keep the highest-scoring weights of each layer; ties go to the lower index.
+
+    Args:
+        method: The name of the method.
+        graph: The traced network.
+        budget: The budget.
+        allocation: How many weights each layer keeps.
+        scores: Scores of each weight tensor.
+        seed: The seed, for the plan.
+        order: Scores to select by instead, if a layer's weights do not all compete with one another.
 
     Raises:
         NothingToPrune: If rounding and floors leave nothing to remove.
@@ -252,7 +267,7 @@ def weight_plan(
     notes: dict[str, Any] = {}
     for name, count in allocation.counts.items():
         if count < scores[name].numel():
-            mask = top(scores[name], count)
+            mask = top((order or scores)[name], count)
             masks[name] = mask.reshape(graph.shapes[name]).cpu().numpy()
             notes[name] = {"threshold": float(scores[name][mask].min())}
     _check_removes(bool(masks), allocation, budget)

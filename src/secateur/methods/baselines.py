@@ -2,24 +2,40 @@
 
 Random; magnitude (L1, L2); mean activation; sensitivity |W2| * ||W1||; Taylor (Molchanov, Mallya, Tyree,
 Frosio and Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771); SNIP (Lee,
-Ajanthan and Torr, ICLR 2019, arXiv:1810.02340).  SynFlow has a module of its own.
+Ajanthan and Torr, ICLR 2019, arXiv:1810.02340); Wanda (Sun, Liu, Bair and Kolter, "A Simple and Effective
+Pruning Approach for Large Language Models", ICLR 2024, arXiv:2306.11695); FLAP (An, Zhao, Yu, Tang and Wang,
+"Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, arXiv:2312.11983).
+SynFlow and ridge leverage have modules of their own.
 Biases and normalisation are never pruned as single weights, nor do they enter a magnitude.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from secateur.allocation import prunable, weight_sizes
-from secateur.core import Budget, Group, InputError, PruningGraph, Statistics, Weights
-from secateur.methods.base import ScoreMethod, Scores, required
+from secateur.allocation import allocate, prunable, weight_sizes
+from secateur.core import (
+    Budget,
+    Group,
+    InputError,
+    Layer,
+    Moments,
+    Plan,
+    PruningGraph,
+    Slot,
+    Statistics,
+    Weights,
+)
+from secateur.methods.base import ScoreMethod, Scores, required, weight_plan
 from secateur.methods.unit_sums import (
     consumer_slots,
+    input_factors,
     moments_of,
     power_sums,
     producer_slots,
@@ -27,7 +43,9 @@ from secateur.methods.unit_sums import (
     unit_sums,
 )
 
-__all__ = ["SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor"]
+__all__ = ["FLAP", "SNIP", "Activation", "Magnitude", "Random", "Sensitivity", "Taylor", "Wanda"]
+
+Measured = tuple[Layer, Slot, Moments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +147,96 @@ class Activation(ScoreMethod):
 
     def _score(self, graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
         parts = []
-        for layer, slot in graph.consumers(group):
-            if (moments := moments_of(graph, statistics, layer)) is not None:
-                values: Tensor = getattr(moments, self.statistic).double()
-                parts.append(values[reading_features(graph, layer, slot).to(values.device)].mean(1))
-        if not parts:
-            weights = [slot.tensor for slot in group.slots_with("in")]
-            raise InputError(
-                f"there are no moments for group {group.name!r}, read by {weights or 'no weight'}: "
-                f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
-            )
+        for layer, slot, moments in _measured(graph, statistics, group, graph.consumers(group)):
+            values: Tensor = getattr(moments, self.statistic).double()
+            parts.append(values[reading_features(graph, layer, slot).to(values.device)].mean(1))
         return torch.stack([p.to(parts[0].device) for p in parts]).mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanda(ScoreMethod):
+    """|w| times the root mean square of the input that the weight multiplies.
+
+    A unit's score is the sum over the weights that read it (as in FLAP's comparison, where it is called
+    Wanda-sp), that produce it, or both.  Single weights compete within their output row, as published: each
+    row of a layer loses equally many.
+
+    Args:
+        over: The weights that a unit's score sums: those that produce it, those that consume it, or both.
+        normalize: See `ScoreMethod`; True, because the sum grows with the number of weights.
+    """
+
+    name: ClassVar[str] = "wanda"
+    over: Literal["producers", "consumers", "both"] = "consumers"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the option."""
+        if self.over not in ("producers", "consumers", "both"):
+            raise InputError(f"Wanda.over is 'producers', 'consumers' or 'both'; got {self.over!r}")
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Return the moments of the weights' inputs."""
+        return frozenset({"moments"})
+
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
+        """Sum the scores of the weights that each unit owns."""
+
+        def score(group: Group) -> Tensor:
+            read = graph.consumers(group) if self.over != "producers" else ()
+            made = graph.producers(group) if self.over != "consumers" else ()
+            return _weighted_sums(
+                statistics, group, _measured(graph, statistics, group, read + made), _wanda_scores
+            )
+
+        return {g.name: score(g) for g in prunable(graph)}
+
+    def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
+        """Return |w| times the root mean square of its input."""
+        layers = {layer.weight: layer for layer in reversed(graph.prunable_weights())}
+        return {
+            name: _wanda_scores(
+                statistics.weights[name].detach(),
+                layer,
+                required(statistics.moments, graph.input_key(layer), "moments", self.name),
+            )
+            for name, layer in layers.items()
+        }
+
+    def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
+        """Give each layer its count, spread it evenly over the rows, and keep the highest of each row."""
+        scores = self.weight_scores(graph, statistics)
+        allocation = allocate(graph, budget, scores)
+        layers = {layer.weight: layer for layer in reversed(graph.prunable_weights())}
+        order = {name: _by_rank_in_row(s, layers[name]) for name, s in scores.items()}
+        return weight_plan(self.name, graph, budget, allocation, scores, statistics.seed, order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLAP(ScoreMethod):
+    """The variance of a unit times the squared norm of the weights that read it, summed over them.
+
+    This is how much the consumers' outputs fluctuate because of the unit; its mean can move into a bias.
+
+    Args:
+        normalize: See `ScoreMethod`; True. FLAP standardises the scores of each layer instead.
+    """
+
+    name: ClassVar[str] = "flap"
+    normalize: bool = True
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Return the moments of the weights' inputs."""
+        return frozenset({"moments"})
+
+    def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
+        """Sum variance times squared weight over the weights that read each unit."""
+
+        def score(group: Group) -> Tensor:
+            read = _measured(graph, statistics, group, graph.consumers(group))
+            return _weighted_sums(statistics, group, read, _fluctuations)
+
+        return {g.name: score(g) for g in prunable(graph)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,3 +323,55 @@ class SNIP(ScoreMethod):
 def _saliency(statistics: Statistics, name: str, method: str) -> Tensor:
     gradient: Tensor = required(statistics.gradients, name, "gradients", method)
     return (gradient.double() * statistics.weights[name].detach().double()).abs()
+
+
+def _measured(
+    graph: PruningGraph, statistics: Statistics, group: Group, layers: tuple[tuple[Layer, Slot], ...]
+) -> list[Measured]:
+    """Return those layers, out of some that own units of a group, whose input was measured."""
+    pairs = [(layer, slot) for layer, slot in layers if layer.in_axis is not None]
+    found = [(layer, slot, moments_of(graph, statistics, layer)) for layer, slot in pairs]
+    measured = [(layer, slot, moments) for layer, slot, moments in found if moments is not None]
+    if not measured:
+        weights = [slot.tensor for _, slot in layers] or [s.tensor for s in group.slots_with("in")]
+        raise InputError(
+            f"there are no moments for group {group.name!r}, read by {weights or 'no weight'}: "
+            f"collect 'moments' on data that reaches it, or use a criterion on weights alone"
+        )
+    return measured
+
+
+def _weighted_sums(
+    statistics: Statistics,
+    group: Group,
+    measured: list[Measured],
+    scored: Callable[[Tensor, Layer, Moments], Tensor],
+) -> Tensor:
+    """Score the weights of each layer by its input, and sum what each unit owns, float64 [units]."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for layer, slot, moments in measured:
+        scores = scored(statistics.weights[slot.tensor].detach(), layer, moments)
+        total = total + unit_sums({slot.tensor: scores}, (slot,), group.size).to(total.device)
+    return total
+
+
+def _wanda_scores(weight: Tensor, layer: Layer, moments: Moments) -> Tensor:
+    norms = moments.second.double().sqrt().to(weight.device)
+    return weight.double().abs() * input_factors(layer, norms, weight.shape)
+
+
+def _fluctuations(weight: Tensor, layer: Layer, moments: Moments) -> Tensor:
+    variance = (moments.second - moments.mean.square()).double().clamp(min=0).to(weight.device)
+    return weight.double().square() * input_factors(layer, variance, weight.shape)
+
+
+def _by_rank_in_row(scores: Tensor, layer: Layer) -> Tensor:
+    """Return scores that take the best of every output row, then the second of every row, and so on.
+
+    Of equal rank, the higher score comes first.
+    """
+    rows = scores.movedim(layer.out_axis or 0, 0)
+    flat = rows.flatten(1)
+    rank = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    place = flat.flatten().argsort(dim=0, descending=True, stable=True).argsort(dim=0).view_as(rank)
+    return -(rank + place.double() / place.numel()).view_as(rows).movedim(0, layer.out_axis or 0)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from secateur.core import Group, InputError, Layer, Moments, PruningGraph, Slot, Statistics
 
-__all__ = ["consumer_slots", "moments_of", "power_sums", "producer_slots", "reading_features", "unit_sums"]
+__all__ = [
+    "consumer_slots",
+    "input_factors",
+    "moments_of",
+    "power_sums",
+    "producer_slots",
+    "reading_features",
+    "unit_sums",
+]
 
 
 def producer_slots(graph: PruningGraph, group: Group) -> tuple[Slot, ...]:
@@ -82,3 +90,24 @@ def reading_features(graph: PruningGraph, layer: Layer, slot: Slot) -> Tensor:
     index = torch.as_tensor(slot.index)
     groups = layer.groups if layer.kind == "conv" else 1
     return torch.cat([index + g * width for g in range(groups)], dim=1)
+
+
+def input_factors(layer: Layer, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return one number for each input feature of a layer, in a shape that multiplies its weight.
+
+    Args:
+        layer: A layer with an input.
+        values: A number for each input feature [features]; of a grouped convolution, those of all groups.
+        shape: The shape of the weight.
+
+    Example:
+        >>> conv = Layer("conv", "conv", "conv.weight", groups=2)  # reads 4 channels, two in each group
+        >>> input_factors(conv, torch.tensor([1.0, 2.0, 3.0, 4.0]), (2, 2, 1)).flatten(1)
+        tensor([[1., 2.],
+                [3., 4.]])
+    """
+    axis = layer.in_axis or 0
+    if layer.kind == "conv" and layer.groups > 1:
+        rows = values.view(layer.groups, shape[1]).repeat_interleave(shape[0] // layer.groups, 0)
+        return rows.view(shape[0], shape[1], *[1] * (len(shape) - 2))
+    return values.view([-1 if i == axis else 1 for i in range(len(shape))])

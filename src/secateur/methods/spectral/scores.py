@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.allocation import weight_sizes
 from secateur.core import InputError, Layer, PruningGraph, Statistics
 from secateur.methods.base import required
-from secateur.methods.unit_sums import moments_of
+from secateur.methods.unit_sums import input_factors, moments_of
 
 __all__ = ["NEEDS", "EdgeScore", "edge_scores"]
 
@@ -78,14 +78,9 @@ def _input_norm(graph: PruningGraph, statistics: Statistics, layer: Layer) -> Te
     if moments is None:
         required({}, graph.input_key(layer), "moments", "spectral")
     norm = moments.second.sqrt()  # type: ignore[union-attr]
-    shape = graph.shapes[layer.weight]
-    axis = layer.in_axis or 0
     weight = statistics.weights[layer.weight]
     norm = norm.to(weight.device, weight.dtype if weight.dtype == torch.float64 else torch.float32)
-    if axis == 1 and layer.groups > 1:
-        rows = norm.view(layer.groups, shape[1]).repeat_interleave(shape[0] // layer.groups, 0)
-        return rows.view(shape[0], shape[1], *[1] * (len(shape) - 2))
-    return norm.view([-1 if i == axis else 1 for i in range(len(shape))])
+    return input_factors(layer, norm, weight.shape)
 
 
 def _check_scores(value: Tensor, name: str, score: str) -> Tensor:

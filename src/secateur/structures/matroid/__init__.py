@@ -13,6 +13,7 @@ from secateur.structures.matroid.activations import (
     center_gram,
     express,
     output_error,
+    ridge_leverages,
 )
 from secateur.structures.matroid.base import Circuit, FiniteMatroid
 from secateur.structures.matroid.exchange import exchange_units
@@ -55,6 +56,7 @@ __all__ = [
     "output_error",
     "parallel_rows",
     "parametrize_linear",
+    "ridge_leverages",
     "tail_partition",
     "tp_exponential",
     "window_ranks",

@@ -28,6 +28,7 @@ __all__ = [
     "check_consumer",
     "express",
     "output_error",
+    "ridge_leverages",
 ]
 
 
@@ -206,6 +207,38 @@ def express(
     spread = g[r][:, r].diagonal() - 2 * (c * g[r][:, k]).sum(1) + ((c @ g[k][:, k]) * c).sum(1)
     mu = g.new_zeros(n) if mean is None else mean.double()
     return Expression(k, r, c, mu[r] - c @ mu[k], spread.clamp(min=0))
+
+
+def ridge_leverages(gram: Tensor, ridge: float) -> Tensor:
+    """Return how much of each unit ridge regression on all units keeps: the diagonal of G (G + r I)^-1.
+
+    A unit that no others resemble scores near 1 if it is large against r; copies share their score.  The sum
+    is the effective number of units.  Alaoui, Mahoney, "Fast randomized kernel ridge regression with
+    statistical guarantees", NIPS 2015.
+
+    Args:
+        gram: Mean of x x^T [n, n], centred or not.
+        ridge: r relative to the mean of the diagonal of `gram`, positive.
+
+    Returns:
+        float64 [n], in [0, 1).
+
+    Raises:
+        ValueError: If the matrix is not finite and symmetric, or the ridge is not positive.
+
+    Example:
+        >>> ridge_leverages(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), 0.5)
+        tensor([0.4000, 0.4000, 0.6667], dtype=torch.float64)
+    """
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"the ridge must be a positive number; got {ridge!r}")
+    g = center_gram(gram)
+    size = g.diagonal().mean()
+    if float(size) <= 0:
+        return torch.zeros_like(g.diagonal())
+    a = g / (ridge * size)
+    a.diagonal().add_(1)
+    return 1 - torch.cholesky_inverse(torch.linalg.cholesky(a)).diagonal()
 
 
 def _solve(a: Tensor, b: Tensor) -> Tensor:
