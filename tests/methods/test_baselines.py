@@ -182,12 +182,14 @@ def test_input_weighted_scores_of_channels_behind_grouped_convolutions_and_a_fla
 def test_wanda_of_hidden_units_sums_over_their_readers() -> None:
     model, graph, batches = make("lstm")
     statistics = collect_statistics(model, graph, batches, {"moments"})
-    [group] = graph.groups
-    total = torch.zeros(10, dtype=torch.float64)
-    for layer, _ in graph.consumers(group):
-        norms = statistics.moments[layer.weight].second.sqrt()
-        total += (statistics.weights[layer.weight].abs() * norms).sum(0).reshape(-1, 10).sum(0)
-    close(Wanda().unit_scores(graph, statistics)[group.name], total)
+    found = Wanda().unit_scores(graph, statistics)
+    assert len(graph.groups) == 4
+    for group in graph.groups:
+        total = torch.zeros(10, dtype=torch.float64)
+        for layer, slot in graph.consumers(group):
+            columns = statistics.weights[layer.weight].abs() * statistics.moments[layer.weight].second.sqrt()
+            total += columns.sum(0)[torch.from_numpy(slot.index)].sum(1)
+        close(found[group.name], total)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm"])
