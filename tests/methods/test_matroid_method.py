@@ -383,3 +383,27 @@ def test_the_four_step_pipeline_goes_on_beyond_the_share_under_a_tolerance():
     assert 0 < len(result.plan.removed("0")) <= 24
     assert result.plan.removed("0").tolist() == list(range(6, 6 + len(result.plan.removed("0"))))
     assert metric(result.model, [(x, targets)]) >= -0.01 - 1e-9
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder is its encoder, transposed and shifted: no layer reads the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.code = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(
+            "bh,hi->bi", torch.einsum("bi,hi->bh", x, self.weight).relu() * self.code, self.weight
+        )
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_groups_that_no_layer_reads_keep_the_largest_weights(scope: str):
+    torch.manual_seed(0)
+    model, x = Tied().double(), inputs(features=5)
+    result = prune(model, x[:2], Units(0.5, scope=scope), data=[(x, None)])
+    (name,) = result.plan.keep
+    largest = model.weight.abs().sum(1).argsort(descending=True)[:4].sort().values
+    assert result.plan.keep[name].tolist() == largest.tolist()
+    assert "no layer reads" in result.plan.notes[name]["ground"]

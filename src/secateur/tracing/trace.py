@@ -62,6 +62,8 @@ SILENT = {
     "sym_size",
     "sym_constrain_range_for_size",
 }
+# Libraries whose operations the rules know by name.
+NAMESPACES = ("aten", "transformers")
 # Keyword arguments that do not matter to the axes of the results.
 WITHOUT_EFFECT = {"dtype", "device", "layout", "pin_memory", "memory_format", "generator", "inplace"}
 
@@ -312,7 +314,7 @@ def _apply_rule(node: Node, resolve: Callable[[Any], Any], propagation: Propagat
         return value
     args, kwargs = read_rows(propagation, name, (args, kwargs))
     operands = _tensor_axes((args, kwargs))
-    known = RULES.get(name) if getattr(target, "namespace", "aten") == "aten" else None
+    known = RULES.get(name) if getattr(target, "namespace", "aten") in NAMESPACES else None
     if known is None:
         result: Any = _freeze_operands(propagation, operands, shapes)
     else:

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from secateur.allocation import prunable
-from secateur.core import Budget, InputError, IntArray, Plan, PruningGraph, Statistics
+from secateur.allocation.ranking import ranked
+from secateur.core import Budget, Group, InputError, IntArray, Plan, PruningGraph, Statistics
 from secateur.methods.base import Choice, Scores, SetMethod
 from secateur.methods.matroid import rows, windows
 from secateur.methods.matroid.activations import Objective, basis_order, choose_basis
 from secateur.methods.matroid.upper_bound import capped_plan
+from secateur.methods.unit_sums import power_sums, producer_slots
 from secateur.structures.matroid.tail import Order
 
 __all__ = ["Matroid"]
 
+UNREAD = "magnitude, because no layer reads the units"
 Ground = Literal["activations", "rows", "windows"]
 _CHOICES = {
     "ground": ("activations", "rows", "windows"),
@@ -33,7 +38,7 @@ class Matroid(SetMethod):
 
     ``ground="activations"`` keeps a basis of the activations on the data: it takes units greedily by what
     they explain, then exchanges them while that helps.  Follow it with the least-squares fold.  It works for
-    any group that a weighted layer consumes.
+    any group that a weighted layer consumes; others (experts, tied autoencoders) keep the largest weights.
 
     ``ground="rows"`` removes units without changing the function: dead units, positive multiples
     (`Plan.merges` has the factors), and on a domain always active units that depend on others.  The
@@ -104,9 +109,13 @@ class Matroid(SetMethod):
         keep, notes = {}, {}
         for name, count in counts.items():
             group = graph.group(name)
-            keep[name], notes[name] = choose_basis(
-                graph, statistics, group, count, self.objective, self.swaps
-            )
+            if graph.consumers(group):
+                keep[name], notes[name] = choose_basis(
+                    graph, statistics, group, count, self.objective, self.swaps
+                )
+            else:
+                order = ranked(_magnitudes(graph, statistics, group))
+                keep[name], notes[name] = np.sort(order[:count]), {"ground": UNREAD}
         return Choice(keep, notes=notes)
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
@@ -114,6 +123,9 @@ class Matroid(SetMethod):
         self._check_ranks()
         scores = {}
         for group in prunable(graph):
+            if not graph.consumers(group):
+                scores[group.name] = _magnitudes(graph, statistics, group)
+                continue
             _, basis = basis_order(graph, statistics, group, self.objective)
             left = torch.cummin(basis.residuals[:-1], 0).values
             # A tiny slope keeps the greedy order among equal residuals.
@@ -138,3 +150,9 @@ class Matroid(SetMethod):
     def _check_ranks(self) -> None:
         if self.ground != "activations":
             raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
+
+
+def _magnitudes(graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
+    """Return the L1 norm of what produces each unit, relative to the largest."""
+    norms = power_sums(statistics.weights, producer_slots(graph, group), group.size, 1)
+    return norms / norms.max().clamp_min(torch.finfo(norms.dtype).tiny)

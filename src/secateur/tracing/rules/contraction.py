@@ -75,6 +75,29 @@ def addmm(
     return TensorAxes(shape, labels, zero, product.data)
 
 
+@rule("_grouped_mm", "grouped_mm", "grouped_mm_fallback")
+def grouped_mm(
+    propagation: Propagation, out: Shapes, x: TensorAxes, weight: TensorAxes, *rest: Any, **options: Any
+) -> TensorAxes:
+    """Multiply rows, sorted by expert, each with the matrix of its expert: x [rows, in], weight [E, in, out].
+
+    All experts lose the same features, because they share the axes of one tensor.  The experts stay.
+    """
+    others = [o for o in (*rest, *options.values()) if isinstance(o, TensorAxes)]
+    if x.ndim != 2 or weight.ndim != 3 or any(o.ndim != 1 for o in others):
+        for state in (x, weight, *others):
+            propagation.freeze_all(state, "a grouped product of another form")
+        return propagation.unlabelled(out[0])
+    for state in others:
+        propagation.freeze_all(state, "rows and experts are counted")
+    x = propagation.freeze(x, [0], "rows are sorted by expert")
+    weight = propagation.freeze(weight, [0], "experts are addressed by number")
+    propagation.contract(x, 1, weight, 1)
+    propagation.record_role(weight, 1, "in")
+    propagation.record_role(weight, 2, "out")
+    return TensorAxes(out[0], (None, weight.labels[2]), (True, weight.zero[2]), True)
+
+
 @rule("einsum")
 def einsum(
     propagation: Propagation, out: Shapes, equation: str, operands: list[TensorAxes], **options: Any

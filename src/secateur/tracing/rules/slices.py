@@ -31,6 +31,11 @@ def slice_(
     if label is None or len(range(n)[taken]) == n:
         return x if out[0] == x.shape else x.piece(dim, out[0][dim], label)
     first, last, _ = taken.indices(n)
+    if step > 1 and first < step and n % step == 0 and last == n:
+        # One of every `step` neighbours: the neighbours live and die together.
+        label, inner = propagation.algebra.split(label, n // step, step)
+        propagation.algebra.freeze(inner, f"a strided slice: {propagation.location}")
+        return x.piece(dim, out[0][dim], propagation.algebra.normal(label))
     for position, bound in enumerate((first, last)):
         if bound not in (0, n):
             propagation.record_size(position, bound, label[:bound])
