@@ -581,3 +581,40 @@ def test_a_method_must_return_a_plan() -> None:
 def test_what_is_no_report_is_refused(text) -> None:
     with pytest.raises(InputError, match="not the report"):
         Report.from_json(text)
+
+
+class Stack(nn.Module):
+    """Three LSTM layers: one module, or three of the same weights."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        sizes = [(5, 12), (12, 12), (12, 12)]
+        whole = [nn.LSTM(*sizes[0], 3, batch_first=True)]
+        self.rnns = nn.ModuleList([nn.LSTM(*n, batch_first=True) for n in sizes] if apart else whole)
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, 5] to [B, 4]."""
+        for rnn in self.rnns:
+            x = rnn(x)[0]
+        return self.last(x[:, -1])
+
+
+@pytest.mark.parametrize("method", ["magnitude", "matroid"])
+@pytest.mark.parametrize("budget", [sc.Units(0.5), sc.Macs(0.4)], ids=repr)
+def test_a_stacked_lstm_does_as_well_as_its_layers_apart(method: str, budget: Any) -> None:
+    torch.manual_seed(0)
+    apart, stacked = Stack(True).double(), Stack(False).double()
+    for i, rnn in enumerate(apart.rnns):
+        for name, p in rnn.named_parameters():
+            stacked.rnns[0].get_parameter(name.replace("_l0", f"_l{i}")).data.copy_(p)
+    stacked.last = apart.last
+    data = [torch.randn(8, 7, 5).double() for _ in range(6)]
+    results = [
+        sc.prune(net, data[0][:2], budget, data, method=method, progress=False) for net in (stacked, apart)
+    ]
+    for one, other in zip(*(r.plan.keep.values() for r in results), strict=True):
+        assert one.tolist() == other.tolist()
+    assert len({tuple(kept) for kept in results[0].plan.keep.values()}) == 3
+    with torch.no_grad():
+        assert torch.allclose(results[0].model(data[0]), results[1].model(data[0]), atol=1e-8)
