@@ -7,6 +7,7 @@ The command line and the bench read these names.  Models, data, metrics and loss
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -196,8 +197,8 @@ def make_method(spec: str) -> Method:
     Example:
         >>> make_method("magnitude:p=2,over=both").over
         'both'
-        >>> make_method("secateur.methods:Matroid:swaps=0").swaps
-        0
+        >>> make_method("secateur.methods:Matroid:swaps=0,box=(-1,1)").box
+        (-1, 1)
     """
     name, kind, options = _kind(spec)
     known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
@@ -316,7 +317,7 @@ def default_metric(holdout: Sequence[Any], model: nn.Module) -> str:
 
 def _options(text: str) -> dict[str, Any]:
     chosen = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, re.split(r",(?![^(]*\))", text)):  # not at commas in parentheses
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"an option is written name=value; got {part!r}")

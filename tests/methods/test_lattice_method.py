@@ -334,7 +334,7 @@ def test_zeroed_rows_leave_a_unit_alive_where_removal_does_not():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"adjacency": "weight"}, "did you mean 'weights'"),
+        ({"adjacency": "weight"}, r"Lattice\.adjacency is 'data', 'weights', .*; got 'weight'"),
         ({"reading": "folded"}, r"Lattice\.reading"),
         ({"density": 0.0}, "density"),
         ({"quantile": 1.0}, "quantile"),

@@ -30,6 +30,7 @@ from secateur.core import (
 )
 from secateur.core.budget import check_budget
 from secateur.core.indices import check_units
+from secateur.methods.options import check_options
 
 __all__ = ["Choice", "Method", "ScoreMethod", "Scores", "SetMethod", "best", "normalize_scores", "required"]
 
@@ -75,12 +76,17 @@ class Choice:
 class SetMethod(ABC):
     """A method that chooses the units of each group as a set.
 
-    Subclasses are frozen dataclasses with a `name`, `needs` and `choose`.  With `unit_scores`, budgets of
-    global scope can rank groups against each other.  With `weight_scores`, `Weights` budgets keep the
-    weights of highest score.
+    Subclasses are frozen dataclasses with a `name`, `needs` and `choose`.  The types of their fields are
+    checked; a `__post_init__` of their own starts with ``super().__post_init__()``.  With `unit_scores`,
+    budgets of global scope can rank groups against each other.  With `weight_scores`, `Weights` budgets
+    keep the weights of highest score.
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check the types of the options."""
+        check_options(self)
 
     @abstractmethod
     def needs(self, budget: Budget) -> frozenset[str]:

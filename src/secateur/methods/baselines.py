@@ -87,16 +87,9 @@ class Magnitude(ScoreMethod):
     """
 
     name: ClassVar[str] = "magnitude"
-    p: int = 1
+    p: Literal[1, 2] = 1
     over: Literal["producers", "consumers", "both"] = "producers"
     normalize: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        if self.p not in (1, 2):
-            raise InputError(f"Magnitude.p is 1 or 2; got {self.p!r}")
-        if self.over not in ("producers", "consumers", "both"):
-            raise InputError(f"Magnitude.over is 'producers', 'consumers' or 'both'; got {self.over!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return nothing: the weights are always there."""
@@ -132,11 +125,6 @@ class Activation(ScoreMethod):
     statistic: Literal["absolute", "mean", "second"] = "absolute"
     normalize: bool = True
 
-    def __post_init__(self) -> None:
-        """Check the option."""
-        if self.statistic not in ("absolute", "mean", "second"):
-            raise InputError(f"statistic is 'absolute', 'mean' or 'second'; got {self.statistic!r}")
-
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return the moments of the weights' inputs."""
         return frozenset({"moments"})
@@ -169,11 +157,6 @@ class Wanda(ScoreMethod):
     name: ClassVar[str] = "wanda"
     over: Literal["producers", "consumers", "both"] = "consumers"
     normalize: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the option."""
-        if self.over not in ("producers", "consumers", "both"):
-            raise InputError(f"Wanda.over is 'producers', 'consumers' or 'both'; got {self.over!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return the moments of the weights' inputs."""

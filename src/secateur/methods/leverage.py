@@ -37,6 +37,7 @@ class RidgeLeverage(ScoreMethod):
 
     def __post_init__(self) -> None:
         """Check the option."""
+        super().__post_init__()
         if not 0 < self.ridge < math.inf:
             raise InputError(f"RidgeLeverage.ridge must be a positive number; got {self.ridge!r}")
 

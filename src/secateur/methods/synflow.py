@@ -52,7 +52,8 @@ class SynFlow(ScoreMethod):
     neutral_bn: bool = False
 
     def __post_init__(self) -> None:
-        """Check the number of rounds."""
+        """Check the options."""
+        super().__post_init__()
         if self.rounds < 1:
             raise InputError(f"SynFlow.rounds must be at least 1; got {self.rounds}")
 

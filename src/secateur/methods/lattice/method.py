@@ -24,19 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.allocation import allocate, prunable, ranked
-from secateur.core import Budget, Group, InputError, Layer, Plan, PruningGraph, Statistics, Weights, unknown
+from secateur.core import Budget, Group, InputError, Layer, Plan, PruningGraph, Statistics, Weights
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan
 from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, group_order, over_network
 
 __all__ = ["Lattice"]
-
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "adjacency": ("data", "weights", "binary", "continuous"),
-    "reading": ("condensed", "unrolled"),
-    "span": ("layer", "network"),
-    "centrality": ("flow", "in-strength", "out-strength", "mu", "moebius", "gap"),
-    "prefer": ("irreducible", "reducible", "neither"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +77,10 @@ class Lattice(ScoreMethod):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         if self.centrality is None:
             default = "flow" if self.adjacency == "data" else "in-strength"
             object.__setattr__(self, "centrality", default)
-        for option, known in _CHOICES.items():
-            if getattr(self, option) not in known:
-                raise InputError(unknown(f"Lattice.{option}", str(getattr(self, option)), known))
         if not (0 < self.density <= 1 and 0 < self.quantile < 1 and 0 <= self.tolerance < 1):
             raise InputError(
                 f"density must be in (0, 1], quantile in (0, 1) and tolerance in [0, 1); got {self.density}, "

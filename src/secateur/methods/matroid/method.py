@@ -24,12 +24,6 @@ __all__ = ["Matroid"]
 
 UNREAD = "magnitude, because no layer reads the units"
 Ground = Literal["activations", "rows", "windows"]
-_CHOICES = {
-    "ground": ("activations", "rows", "windows"),
-    "objective": ("output", "units"),
-    "order": ("outermost", "most-windows", "index"),
-    "domain": ("everywhere", "box", "data"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +67,7 @@ class Matroid(SetMethod):
     ground: Ground = "activations"
     objective: Objective = "output"
     swaps: int = 30
-    order: Order = "outermost"
+    order: Order = "most-windows"
     share: float = 0.75
     exact: bool = False
     rtol: float | None = None
@@ -83,10 +77,7 @@ class Matroid(SetMethod):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for field, known in _CHOICES.items():
-            if getattr(self, field) not in known:
-                given = getattr(self, field)
-                raise InputError(f"Matroid.{field} is one of {', '.join(known)}; got {given!r}")
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise InputError(f"Matroid.share must be in (0, 1], a share of the tail; got {self.share!r}")
         if self.rtol is not None and (self.exact or not 0 <= self.rtol < 1):

@@ -85,8 +85,7 @@ class MIP(ScoreMethod):
 
     def __post_init__(self) -> None:
         """Check the options that `relu_mip` does not check."""
-        if self.mode not in ("joint", "per_class", "imbalanced"):
-            raise InputError(f"mode must be 'joint', 'per_class' or 'imbalanced'; got {self.mode!r}")
+        super().__post_init__()
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InputError(f"threshold must be in (0, 1]; got {self.threshold!r}")
         if self.draws < 1 or self.images < 1:

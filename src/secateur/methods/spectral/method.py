@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from secateur.core import (
     PruningGraph,
     Statistics,
     Weights,
-    unknown,
 )
 from secateur.methods.base import ScoreMethod, Scores
 from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
@@ -80,17 +79,7 @@ class Spectral(ScoreMethod):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for field, known in {
-            "score": list(NEEDS),
-            "mode": list(get_args(Choose)),
-            "graph": ["layer", "network"],
-            "allocation": [*get_args(Spread), None],
-            "over": ["producers", "consumers", "both"],
-        }.items():
-            if getattr(self, field) not in known:
-                raise InputError(
-                    unknown(f"Spectral.{field}", str(getattr(self, field)), list(map(str, known)))
-                )
+        super().__post_init__()
         if not (self.power > 0 and self.tol > 0 and self.rounds >= 1):
             raise InputError(
                 "Spectral.power and tol must be positive, rounds at least 1; got "

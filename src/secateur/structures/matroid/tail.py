@@ -43,7 +43,7 @@ class Tail:
     deficient: int
     gap: float
 
-    def removal_order(self, order: Order = "outermost") -> Ints:
+    def removal_order(self, order: Order = "most-windows") -> Ints:
         """Return the tail in the order of removal.
 
         The post asks for "the outermost tail neurons inward (those participating in the most rank-deficient

@@ -1,0 +1,88 @@
+"""Check the options of a method against the types of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from secateur.core import InputError
+
+__all__ = ["check_options"]
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
+
+
+def check_options(method: Any) -> None:
+    """Check that the value of every field of a dataclass has the type of its annotation.
+
+    Whole numbers are numbers, numpy's too; True and False are not.
+
+    Args:
+        method: An instance of a dataclass.
+
+    Raises:
+        InputError: If a value has another type.  The message names option, value and what is allowed.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Best:
+        ...     share: float | None = 0.5
+        ...     order: Literal["first", "last"] = "first"
+        >>> check_options(Best(1))
+        >>> check_options(Best("half"))
+        Traceback (most recent call last):
+        secateur.core.errors.InputError: Best.share is a number or None; got 'half'
+    """
+    hints = get_type_hints(type(method))
+    for field in fields(method):
+        value, hint = getattr(method, field.name), hints[field.name]
+        if not _fits(value, hint):
+            example = _example(field) if get_origin(hint) is tuple else ""
+            raise InputError(
+                f"{type(method).__name__}.{field.name} is {_join(_allowed(hint))}{example}; got {value!r}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is Literal:
+        return any(_fits(value, type(choice)) and value == choice for choice in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _allowed(hint: Any) -> list[str]:
+    """Return what a type allows, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return [repr(choice) for choice in inner]
+    if origin in (Union, UnionType):
+        return [words for part in inner for words in _allowed(part)]
+    if origin is tuple:
+        return ["a tuple" if inner[1:] == (...,) else f"a tuple of {len(inner)} values"]
+    kind = origin or hint
+    return [_WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"]
+
+
+def _example(field: Field[Any]) -> str:
+    """Return the default as an example."""
+    return "" if field.default in (MISSING, ()) else f" such as {field.default!r}"
+
+
+def _join(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

@@ -1,0 +1,87 @@
+"""Options of a wrong type: one error for all methods, in Python and on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from secateur.core import InputError
+from secateur.methods import METHODS
+from secateur.methods.options import check_options
+from secateur.specs import make_method
+
+OPTIONS = [(name, f.name) for name, kind in METHODS.items() for f in fields(kind) if f.init]
+VALUES = [
+    "abc",
+    "",
+    -7,
+    2.5,
+    True,
+    None,
+    (),
+    (1,),
+    ("a", "b"),
+    [0, 1],
+    {},
+    object(),
+    np.ones(2),
+    float("nan"),
+]
+
+
+@pytest.mark.parametrize(("method", "option"), OPTIONS)
+def test_every_value_of_every_option_is_taken_or_refused_by_name(method, option):
+    refused = 0
+    for value in VALUES:
+        try:
+            METHODS[method](**{option: value})
+        except InputError as error:
+            refused += 1
+            assert option in str(error)
+    assert refused >= len(VALUES) // 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("matroid:share=abc", r"Matroid\.share is a number; got 'abc'"),
+        ("matroid:exact=no", r"Matroid\.exact is True or False; got 'no'"),
+        ("matroid:ground=row", r"Matroid\.ground is 'activations', 'rows' or 'windows'; got 'row'"),
+        ("matroid:box=0", r"Matroid\.box is a tuple of 2 values such as \(0\.0, 1\.0\); got 0"),
+        ("spectral:allocation=x", r"'erk', 'global' or None; got 'x'"),
+        ("mip:threshold=True", r"MIP\.threshold is a number or None; got True"),
+        ("mip:images=2.5", r"MIP\.images is a whole number; got 2\.5"),
+        ("magnitude:p=True", r"Magnitude\.p is 1 or 2; got True"),
+        ("lattice:density=x", r"Lattice\.density is a number; got 'x'"),
+    ],
+)
+def test_the_command_line_gives_the_same_message(spec, message):
+    with pytest.raises(InputError, match=message):
+        make_method(spec)
+
+
+def test_numbers_of_other_types_are_numbers():
+    assert METHODS["matroid"](share=np.float32(0.5), swaps=np.int64(3), rtol=0).swaps == 3
+    assert METHODS["mip"](lam=5, images=np.int32(4)).images == 4
+
+
+def test_the_command_line_writes_tuples():
+    method: Any = make_method("matroid:ground=rows,domain=box,box=(-1, 2.5),swaps=3")
+    assert method.box == (-1, 2.5) and method.swaps == 3
+
+
+def test_options_of_a_class_of_ones_own():
+    @dataclass(frozen=True)
+    class Own:
+        anything: Any
+        names: tuple[str, ...] = ()
+        mapping: dict[str, int] | None = None
+        mode: Literal["a", None] = "a"
+
+    check_options(Own(object(), ("x", "y"), {}, None))
+    for wrong, message in (({"names": ("x", 1)}, "names is a tuple;"), ({"mapping": 1}, "a dict or None")):
+        with pytest.raises(InputError, match=message):
+            check_options(Own(0, **wrong))
