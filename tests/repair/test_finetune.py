@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import secateur as sc
 from secateur.core import InputError, PlanError
+from secateur.repair import finetune as finetune_module
 from secateur.repair import training
 from secateur.repair.finetune import adam, finetune
 from secateur.statistics.loss import distillation_loss, relative_square
@@ -192,6 +193,16 @@ def test_the_divergence_is_for_classes_and_relative_for_the_rest() -> None:
             "the gradient is .* at step 1",
         ),
         ({"features": ["0"]}, InputError, "pass teacher="),
+        ({"features": None, "teacher": mlp()}, InputError, "list of names"),
+        ({"optimizer": "adam"}, InputError, "optimizer must be a callable; got str"),
+        ({"optimizer": lambda parameters, lr: None}, InputError, "torch.optim.Optimizer.*got NoneType"),
+        (
+            {"optimizer": lambda parameters, lr: torch.optim.LBFGS(parameters)},
+            InputError,
+            "no closure.*LBFGS",
+        ),
+        ({"after_step": 3}, InputError, "after_step must be a callable; got int"),
+        ({"checkpoint": 3}, InputError, "path of a file; got int"),
         ({"features": "0", "teacher": mlp()}, InputError, "list of names"),
         ({"features": ["9.*"], "teacher": mlp()}, InputError, "no module of the model and its teacher '9"),
         ({"epochs": 0}, InputError, "positive"),
@@ -415,3 +426,57 @@ def test_a_pruning_reaches_the_options() -> None:
     )
     assert result.report.finetune["teacher"] is True and result.report.finetune["features"] == ["4"]
     assert "teacher" in result.report.to_json()
+
+
+def test_sparse_gradients_need_an_optimiser_of_ones_own() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 2))
+    data = [(torch.randint(10, (4, 2)), torch.zeros(4).long())]
+    with pytest.raises(InputError, match="AdamW takes no sparse gradients"):
+        finetune(model, data, progress=False)
+    mask = half(model[0].weight)
+    tuned, _ = finetune(
+        model,
+        data,
+        lr=0.1,
+        masks={"0.weight": mask},
+        optimizer=lambda p, lr: torch.optim.SGD(p, lr),
+        progress=False,
+    )
+    assert torch.count_nonzero(tuned[0].weight[~torch.as_tensor(mask)]) == 0
+    assert not torch.equal(tuned[0].weight[torch.as_tensor(mask)], model[0].weight[torch.as_tensor(mask)])
+
+
+def test_features_of_a_module_that_some_batches_skip() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.deep = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.wide(x) if len(x) > 4 else self.deep(x)
+
+    data = [torch.randn(size, 6) for size in (8, 4, 8)]
+    _, history = finetune(Net(), data, teacher=Net(), features=(name for name in ("wide",)), progress=False)
+    assert history.features == ("wide",) and len(history.losses) == 3
+    with pytest.raises(InputError, match="'deep' returned no floating tensor for the first batch"):
+        finetune(Net(), data, teacher=Net(), features=["deep"], progress=False)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_layers_may_compute_in_bfloat16(labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens on CUDA, on the CPU: weights, losses and optimiser stay in float32."""
+    seen: list[torch.dtype] = []
+
+    def autocast(model: nn.Module, mixed: bool) -> torch.autocast:
+        assert mixed
+        return torch.autocast("cpu", torch.bfloat16)
+
+    monkeypatch.setattr(finetune_module, "_autocast", autocast)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    small = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    small[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    options: dict = {} if labels else {"teacher": teacher, "features": ["2"]}
+    tuned, history = finetune(small, batches(8, 32), epochs=20, lr=0.01, **options, progress=False)
+    assert set(seen) == {torch.bfloat16} and {p.dtype for p in tuned.parameters()} == {torch.float32}
+    assert sum(history.losses[-8:]) < 0.6 * sum(history.losses[:8])

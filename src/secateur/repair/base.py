@@ -93,8 +93,8 @@ class Finetune:
             raise InputError(f"teacher must be 'auto', True or False; got {self.teacher!r}")
         if self.teacher is True and self.loss is not None:
             raise InputError("a teacher brings its own loss: give loss= or teacher=True, not both")
-        check_features(self.features, self.teacher is not False and self.loss is None)
-        object.__setattr__(self, "features", tuple(self.features))
+        features = check_features(self.features, self.teacher is not False and self.loss is None)
+        object.__setattr__(self, "features", features)
 
 
 Repair = Fold | Refit | Finetune

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -69,7 +69,8 @@ class Features:
     def loss(self) -> Tensor:
         """Return the mean over the modules of their relative squared differences, and forget the outputs.
 
-        A module that is called several times, or returns several tensors, gives the sum.
+        A module that is called several times, or returns several tensors, gives the sum; one that is not
+        called for a batch gives nothing.
 
         Raises:
             InputError: If the shapes of a module's outputs differ, or no module is left.
@@ -81,11 +82,13 @@ class Features:
         for name in self.names:
             if _shapes(of_model[name]) != _shapes(of_teacher[name]):
                 raise InputError(self._differ(name))
-            pairs = zip(of_model[name], of_teacher[name], strict=True)
-            losses.append(torch.stack([relative_square(a, b.to(a.device)) for a, b in pairs]).sum())
+            pairs = list(zip(of_model[name], of_teacher[name], strict=True))
+            losses += (
+                [torch.stack([relative_square(a, b.to(a.device)) for a, b in pairs]).sum()] if pairs else []
+            )
         for outputs in self._outputs:
             outputs.clear()
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() if losses else torch.zeros(())
 
     def _choose(self) -> tuple[str, ...]:
         """Return the modules whose outputs have one shape in both; those that were named must have it."""
@@ -102,6 +105,8 @@ class Features:
 
     def _differ(self, name: str) -> str:
         shapes = [_shapes(outputs[name]) for outputs in self._outputs]
+        if shapes == [[], []]:
+            return f"{name!r} returned no floating tensor for the first batch"
         return (
             f"the outputs of {name!r} have shapes {shapes[0]}, those of the teacher {shapes[1]}: name a "
             "module that keeps its width, for instance one that reads the pruned units"
@@ -125,11 +130,14 @@ def following(
         yield features
 
 
-def check_features(features: Any, with_teacher: bool) -> None:
-    """Raise `InputError` unless features are names of modules and there is a teacher."""
-    if isinstance(features, str) or not all(isinstance(name, str) and name for name in features):
+def check_features(features: Any, with_teacher: bool) -> tuple[str, ...]:
+    """Return features as a tuple; raise `InputError` unless they are names of modules, with a teacher."""
+    listed = isinstance(features, Iterable) and not isinstance(features, str)
+    names = tuple(features) if listed else ()
+    if not listed or not all(isinstance(name, str) and name for name in names):
         raise InputError(
             f"features are a list of names or patterns of modules, as in ['layer4']; got {features!r}"
         )
-    if features and not with_teacher:
+    if names and not with_teacher:
         raise InputError("features are compared with those of a teacher: pass teacher=the original model")
+    return names

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -154,7 +156,8 @@ def finetune(
         >>> small, history = finetune(nn.Linear(3, 3), [torch.eye(3)], teacher=model, progress=False)
     """
     limits = Limits(epochs, steps, minutes)
-    _check_arguments(limits, lr, loss, teacher, features, seed)
+    features = _check_arguments(limits, lr, loss, teacher, features, seed)
+    _check_calls(optimizer=optimizer, loss=loss, after_epoch=after_epoch, after_step=after_step)
     _check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
     data = list(batches) if isinstance(batches, Iterator) else batches
     tuned = duplicate(model)
@@ -207,7 +210,7 @@ def _begin(
     masked = masked_weights(model, masks or {})
     zero_weights(masked)
     if optimizer is not None:
-        return TrainingState(model, masked, optimizer(trained, lr), None, data)
+        return TrainingState(model, masked, _check_optimizer(optimizer(trained, lr)), None, data)
     if limits.total(data) is None and limits.minutes is None:
         raise InputError(
             "the batches have no length, so the number of steps is unknown: give steps= or minutes="
@@ -217,17 +220,37 @@ def _begin(
     return state
 
 
-def _check_arguments(limits: Limits, lr: float, loss: Any, teacher: Any, features: Any, seed: int) -> None:
+def _check_optimizer(rule: Any) -> torch.optim.Optimizer:
+    if not isinstance(rule, torch.optim.Optimizer) or isinstance(rule, torch.optim.LBFGS):
+        raise InputError(
+            "optimizer= must return a torch.optim.Optimizer whose step() takes no closure, as in "
+            f"lambda parameters, lr: torch.optim.SGD(parameters, lr); got {type(rule).__name__}"
+        )
+    return rule
+
+
+def _check_arguments(
+    limits: Limits, lr: float, loss: Any, teacher: Any, features: Any, seed: int
+) -> tuple[str, ...]:
+    """Return the features, or raise `InputError` if an argument is invalid."""
     check_training(limits.epochs, limits.steps, limits.minutes, lr)
     check_seed(seed)
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise InputError(f"teacher must be a torch.nn.Module; got {type(teacher).__name__}")
     if teacher is not None and loss is not None:
         raise InputError("a teacher brings its own loss: give loss= or teacher=, not both")
-    check_features(features, teacher is not None)
+    return check_features(features, teacher is not None)
+
+
+def _check_calls(**given: Any) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise InputError(f"{name} must be a callable; got {type(function).__name__}")
 
 
 def _check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
+    if not isinstance(path, (str, os.PathLike, NoneType)):
+        raise InputError(f"checkpoint must be the path of a file; got {type(path).__name__}")
     if path is None and steps is not None:
         raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
@@ -294,10 +317,10 @@ def _take_step(state: TrainingState, value: torch.Tensor) -> None:
     try:
         state.optimizer.step()
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError):
-            message = f"{type(state.optimizer).__name__} fails at step {len(state.losses) + 1}: {error}"
-            raise InputError(f"{message}; a smaller lr may help") from error
-        raise
+        if "overflow" not in str(error):
+            raise
+        message = f"{type(state.optimizer).__name__} fails at step {len(state.losses) + 1}: {error}"
+        raise InputError(f"{message}; a smaller lr may help") from error
     zero_weights(state.masked)
     state.losses.append(float(value.detach()))
     state.batch += 1
@@ -307,6 +330,10 @@ def _take_step(state: TrainingState, value: torch.Tensor) -> None:
 
 def _clip(state: TrainingState) -> None:
     used = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if any(p.grad.is_sparse for p in used):
+        raise InputError(
+            "AdamW takes no sparse gradients: pass optimizer=, or an Embedding without sparse=True"
+        )
     norm = get_total_norm([p.grad for p in used])
     if not norm.isfinite():
         raise InputError(
@@ -361,6 +388,8 @@ def _check_weights(state: TrainingState, lr: float) -> None:
 def _zero_gradients(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
     # An optimiser's momentum must not gather for weights that a later mask lets train again.
     for weight, gone in masked:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
         if weight.grad is not None:
             weight.grad.masked_fill_(gone, 0)
 
