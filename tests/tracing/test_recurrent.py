@@ -57,6 +57,7 @@ FREE = {
     "outputs": (lambda m, x: m.last(m.rnn(x)[0]), 20),
     "last states one by one": (lambda m, x: m.last(torch.cat([state(m, x)[-2], state(m, x)[3]], 1)), 20),
     "states of a layer, then one": (lambda m, x: m.last(state(m, x)[2:][0]), 10),
+    "states taken apart": (lambda m, x: m.last(torch.cat([*state(m, x)][2:], 1)), 20),
     "halves": (lambda m, x: m.last(torch.cat(m.rnn(x)[0].chunk(2, -1)[::-1], -1)), 20),
     "split by the size": (lambda m, x: m.last(m.rnn(x)[0].split(m.rnn.hidden_size, -1)[1]), 10),
     "cut by the size": (lambda m, x: m.last(m.rnn(x)[0][..., m.width :]), 10),

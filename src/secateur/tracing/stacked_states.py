@@ -1,8 +1,8 @@
 """States of several recurrent layers in one tensor, whose rows have units of their own.
 
 A kernel returns the last states of all layers and directions as one tensor [rows, batch, units].  Its units
-differ from row to row (`TensorAxes.rows`).  Code that takes single rows (``h[-1]``) reads the units of these
-rows.  Any other operation reads the tensor as a whole, which ties the rows.
+differ from row to row (`TensorAxes.rows`).  Code that takes single rows (``h[-1]``, ``a, b = h``) reads the
+units of these rows.  Any other operation reads the tensor as a whole, which ties the rows.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _taken(operation: str, x: TensorAxes, rest: Sequence[Any]) -> TensorAxes | N
         return stack_rows(x, [x.rows[rest[1]]])
     if operation == "slice" and dim == 0:
         return stack_rows(x, x.rows[slice(*rest[1:])])
-    return x if operation in ALONG_BATCH and dim == 1 else None
+    separate = (operation == "unbind" and dim == 0) or (operation in ALONG_BATCH and dim == 1)
+    return x if separate else None
 
 
 def _tied(propagation: Propagation, x: TensorAxes) -> TensorAxes:

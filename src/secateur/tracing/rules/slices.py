@@ -8,6 +8,7 @@ import numpy as np
 
 from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules.base import axes_of, rule
+from secateur.tracing.stacked_states import stack_rows
 
 __all__: list[str] = []
 
@@ -76,8 +77,10 @@ def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim:
 
 @rule("unbind")
 def unbind(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int = 0) -> list[TensorAxes]:
-    """Take an axis apart into its entries: freeze it."""
-    return [propagation.freeze(x, [dim], "taken apart by position").without([dim])] * len(out)
+    """Take an axis apart into its entries: freeze it.  The rows of stacked states keep units of their own."""
+    x = propagation.freeze(x, [dim], "taken apart by position")
+    rows = [stack_rows(x, [row]) for row in x.rows] or [x] * len(out)
+    return [row.without([dim]) for row in rows]
 
 
 @rule("select")
