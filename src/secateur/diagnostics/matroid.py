@@ -104,7 +104,7 @@ def _arrangement(context: DiagnosticContext, group: Group, rows: Floats) -> list
     """Draw where the units' hyperplanes cut a plane through the layer's inputs, if these are single rows."""
     layer, _ = context.plan.graph.producers(group)[0]
     inputs = context.inputs_of(layer.weight)
-    if inputs is None or rows.shape[1] < 3 or len(inputs[0]) < 3:
+    if inputs is None or rows.shape[1] < 3 or len(inputs[0]) < 3 or layer.kind != "linear":
         return []
     x, classes = inputs
     centre, directions, plane, axes = _plane(x)
