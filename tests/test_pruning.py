@@ -453,7 +453,7 @@ class Nameless:
         ({"schedule": 3}, InputError, "schedule"),
         ({"schedule": sc.Steps}, InputError, "schedule"),
         ({"budget": None}, InputError, "Units, Params"),
-        ({"budget": 0.5}, InputError, r"Units\(0.5\); got float"),
+        ({"budget": 0.5}, InputError, r"Units\(0.5\); got 0.5"),
         ({"budget": sc.Tolerance(0.1, batches())}, InputError, "a schedule: prune"),
         ({"data": torch.zeros(3)}, InputError, "iterable of batches"),
         ({"ignored_layers": ["2", "9"]}, InputError, "no layer '9'"),

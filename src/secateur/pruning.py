@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocation.ranking import ranked
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import compose, restrict
 from secateur.apply.inexact_groups import find_inexact_groups
@@ -28,10 +29,13 @@ from secateur.core import (
     Units,
     Weights,
 )
+from secateur.core.budget import check_budget
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
+from secateur.methods.base import SetMethod
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
+from secateur.repair.loss_curves import measure_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
@@ -100,16 +104,20 @@ def plan(
     if not isinstance(graph, PruningGraph):
         raise InputError(f"graph must be what trace() returned; got {type(graph).__name__}")
     chosen = find_method(method)
-    _check_budget(budget)
+    check_budget(budget)
     model = traced_model(graph) if model is None else model
     if model is None:
         raise InputError("the model of this graph is not in memory: pass model=")
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    needs = chosen.needs(budget)
     batches = None if data is None else as_batches(data)
+    by_loss = _by_loss(chosen, budget, batches)
+    needs = chosen.needs(budget) | ({"gram"} if by_loss else set())
     _check_data(chosen, needs, batches)
-    statistics = collect_statistics(model, graph, batches, needs, seed, loss=loss)
+    fitting, guard = split_off_guard(batches) if by_loss and batches else (batches, None)
+    statistics = collect_statistics(model, graph, fitting, needs, seed, loss=loss)
+    if by_loss:
+        statistics = _with_losses(chosen, model, graph, statistics, fitting, guard)
     return chosen.plan(graph, statistics, budget)
 
 
@@ -133,15 +141,16 @@ def prune(
 ) -> Result:
     """Prune a model: return a smaller model of the same classes; the original is not changed.
 
-    With data, the default is the method "matroid" and the repair "fold"; without data, or with a `Weights`
-    budget, it is "magnitude" and no repair.
+    With data, the default is the method "matroid" and the repair "refit", and under `Params` and `Macs` the
+    measured losses of the groups decide which gives how much; without data, or with a `Weights` budget, it is
+    "magnitude" and no repair.  docs/real-networks.md shows why.
 
     Args:
         model: Any module that `torch.export` can export.
         example_inputs: What the model is called with: a tensor, a tuple, or a dict of keyword arguments.
         budget: How much stays: `Units`, `Params`, `Macs` or `Weights`.  Optional with a `Tolerance`.
         data: Batches to calibrate, repair and fine-tune on: a DataLoader, pairs (inputs, targets), tensors
-            or dicts.  A fold keeps a fifth of them apart to judge itself.
+            or dicts.  A repair keeps a fifth of them apart to judge itself.
         method: Name in `METHODS`, a class, or an instance.
         repair: A name ("fold", "refit", "finetune", "fold+finetune", "refit+finetune"), a value such as
             ``Finetune(epochs=3)``, a tuple of values, or None.
@@ -172,8 +181,9 @@ def prune(
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget)
     _check_data(chosen, chosen.needs(budget), batches, repairs)
+    by_loss = _by_loss(chosen, budget, batches)
     needs = chosen.needs(budget) | repair_needs(repairs)
-    settings = _repair_settings(repairs, model, batches, loss, seed, progress)
+    settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss)
     each_step, at_the_end = _split_repairs(repairs, schedule)
 
     clock = Stopwatch()
@@ -189,6 +199,16 @@ def prune(
                 statistics = collect_statistics(
                     before.model, before.graph, settings.fitting, needs, seed, loss=loss
                 )
+                if by_loss:
+                    statistics = _with_losses(
+                        chosen,
+                        before.model,
+                        before.graph,
+                        statistics,
+                        settings.fitting,
+                        settings.guard,
+                        progress,
+                    )
         decide = partial(_decide, chosen, graph, goal, statistics, state, schedule)
         step_plan, after = _remove(decide, start, before, inexact, clock, check, check_device)
         if isinstance(step_plan, NothingToPrune):
@@ -217,13 +237,13 @@ def _defaults(
     plain = batches is None or isinstance(budget, Weights)
     if method is None and batches is None:
         warnings.warn(
-            "without data, units are chosen by magnitude and nothing is repaired; with data=batches "
-            "the default is a basis of activations with a fold, which loses much less",
+            "without data, units are chosen by magnitude and nothing is repaired; with data=batches the "
+            "default is a basis of activations with a refit, which loses much less",
             stacklevel=3,
         )
     chosen = find_method(("magnitude" if plain else "matroid") if method is None else method)
     if isinstance(repair, str) and repair == "auto":
-        repair = None if plain else "fold"
+        repair = None if plain else "refit"
     return chosen, parse_repair(repair)
 
 
@@ -233,23 +253,12 @@ def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed:
         raise InputError(f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {schedule!r}")
     if budget is None and isinstance(schedule, Tolerance):
         budget = Units(schedule.step)
-    _check_budget(budget)
+    check_budget(budget)
     check_seed(seed)
     for name, given in (("callback", callback), ("loss", loss)):
         if given is not None and not callable(given):
             raise InputError(f"{name} must be a callable; got {type(given).__name__}")
     return budget
-
-
-def _check_budget(budget: Any) -> None:
-    if isinstance(budget, Budget):
-        return
-    hint = f", for instance Units({budget!r})" if isinstance(budget, float) else ""
-    if isinstance(budget, Tolerance):
-        hint = ". A Tolerance is a schedule: prune(model, x, schedule=Tolerance(...))"
-    raise InputError(
-        f"budget must say what it counts: Units, Params, Macs or Weights{hint}; got {type(budget).__name__}"
-    )
 
 
 def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Sequence[Repair] = ()) -> None:
@@ -262,12 +271,47 @@ def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Seq
     raise InputError(f"the repair {repair_name(repairs)!r} needs data: pass data=batches")
 
 
+def _by_loss(method: Method, budget: Budget, batches: Any) -> bool:
+    """Return whether the losses of the groups decide the counts."""
+    if budget.scope == "auto":
+        return batches is not None and isinstance(method, SetMethod) and method.orders_units()
+    if budget.scope == "loss" and batches is None:
+        raise InputError("scope='loss' measures what groups cost at the output: pass data=batches")
+    if budget.scope == "loss" and not (isinstance(method, SetMethod) and method.orders_units()):
+        raise InputError(f"{method.name!r} gives no order of units to measure losses by: use scope='layer'")
+    return budget.scope == "loss"
+
+
+def _with_losses(
+    method: Any,
+    model: nn.Module,
+    graph: PruningGraph,
+    statistics: Statistics,
+    fitting: Any,
+    guard: Any,
+    progress: bool = False,
+) -> Statistics:
+    """Return the statistics with the loss of each group, measured on batches kept apart."""
+    scores = method.unit_scores(graph, statistics)
+    orders = {group.name: ranked(scores[group.name]) for group in graph.groups}
+    gram = any(moments.gram is not None for moments in statistics.moments.values())
+    held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed) if guard and gram else None
+    curves = measure_loss_curves(model, graph, orders, statistics, guard or fitting, held_out, progress)
+    return replace(statistics, losses=curves)
+
+
 def _repair_settings(
-    repairs: Sequence[Repair], model: nn.Module, batches: Any, loss: Loss | None, seed: int, progress: bool
+    repairs: Sequence[Repair],
+    model: nn.Module,
+    batches: Any,
+    loss: Loss | None,
+    seed: int,
+    progress: bool,
+    by_loss: bool,
 ) -> RepairSettings:
-    """Return what repairs need; a fold is judged on batches that it is not fitted on."""
+    """Return what repairs need; a fold and measured losses are judged on batches kept apart."""
     fitting, guard = (batches, None)
-    if batches and repair_needs(repairs):
+    if batches and (by_loss or repair_needs(repairs)):
         fitting, guard = split_off_guard(batches)
     return RepairSettings(model, fitting, guard, batches, loss, seed, progress)
 

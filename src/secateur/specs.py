@@ -233,13 +233,15 @@ def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
     return second, find_function(f"{first}:{second}"), options
 
 
-def make_budget(spec: str, scope: str = "layer", floor: int = 1, round_to: int = 1) -> Budget:
+def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
     """Return the budget that a text such as ``units=0.5`` or ``units=layer1.*:0.75,fc:0.5`` names.
 
     Raises:
         InputError: If the form, the name or a number is not valid.
 
     Example:
+        >>> make_budget("params=0.3"), make_budget("units=0.3")
+        (Params(0.3), Units(0.3))
         >>> make_budget("params=0.3", scope="global")
         Params(0.3, scope='global')
         >>> make_budget("units=layer1.*:0.75,fc:0.5").keep
@@ -257,10 +259,10 @@ def make_budget(spec: str, scope: str = "layer", floor: int = 1, round_to: int =
         ) from error
     kind: Any = BUDGETS[name]
     if kind is not Weights:
-        return kind(keep, scope=scope, floor=floor, round_to=round_to)
+        return kind(keep, scope=kind.scope if scope is None else scope, floor=floor, round_to=round_to)
     if round_to != 1:
         raise InputError("--round-to rounds the number of units, and a budget of weights removes no units")
-    return Weights(keep, scope=scope, floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
+    return Weights(keep, scope=scope or "layer", floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
 
 
 def _shares(text: str) -> dict[str, float]:

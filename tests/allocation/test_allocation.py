@@ -476,7 +476,7 @@ def test_a_graph_without_groups_lists_what_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (0.01, "a budget is Units, Params"),
+        (0.01, "a budget must say what it counts: Units, Params"),
         (Units(0.5, "global"), "needs scores"),
         (Units(0.5, floor=5), "floor 5 is more than the 4 units of 'h1'"),
         (Units(0.1, "erk"), "at least 2 of 9 units stay, a share of 0.2223"),

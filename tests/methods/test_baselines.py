@@ -508,8 +508,8 @@ def test_options_and_budgets_are_checked() -> None:
         (lambda: Wanda(over="all"), "got 'all'"),
         (lambda: RidgeLeverage(ridge=0), "positive number; got 0"),
         (lambda: SynFlow(rounds=0), "at least 1; got 0"),
-        (lambda: plan(Magnitude(), 0.01), "a budget is Units"),
-        (lambda: plan(SynFlow(), 0.01), "a budget is Units"),
+        (lambda: plan(Magnitude(), 0.01), "a budget must say what it counts"),
+        (lambda: plan(SynFlow(), 0.01), "a budget must say what it counts"),
         (lambda: plan(SynFlow(), Params(0.01)), r"Params\(0.01.* cannot be reached"),
     ):
         with pytest.raises(InputError, match=message):

@@ -139,24 +139,31 @@ def test_recurrent_and_attention_readers_fold() -> None:
     assert (result(x) - model(x)).norm() < (small(x) - model(x)).norm()
 
 
-def test_a_fold_that_hurts_on_held_out_batches_is_undone() -> None:
-    """As many features as samples: the fit is perfect on the calibration batch and wrong elsewhere."""
+def test_held_out_batches_choose_the_ridge() -> None:
+    """Fewer samples than features: the fit is perfect on the calibration batch and wrong elsewhere."""
     model, x = seeded(nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3))), data(12, 6)
-    graph = trace(model, x[:2])
-    held = collect_statistics(model, graph, [(data(500, 6, seed=5), None)], {"gram"})
+    graph, other = trace(model, x[:2]), data(500, 6, seed=5)
+    held = collect_statistics(model, graph, [(other, None)], {"gram"})
     small, free, loose = repaired(model, x, {"0": list(range(20))})
-    small, result, notes = repaired(model, x, {"0": list(range(20))}, guard=held)
-    note = notes["2.weight"]
-    assert note["folded"] < 1e-3 and loose["2.weight"]["undone"] is False
-    assert note["undone"] == (note["held_out"] >= _plain(held, model))
-    if note["undone"]:
-        assert torch.equal(result[2].weight, small[2].weight)
-    assert not torch.equal(free[2].weight, small[2].weight)
+    _, result, notes = repaired(model, x, {"0": list(range(20))}, guard=held)
+    assert loose["2.weight"]["folded"] < 1e-3 and loose["2.weight"]["ridge"] == 1e-6
+    assert notes["2.weight"]["ridge"] > 1e-6 and not notes["2.weight"]["undone"]
+    far = [float((m(other) - model(other)).norm()) for m in (result, free, small)]
+    assert far[0] < min(far[1:])
 
 
-def _plain(held, model: nn.Module) -> float:
-    gram, w = held.moments["2.weight"].gram, model[2].weight.detach()
-    return float((w[:, 20:] @ gram[20:, 20:] * w[:, 20:]).sum() / (w @ gram * w).sum())
+def test_a_fold_that_hurts_on_held_out_batches_is_undone() -> None:
+    """Two units that are equal on the calibration data, and not on the held-out data."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.copy_(torch.ones(1, 2))
+    x = data(50, 1).abs().repeat(1, 2)
+    apart = x * torch.tensor([1.0, 0.1]).double()
+    held = collect_statistics(model, trace(model, x[:2]), [(apart, None)], {"gram"})
+    small, result, notes = repaired(model, x, {"0": [0]}, guard=held)
+    assert notes["2.weight"]["undone"] and "kept apart" in notes["2.weight"]["why"]
+    assert torch.equal(result[2].weight, small[2].weight)
 
 
 def test_a_judge_takes_back_what_brings_the_model_no_nearer() -> None:

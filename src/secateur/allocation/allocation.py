@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from secateur.allocation.counts import (
 )
 from secateur.allocation.erk import erk_densities, fill, unit_factors
 from secateur.allocation.layer_shares import layer_shares
+from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
 from secateur.allocation.ranking import comparable, ranked, top
 from secateur.core import (
     Budget,
     Group,
     InputError,
+    LossCurve,
     NothingToPrune,
     PruningGraph,
     Units,
@@ -46,12 +48,14 @@ class Allocation:
         what: What the budget counts: ``"units"``, ``"weights"``, ``"params"`` or ``"macs"``.
         target: The requested share.
         reached: The share that the counts reach.
+        loss: The predicted loss, for scope "loss".
     """
 
     counts: Mapping[str, int]
     what: str
     target: float
     reached: float
+    loss: float | None = None
 
 
 def prunable(graph: PruningGraph) -> tuple[Group, ...]:
@@ -92,7 +96,12 @@ def make_equal(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, int]
     return equal
 
 
-def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) -> Allocation:
+def allocate(
+    graph: PruningGraph,
+    budget: Budget,
+    scores: Scores | None = None,
+    losses: Mapping[str, LossCurve] | None = None,
+) -> Allocation:
     """Decide how many units of each group, or weights of each layer, stay.
 
     Args:
@@ -101,6 +110,7 @@ def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) 
             `PruningGraph.prunable_weights` lose entries.
         scores: Group or weight name -> scores, higher stays; required, and comparable across groups, for
             scope ``"global"``.  Units scored -inf stay only if the floor requires it.
+        losses: Group name -> what removing its units costs; required for scope ``"loss"``.
 
     Returns:
         Exact counts.  ``Units`` and ``Weights`` are met up to rounding; ``Params`` and ``Macs`` as
@@ -113,11 +123,18 @@ def allocate(graph: PruningGraph, budget: Budget, scores: Scores | None = None) 
     check_budget(budget)
     if budget.scope == "global" and scores is None:
         raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
+    if budget.scope == "auto":
+        budget = replace(budget, scope="loss" if losses else "layer")
+    if budget.scope == "loss" and not losses:
+        raise InputError(
+            "scope='loss' needs the measured losses of the groups: use prune() or plan() with data, and a "
+            "method that orders units; or scope='layer'"
+        )
     if isinstance(budget, Weights):
         return _allocate_weights(graph, budget, scores)
     if isinstance(budget.keep, Mapping):
         return _allocate_layers(graph, budget)
-    return _allocate_units(graph, budget, scores)
+    return _allocate_units(graph, budget, scores, losses or {})
 
 
 def _allocate_layers(graph: PruningGraph, budget: Budget) -> Allocation:
@@ -162,7 +179,9 @@ def _ranked_weights(sizes: Mapping[str, int], scores: Scores, wanted: int, floor
     return [floor + int(mark.sum()) for mark in marks.split([x.numel() for x in others])]
 
 
-def _allocate_units(graph: PruningGraph, budget: Budget, scores: Scores | None) -> Allocation:
+def _allocate_units(
+    graph: PruningGraph, budget: Budget, scores: Scores | None, losses: Mapping[str, LossCurve]
+) -> Allocation:
     sizes = {g.name: g.size for g in prunable(graph)}
     _check_floor(budget.floor, sizes, "units")
     # m groups that must keep equal counts are one entry, of m times the units, the floor and the step.
@@ -174,16 +193,29 @@ def _allocate_units(graph: PruningGraph, budget: Budget, scores: Scores | None) 
     scores = None if scores is None else _checked(scores, sizes)
     vectors = None if scores is None else [_joined([scores[n] for n in names]) for names in sets]
     amount = _amount(graph, budget, sets, scores)
-    total = amount([a.size for a in allowed])
+    total, loss = amount([a.size for a in allowed]), None
     if isinstance(budget, Units) and budget.scope == "layer":
         counts = [a.nearest(budget.keep * a.size) for a in allowed]
     else:
         target = budget.keep * total
         target = float(round_half_up(target)) if isinstance(budget, Units) else target
         _check_reachable(amount([a.first for a in allowed]), target, total, budget)
-        counts = _counts_within(graph, budget, allowed, vectors, amount, target)
+        if budget.scope == "loss":
+            curves = [_loss_by_count(losses, names) for names in sets]
+            counts = counts_of_least_loss(allowed, curves, amount, target)
+            loss = float(sum(curve[n] for curve, n in zip(curves, counts, strict=True)))
+        else:
+            counts = _counts_within(graph, budget, allowed, vectors, amount, target)
     each = {n: count // len(names) for names, count in zip(sets, counts, strict=True) for n in names}
-    return Allocation({n: each[n] for n in sizes}, budget.unit, budget.keep, amount(counts) / total)
+    return Allocation({n: each[n] for n in sizes}, budget.unit, budget.keep, amount(counts) / total, loss)
+
+
+def _loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndarray:
+    """Return the loss by the number of units that groups of equal counts keep together."""
+    if names[0] not in losses:
+        raise InputError(f"no measured loss of {names[0]!r}; given: {', '.join(map(repr, losses))}")
+    curve = losses[names[0]]
+    return predicted_losses(curve).repeat(len(names))[: len(names) * curve.size + 1]
 
 
 def _joined(scores: list[Tensor]) -> Tensor:

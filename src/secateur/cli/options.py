@@ -72,7 +72,13 @@ IgnoredLayers = Annotated[
     list[str] | None,
     typer.Option(help="Layer, parameter, group or pattern whose units all stay; may be repeated."),
 ]
-ScopeName = Annotated[str, typer.Option(help="layer (the same share in every group), global, or erk.")]
+ScopeName = Annotated[
+    str | None,
+    typer.Option(
+        help="layer (the same share in every group), global, erk, or loss (least predicted loss, by data); "
+        "by default loss for params and macs where there is data, else layer."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a fine-tuning; 1 by default.")]
 LearningRate = Annotated[
     float | None, typer.Option(help=f"Largest learning rate of a fine-tuning; {LEARNING_RATE} by default.")

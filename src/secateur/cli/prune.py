@@ -137,7 +137,7 @@ def prune_command(
     model: ModelName,
     method: MethodName = "auto",
     budget: BudgetText = None,
-    scope: ScopeName = "layer",
+    scope: ScopeName = None,
     floor: Floor = 1,
     round_to: RoundTo = 1,
     steps: StepCount = None,

@@ -28,7 +28,7 @@ from secateur.core.graph import (
     Slot,
 )
 from secateur.core.plan import Merge, Plan
-from secateur.core.statistics import Moments, Statistics
+from secateur.core.statistics import LossCurve, Moments, Statistics
 
 __all__ = [
     "BoolArray",
@@ -40,6 +40,7 @@ __all__ = [
     "InputError",
     "IntArray",
     "Layer",
+    "LossCurve",
     "Macs",
     "Merge",
     "Moments",

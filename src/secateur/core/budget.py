@@ -12,7 +12,8 @@ from secateur.core.errors import InputError, unknown
 
 __all__ = ["Budget", "Macs", "Params", "Scope", "Units", "Weights", "check_budget"]
 
-Scope = Literal["layer", "global", "erk"]
+Scope = Literal["auto", "layer", "global", "erk", "loss"]
+SCOPES = ("auto", "layer", "global", "erk", "loss")
 
 
 def _share(what: str, value: Any) -> float:
@@ -23,8 +24,8 @@ def _share(what: str, value: Any) -> float:
 
 
 def _check_options(scope: str, floor: int, round_to: int) -> None:
-    if scope not in ("layer", "global", "erk"):
-        raise InputError(unknown("scope", str(scope), ["layer", "global", "erk"]))
+    if scope not in SCOPES:
+        raise InputError(unknown("scope", str(scope), list(SCOPES)))
     if not all(isinstance(x, Integral) and x >= 1 for x in (floor, round_to)):
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
 
@@ -36,7 +37,9 @@ class Budget:
     Attributes:
         keep: Share that stays, in (0, 1].
         scope: ``"layer"``: the same share in every group; ``"global"``: the best of all groups together;
-            ``"erk"``: shares by the Erdos-Renyi-kernel rule.
+            ``"erk"``: shares by the Erdos-Renyi-kernel rule; ``"loss"``: the counts of least predicted loss,
+            from what removing units of each group alone costs at the output (needs data); ``"auto"``:
+            "loss" where `prune` has data and the method an order of units, else "layer".
         floor: Least number that stays in every group.
         round_to: Every group keeps a multiple of this number, or stays whole.
 
@@ -63,10 +66,8 @@ class Budget:
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
-        defaults = {"scope": "layer", "floor": 1, "round_to": 1}
-        options = [
-            f"{name}={getattr(self, name)!r}" for name in defaults if getattr(self, name) != defaults[name]
-        ]
+        names = ("scope", "floor", "round_to")
+        options = [f"{n}={getattr(self, n)!r}" for n in names if getattr(self, n) != getattr(type(self), n)]
         return f"{type(self).__name__}({', '.join([repr(self.keep), *options])})"
 
     def after(self, progress: float) -> Self:
@@ -125,12 +126,16 @@ class Params(Budget):
 
     unit: ClassVar[str] = "params"
 
+    scope: Scope = "auto"
+
 
 @dataclass(frozen=True, repr=False)
 class Macs(Budget):
     """Remove units until this share of the multiply-accumulates is left."""
 
     unit: ClassVar[str] = "macs"
+
+    scope: Scope = "auto"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -160,13 +165,16 @@ class Weights(Budget):
                 raise InputError("give keep or density, not both: density is the old name of keep")
             warnings.warn("Weights(density=...) is now Weights(keep=...)", DeprecationWarning, stacklevel=2)
             keep = density
+        if scope in ("auto", "loss"):
+            raise InputError(f"Weights takes no scope={scope!r}: losses are measured for units of groups")
         super().__init__(keep, scope, floor)
 
 
 def check_budget(budget: Any) -> None:
     """Raise `InputError` if a value is not a budget."""
     if not isinstance(budget, Budget):
+        share = budget if isinstance(budget, float) and 0 < budget <= 1 else 0.5
         raise InputError(
-            f"a budget is Units, Params, Macs or Weights; got {budget!r}. "
-            "Rules for stopping, such as Tolerance, are for prune()"
+            f"a budget must say what it counts: Units, Params, Macs or Weights, for instance Units({share}); "
+            f"got {budget!r}. A Tolerance is a schedule: prune(model, x, schedule=Tolerance(...))"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Moments", "Statistics"]
+__all__ = ["LossCurve", "Moments", "Statistics"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +42,21 @@ class Moments:
         return f"Moments({self.count} rows of {len(self.mean)} features{gram})"
 
 
+@dataclass(frozen=True)
+class LossCurve:
+    """What it costs at the output to remove units of one group alone.
+
+    Attributes:
+        size: Number of units.
+        counts: Numbers of kept units that were tried, each under `size`.
+        losses: The measured divergence of the outputs from the original's at each.
+    """
+
+    size: int
+    counts: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
     """What a method decides by.  Only what it requests (`Method.needs`) is filled in.
@@ -57,6 +72,8 @@ class Statistics:
         chain: The network as an affine-ReLU chain (needs "chain").
         images: Calibration inputs and targets (needs "images").
         activations: By group: a sample of its units' activations [rows, units] (needs "activations").
+        losses: By group (the first of those that keep equal counts): what removing its units costs, for
+            budgets of scope "loss" (`secateur.repair.loss_curves`).
         seed: Seed from which a method derives every random choice.
     """
 
@@ -68,6 +85,7 @@ class Statistics:
     chain: Any = None
     images: tuple[Tensor, Tensor] | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Mapping[str, LossCurve] = field(default_factory=dict)
     seed: int = 0
 
     def __repr__(self) -> str:
@@ -78,6 +96,7 @@ class Statistics:
             "gradients": len(self.gradients),
             "Taylor scores": len(self.taylor),
             "activations": len(self.activations),
+            "loss curves": len(self.losses),
         }
         parts = [f"{len(self.weights)} weights", *(f"{n} {what}" for what, n in named.items() if n)]
         others = {"flow": self.flow, "chain": self.chain, "images": self.images}

@@ -105,6 +105,10 @@ class SetMethod(ABC):
             f"use scope='layer' or 'erk'"
         )
 
+    def orders_units(self) -> bool:
+        """Return whether `unit_scores` gives an order of the units."""
+        return type(self).unit_scores is not SetMethod.unit_scores
+
     def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return scores of each prunable weight, of its shape, higher stays."""
         raise InputError(
@@ -123,7 +127,7 @@ class SetMethod(ABC):
         """Decide which units stay."""
         prunable(graph)
         scores = self.unit_scores(graph, statistics) if budget.scope == "global" else None
-        allocation = allocate(graph, budget, scores)
+        allocation = allocate(graph, budget, scores, statistics.losses)
         choice = self.choose(graph, statistics, allocation.counts)
         if not isinstance(choice, Choice):
             choice = Choice(choice)
@@ -160,7 +164,7 @@ class ScoreMethod(SetMethod):
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Score once, decide how many units stay, keep the highest."""
         scores = self.comparable(self.unit_scores(graph, statistics), budget)
-        allocation = allocate(graph, budget, scores)
+        allocation = allocate(graph, budget, scores, statistics.losses)
         choice = best(scores, allocation.counts)
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
@@ -243,7 +247,8 @@ def unit_plan(
             keep[name] = kept
     _check_removes(bool(keep), allocation, budget)
     plan = Plan(graph, method, keep, {}, choice.merges, repr(budget), seed)
-    return replace(plan, notes={**choice.notes, "reached": reached(plan)})
+    loss = {} if allocation.loss is None else {"predicted loss": allocation.loss}
+    return replace(plan, notes={**choice.notes, **loss, "reached": reached(plan)})
 
 
 def weight_plan(

@@ -65,6 +65,10 @@ class SynFlow(ScoreMethod):
         """Return the flow into each unit of the whole network."""
         return self._unit_flow(graph, statistics, {})
 
+    def orders_units(self) -> bool:
+        """Return False: units go in rounds, and a count of least loss might bring some back."""
+        return False
+
     def weight_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the flow through each weight of the whole network."""
         flow = self._flow(statistics, {})

@@ -6,10 +6,10 @@ x_R = C x_K + c on the data, then (W_K + W_R C) x_K + (b + W_R c) gives the same
 1. exact merges, which the plan states;
 2. features that are zero on the data: nothing to fold;
 3. features that are a positive multiple of a kept one on the data;
-4. least squares with a small ridge for the rest, in float64 from Gram matrices.
+4. least squares with a ridge for the rest, in float64 from Gram matrices.
 
-The fold is the same for every pruning method.  If it is no better than none on held-out batches, it is
-undone.
+The fold is the same for every pruning method.  Held-out batches choose each ridge.  A fold that is no better
+than none there is undone, and so are all together if they bring the model no nearer to the original.
 
 Letters: K and R are the numbers of the kept and the removed features, m their means, S their covariance
 E[(x - m)(x - m)^T] (without a bias, m = 0).  Least squares gives C = S_RK (S_KK + ridge)^-1 and
@@ -33,11 +33,11 @@ from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGra
 from secateur.core.indices import kept_indices
 from secateur.repair.weight_matrix import as_matrix, in_axis_of, set_matrix
 
-__all__ = ["FARTHER", "NO_BETTER", "fold", "merge"]
+__all__ = ["FARTHER", "NO_BETTER", "fold", "fold_masked", "merge"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
 Judge = Callable[[nn.Module], float]
-RIDGE = 1e-6
+RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)  # relative to the mean variance of the kept features
 FARTHER = "the whole model came out farther from the original"
 TIED = "the same weight also produces these units (tied)"
 NO_BETTER = "no better on the batches kept apart"
@@ -134,16 +134,16 @@ def fold(
         small: `shrink(model, plan)`.
         plan: What went.
         statistics: Gram matrices of the original model's consumers on calibration batches.
-        guard: The same on held-out batches.  A fold whose output error there is no smaller than without it is
-            undone.
+        guard: The same on held-out batches.  They choose the ridge of each consumer; without them it is 1e-6.
+            A fold whose output error there is no smaller than without it is undone.
         judge: Measures how far a model is from the original on held-out batches; smaller is better.  The fits
             are made one by one against the original's activations.  If together they bring the model no
-            nearer, they are tried one after the other, and those that do not help are undone.
+            nearer, all are undone.
 
     Returns:
         The model, and by weight of each consumer: the relative output error without (`plain`) and with
-        (`folded`) the fold, the number of `dead` and `parallel` features, and whether it was `undone`, and
-        `why`.
+        (`folded`) the fold, the `ridge`, the number of `dead` and `parallel` features, and whether it was
+        `undone`, and `why`.
 
     Raises:
         InputError: If the statistics have no Gram matrix for a consumer.
@@ -163,7 +163,43 @@ def fold(
         True
     """
     merged = merge(model, small, plan)
-    kept, consumers, tied = kept_indices(plan.graph, plan.keep), list[Consumer](), list[str]()
+    kept = kept_indices(plan.graph, plan.keep)
+    consumers, tied = _fit_consumers(model, plan, kept, statistics, guard)
+    undone = {x.layer.weight: NO_BETTER for x in consumers if not x.better}
+    accepted = [x for x in consumers if x.better]
+    result = _add_fits(merged, kept, accepted)
+    if accepted and judge is not None and not judge(result) < judge(merged):
+        undone |= {x.layer.weight: FARTHER for x in accepted}
+        result = merged
+    notes = {x.layer.weight: _note(x, undone.get(x.layer.weight)) for x in consumers}
+    return result, {**{name: {"skipped": TIED} for name in tied}, **notes}
+
+
+def fold_masked(
+    model: nn.Module, masked: nn.Module, plan: Plan, statistics: Statistics, guard: Statistics | None = None
+) -> None:
+    """Fold in place into a masked copy, which keeps the shapes of the model; see `fold`.
+
+    Args:
+        model: The model that the plan was made for.
+        masked: `mask(model, plan)`; it is changed.
+        plan: What went.
+        statistics: Gram matrices of the original model's consumers.
+        guard: The same on held-out batches.
+    """
+    consumers, _ = _fit_consumers(model, plan, kept_indices(plan.graph, plan.keep), statistics, guard)
+    for consumer in consumers:
+        for rows, fit in consumer.fits if consumer.better else ():
+            _add_fit(
+                consumer.matrix, masked, consumer.layer, {consumer.layer.weight: {}}, fit, consumer.taps, rows
+            )
+
+
+def _fit_consumers(
+    model: nn.Module, plan: Plan, kept: Kept, statistics: Statistics, guard: Statistics | None
+) -> tuple[list[Consumer], list[str]]:
+    """Return the layers that read removed units with their fits, and the tied weights that take none."""
+    consumers, tied = list[Consumer](), list[str]()
     read = {(slot.tensor, slot.axis) for group in plan.graph.groups for slot in group.slots_with("in")}
     for layer in plan.graph.layers:
         if layer.in_axis in kept.get(layer.weight, {}) and layer.weight not in plan.masks:
@@ -173,16 +209,7 @@ def fold(
             moments = _moments(statistics, plan.graph, layer)
             check = _moments(guard, plan.graph, layer) if guard is not None else None
             consumers.append(_fit_consumer(model, plan, layer, kept, moments, check))
-    undone = {x.layer.weight: NO_BETTER for x in consumers if not x.better}
-    accepted = [x for x in consumers if x.better]
-    result = _add_fits(merged, kept, accepted)
-    if judge is not None and not judge(result) < judge(merged):
-        accepted = _select_helpful(merged, kept, accepted, judge)
-        helpful = {x.layer.weight for x in accepted}
-        undone |= {x.layer.weight: FARTHER for x in consumers if x.better and x.layer.weight not in helpful}
-        result = _add_fits(merged, kept, accepted)
-    notes = {x.layer.weight: _note(x, undone.get(x.layer.weight)) for x in consumers}
-    return result, {**{name: {"skipped": TIED} for name in tied}, **notes}
+    return consumers, tied
 
 
 def _note(consumer: Consumer, why: str | None) -> dict[str, Any]:
@@ -196,19 +223,6 @@ def _add_fits(merged: nn.Module, kept: Kept, consumers: Iterable[Consumer]) -> n
         for rows, fit in consumer.fits:
             _add_fit(consumer.matrix, result, consumer.layer, kept, fit, consumer.taps, rows)
     return result
-
-
-def _select_helpful(
-    merged: nn.Module, kept: Kept, consumers: Iterable[Consumer], judge: Judge
-) -> list[Consumer]:
-    """Return the consumers whose fits, tried in the order of execution, each bring the model nearer."""
-    best, accepted = judge(merged), list[Consumer]()
-    for consumer in consumers:
-        distance = judge(_add_fits(merged, kept, [*accepted, consumer]))
-        if distance < best:
-            best = distance
-            accepted.append(consumer)
-    return accepted
 
 
 def _moments(statistics: Statistics, graph: PruningGraph, layer: Layer) -> Moments:
@@ -232,14 +246,18 @@ def _fit_consumer(
     merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
-    fits, fitted, held_out = [], np.zeros(3), np.zeros(3)
-    for rows, features in _blocks(layer, matrix):
-        fit = _fit(moments, features, alive, merged, centred)
-        fits.append((rows, fit))
-        fitted += _errors(matrix[rows], moments, features, fit)
-        held_out += _errors(matrix[rows], check or moments, features, fit)
+    trials = []
+    for ridge in RIDGES if check is not None else RIDGES[:1]:
+        fits, fitted, held_out = [], np.zeros(3), np.zeros(3)
+        for rows, features in _blocks(layer, matrix):
+            fit = _fit(moments, features, alive, merged, centred, ridge)
+            fits.append((rows, fit))
+            fitted += _errors(matrix[rows], moments, features, fit)
+            held_out += _errors(matrix[rows], check or moments, features, fit)
+        trials.append((held_out[1], ridge, fits, fitted, held_out))
+    _, ridge, fits, fitted, held_out = min(trials, key=lambda trial: trial[0])
     note: dict[str, Any] = {"plain": float(fitted[0] / max(fitted[2], TINY))}
-    note["folded"] = float(fitted[1] / max(fitted[2], TINY))
+    note |= {"folded": float(fitted[1] / max(fitted[2], TINY)), "ridge": ridge}
     if check is not None:
         note["held_out"] = float(held_out[1] / max(held_out[2], TINY))
     note["dead"], note["parallel"] = sum(f.dead for _, f in fits), sum(f.parallel for _, f in fits)
@@ -264,7 +282,9 @@ def _merged_features(plan: Plan, layer: Layer) -> IntArray:
     return np.concatenate(features)
 
 
-def _fit(moments: Moments, features: IntArray, alive: Any, merged: IntArray, centred: bool) -> Fit:
+def _fit(
+    moments: Moments, features: IntArray, alive: Any, merged: IntArray, centred: bool, relative_ridge: float
+) -> Fit:
     """Express the removed features, taps included, by the kept ones, from the Gram matrix.
 
     Args:
@@ -273,6 +293,7 @@ def _fit(moments: Moments, features: IntArray, alive: Any, merged: IntArray, cen
         alive: Boolean, which of them stay.
         merged: Removed features that are folded already.
         centred: Whether the layer has a bias to take a constant.
+        relative_ridge: Ridge relative to the mean variance of the kept features.
     """
     removed = np.setdiff1d(np.flatnonzero(~alive), merged)
     K, R = (_with_taps(f, moments.taps) for f in (np.flatnonzero(alive), removed))
@@ -291,7 +312,7 @@ def _fit(moments: Moments, features: IntArray, alive: Any, merged: IntArray, cen
         rest = ~(dead | parallel)
         # The covariance of constant features is rounding error, of this size; the matrix must stay definite.
         noise = 16 * torch.finfo(gram.dtype).eps * second[k].sum()
-        ridge = (RIDGE * S_KK.diagonal().mean()).clamp_min(noise).clamp_min(floor)
+        ridge = (relative_ridge * S_KK.diagonal().mean()).clamp_min(noise).clamp_min(floor)
         A = S_KK + ridge * torch.eye(len(K), dtype=S_KK.dtype, device=S_KK.device)
         C[rest] = torch.cholesky_solve(S_RK[rest].T, torch.linalg.cholesky(A)).T
     # A dead feature and a multiple of a kept one have no constant part to give to the bias.

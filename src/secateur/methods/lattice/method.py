@@ -103,7 +103,7 @@ class Lattice(ScoreMethod):
         """Rank, keep the best, and describe the order in the notes."""
         orders = self.orders(graph, statistics)
         scores = {name: self._score(order) for name, order in orders.items()}
-        allocation = allocate(graph, budget, scores)
+        allocation = allocate(graph, budget, scores, statistics.losses)
         choice = best(scores, allocation.counts)
         plan = unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
         return replace(plan, notes={**plan.notes, **_order_notes(orders)})

@@ -138,6 +138,10 @@ class Matroid(SetMethod):
         offers = windows.window_offers(tails, self.order, self.share, self.exact)
         return capped_plan(self.name, graph, statistics, budget, offers, windows.HINT)
 
+    def orders_units(self) -> bool:
+        """Return whether the ground orders units: only activations do."""
+        return self.ground == "activations"
+
     def _check_ranks(self) -> None:
         if self.ground != "activations":
             raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")

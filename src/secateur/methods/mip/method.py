@@ -108,7 +108,7 @@ class MIP(ScoreMethod):
         groups = prunable(graph)
         result = self.importance(statistics)
         scores = self._scores(graph, result)
-        allocation = allocate(graph, budget, self.comparable(scores, budget))
+        allocation = allocate(graph, budget, self.comparable(scores, budget), statistics.losses)
         if self.threshold is not None:
             plain = group_scores(groups, result.scores)
             least = {g.name: int((plain[g.name] >= self.threshold).sum()) for g in groups}

@@ -1,0 +1,113 @@
+"""What it costs at the output to remove units of one group alone: trials on a few held-out batches.
+
+For each group and a few counts, the removed units are masked, the layers that read them folded, and the
+outputs compared with the original's (`distillation_loss`).  Losses of groups about add up while they are
+small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secateur.apply.mask import mask
+from secateur.core import IntArray, LossCurve, Plan, PruningGraph, Statistics
+from secateur.execution import evaluating, explain_errors, floating_outputs, read_batches
+from secateur.progress import progress_bar
+from secateur.repair.fold import fold_masked
+from secateur.statistics.loss import distillation_loss
+
+__all__ = ["Divergence", "measure_loss_curves"]
+
+KEPT = (0.85, 0.6, 0.35, 0.1)  # shares of a group's units in the trials
+LARGEST = 2**30  # bytes of the original's outputs that are kept; further batches are left out
+
+
+class Divergence:
+    """How far a model's outputs are from the original's on some batches.
+
+    Args:
+        original: The original; it is run once.
+        batches: The batches; as many as there is memory for their outputs.
+    """
+
+    def __init__(self, original: nn.Module, batches: Sequence[Any]) -> None:
+        """Run the original."""
+        self._goals: list[tuple[Any, Any]] = []
+        size = 0
+        for batch, (_, output, _) in zip(batches, _outputs(original, batches), strict=True):
+            goals = floating_outputs(output)
+            size += sum(x.numel() * x.element_size() for x in goals)
+            if self._goals and size > LARGEST:
+                break
+            self._goals.append((batch, output))
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the mean divergence over the batches."""
+        outputs = _outputs(model, [batch for batch, _ in self._goals])
+        losses = [
+            float(distillation_loss(output, goal, targets))
+            for (_, output, targets), (_, goal) in zip(outputs, self._goals, strict=True)
+        ]
+        return sum(losses) / len(losses)
+
+
+def _outputs(model: nn.Module, batches: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:
+    with evaluating(model):
+        for where, args, kwargs, targets in read_batches(batches, model):
+            with explain_errors(where, args, kwargs):
+                yield where, model(*args, **kwargs), targets
+
+
+def measure_loss_curves(
+    model: nn.Module,
+    graph: PruningGraph,
+    orders: Mapping[str, IntArray],
+    statistics: Statistics,
+    batches: Sequence[Any],
+    guard: Statistics | None = None,
+    progress: bool = False,
+) -> dict[str, LossCurve]:
+    """Measure what removing units of each group alone costs at the output.
+
+    It takes a forward pass of the batches for each group and count, four counts a group.
+
+    Args:
+        model: The model that was traced.
+        graph: Its trace.
+        orders: Group name -> its units, the first to stay first.
+        statistics: With Gram matrices, the readers of removed units are folded; else units are masked only.
+        batches: Batches, best held out from those of the statistics.
+        guard: Statistics of held-out batches, which choose the ridge of each fold.
+        progress: Whether to show progress on a terminal.
+
+    Returns:
+        A curve for each group; groups that must keep equal counts are tried together, under the first name.
+    """
+    divergence = Divergence(model, batches)
+    folded = any(moments.gram is not None for moments in statistics.moments.values())
+    sets = graph.counted_together()
+    curves = {}
+    with progress_bar("loss of each group", len(sets), progress) as advance:
+        for groups in sets:
+            name, size = groups[0].name, groups[0].size
+            counts = sorted({max(1, round(share * size)) for share in KEPT} - {size}, reverse=True)
+            losses = []
+            for count in counts:
+                keep = {group.name: _first(orders[group.name], count) for group in groups}
+                plan = Plan(graph, "trial", keep)
+                trial = mask(model, plan)
+                if folded:
+                    fold_masked(model, trial, plan, statistics, guard)
+                losses.append(divergence(trial))
+            curves[name] = LossCurve(size, tuple(counts), tuple(losses))
+            advance(name)
+    return curves
+
+
+def _first(order: IntArray, count: int) -> IntArray:
+    kept = order[:count].copy()
+    kept.sort()
+    return kept
