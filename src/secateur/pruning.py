@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.allocation.ranking import ranked
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import compose, restrict
 from secateur.apply.inexact_groups import find_inexact_groups
@@ -35,7 +34,7 @@ from secateur.execution import check_seed
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
-from secateur.repair.loss_curves import measure_loss_curves
+from secateur.repair.loss_curves import with_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
@@ -114,10 +113,8 @@ def plan(
     by_loss = _by_loss(chosen, budget, batches)
     needs = chosen.needs(budget) | ({"gram"} if by_loss else set())
     _check_data(chosen, needs, batches)
-    fitting, guard = split_off_guard(batches) if by_loss and batches else (batches, None)
-    statistics = collect_statistics(model, graph, fitting, needs, seed, loss=loss)
-    if by_loss:
-        statistics = _with_losses(chosen, model, graph, statistics, fitting, guard)
+    settings = _repair_settings((), model, batches, loss, seed, False, by_loss is not None)
+    statistics = _collect(model, graph, settings, needs, by_loss)
     return chosen.plan(graph, statistics, budget)
 
 
@@ -183,7 +180,7 @@ def prune(
     _check_data(chosen, chosen.needs(budget), batches, repairs)
     by_loss = _by_loss(chosen, budget, batches)
     needs = chosen.needs(budget) | repair_needs(repairs)
-    settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss)
+    settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss is not None)
     each_step, at_the_end = _split_repairs(repairs, schedule)
 
     clock = Stopwatch()
@@ -196,19 +193,7 @@ def prune(
         before = start if schedule.restarts else state
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
-                statistics = collect_statistics(
-                    before.model, before.graph, settings.fitting, needs, seed, loss=loss
-                )
-                if by_loss:
-                    statistics = _with_losses(
-                        chosen,
-                        before.model,
-                        before.graph,
-                        statistics,
-                        settings.fitting,
-                        settings.guard,
-                        progress,
-                    )
+                statistics = _collect(before.model, before.graph, settings, needs, by_loss)
         decide = partial(_decide, chosen, graph, goal, statistics, state, schedule)
         step_plan, after = _remove(decide, start, before, inexact, clock, check, check_device)
         if isinstance(step_plan, NothingToPrune):
@@ -271,33 +256,30 @@ def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Seq
     raise InputError(f"the repair {repair_name(repairs)!r} needs data: pass data=batches")
 
 
-def _by_loss(method: Method, budget: Budget, batches: Any) -> bool:
-    """Return whether the losses of the groups decide the counts."""
-    if budget.scope == "auto":
-        return batches is not None and isinstance(method, SetMethod) and method.orders_units()
+def _by_loss(method: Method, budget: Budget, batches: Any) -> SetMethod | None:
+    """Return the method if the losses of the groups decide the counts: it orders the units for the trials."""
+    orders = method if isinstance(method, SetMethod) and method.orders_units() else None
     if budget.scope == "loss" and batches is None:
         raise InputError("scope='loss' measures what groups cost at the output: pass data=batches")
-    if budget.scope == "loss" and not (isinstance(method, SetMethod) and method.orders_units()):
+    if budget.scope == "loss" and orders is None:
         raise InputError(f"{method.name!r} gives no order of units to measure losses by: use scope='layer'")
-    return budget.scope == "loss"
+    return orders if budget.scope in ("auto", "loss") and batches is not None else None
 
 
-def _with_losses(
-    method: Any,
+def _collect(
     model: nn.Module,
     graph: PruningGraph,
-    statistics: Statistics,
-    fitting: Any,
-    guard: Any,
-    progress: bool = False,
+    settings: RepairSettings,
+    needs: Iterable[str],
+    by_loss: SetMethod | None,
 ) -> Statistics:
-    """Return the statistics with the loss of each group, measured on batches kept apart."""
-    scores = method.unit_scores(graph, statistics)
-    orders = {group.name: ranked(scores[group.name]) for group in graph.groups}
-    gram = any(moments.gram is not None for moments in statistics.moments.values())
-    held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed) if guard and gram else None
-    curves = measure_loss_curves(model, graph, orders, statistics, guard or fitting, held_out, progress)
-    return replace(statistics, losses=curves)
+    """Collect what the method and the repairs look at."""
+    statistics = collect_statistics(model, graph, settings.fitting, needs, settings.seed, loss=settings.loss)
+    if by_loss is None:
+        return statistics
+    scores = by_loss.unit_scores(graph, statistics)
+    where = model, graph, settings.fitting or (), settings.guard
+    return with_loss_curves(statistics, scores, *where, settings.progress)
 
 
 def _repair_settings(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_allocation import mlp
 
 from secateur.allocation import allocate
 from secateur.allocation.counts import AllowedCounts
 from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
 from secateur.core import InputError, LossCurve, Macs, Params, Units, Weights
-from test_allocation import mlp
 
 SIZES = st.lists(st.integers(16, 40), min_size=1, max_size=2)
 

@@ -24,7 +24,7 @@ def test_defaults_are_those_of_python() -> None:
     report = report_of()
     assert (report.method, report.repair, report.budget) == ("magnitude", None, repr(secateur.Units(0.5)))
     report = report_of("--data", "net.py:batches")
-    assert (report.method, report.repair) == ("matroid", "fold") and report.after.latency == ()
+    assert (report.method, report.repair) == ("matroid", "refit") and report.after.latency == ()
     report = report_of("--data", "net.py:batches", "--budget", "weights=0.5")
     assert (report.method, report.repair) == ("magnitude", None)
 
@@ -135,5 +135,5 @@ def test_bert_with_tokens_but_no_labels(place: Path) -> None:
     done = run("prune", "bert", "--data", "text.py:tokens", "--holdout", "text.py:tokens", "--out", "small")
     assert done.exit_code == 0, done.output
     report = load_report("small")
-    assert (report.metric, report.repair) == ("agreement", "fold")
+    assert (report.metric, report.repair) == ("agreement", "refit")
     assert report.after.cost.parameters < report.before.cost.parameters

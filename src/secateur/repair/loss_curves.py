@@ -8,18 +8,21 @@ small.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from secateur.apply.mask import mask
 from secateur.core import IntArray, LossCurve, Plan, PruningGraph, Statistics
 from secateur.execution import evaluating, explain_errors, floating_outputs, read_batches
 from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked
+from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import distillation_loss
 
-__all__ = ["Divergence", "measure_loss_curves"]
+__all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
 
 KEPT = (0.85, 0.6, 0.35, 0.1)  # shares of a group's units in the trials
 LARGEST = 2**30  # bytes of the original's outputs that are kept; further batches are left out
@@ -64,7 +67,7 @@ def _outputs(model: nn.Module, batches: Sequence[Any]) -> Iterator[tuple[str, An
 def measure_loss_curves(
     model: nn.Module,
     graph: PruningGraph,
-    orders: Mapping[str, IntArray],
+    scores: Mapping[str, Tensor],
     statistics: Statistics,
     batches: Sequence[Any],
     guard: Statistics | None = None,
@@ -77,7 +80,7 @@ def measure_loss_curves(
     Args:
         model: The model that was traced.
         graph: Its trace.
-        orders: Group name -> its units, the first to stay first.
+        scores: Group name -> scores of its units; the highest stay.
         statistics: With Gram matrices, the readers of removed units are folded; else units are masked only.
         batches: Batches, best held out from those of the statistics.
         guard: Statistics of held-out batches, which choose the ridge of each fold.
@@ -96,7 +99,7 @@ def measure_loss_curves(
             counts = sorted({max(1, round(share * size)) for share in KEPT} - {size}, reverse=True)
             losses = []
             for count in counts:
-                keep = {group.name: _first(orders[group.name], count) for group in groups}
+                keep = {group.name: _best(scores[group.name], count) for group in groups}
                 plan = Plan(graph, "trial", keep)
                 trial = mask(model, plan)
                 if folded:
@@ -107,7 +110,33 @@ def measure_loss_curves(
     return curves
 
 
-def _first(order: IntArray, count: int) -> IntArray:
-    kept = order[:count].copy()
-    kept.sort()
-    return kept
+def _best(scores: Tensor, count: int) -> IntArray:
+    order = torch.argsort(scores.detach(), descending=True, stable=True)
+    return order[:count].sort().values.cpu().numpy()
+
+
+def with_loss_curves(
+    statistics: Statistics,
+    scores: Mapping[str, Tensor],
+    model: nn.Module,
+    graph: PruningGraph,
+    fitting: Sequence[Any],
+    guard: Sequence[Any] | None,
+    progress: bool = False,
+) -> Statistics:
+    """Return the statistics with the loss curves of all groups, measured on batches kept apart.
+
+    Args:
+        statistics: What was collected on `fitting`.
+        scores: Group name -> scores of its units.
+        model: The model.
+        graph: Its trace.
+        fitting: Batches of the statistics; the trials run on them if there are no others.
+        guard: Batches kept apart, or None.
+        progress: Whether to show progress on a terminal.
+    """
+    held_out = None
+    if guard and any(moments.gram is not None for moments in statistics.moments.values()):
+        held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed)
+    curves = measure_loss_curves(model, graph, scores, statistics, guard or fitting, held_out, progress)
+    return replace(statistics, losses=curves)

@@ -44,12 +44,21 @@ def recurrent_inputs(kernel: Callable[..., Any], *args: Any) -> Iterator[tuple[T
         start = _part(states, first, directions)
         tail = (biases, 1, 0.0, False, bidirectional)
         where = (x, start) if sizes is None else (x, sizes, start)
-        y = kernel(*where, weights, *tail, *(() if sizes is not None else (batch_first,)))[0]
+        rest = () if sizes is not None else (batch_first,)
         h0 = start if isinstance(start, Tensor) else start[0]
-        for d, h in enumerate(y.chunk(directions, -1)):
+        for d in range(directions):
             yield weights[d * per], x
+        # Whoever gets the inputs may change the weights: later inputs follow from what they are then.
+        y, version = kernel(*where, weights, *tail, *rest)[0], _version(weights)
+        for d, h in enumerate(y.chunk(directions, -1)):
             yield weights[d * per + 1], _previous(h, h0[d], sizes, batch_first, reverse=d == 1)
-        x = y
+        changed = layer + 1 < layers and _version(weights) != version
+        x = kernel(*where, weights, *tail, *rest)[0] if changed else y
+
+
+def _version(weights: Sequence[Tensor]) -> int:
+    """Return a number that grows whenever a weight is changed in place."""
+    return sum(weight._version for weight in weights)
 
 
 def _part(states: Tensor | Sequence[Tensor], first: int, count: int) -> Any:
