@@ -37,9 +37,9 @@ KEEPS = (0.9, 0.8, 0.7, 0.5)
 
 
 def make_trials(options: argparse.Namespace) -> Iterator[tuple[str, Trial]]:
-    """Yield the trials that were asked for, each with its name; cheap and first seeds first."""
-    grid = product(options.networks, options.seeds, options.repairs, options.methods, options.keeps)
-    for network, seed, repair, method, keep in grid:
+    """Yield the trials that were asked for, each with its name; the repairs of one plan in turn."""
+    grid = product(options.networks, options.seeds, options.methods, options.keeps, options.repairs)
+    for network, seed, method, keep, repair in grid:
         kind, scope = METHODS[method]
         if kind == PEER and repair in ("fold", "refit"):
             continue  # it has no repair of its own

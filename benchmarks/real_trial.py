@@ -6,7 +6,8 @@ import copy
 import subprocess
 import time
 import warnings
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.batches import split_batch
-from secateur.core import InputError
+from secateur.core import Budget, InputError, Plan, PruningGraph, Statistics
 from secateur.measure.cost import macs, parameters
 from secateur.specs import Batches
 
@@ -25,6 +26,7 @@ PEER = "torch-pruning"
 TEACHER = "teacher"
 UNREPAIRED = {"none": None, TEACHER: "refit"}  # the repair before the teacher
 HALVINGS = 8
+DECISIONS: dict[tuple[Any, ...], tuple[Plan, float]] = {}  # the last one, with its processor seconds
 
 
 def prune_network(
@@ -46,21 +48,17 @@ def prune_network(
     warnings.simplefilter("ignore")  # in a process of its own
     entry = NETWORKS[network]
     model, measure, whole = _original(network, folder)
-    calibration = entry.calibration(seed)
-    example = Batches(calibration).example(model)
+    example = Batches(_calibration(network, seed)).example(model)
     row: dict[str, Any] = {"commit": commit(), "original": whole}
-    start = time.process_time()
     if method == PEER:
         small, row["prune seconds"] = _torch_pruning(network, model, example, keep, scope)
         row["repair seconds"] = 0.0
     else:
-        small, stages = _secateur(model, example, calibration, method, scope, repair, keep, seed)
-        seconds = time.process_time() - start
-        row["repair seconds"] = seconds * stages.get("repair", 0.0) / sum(stages.values())
-        row["prune seconds"] = seconds - row["repair seconds"]
+        small, seconds = _secateur(network, folder, method, scope, UNREPAIRED.get(repair, repair), keep, seed)
+        row |= seconds
+    lessons = entry.lessons(model, seed) if repair == TEACHER else []
     start = time.process_time()
-    if repair == TEACHER:
-        lessons = entry.lessons(model, seed)
+    if lessons:
         small, _ = sc.finetune(
             small, lessons, steps=steps, lr=entry.lr, teacher=model, seed=seed, progress=False
         )
@@ -79,6 +77,11 @@ def _original(network: str, folder: str) -> tuple[nn.Module, Any, dict[str, floa
     return model, measure, measure(model) if entry.absolute else {}
 
 
+@lru_cache(maxsize=1)
+def _calibration(network: str, seed: int) -> list[Any]:
+    return NETWORKS[network].calibration(seed)
+
+
 @cache
 def commit() -> str:
     """Return the commit of the checkout, with a plus sign if files differ from it."""
@@ -92,28 +95,49 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../src") else "")
 
 
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """A method that has decided before: several repairs of one plan need one decision."""
+
+    made: Plan
+    name: str
+
+    def needs(self, budget: Budget) -> frozenset[str]:
+        """Return nothing."""
+        return frozenset()
+
+    def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
+        """Return the plan."""
+        return self.made
+
+
+@lru_cache(maxsize=1)  # the steps with the teacher start where the refit ended
 def _secateur(
-    model: nn.Module,
-    example: Any,
-    calibration: list[Any],
-    method: str,
-    scope: str,
-    repair: str,
-    keep: float,
-    seed: int,
+    network: str, folder: str, method: str, scope: str, repair: str | None, keep: float, seed: int
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Return the pruned network, and the seconds of each stage."""
+    """Return the pruned network, and processor seconds of the decision and of the repair."""
+    model, calibration = _original(network, folder)[0], _calibration(network, seed)
+    # A pruning with a repair decides on fewer batches, because it keeps some apart to judge the repair.
+    key = (network, folder, method, scope, repair is None, keep, seed)
+    made = DECISIONS.get(key)
+    chosen = None if method == "default" else method
+    start = time.process_time()
     result = sc.prune(
         model,
-        example,
+        Batches(calibration).example(model),
         sc.Macs(keep) if scope == "default" else sc.Macs(keep, scope=scope),
         calibration,
-        method=None if method == "default" else method,
-        repair=UNREPAIRED.get(repair, repair),
+        method=chosen if made is None else Decided(made[0], made[0].method),
+        repair=repair,
         seed=seed,
         progress=False,
     )
-    return result.model, dict(result.report.seconds)
+    seconds, stages = time.process_time() - start, result.report.seconds
+    repairing = seconds * stages.get("repair", 0.0) / sum(stages.values())
+    if made is None:
+        DECISIONS.clear()
+        DECISIONS[key] = made = (result.plan, seconds - repairing)
+    return result.model, {"prune seconds": made[1], "repair seconds": repairing}
 
 
 def _torch_pruning(
