@@ -27,12 +27,12 @@ METHODS = {  # name on the command line -> method and scope
     "default-layer": ("default", "layer"),
     "default-global": ("default", "global"),
     "default-loss": ("default", "loss"),
-    "random": ("random", "default"),
+    "random": ("random", "layer"),
     "torch-pruning-local": (PEER, "local"),
     "torch-pruning-global": (PEER, "global"),
 }
 USUAL = ("default", "random", "torch-pruning-local", "torch-pruning-global")
-REPAIRS = ("none", "fold", "refit", TEACHER)
+REPAIRS = ("none", "batchnorm", "fold", "refit", TEACHER)
 KEEPS = (0.9, 0.8, 0.7, 0.5)
 
 
@@ -41,8 +41,10 @@ def make_trials(options: argparse.Namespace) -> Iterator[tuple[str, Trial]]:
     grid = product(options.networks, options.seeds, options.methods, options.keeps, options.repairs)
     for network, seed, method, keep, repair in grid:
         kind, scope = METHODS[method]
-        if kind == PEER and repair in ("fold", "refit"):
-            continue  # it has no repair of its own
+        if repair in (("fold", "refit") if kind == PEER else ("batchnorm",)):
+            continue  # Torch-Pruning has no repair of its own
+        if repair == "batchnorm" and not NETWORKS[network].batchnorm:
+            continue
         if kind == PEER and repair == "none" and seed != options.seeds[0]:
             continue  # it draws nothing
         params = {"network": network, "method": kind, "scope": scope, "repair": repair}

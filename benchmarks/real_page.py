@@ -24,7 +24,7 @@ COSTS = 0.7  # the share whose costs the page shows
 LABELS = {
     ("torch-pruning", "local"): "Torch-Pruning, local",
     ("torch-pruning", "global"): "Torch-Pruning, global",
-    ("random", "default"): "random units",
+    ("random", "layer"): "random units",
     ("default", "default"): "Secateur",
     ("default", "layer"): "Secateur, scope layer",
     ("default", "global"): "Secateur, scope global",
@@ -33,6 +33,7 @@ LABELS = {
 OURS, PEERS = "Secateur", ("Torch-Pruning, local", "Torch-Pruning, global")
 REPAIRS = {
     "none": "no repair",
+    "batchnorm": "BatchNorm taken anew",
     "fold": "fold",
     "refit": "refit",
     "teacher": "refit and teacher",
@@ -43,13 +44,15 @@ INTRODUCTION = """# Real networks
 
 Networks with the weights that people use, and two that are trained here, with fewer multiply-accumulates.
 Each is pruned by `secateur.prune(model, example, Macs(share), data)` with the library's defaults of
-method and allocation, and repaired in four ways. Beside it the same with units removed at random, and
-Torch-Pruning 1.6.1 with its magnitude importance, in its local and its global setting, with the share of
-channels that leaves the same multiply-accumulates.
+method and allocation, and the one plan is repaired in several ways. Beside it stand units removed at
+random, the same share in every group, and Torch-Pruning 1.6.1 with its magnitude importance, in its local
+and its global setting, with the share of channels that leaves the same multiply-accumulates.
 
 - **No repair**, **fold**, **refit**: no training; calibration data without labels.
-- **Refit and teacher** (Torch-Pruning: teacher alone): then a fixed number of optimiser steps towards the
-  original's outputs (`secateur.finetune(teacher=)`), the same for both tools, also without labels.
+- **BatchNorm taken anew**: `secateur.update_bn` on the calibration data, for Torch-Pruning's networks.
+- **Refit and teacher** (Torch-Pruning: BatchNorm taken anew, and teacher): then a fixed number of optimiser
+  steps towards the original's outputs (`secateur.finetune(teacher=)`), the same for both tools, also
+  without labels.
 - Calibration and test data are different photographs, texts or words. A cell is the mean over draws of
   the calibration data, with the smallest and the largest value; without them there is one draw.
   Torch-Pruning's choice draws nothing.
@@ -89,7 +92,8 @@ def write_readme(page: Path, rows: list[Row]) -> None:
     for name, network in NETWORKS.items():
         own = _by_cell(row for row in rows if row["network"] == name)
         metric = next(iter(network.metrics))
-        for repairs, how in ((("none", "refit"), "no training"), (("teacher", "teacher"), "with a teacher")):
+        plain = "batchnorm" if network.batchnorm else "none"
+        for repairs, how in (((plain, "refit"), "no training"), (("teacher", "teacher"), "with a teacher")):
             line = {"": f"{network.title}, {network.metrics[metric]}, {how}"}
             for keep in KEEPS:
                 theirs = _better(own, PEERS, repairs[0], keep, metric)
@@ -176,17 +180,19 @@ def _not_run(rows: list[Row]) -> str:
         if not cells:
             lines.append(f"- {network.title}: not run.")
             continue
-        absent = _absent(cells)
+        absent = _absent(network, cells)
         if absent:
             lines.append(f"- {network.title}, not run: {'; '.join(absent)}.")
     return "\n".join(lines) + "\n"
 
 
-def _absent(cells: Rows) -> list[str]:
+def _absent(network: Network, cells: Rows) -> list[str]:
     absent = []
     for label in (*PEERS, "random units", OURS):
         for repair, title in REPAIRS.items():
-            if label in PEERS and repair in ("fold", "refit"):
+            if repair in (("fold", "refit") if label in PEERS else ("batchnorm",)):
+                continue
+            if repair == "batchnorm" and not network.batchnorm:
                 continue
             keeps = [keep for keep in KEEPS if (label, repair, keep) not in cells]
             if keeps:

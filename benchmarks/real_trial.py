@@ -38,8 +38,8 @@ def prune_network(
         network: Name in `NETWORKS`.
         method: ``"default"``, a method of Secateur, or ``"torch-pruning"``.
         scope: Scope of the budget, or ``"default"``; for Torch-Pruning ``"local"`` or ``"global"``.
-        repair: ``"none"``, ``"fold"``, ``"refit"``, or ``"teacher"`` for a refit (Torch-Pruning: nothing) and
-            steps with the original as the teacher.
+        repair: ``"none"``, ``"fold"``, ``"refit"``, ``"batchnorm"`` for new statistics (Torch-Pruning),
+            or ``"teacher"`` for a refit (Torch-Pruning: these statistics) and steps with a teacher.
         keep: Share of the multiply-accumulates that stays.
         seed: Seed of the calibration data and of every random choice.
         steps: Optimiser steps with the teacher; 0 for other repairs.
@@ -52,7 +52,10 @@ def prune_network(
     row: dict[str, Any] = {"commit": commit(), "original": whole}
     if method == PEER:
         small, row["prune seconds"] = _torch_pruning(network, model, example, keep, scope)
-        row["repair seconds"] = 0.0
+        start = time.process_time()
+        if entry.batchnorm and repair != "none":
+            small = sc.update_bn(small, _calibration(network, seed))
+        row["repair seconds"] = time.process_time() - start
     else:
         small, seconds = _secateur(network, folder, method, scope, UNREPAIRED.get(repair, repair), keep, seed)
         row |= seconds
@@ -68,7 +71,7 @@ def prune_network(
     return [{**row, **measure(small)}]
 
 
-@cache
+@lru_cache(maxsize=1)
 def _original(network: str, folder: str) -> tuple[nn.Module, Any, dict[str, float]]:
     """Return a network, the function that measures a pruned one against it, and its own metrics."""
     entry = NETWORKS[network]
@@ -84,15 +87,15 @@ def _calibration(network: str, seed: int) -> list[Any]:
 
 @cache
 def commit() -> str:
-    """Return the commit of the checkout, with a plus sign if files differ from it."""
-    here = Path(__file__).parent
+    """Return the commit of the library's checkout, with a plus sign if its files differ from it."""
+    here = Path(sc.__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", "-C", str(here), *words], capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../src") else "")
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +120,10 @@ def _secateur(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Return the pruned network, and processor seconds of the decision and of the repair."""
     model, calibration = _original(network, folder)[0], _calibration(network, seed)
-    # A pruning with a repair decides on fewer batches, because it keeps some apart to judge the repair.
-    key = (network, folder, method, scope, repair is None, keep, seed)
+    # All repairs get the plan of a pruning with a repair, which keeps some batches apart as a judge.
+    key = (network, folder, method, scope, keep, seed)
+    if repair is None and key not in DECISIONS:
+        _secateur(network, folder, method, scope, "fold", keep, seed)
     made = DECISIONS.get(key)
     chosen = None if method == "default" else method
     start = time.process_time()

@@ -26,6 +26,7 @@ class Network(ABC):
         packages: Module that is imported -> package to install.
         metrics: Key -> title of each number that `measure` returns; the first is the main one.
         absolute: Whether the metrics also say something about the original, as an accuracy does.
+        batchnorm: Whether it has BatchNorm layers.
         steps: Optimiser steps with the teacher.
         lr: Learning rate of these steps.
     """
@@ -36,6 +37,7 @@ class Network(ABC):
     packages: ClassVar[Mapping[str, str]] = {}
     metrics: ClassVar[Mapping[str, str]]
     absolute: ClassVar[bool] = False
+    batchnorm: ClassVar[bool] = False
     steps: ClassVar[int]
     lr: ClassVar[float] = 1e-3
 

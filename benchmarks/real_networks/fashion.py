@@ -78,7 +78,7 @@ class FashionResNet(Fashion):
         "calibrate; 16,384 images of the training are for the teacher, without labels; accuracy, and "
         "agreement with the original, on the first 4,000 test images."
     )
-    epochs, train_lr, steps = 2, 5e-3, 128
+    batchnorm, epochs, train_lr, steps = True, 2, 5e-3, 128
 
     def untrained(self) -> nn.Module:
         """Return the zoo's ResNet with a stride in its stem."""

@@ -47,7 +47,7 @@ class EfficientNetLite0(Network):
         "skimage": "scikit-image lazy-loader",
     }
     metrics: ClassVar[Mapping[str, str]] = {"agreement": "top-1 agreement", "kl": "KL, nats"}
-    steps, lr = 64, 3e-4
+    batchnorm, steps, lr = True, 64, 2e-4
 
     def model(self, folder: Path) -> nn.Module:
         """Return the network with the package's weights."""
