@@ -25,10 +25,12 @@ from secateur.tracing.unsupported import check_supported
 
 __all__ = [
     "ExportedModel",
+    "concrete",
     "copy_sharing_tensors",
     "export_model",
     "exporting_flag_set",
     "module_of",
+    "shapes_in",
     "silenced",
     "source_line",
     "user_code_line",
@@ -248,6 +250,29 @@ def module_of(node: Node) -> tuple[str, str]:
     return re.sub(r"@\d+", "", path.removeprefix("L['self'].").removeprefix("L__self__.")), name
 
 
+def shapes_in(value: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors in a node's value, with a number for every length; see `concrete`."""
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [tuple(concrete(n) for n in v.shape) for v in leaves if isinstance(v, Tensor)]
+
+
+def concrete(value: Any) -> Any:
+    """Return a number for a symbolic integer, and any other value as it is.
+
+    Lengths that depend on the data (of `nonzero`, of a mask) are symbols in the graph.  Nothing dies on such
+    an axis, so any number serves, as long as the symbols get numbers unlike each other and unlike
+    usual lengths.
+    """
+    if not isinstance(value, torch.SymInt):
+        return value
+    expression = value.node.expr
+    numbers = {
+        s: LENGTHS[int(re.sub(r"\D", "", s.name) or 0) % len(LENGTHS)] for s in expression.free_symbols
+    }
+    return int(expression.subs(numbers))
+
+
+LENGTHS = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 

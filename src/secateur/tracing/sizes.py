@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from secateur.tracing.equal_lengths import equally_long
-from secateur.tracing.export import FRAME, ExportedModel, module_of
+from secateur.tracing.export import FRAME, ExportedModel, module_of, shapes_in
 from secateur.tracing.labels import Label
 from secateur.tracing.propagate import ExplicitSize, Propagation, TensorAxes
 from secateur.tracing.size_recorder import CodeLocation, RecordedSizes, TensorOrigin, record_sizes
@@ -121,9 +120,7 @@ class _SizeMatcher:
         if module_of(node)[1].endswith("activation.MultiheadAttention"):
             return  # SlimAttention replaces the module when it loses anything
         line = innermost_line(node)
-        shapes = {
-            tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)
-        }
+        shapes = set(shapes_in(node.meta["val"]))
         expressions = {
             expression_of(n)
             for call in self.calls.get((module_of(node)[0], line), [])

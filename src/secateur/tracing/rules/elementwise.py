@@ -26,6 +26,8 @@ SAME = words(
     bfloat16 requires_grad_"""
 )
 SINGULAR = words("log log2 log10 rsqrt reciprocal")
+LAST_BY_DEFAULT = words("kthvalue mode")  # statistics over the last axis, if none is given
+AFTER_ANOTHER = words("kthvalue quantile nanquantile")  # the axis follows another argument
 NEVER_NEGATIVE = words("relu abs square exp exp2 sigmoid softplus sqrt cosh var std norm linalg_vector_norm")
 UNIFY = words(
     """maximum minimum max min fmax fmin eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and
@@ -278,6 +280,8 @@ def sum_(
     "mode",
     "kthvalue",
     "quantile",
+    "nanquantile",
+    "nanmedian",
     "count_nonzero",
 )
 def reduce(
@@ -287,11 +291,13 @@ def reduce(
 
     The other axes keep their labels; a mean or an extreme of zeros is 0.
     """
+    name = propagation.operation_name
+    others = rest[1:] if "norm" in name or name in AFTER_ANOTHER else rest
+    default = -1 if name in LAST_BY_DEFAULT else None
     dim = options.get(
-        "dim", next((r for r in rest if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), None)
+        "dim",
+        next((r for r in others if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), default),
     )
-    if "norm" in propagation.operation_name:
-        dim = options.get("dim", rest[1] if len(rest) > 1 else None)
     axes = axes_of(dim, x.ndim)
     if propagation.operation_name != "mean" or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
         x = propagation.freeze(x, axes, "a statistic over the axis")
