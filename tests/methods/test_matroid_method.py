@@ -210,10 +210,10 @@ def test_exact_merges_are_as_many_in_every_order():
         return float(len(plan.removed("0")))
 
     audit = permutation_audit(method, graph, statistics, Units(0.1), draws=6, measure=apart)
-    assert audit.counts == (12,) * 7
-    assert audit.values == (12.0,) * 6
+    assert audit.counts == (13,) * 7  # twelve multiples and a constant
+    assert audit.values == (13.0,) * 6
     assert not audit.order_free  # of two multiples either may stay
-    assert "12 go in the original order, 12 to 12 permuted" in audit.summary()
+    assert "13 go in the original order, 13 to 13 permuted" in audit.summary()
     with pytest.raises(InputError, match="flow"):
         permuted_statistics(graph, replace(statistics, flow=dict), {})
 

@@ -34,9 +34,9 @@ class Matroid(SetMethod):
     they explain, then exchanges them while that helps.  Follow it with the least-squares fold.  It works for
     any group that a weighted layer consumes; others (experts, tied autoencoders) keep the largest weights.
 
-    ``ground="rows"`` removes units without changing the function: dead units, positive multiples
-    (`Plan.merges` has the factors), and on a domain always active units that depend on others.  The
-    network must be an affine-ReLU chain.  The budget is an upper bound.
+    ``ground="rows"`` removes units without changing the function: dead and unread units, positive multiples
+    (`Plan.merges` has the factors), and constant or always active units that depend on others.  The network
+    must be an affine-ReLU chain.  The budget is an upper bound.
 
     ``ground="windows"`` is the published partition: units in rank-deficient windows of neighbouring rows of
     [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to remove more than
@@ -54,7 +54,7 @@ class Matroid(SetMethod):
         rtol: For windows: numerical tolerance, None for numpy's.
         tolerance: For rows: how much directions of parallel rows may differ; 0 asks for exact parallels
             over the rationals, None allows for the rounding of the weights' dtype (4 eps).
-        domain: For rows: the inputs on which the function must not change.
+        domain: For rows: the inputs on which the function must not change, "everywhere", "box" or "data".
         box: For rows: smallest and largest input value, for `domain="box"`.
 
     Example:

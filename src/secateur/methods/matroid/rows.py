@@ -1,28 +1,35 @@
-"""Removals that do not change the function: dead, parallel and always active ReLU units.
+"""Removals that do not change the function: dead, unread, parallel and always active ReLU units.
 
-relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  A row of
-zeros is a unit that is always 0.  Units that stay on one side of their kink over a whole domain are 0 or
-affine there; affine units whose rows of W depend on others' follow from them and a constant, on that domain
-only.  Nothing else is exact: linear dependence of three or more rows says nothing about ReLU units that
-switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
+relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  Units that
+stay on one side of their kink over a whole domain are 0 or affine there; affine units whose rows of W depend
+on others' follow from them and a constant, on that domain.  Behind a ReLU some units stay on one side for
+every input, because what they read is never negative.  Units that nobody reads go, too.  Nothing else is
+exact: linear dependence of three or more rows says nothing about ReLU units that switch (Serra et al. 2020
+for the lossless cases; Kim et al. 2020 for merging).
+
+The layers are visited in order, and each is rewritten in the units that stay before it: its rows may then
+depend on one another where they did not.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.linalg import qr
 
 from secateur.allocation import prunable
 from secateur.core import InputError, IntArray, Merge, PruningGraph, Statistics
 from secateur.methods.matroid.upper_bound import Offer
 from secateur.structures.matroid import parallel_rows
-from secateur.structures.relu_mip import Affine, Chain, ReLU
+from secateur.structures.relu_mip import Affine, Chain, MaxPool, ReLU
+from secateur.structures.relu_mip.chain import Step
 from secateur.structures.relu_mip.interval_bounds import step_bounds
 
 __all__ = ["HINT", "Domain", "row_offers"]
@@ -33,7 +40,7 @@ Floats = NDArray[np.float64]
 Expression = tuple[dict[int, float], float]
 
 HINT = (
-    "no unit is dead, a positive multiple of another, or (on a domain) affine and dependent on others; "
+    "no unit is dead, read by nobody, a positive multiple of another, or affine and dependent on others; "
     "ground='activations' removes units at a stated error"
 )
 _WHERE = {"everywhere": "for every input", "box": "for inputs in the box", "data": "on the calibration data"}
@@ -45,15 +52,25 @@ class _Stage:
 
     Attributes:
         rows: [W | b] of each unit, for all its coordinates side by side, [units, features].
-        lower: Lower bound of each unit before its ReLU, [units]; -inf if unknown.
-        upper: Upper bound of each unit; inf if unknown.
+        lower: Lower bound of each unit before its ReLU, [units].
+        upper: Upper bound of each unit.
+        blank: Units that read nothing.
         affine_next: Whether an affine map of single-coordinate units follows directly.
     """
 
     rows: Floats
     lower: Floats
     upper: Floats
+    blank: NDArray[np.bool_]
     affine_next: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Relations:
+    """Units of the stage before, expressed by others, and the unit of each coordinate that follows them."""
+
+    express: Mapping[int, Expression]
+    units: IntArray
 
 
 def row_offers(
@@ -68,14 +85,34 @@ def row_offers(
     Raises:
         InputError: If the statistics lack the chain, or the images for `domain="data"`.
     """
-    stages = _stages(statistics, domain, box)
+    chain = _require_chain(statistics)
     names = {layer.weight: g.name for g in prunable(graph) for layer, _ in graph.producers(g)}
-    offers = {}
-    for weight, stage in stages.items():
-        if weight in names and len(stage.rows) == graph.group(names[weight]).size:
-            rounding = 4 * torch.finfo(statistics.weights[weight].dtype).eps
-            slack = rounding if tolerance is None else tolerance
-            offers[names[weight]] = _offer(stage, _constants_fit(graph, names[weight]), domain, slack)
+    unread, used = _unread_units(chain), Counter(s.name for s in chain.steps if isinstance(s, ReLU))
+    offers: dict[str, Offer] = {}
+    relations: _Relations | None = None
+    everywhere, known, before = True, _start(statistics, chain, domain, box), None
+    for i, step in enumerate(chain.steps):
+        if isinstance(step, Affine):
+            step = _rewrite(step, relations) if relations else step
+            relations = None
+        elif isinstance(step, MaxPool) and relations:
+            relations = _Relations(relations.express, relations.units[step.windows.max(axis=1)])
+        elif isinstance(step, ReLU) and isinstance(before, Affine):
+            name = names.get(step.name)
+            # A layer that is used twice would need relations that hold in both places.
+            if name is not None and used[step.name] == 1 and step.size == graph.group(name).size:
+                single = step.width == step.size and isinstance(chain.steps[i + 1], Affine)
+                stage = _stage(before, step, known[0].min(0), known[1].max(0), single)
+                rounding = 4 * torch.finfo(statistics.weights[step.name].dtype).eps
+                slack = rounding if tolerance is None else tolerance
+                constants_fit = single and _constants_fit(graph, name)
+                express, note = _express(stage, unread[step.name], constants_fit, slack)
+                everywhere &= domain == "everywhere" or _holds_everywhere(stage, unread[step.name], note)
+                note["holds"] = _WHERE["everywhere" if everywhere else domain]
+                offers[name] = _offer(express, note, step.size)
+                relations = _Relations(express, step.units)
+        known = _bounds(step, *known)
+        before = step
     return offers
 
 
@@ -85,31 +122,68 @@ def _constants_fit(graph: PruningGraph, name: str) -> bool:
     return all(layer.kind == "linear" and layer.bias is not None for layer, _ in consumers)
 
 
-def _stages(statistics: Statistics, domain: Domain, box: tuple[float, float]) -> dict[str, _Stage]:
+def _require_chain(statistics: Statistics) -> Chain:
     if not isinstance(statistics.chain, Chain):
         raise InputError(
             "ground='rows' needs the network as an affine-ReLU chain: collect it with needs={'chain'}. Exact "
             "merging rests on relu(c z) = c relu(z), so activations other than ReLU are refused there by name"
         )
-    chain = statistics.chain
-    known = None if domain == "everywhere" else _start(statistics, chain, domain, box)
-    stages = {}
-    for i, step in enumerate(chain.steps):
-        before = chain.steps[i - 1]
-        if isinstance(step, ReLU) and isinstance(before, Affine):
-            following = chain.steps[i + 1] if i + 1 < len(chain.steps) else None
-            single = step.width == step.size and isinstance(following, Affine)
-            low = np.full(step.width, -np.inf) if known is None else known[0].min(0)
-            high = np.full(step.width, np.inf) if known is None else known[1].max(0)
-            stages[step.name] = _stage(before, step, low, high, single)
-        known = None if known is None else step_bounds(step, *known)
-    return stages
+    return statistics.chain
+
+
+def _unread_units(chain: Chain) -> dict[str, NDArray[np.bool_]]:
+    """Return by ReLU the units that no logit depends on: some weight is zero on every way to it."""
+    unread: dict[str, NDArray[np.bool_]] = {}
+    read = np.ones(chain.steps[-1].width, bool)
+    widths = [chain.inputs, *(step.width for step in chain.steps[:-1])]
+    for step, width in zip(reversed(chain.steps), reversed(widths), strict=True):
+        if isinstance(step, Affine):
+            read = (step.W != 0).T @ read.astype(int) > 0
+        elif isinstance(step, MaxPool):
+            windows = step.windows[read]
+            read = np.isin(np.arange(width), windows[windows >= 0])
+        else:
+            units = np.bincount(step.units, read, minlength=step.size) > 0
+            unread[step.name] = ~units & unread.get(step.name, True)
+    return unread
+
+
+def _rewrite(step: Affine, relations: _Relations) -> Affine:
+    """Return the affine map in the coordinates of the units that stay; columns of the others are zero."""
+    units = relations.units
+    size = int(units.max()) + 1
+    at = np.argsort(units, kind="stable").reshape(size, -1)  # coordinates [units, places]
+    stay = np.setdiff1d(np.arange(size), list(relations.express))
+    terms = [(int(u), int(u), 1.0) for u in stay]
+    terms += [(i, k, c) for i, (parts, _) in relations.express.items() for k, c in parts.items()]
+    to, source, factors = (np.array(column) for column in zip(*terms, strict=True)) if terms else (stay,) * 3
+    constant = np.zeros(len(units))
+    for i, (_, offset) in relations.express.items():
+        constant[at[i]] = offset
+    entries = (np.repeat(factors, at.shape[1]), (at[to].ravel(), at[source].ravel()))
+    return Affine(
+        sparse.csr_array(step.W @ sparse.csr_array(entries, shape=(len(units),) * 2)),
+        step.b + step.W @ constant,
+    )
+
+
+def _bounds(step: Step, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """Return bounds of a step's output; those of its input may be infinite."""
+    if not isinstance(step, Affine):
+        return step_bounds(step, low, high)
+    up, down = step.W.maximum(0), step.W.minimum(0)
+    for part in (up, down):
+        part.eliminate_zeros()  # 0 times infinity is not 0
+    lower, upper = up @ low.T + down @ high.T, up @ high.T + down @ low.T
+    return lower.T + step.b, upper.T + step.b
 
 
 def _start(
     statistics: Statistics, chain: Chain, domain: Domain, box: tuple[float, float]
 ) -> tuple[Floats, Floats]:
     """Return lower and upper inputs: one row for all, or one for each calibration image."""
+    if domain == "everywhere":
+        box = (-np.inf, np.inf)
     if domain == "data":
         if statistics.images is None:
             raise InputError("domain='data' needs calibration images: collect with needs={'chain', 'images'}")
@@ -124,41 +198,48 @@ def _stage(before: Affine, relu: ReLU, lower: Floats, upper: Floats, affine_next
     places = relu.width // relu.size
     w = before.W[order].reshape((relu.size, places * before.W.shape[1])).tocsc()
     used = np.flatnonzero(np.diff(w.indptr))
-    rows = np.hstack([w[:, used].toarray(), before.b[order].reshape(relu.size, places)])
+    W = w[:, used].toarray()
+    rows = np.hstack([W, before.b[order].reshape(relu.size, places)])
     below = lower[order].reshape(relu.size, places).min(1)
     above = upper[order].reshape(relu.size, places).max(1)
-    return _Stage(rows, below, above, affine_next)
+    return _Stage(rows, below, above, ~W.any(axis=1), affine_next)
 
 
-def _offer(stage: _Stage, constants_fit: bool, domain: Domain, tolerance: float) -> Offer:
-    """Offer dead units first, then parallel ones, then affine ones that depend on others."""
-    n = len(stage.rows)
-    dead = np.flatnonzero((stage.upper <= 0) | ~stage.rows.any(axis=1))
+def _express(
+    stage: _Stage, unread: NDArray[np.bool_], constants_fit: bool, tolerance: float
+) -> tuple[dict[int, Expression], dict[str, Any]]:
+    """Express dead and unread units, then parallel ones, then affine ones, by units that stay."""
+    dead = np.flatnonzero(stage.upper <= 0)
+    alone = np.setdiff1d(np.flatnonzero(unread), dead)
+    express: dict[int, Expression] = {int(i): ({}, 0.0) for i in (*dead, *alone)}
     parallels = parallel_rows(stage.rows, tolerance=tolerance)
-    express: dict[int, Expression] = {int(i): ({}, 0.0) for i in dead}
     for members, scales in zip(parallels.classes, parallels.scales, strict=True):
-        if members[0] not in express:
-            express |= {i: ({members[0]: c}, 0.0) for i, c in zip(members[1:], scales[1:], strict=True)}
-    parallel = len(express) - len(dead)
-    if domain != "everywhere" and stage.affine_next and constants_fit:
-        affine = _always_active(stage, express)
-        express = {i: _substitute(e, affine) for i, e in express.items()} | affine
-    order = np.array(list(express), dtype=np.int64)
+        left = [(i, c) for i, c in zip(members, scales, strict=True) if i not in express]
+        express |= {i: ({left[0][0]: c / left[0][1]}, 0.0) for i, c in left[1:]}
+    parallel = len(express) - len(dead) - len(alone)
+    affine = _always_active(stage, express) if constants_fit else {}
+    express = {i: _substitute(e, affine) for i, e in express.items()} | affine
     note = {
         "ground": "rows",
         "dead": len(dead),
+        "unread": len(alone),
         "parallel": parallel,
-        "always active": len(express) - parallel - len(dead),
+        "always active": len(affine),
         "deviation": parallels.deviation,
         "rank": int(np.linalg.matrix_rank(stage.rows)),
-        "holds": _holds(stage, dead, len(express) - parallel - len(dead), domain),
     }
-    return Offer(order, note, lambda removed: _merge(removed, express, n))
+    return express, note
 
 
-def _holds(stage: _Stage, dead: IntArray, affine: int, domain: Domain) -> str:
-    everywhere = affine == 0 and not stage.rows[dead].any()
-    return _WHERE["everywhere" if everywhere else domain]
+def _offer(express: Mapping[int, Expression], note: Mapping[str, Any], size: int) -> Offer:
+    order = np.array(list(express), dtype=np.int64)
+    return Offer(order, note, lambda removed: _merge(removed, express, size))
+
+
+def _holds_everywhere(stage: _Stage, unread: NDArray[np.bool_], note: Mapping[str, Any]) -> bool:
+    """Return whether nothing rests on the bounds, save for units that read nothing."""
+    dead = (stage.upper <= 0) & ~unread
+    return note["always active"] == 0 and bool(stage.blank[dead].all())
 
 
 def _substitute(expression: Expression, affine: Mapping[int, Expression]) -> Expression:
@@ -174,7 +255,7 @@ def _always_active(stage: _Stage, taken: Mapping[int, object]) -> dict[int, Expr
     """Express affine units by a basis of their rows of W and a constant."""
     active = [int(i) for i in np.flatnonzero(stage.lower >= 0) if int(i) not in taken]
     w, b = stage.rows[:, :-1], stage.rows[:, -1]
-    if len(active) < 2:
+    if not active:
         return {}
     _, r, order = qr(w[active].T, mode="economic", pivoting=True)
     size = np.abs(np.diag(r)) if min(r.shape) else np.zeros(0)
