@@ -34,7 +34,7 @@ from secateur.execution import check_seed
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
-from secateur.repair.loss_curves import with_loss_curves
+from secateur.repair.loss_curves import Divergence, with_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
@@ -211,6 +211,8 @@ def prune(
         raise _nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
+    if "predicted loss" in state.plan.notes:
+        notes[-1]["loss"] = Divergence(model, settings.guard or settings.fitting or ())(state.model)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
     return _result(start, state, budget, inexact, {**how, "seconds": clock.seconds})
 
@@ -439,6 +441,8 @@ def _result(
     notes = {**state.plan.notes, "schedule": how["schedule"]}
     if inexact:
         notes["inexact groups"] = inexact
+    if "loss" in how["steps"][-1]:
+        notes["measured loss"] = how["steps"][-1]["loss"]
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}
     decided = replace(state.plan, budget=repr(budget), notes=notes)

@@ -175,6 +175,10 @@ class Report:
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        if "measured loss" in self.notes:
+            predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
+            foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
+            lines.append(f"  divergence of the outputs on batches kept apart: {measured:.3g}{foreseen}")
         if inexact := self.notes.get("inexact groups"):
             lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
         for what in ("undone", "skipped"):

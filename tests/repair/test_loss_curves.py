@@ -63,6 +63,8 @@ def test_the_group_that_hardly_matters_gives_most(model: nn.Module, budget: sc.B
     kept = {group: entry["kept"] for group, entry in by_loss.report.groups.items()}
     assert kept["2"] < kept["0"]
     assert 0 < by_loss.plan.notes["predicted loss"] < 1
+    assert 0 < by_loss.plan.notes["measured loss"] < 2 * by_loss.plan.notes["predicted loss"] + 0.1
+    assert "divergence of the outputs" in repr(by_loss) and "predicted" in repr(by_loss)
     far = Divergence(model, [(data(200, seed=5), None)])
     assert far(by_loss.model) < far(even.model)
     plan = sc.plan(sc.trace(model, data(2)), "matroid", budget, batches, model=model)
