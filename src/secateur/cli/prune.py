@@ -88,7 +88,7 @@ Drop = Annotated[
 RepairName = Annotated[
     str,
     typer.Option(
-        help="auto (fold with data, else none), none, fold, refit, finetune, fold+finetune, or "
+        help="auto (refit with data, else none), none, fold, refit, finetune, fold+finetune, or "
         "refit+finetune."
     ),
 ]
