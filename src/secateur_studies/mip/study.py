@@ -33,7 +33,7 @@ thresholds remove other shares of the units.
 
 In the published form and at equal counts, the program's choice is ahead of random removal for every
 initialisation of every network, but by far less than printed. Removing critical units is worse than random
-removal in most cases, as the paper states. But the program is hardly better than simple criteria: most
+removal in most cases, as the paper states. But the program is hardly better than simple criteria: half of the
 comparisons with L1 norms are ties, and mean activation is behind or tied. Removing only the units that are
 dead on the same few images removes fewer units and keeps the accuracy of the whole network.
 
