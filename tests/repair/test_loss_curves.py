@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan
-from secateur.repair.fold import fold
+from secateur.repair.fold import RIDGES, fold
 from secateur.repair.loss_curves import Divergence, measure_loss_curves
 from secateur.statistics.collect import collect_statistics
 
@@ -29,8 +29,9 @@ def model() -> nn.Module:
     return mlp
 
 
-def test_a_trial_is_the_folded_model(model: nn.Module) -> None:
-    """The masked and folded trial computes what the shrunk and folded model does."""
+def test_a_trial_is_the_folded_model(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masked and folded trial computes what the shrunk and folded model does, with the same ridges."""
+    monkeypatch.setattr("secateur.repair.loss_curves.RIDGES", RIDGES)
     graph, x, held = sc.trace(model, data(2)), data(300), data(80, seed=1)
     statistics, guard = (collect_statistics(model, graph, [(x, None)], {"gram"}) for x in (x, held))
     scores = {g.name: torch.arange(g.size, 0, -1).double() for g in graph.groups}

@@ -21,7 +21,7 @@ Sources: Kim et al. 2020 (neuron merging), Chee et al. NeurIPS 2022 (interpolati
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +176,12 @@ def fold(
 
 
 def fold_masked(
-    model: nn.Module, masked: nn.Module, plan: Plan, statistics: Statistics, guard: Statistics | None = None
+    model: nn.Module,
+    masked: nn.Module,
+    plan: Plan,
+    statistics: Statistics,
+    guard: Statistics | None = None,
+    ridges: Sequence[float] = RIDGES,
 ) -> None:
     """Fold in place into a masked copy, which keeps the shapes of the model; see `fold`.
 
@@ -186,8 +191,10 @@ def fold_masked(
         plan: What went.
         statistics: Gram matrices of the original model's consumers.
         guard: The same on held-out batches.
+        ridges: The ridges to choose from there.
     """
-    consumers, _ = _fit_consumers(model, plan, kept_indices(plan.graph, plan.keep), statistics, guard)
+    kept = kept_indices(plan.graph, plan.keep)
+    consumers, _ = _fit_consumers(model, plan, kept, statistics, guard, ridges)
     for consumer in consumers:
         for rows, fit in consumer.fits if consumer.better else ():
             _add_fit(
@@ -196,7 +203,12 @@ def fold_masked(
 
 
 def _fit_consumers(
-    model: nn.Module, plan: Plan, kept: Kept, statistics: Statistics, guard: Statistics | None
+    model: nn.Module,
+    plan: Plan,
+    kept: Kept,
+    statistics: Statistics,
+    guard: Statistics | None,
+    ridges: Sequence[float] = RIDGES,
 ) -> tuple[list[Consumer], list[str]]:
     """Return the layers that read removed units with their fits, and the tied weights that take none."""
     consumers, tied = list[Consumer](), list[str]()
@@ -208,7 +220,7 @@ def _fit_consumers(
                 continue
             moments = _moments(statistics, plan.graph, layer)
             check = _moments(guard, plan.graph, layer) if guard is not None else None
-            consumers.append(_fit_consumer(model, plan, layer, kept, moments, check))
+            consumers.append(_fit_consumer(model, plan, layer, kept, moments, check, ridges))
     return consumers, tied
 
 
@@ -237,7 +249,13 @@ def _moments(statistics: Statistics, graph: PruningGraph, layer: Layer) -> Momen
 
 
 def _fit_consumer(
-    model: nn.Module, plan: Plan, layer: Layer, kept: Kept, moments: Moments, check: Moments | None
+    model: nn.Module,
+    plan: Plan,
+    layer: Layer,
+    kept: Kept,
+    moments: Moments,
+    check: Moments | None,
+    ridges: Sequence[float],
 ) -> Consumer:
     """Fit a consumer, group by group of a convolution, and measure its errors."""
     matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
@@ -247,7 +265,7 @@ def _fit_consumer(
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
     trials = []
-    for ridge in RIDGES if check is not None else RIDGES[:1]:
+    for ridge in ridges if check is not None else ridges[:1]:
         fits, fitted, held_out = [], np.zeros(3), np.zeros(3)
         for rows, features in _blocks(layer, matrix):
             fit = _fit(moments, features, alive, merged, centred, ridge)

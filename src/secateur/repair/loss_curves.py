@@ -25,6 +25,7 @@ from secateur.statistics.loss import distillation_loss
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
 
 KEPT = (0.85, 0.6, 0.35, 0.1)  # shares of a group's units in the trials
+RIDGES = (1e-6, 1e-2)  # enough to see what a group costs
 LARGEST = 2**30  # bytes of the original's outputs that are kept; further batches are left out
 
 
@@ -103,7 +104,7 @@ def measure_loss_curves(
                 plan = Plan(graph, "trial", keep)
                 trial = mask(model, plan)
                 if folded:
-                    fold_masked(model, trial, plan, statistics, guard)
+                    fold_masked(model, trial, plan, statistics, guard, RIDGES)
                 losses.append(divergence(trial))
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
             advance(name)
