@@ -618,3 +618,14 @@ def test_a_stacked_lstm_does_as_well_as_its_layers_apart(method: str, budget: An
     assert len({tuple(kept) for kept in results[0].plan.keep.values()}) == 3
     with torch.no_grad():
         assert torch.allclose(results[0].model(data[0]), results[1].model(data[0]), atol=1e-8)
+
+
+@pytest.mark.parametrize("scope", ["global", "loss", "erk"])
+def test_the_layers_of_a_stacked_lstm_keep_equal_counts_under_every_scope(scope: Any) -> None:
+    torch.manual_seed(0)
+    net = Stack(False)
+    data = [torch.randn(8, 7, 5) for _ in range(6)]
+    budget = sc.Macs(0.5, scope)
+    result = sc.prune(net, data[0][:2], budget, data, schedule=sc.Steps(2), progress=False)
+    assert len(result.plan.keep) == 3
+    assert {len(kept) for kept in result.plan.keep.values()} == {result.model.rnns[0].hidden_size}
