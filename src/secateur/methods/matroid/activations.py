@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from secateur.core import Group, IntArray, PruningGraph, Statistics
 from secateur.methods.unit_grams import Reading, reading
@@ -15,7 +16,7 @@ from secateur.structures.matroid import ActivationBasis, activation_basis, excha
 
 __all__ = ["Objective", "basis_order", "choose_basis"]
 
-Objective = Literal["units", "output"]
+Objective = Literal["weighted", "output", "units"]
 LARGE_GROUP = 2000  # units; smaller groups take a second or two
 
 
@@ -24,22 +25,31 @@ def basis_order(
 ) -> tuple[Reading, ActivationBasis]:
     """Return the matrices of the consumers, and the greedy order of the units."""
     matrices = reading(graph, statistics, group)
-    consumer = matrices.consumer if objective == "output" else None
-    return matrices, activation_basis(matrices.gram, consumer=consumer)
+    gram, consumer = _choose_matrices(matrices, objective)
+    return matrices, activation_basis(gram, consumer=consumer)
+
+
+def _choose_matrices(matrices: Reading, objective: Objective) -> tuple[Tensor, Tensor | None]:
+    """Return G and Q of the error tr(Q S) that is to be small; None stands for Q = I, and pivoted Cholesky."""
+    if objective == "output":
+        return matrices.gram, matrices.consumer
+    if objective == "units":
+        return matrices.gram, None
+    sizes = matrices.consumer.diagonal().clamp(min=0).sqrt()
+    return sizes[:, None] * matrices.gram * sizes, None
 
 
 def choose_basis(
     graph: PruningGraph, statistics: Statistics, group: Group, count: int, objective: Objective, swaps: int
 ) -> tuple[IntArray, Mapping[str, Any]]:
     """Return the units that stay, and a note for the plan."""
-    matrices = reading(graph, statistics, group)
-    q = matrices.consumer if objective == "output" else None
+    gram, q = _choose_matrices(reading(graph, statistics, group), objective)
     with _progress_bar(group, count) as show:
-        basis = activation_basis(matrices.gram, consumer=q, count=count, on_step=show)
+        basis = activation_basis(gram, consumer=q, count=count, on_step=show)
     kept, total = basis.order, float(basis.residuals[0])
     errors = basis.residuals[-1:].tolist()
     if swaps and 0 < count < group.size:
-        kept, path = exchange_units(matrices.gram, kept, q, limit=swaps)
+        kept, path = exchange_units(gram, kept, q, limit=swaps)
         errors = path.tolist()
     note = {
         "ground": "activations",
