@@ -18,7 +18,7 @@ from secateur.pruning import prune
 from secateur.repair.fold import fold, merge
 from secateur.schedule import Tolerance
 from secateur.statistics.collect import collect_statistics
-from secateur.structures.matroid import express, output_error, parametrize_linear
+from secateur.structures.matroid import activation_basis, express, output_error, parametrize_linear
 from secateur.tracing.trace import trace
 
 
@@ -68,6 +68,35 @@ def test_activations_keep_a_basis_whose_residual_is_what_the_fold_leaves():
     assert float(gone.square().sum(1).mean()) / total == pytest.approx(plan.notes["0"]["residual"], rel=1e-6)
 
 
+def test_units_weigh_as_much_as_the_weights_that_read_them():
+    model, x = mlp(), inputs()
+    with torch.no_grad():
+        model[2].weight[:, :3] = 0.0
+        model[2].weight[:, 3:8] *= 10
+    graph, statistics = looked_at(model, x, Matroid())
+    plan = Matroid(swaps=0).plan(graph, statistics, Units(0.5))
+    with torch.no_grad():
+        hidden = model[:2](x)
+    size = model[2].weight.detach().norm(dim=0).sqrt()
+    basis = activation_basis(size[:, None] * torch.cov(hidden.T, correction=0) * size, count=10)
+    assert plan.keep["0"].tolist() == sorted(basis.order.tolist())
+    assert plan.notes["0"]["residual"] == pytest.approx(float(basis.residuals[-1] / basis.residuals[0]))
+    assert min(plan.keep["0"]) >= 3
+    swapped = Matroid(swaps=30).plan(graph, statistics, Units(0.5)).notes["0"]
+    assert swapped["residual"] <= swapped["residual before swaps"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_constant_counts_where_no_bias_can_take_it(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=bias)).double()
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0.0, 50.0
+    graph, statistics = looked_at(model, inputs(60, 3), Matroid())
+    plan = Matroid().plan(graph, statistics, Units(0.5))
+    assert (0 in plan.keep["0"]) == (not bias)
+
+
 def test_dependent_activations_go_and_the_fold_restores_the_function():
     model, x = mlp(), inputs()
     with torch.no_grad():
@@ -81,7 +110,7 @@ def test_dependent_activations_go_and_the_fold_restores_the_function():
     assert plan.notes["0"]["residual"] < 1e-10
 
 
-@pytest.mark.parametrize("objective", ["units", "output"])
+@pytest.mark.parametrize("objective", ["units", "output", "weighted"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_every_kind_of_reader_is_understood(objective, scope):
     nets = [

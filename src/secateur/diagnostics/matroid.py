@@ -90,10 +90,9 @@ def _residual_curves(context: DiagnosticContext, statistics: Statistics) -> Json
             for m in counts
         ]
     text = (
-        "Units are added one by one, each time the unit that explains most of what the consuming layers "
-        "compute. A line gives the share that is still unexplained when that share of the units is kept. The "
-        "point is the plan, after its exchanges. A line that falls early belongs to a group whose units "
-        "depend on a few of them."
+        "Units are added one by one, each time the unit that explains most. A line gives the share that is "
+        "still unexplained when that share of the units is kept. The point is the plan, after its exchanges. "
+        "A line that falls early belongs to a group whose units depend on a few of them."
     )
     yaxis = {"type": "log", "exponentformat": "power"}
     drawn = figure(traces, "share of the units kept", "share unexplained", yaxis=yaxis)

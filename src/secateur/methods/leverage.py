@@ -29,11 +29,11 @@ class RidgeLeverage(ScoreMethod):
 
     Args:
         ridge: r relative to the mean of the diagonal of G.  A small one asks whether a unit depends on
-            others at all, a large one how strong it is.
+            others at all, a large one how strong it is.  Below 1, a strong unit that others resemble may go.
     """
 
     name: ClassVar[str] = "leverage"
-    ridge: float = 0.1
+    ridge: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the option."""

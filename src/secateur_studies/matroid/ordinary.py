@@ -66,7 +66,7 @@ MODELS: dict[str, Scale] = {
 
 def _list_criteria(draws: int) -> Iterator[tuple[str, SetMethod, int]]:
     """Yield name, method, and number of draws; the matroid first."""
-    yield "matroid", Matroid(), 1
+    yield "matroid", Matroid(objective="output"), 1
     yield "matroid, units", Matroid(objective="units"), 1
     for name in ("magnitude", "activation", "sensitivity", "taylor"):
         yield name, METHODS[name](), 1

@@ -30,13 +30,17 @@ def basis_order(
 
 
 def _choose_matrices(matrices: Reading, objective: Objective) -> tuple[Tensor, Tensor | None]:
-    """Return G and Q of the error tr(Q S) that is to be small; None stands for Q = I, and pivoted Cholesky."""
+    """Return G and Q of the error tr(Q S) that is to be small; None stands for Q = I, and pivoted Cholesky.
+
+    If the unexplained part of unit u weighs |w_u|, the norm of the weights that read it, the error is
+    tr(D S) with D_uu = |w_u|: that of units which are sqrt(|w_u|) times as large.
+    """
     if objective == "output":
         return matrices.gram, matrices.consumer
     if objective == "units":
         return matrices.gram, None
-    sizes = matrices.consumer.diagonal().clamp(min=0).sqrt()
-    return sizes[:, None] * matrices.gram * sizes, None
+    scale = matrices.consumer.diagonal().clamp(min=0) ** 0.25
+    return scale[:, None] * matrices.gram * scale, None
 
 
 def choose_basis(

@@ -45,8 +45,10 @@ class Matroid(SetMethod):
 
     Args:
         ground: Which matroid.
-        objective: For activations: ``"output"`` (the error of the layers that consume the units) or
-            ``"units"`` (the unexplained part of the units themselves; pivoted QR).
+        objective: For activations, the error to be small: ``"units"``, the unexplained part of the units
+            (pivoted QR); ``"weighted"``, the same, each unit times the norm of the weights that read it; or
+            ``"output"``, what the layers that consume the units then get wrong.  The last is smallest in
+            each layer by itself, and farther from the original at the end of a deep network.
         swaps: For activations: largest number of exchanges in a group.
         order: For windows: the order in which the tail goes.
         share: For windows: the share of the tail that may go.
@@ -65,7 +67,7 @@ class Matroid(SetMethod):
 
     name: ClassVar[str] = "matroid"
     ground: Ground = "activations"
-    objective: Objective = "output"
+    objective: Objective = "weighted"
     swaps: int = 30
     order: Order = "most-windows"
     share: float = 0.75
