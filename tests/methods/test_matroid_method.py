@@ -433,3 +433,15 @@ def test_groups_that_no_layer_reads_keep_the_largest_weights(scope: str):
     largest = model.weight.abs().sum(1).argsort(descending=True)[:4].sort().values
     assert result.plan.keep[name].tolist() == largest.tolist()
     assert "no layer reads" in result.plan.notes[name]["ground"]
+
+
+@pytest.mark.parametrize("kind", ["tp_exponential", "cauchy"])
+def test_structured_layers_say_how_to_make_them_ordinary(kind):
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    parametrize_linear(model[0], kind, np.random.default_rng(0))
+    x = inputs(20, 2)
+    with pytest.raises(NothingToPrune) as caught:
+        prune(model, x[:2], Units(0.5), method="magnitude")
+    (cure,) = [line for line in str(caught.value).splitlines() if "remove_parametrizations" in line]
+    eval(cure.strip(), {"torch": torch, "model": model})
+    assert prune(model, x[:2], Units(0.5), method="magnitude").model[0].out_features == 4

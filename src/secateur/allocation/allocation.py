@@ -65,8 +65,25 @@ def prunable(graph: PruningGraph) -> tuple[Group, ...]:
         NothingToPrune: If there are none.  The message lists the frozen axes and the reasons.
     """
     if not graph.groups:
-        raise NothingToPrune("no group of units can be removed\n" + graph.describe_frozen())
+        message = "no group of units can be removed\n" + graph.describe_frozen()
+        raise NothingToPrune(message + _parametrized(graph))
     return graph.groups
+
+
+def _parametrized(graph: PruningGraph) -> str:
+    """Return how to make parametrized tensors ordinary ones, or "" if there are none."""
+    parts = [name.split(".") for name in graph.shapes]
+    found = {
+        (".".join(p[: p.index("parametrizations")]), p[p.index("parametrizations") + 1])
+        for p in parts
+        if "parametrizations" in p[:-1]
+    }
+    lines = [
+        f"\n  torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule({module!r}), {tensor!r})"
+        for module, tensor in sorted(found)
+    ]
+    head = "\nUnits of parametrized weights cannot go; make them ordinary weights first:"
+    return "".join([head, *lines]) if lines else ""
 
 
 def weight_sizes(graph: PruningGraph) -> dict[str, int]:
