@@ -165,11 +165,11 @@ def test_a_dead_layer_and_a_single_example_are_drawn_as_far_as_possible() -> Non
     assert set(column(sections[WINDOWS], "part")) == {"essential"}
 
 
-def test_channels_have_no_rows_and_the_page_says_so() -> None:
+def test_kernels_of_channels_are_rows() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
     _, sections = diagnosed(model, "matroid", labelled(1, 6, 6))
-    assert set(sections) == {"What the kept units leave unexplained", "Not drawn"}
-    assert "0: " in sections["Not drawn"]["text"] and "single rows" in sections["Not drawn"]["text"]
+    windows = "Windows of rows of group 0, and their tail"
+    assert set(sections) == {"What the kept units leave unexplained", windows}
 
 
 def test_reasons_are_listed_once() -> None:
