@@ -629,3 +629,47 @@ def test_the_layers_of_a_stacked_lstm_keep_equal_counts_under_every_scope(scope:
     result = sc.prune(net, data[0][:2], budget, data, schedule=sc.Steps(2), progress=False)
     assert len(result.plan.keep) == 3
     assert {len(kept) for kept in result.plan.keep.values()} == {result.model.rnns[0].hidden_size}
+
+
+class Handmade:
+    """A method that returns what a test wants."""
+
+    name = "handmade"
+
+    def __init__(self, keep=None, masks=None, needs=frozenset()) -> None:
+        self.plans, self.asks = (keep or {}, masks or {}), needs
+
+    def needs(self, budget):
+        return self.asks
+
+    def plan(self, graph, statistics, budget):
+        return Plan(graph, self.name, *self.plans)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": {"0": []}}, "keeps no unit of '0'"),
+        ({"keep": {"0": [0]}, "needs": None}, "must return a set of names.*got None"),
+        ({"keep": {"0": [0]}, "needs": "gram"}, "must return a set of names.*got 'gram'"),
+        ({"masks": {"0.weight": np.ones((6, 4))}}, r"boolean numpy array of shape \(6, 4\).*float64"),
+        ({"masks": {"0.weight": np.ones((4, 6), bool)}}, r"got bool of shape \(4, 6\)"),
+        ({"masks": {"0.weight": None}}, "got NoneType"),
+        ({"masks": {"0.wait": np.ones((6, 4), bool)}}, "did you mean '0.weight'"),
+    ],
+)
+def test_what_a_method_of_ones_own_returns_is_checked(options, words: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(InputError, match=words):
+        sc.prune(net, torch.randn(2, 4), sc.Units(0.5), method=Handmade(**options), repair=None)
+
+
+@pytest.mark.parametrize(
+    "loader", [list, lambda batches: torch.utils.data.DataLoader(batches, batch_size=None)]
+)
+def test_a_bad_batch_that_is_kept_apart_has_its_own_number(loader) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    batches = [torch.randn(5, 4) for _ in range(5)]
+    batches[4][0] = float("nan")
+    with pytest.raises(InputError, match="batch 4"):
+        sc.prune(net, torch.randn(2, 4), sc.Units(0.5), loader(batches), method="matroid", repair="fold")

@@ -162,12 +162,12 @@ def split_off_guard(batches: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any
     if len(batches) > 1:
         count = len(batches) - max(1, len(batches) // 5)
         if isinstance(batches, (list, tuple)):
-            return batches[:count], batches[count:]
+            return batches[:count], _LastBatches(batches[count:], count)
         state = torch.get_rng_state()
         fitting, judging = (
             _LoaderPart(batches, *ends, state) for ends in ((0, count), (count, len(batches)))
         )
-        return cast("Sequence[Any]", fitting), list(judging)
+        return cast("Sequence[Any]", fitting), _LastBatches(judging, count)
     (batch,) = batches
     batch = dict(batch) if isinstance(batch, Mapping) else batch
     rows = {x.shape[0] if x.ndim else 0 for x in tree_leaves(batch) if isinstance(x, Tensor)}
@@ -179,6 +179,14 @@ def split_off_guard(batches: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any
         return [tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, batch)]
 
     return select(slice(cut)), select(slice(cut, None))
+
+
+class _LastBatches(list[Any]):
+    """The last of some batches, with the number of the first of them for messages."""
+
+    def __init__(self, batches: Iterable[Any], first_number: int) -> None:
+        super().__init__(batches)
+        self.first_number = first_number
 
 
 class _LoaderPart:

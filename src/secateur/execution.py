@@ -172,13 +172,14 @@ def read_batches(
 ) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any], Any]]:
     """Yield each batch as (name, args, kwargs, targets), checked, on the model's device.
 
-    The name is "batch 0" and so on, for messages.  Floating inputs get the model's dtype.
+    The name is "batch 0" and so on, for messages; batches that are kept apart have the numbers that they had
+    among all.  Floating inputs get the model's dtype.
 
     Raises:
         InputError: If there are no batches, or one has another form or NaN or infinite values.
     """
     where = ""
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches, getattr(batches, "first_number", 0)):
         where = f"batch {number}"
         try:
             args, kwargs, targets = split_batch(batch, model)

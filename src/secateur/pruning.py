@@ -33,6 +33,7 @@ from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
+from secateur.methods.contract import check_step, needs_of
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.loss_curves import Divergence, with_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
@@ -111,7 +112,7 @@ def plan(
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     batches = None if data is None else as_batches(data)
     by_loss = _by_loss(chosen, budget, batches)
-    needs = chosen.needs(budget) | ({"gram"} if by_loss else set())
+    needs = needs_of(chosen, budget) | ({"gram"} if by_loss else set())
     _check_data(chosen, needs, batches)
     settings = _repair_settings((), model, batches, loss, seed, False, by_loss is not None)
     statistics = _collect(model, graph, settings, needs, by_loss)
@@ -177,9 +178,9 @@ def prune(
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget)
-    _check_data(chosen, chosen.needs(budget), batches, repairs)
+    _check_data(chosen, needs_of(chosen, budget), batches, repairs)
     by_loss = _by_loss(chosen, budget, batches)
-    needs = chosen.needs(budget) | repair_needs(repairs)
+    needs = needs_of(chosen, budget) | repair_needs(repairs)
     settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss is not None)
     each_step, at_the_end = _split_repairs(repairs, schedule)
 
@@ -349,8 +350,7 @@ def _decide(
         step = method.plan(graph, statistics, budget)
     except NothingToPrune as refusal:
         return refusal
-    if not isinstance(step, Plan):
-        raise InputError(f"the method {method.name!r} must return a Plan; got {type(step).__name__}")
+    check_step(method, step)
     if not _removes(step):
         return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
     if schedule.restarts and _left(graph, step) == _left(graph, state.plan):

@@ -252,6 +252,35 @@ class ConvNeXt(nn.Module):
         return self.head(x + y.permute(0, 3, 1, 2))
 
 
+class GRN(nn.Module):
+    """Global response normalisation, channels last: channels compete by their norms over the image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.randn(1, 1, 1, width)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        return x + self.gamma * (x * (norm / (norm.mean(-1, keepdim=True) + 1e-6))) + self.beta
+
+
+class ConvNeXtV2(ConvNeXt):
+    """A ConvNeXt whose perceptron has a GRN, not a layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grn = GRN(34)
+        del self.gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.down(self.grn(F.gelu(self.up(y))))
+        return self.head(x + y.permute(0, 3, 1, 2))
+
+
 class GatedConvolution(nn.Module):
     """A convolution halved by a gated linear unit, twice."""
 
@@ -362,6 +391,7 @@ ENTRIES = (
     Entry("Squeeze and excite", SqueezeExcite, SIDE9, outputs=("head.2",), units=46),
     Entry("Inception", Inception, SIDE9, outputs=("head.2",), units=57),
     Entry("ConvNeXt block", ConvNeXt, SIDE9, outputs=("head.2",), units=48),
+    Entry("ConvNeXt V2 block", ConvNeXtV2, SIDE9, outputs=("head.2",), units=48),
     Entry("Gated convolution (GLU)", GatedConvolution, SIDE9, outputs=("head.2",), units=32),
     Entry("Causal convolution (chomp)", Chomped, (floats(B, 4, 11),), outputs=("last",), units=32),
     Entry("FiLM conditioning", Film, (*SIDE9, floats(B, 6)), outputs=("head.2",), units=18),

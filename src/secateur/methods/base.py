@@ -131,6 +131,10 @@ class SetMethod(ABC):
         choice = self.choose(graph, statistics, allocation.counts)
         if not isinstance(choice, Choice):
             choice = Choice(choice)
+        if not isinstance(choice.keep, Mapping):
+            raise InputError(
+                f"choose() of {self.name!r} must return group name -> units that stay; got {choice.keep!r}"
+            )
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 
     def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:

@@ -1,7 +1,8 @@
-"""LayerNorm and RMSNorm over an axis that has lost units, with the results of the masked model.
+"""Normalisations over an axis that has lost units, with the results of the masked model.
 
-Both take statistics over all n features.  In the masked model the removed ones are 0.  With k features left,
-the sums run over k features and are still divided by n; the removed features differ from the mean by -mean:
+LayerNorm and RMSNorm take statistics over all n features.  In the masked model the removed ones are 0.  With
+k features left, the sums run over k features and are still divided by n; the removed features differ from the
+mean by -mean:
 
     mean = sum(x) / n,   variance = (sum((x - mean)^2) + (n - k) mean^2) / n.
 """
@@ -15,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NarrowNorm", "NormForm", "build_narrow_norm", "norm_form"]
+__all__ = [
+    "NarrowNorm",
+    "NarrowResponseNorm",
+    "NormForm",
+    "ResponseForm",
+    "build_narrow_norm",
+    "norm_form",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,23 @@ class NormForm:
     centred: bool
     shift: float
     axis: int = -1
+
+
+@dataclass(frozen=True)
+class ResponseForm:
+    """How a module computes a global response normalisation.
+
+    Attributes:
+        weight: Name of its gain.
+        bias: Name of its shift.
+        eps: Added to the mean.
+        axis: The axis of the channels: -1, or 1 for images with channels first.
+    """
+
+    weight: str
+    bias: str
+    eps: float
+    axis: int
 
 
 FORMS = [NormForm(c, s, a) for a in (-1, 1) for c, s in ((True, 0.0), (False, 0.0), (False, 1.0))]
@@ -96,15 +121,51 @@ class NarrowNorm(nn.Module):
         return f"{kept}{self.count} features, eps={self.eps}"
 
 
-def norm_form(module: nn.Module) -> NormForm | None:
+class NarrowResponseNorm(nn.Module):
+    """Global response normalisation (ConvNeXt V2) over the kept channels, with the mean over all channels.
+
+    x + weight * x * g / (mean(g) + eps) + bias, where g is the L2 norm of a channel over its positions.  In
+    the masked model the removed channels have g = 0, so the sum over the kept ones, divided by the original
+    number of channels, is the mean.
+
+    Args:
+        module: The normalisation whose gain and shift these are; they are used, not copied.
+        form: Their names, the axis and the constant.
+        count: Number of channels before the removal.
+    """
+
+    def __init__(self, module: nn.Module, form: ResponseForm, count: int) -> None:
+        """Take the tensors under the names that they have."""
+        super().__init__()
+        for name in (form.weight, form.bias):
+            self.register_parameter(name, module.get_parameter(name))
+        self.form, self.count = form, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [batch, height, width, channels], or [batch, channels, height, width]."""
+        axis, shape = self.form.axis, [1, 1, 1, 1]
+        shape[axis] = -1
+        weight, bias = (self.get_parameter(n).reshape(shape) for n in (self.form.weight, self.form.bias))
+        response = x.norm(dim=(1, 2) if axis == -1 else (2, 3), keepdim=True)
+        response = response / (response.sum(axis, keepdim=True) / self.count + self.form.eps)
+        return x + weight * (x * response) + bias
+
+    def extra_repr(self) -> str:
+        """Show sizes."""
+        return f"{self.get_parameter(self.form.weight).numel()} of {self.count} channels, eps={self.form.eps}"
+
+
+def norm_form(module: nn.Module) -> NormForm | ResponseForm | None:
     """Return which normalisation a module computes over one axis, found by a trial; None if none.
 
     Example:
         >>> norm_form(nn.LayerNorm(5)), norm_form(nn.Linear(5, 5))
         (NormForm(centred=True, shift=0.0, axis=-1), None)
     """
-    if isinstance(module, NarrowNorm):
+    if isinstance(module, (NarrowNorm, NarrowResponseNorm)):
         return module.form
+    if any(name in type(module).__name__ for name in ("ResponseNorm", "GRN")):
+        return _response_by_trial(module)
     named_so = any(name in type(module).__name__ for name in ("LayerNorm", "RMSNorm"))
     if not named_so or list(module.children()):
         return None
@@ -119,7 +180,7 @@ def norm_form(module: nn.Module) -> NormForm | None:
     return _by_trial(module, eps, width)
 
 
-def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> NarrowNorm | None:
+def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> nn.Module | None:
     """Return the normalisation that replaces one whose tensors have lost features.
 
     Args:
@@ -131,10 +192,12 @@ def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> Narr
         The module, or None if `original` has none of the known forms.
     """
     form = norm_form(original)
-    weight, bias, eps = norm_tensors(small)
+    count = original.count if isinstance(original, (NarrowNorm, NarrowResponseNorm)) else count
+    if isinstance(form, ResponseForm):
+        return NarrowResponseNorm(small, form, count).train(small.training)
     if form is None:
         return None
-    count = original.count if isinstance(original, NarrowNorm) else count
+    weight, bias, eps = norm_tensors(small)
     return NarrowNorm(weight, bias, eps, count, form).train(small.training)
 
 
@@ -164,4 +227,31 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
                     expected = NarrowNorm(weight, bias, eps, width, form)(x)
                     if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
                         return form
+    return None
+
+
+def _response_by_trial(module: nn.Module) -> ResponseForm | None:
+    """Return the form of a global response normalisation that gives the results of a float32 copy."""
+    names = [name for name, _ in module.named_parameters()]
+    if len(names) != 2 or any(True for _ in (*module.children(), *module.buffers())):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    trial = copy.deepcopy(module).cpu().float()
+    eps = getattr(module, "eps", 1e-6)
+    with torch.no_grad():
+        for tensor in trial.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        width = trial.get_parameter(names[0]).numel()
+        for axis, shape in ((-1, (2, 4, 5, width)), (1, (2, width, 4, 5))):
+            x = torch.randn(shape, generator=generator)
+            try:
+                result = trial(x)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                continue  # it takes other axes
+            for weight, bias in (names, names[::-1]):
+                form = ResponseForm(weight, bias, eps, axis)
+                expected = NarrowResponseNorm(trial, form, width)(x)
+                same_shape = isinstance(result, Tensor) and result.shape == x.shape
+                if same_shape and torch.allclose(result, expected, rtol=1e-4, atol=1e-6):
+                    return form
     return None

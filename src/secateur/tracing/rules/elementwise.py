@@ -139,8 +139,21 @@ def div(propagation: Propagation, out: list[tuple[int, ...]], x: Any, y: Any, **
     return TensorAxes(shape, labels, zero, any(s.data for s in states))
 
 
-@rule("addcmul", "addcdiv")
-def addc(
+@rule("addcmul")
+def addcmul(
+    propagation: Propagation,
+    out: list[tuple[int, ...]],
+    x: TensorAxes,
+    a: TensorAxes,
+    b: TensorAxes,
+    **options: Any,
+) -> TensorAxes:
+    """Compute x + a * b."""
+    return add(propagation, out, x, mul(propagation, out, a, b))
+
+
+@rule("addcdiv")
+def addcdiv(
     propagation: Propagation, out: list[tuple[int, ...]], *operands: TensorAxes, **options: Any
 ) -> TensorAxes:
     """Tie the three operands; dead values may be anything."""
@@ -299,11 +312,13 @@ def reduce(
         next((r for r in others if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), default),
     )
     axes = axes_of(dim, x.ndim)
-    if propagation.operation_name != "mean" or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
+    if name != "mean" or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
         x = propagation.freeze(x, axes, "a statistic over the axis")
     dropped = _drop(x, axes, len(out[0]) == x.ndim)
-    if propagation.operation_name in ("mean", "amax", "amin"):
+    if name in ("mean", "amax", "amin"):
         dropped = dropped.derived(least=x.least)  # of zeros, 0
+    elif "norm" in name:
+        dropped = dropped.derived(least=0.0)  # of zeros, 0
     else:
         dropped = dropped.nonzero().derived(least=_bound(propagation))
     return dropped if len(out) == 1 else [dropped] * len(out)
