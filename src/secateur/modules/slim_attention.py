@@ -66,9 +66,10 @@ class SlimAttention(nn.Module):
         """Attend, with the arguments and results of `nn.MultiheadAttention.forward`."""
         batched = query.dim() == 3
         if not batched:
-            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
-        elif not self.batch_first:
+            query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+        elif self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        # As in nn.MultiheadAttention, weights multiply [time, batch, features]: a repair compares these rows.
         q, k, v = self._project(query, key, value)
         bias = self._mask(q, k, attn_mask, key_padding_mask)
         if bias is None and is_causal:
@@ -83,10 +84,10 @@ class SlimAttention(nn.Module):
         else:
             rate = self.dropout if self.training else 0.0
             heads = functional.scaled_dot_product_attention(q, k, v, bias, rate)
-        out = self.out_proj(heads.transpose(1, 2).flatten(2))
+        out = self.out_proj(heads.permute(2, 0, 1, 3).flatten(2))
         if not batched:
-            return out.squeeze(0), None if shown is None else shown.squeeze(0)
-        return (out if self.batch_first else out.transpose(0, 1)), shown
+            return out.squeeze(1), None if shown is None else shown.squeeze(0)
+        return (out.transpose(0, 1) if self.batch_first else out), shown
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         if self.in_proj_weight is not None:
@@ -95,7 +96,7 @@ class SlimAttention(nn.Module):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         return [
-            functional.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            functional.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         ]
 

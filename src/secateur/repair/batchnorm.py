@@ -94,22 +94,23 @@ class NormInput:
             parts += [rows.sum(0), rows.square().sum(0), rows.new_tensor(float(len(rows)))]
         self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
 
-    def renew(self, mean: Tensor, variance: Tensor, spread: bool) -> None:
+    def renew(self, mean: Tensor, variance: Tensor, original: tuple[Tensor, Tensor], spread: bool) -> None:
         """Change running statistics, in place, so that the normalised values are distributed as before.
 
         With m, v the mean and variance of the input in the original, m', v' those in the pruned network, and
-        mu, s^2 the running statistics, mu' and s'^2 satisfy (m - mu) / s = (m' - mu') / s' and
-        v / s^2 = v' / s'^2.  Both come from the same data, so a small sample does little harm.
+        mu, s^2 the running statistics of the original, mu' and s'^2 satisfy (m - mu) / s = (m' - mu') / s'
+        and v / s^2 = v' / s'^2.  Both come from the same data, so a small sample does little harm.
 
         Args:
-            mean: The running mean of the pruned layer.
-            variance: Its running variance.
+            mean: The running mean of the pruned layer, where the new one goes.
+            variance: Its running variance, likewise.
+            original: Running mean and variance of the original layer, all channels.
             spread: Whether to change the variance; else s' = s.
         """
         x, x2, n, z, z2, k = self._sums
         m, m_now = x / n, z / k
         v, v_now = (x2 / n - m.square()).clamp_min(0), (z2 / k - m_now.square()).clamp_min(0)
-        old_mean, old_variance = mean.double(), variance.double()
+        old_mean, old_variance = (x.double()[self._kept.to(x.device)] for x in original)
         ratio = torch.ones_like(v)
         if spread:
             known = v > 1e-6 * old_variance

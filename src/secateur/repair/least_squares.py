@@ -119,7 +119,7 @@ class TargetSums:
         )
 
     def error(self, V: Tensor, c: Tensor) -> Tensor:
-        """Return the mean of |V z + c - t|^2 in each block.
+        """Return the mean of |V z + c - t|^2 in each block, at least 0 despite rounding.
 
         Args:
             V: Weight [blocks, outputs, features].
@@ -130,9 +130,8 @@ class TargetSums:
         z, t = self.inputs.mean(), self.mean()
         quadratic = ((V @ self.inputs.second()) * V).sum((1, 2)) + d.square().sum(1)
         mixed = (V * (self._cross / self.count)).sum((1, 2)) + (d * t).sum(1)
-        return (
-            quadratic + 2 * (d * (V @ z[:, :, None])[:, :, 0]).sum(1) - 2 * mixed + self._square / self.count
-        )
+        linear = 2 * (d * (V @ z[:, :, None])[:, :, 0]).sum(1) - 2 * mixed
+        return (quadratic + linear + self._square / self.count).clamp_min(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,17 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
-from secateur.execution import duplicate, read_batches, untouched
+from secateur.execution import all_finite, duplicate, read_batches, untouched
 from secateur.measure.metrics import distance_from
 from secateur.progress import progress_bar
 from secateur.repair.batchnorm import NormInput, norm_layers
 from secateur.repair.fold import FARTHER, NO_BETTER
 from secateur.repair.least_squares import InputSums
 from secateur.repair.spill import Spill
-from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep
+from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep, version_of
 from secateur.repair.weight_fit import WeightFit
 from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
@@ -93,7 +94,8 @@ def refit(
     """
     batches = [Batch(*b[:3]) for b in read_batches(fitting, model)]
     fitted = len(batches)
-    batches += [Batch(*b[:3]) for b in read_batches(guard, model)] if guard else []
+    for where, args, kwargs, _ in read_batches(guard, model) if guard else ():
+        batches.append(Batch(f"{where} kept apart", args, kwargs))
     repaired = duplicate(small)
     with untouched(model), _evaluation_mode(repaired), torch.no_grad():
         walk = _Refit(model, repaired, plan, batches, fitted)
@@ -140,13 +142,16 @@ class _Refit:
     def run(self, memory: float, progress: bool) -> None:
         """Walk once, and a second time if weights were solved from several calls."""
         observed = self._observed(self.before), self._observed(self.after)
-        outlined = outline(self.model, observed[0], self.batches[0])
+        # The longest one shows best how often a weight is used.
+        longest = max(self.batches, key=lambda b: _size(b))
+        outlined = outline(self.model, observed[0], longest)
         several = {k for k, calls in outlined.calls.items() if calls > 1 and k in self.layers}
         fits: dict[str, WeightFit] = {}
         for turn in range(2 if several else 1):
             spill = Spill(memory)
             walk = sweep((self.model, self.small), observed, self.batches, outlined, spill)
             bar = progress_bar("refit", len(outlined.calls), progress)
+            seen = set[str]()
             with closing(walk), closing(spill), bar as advance:
                 for cut in walk:
                     if not cut.once:
@@ -155,12 +160,33 @@ class _Refit:
                             fit = fits.setdefault(cut.key, self._fit(cut.key, outlined))
                             fit.add(cut, calls)
                         continue
+                    if cut.key in seen:
+                        continue  # used again, or earlier, by some of the batches only
+                    seen.add(cut.key)
                     advance(cut.key)
-                    if any(not _same(pair) for pair in cut):
+                    if self._differ(cut):
                         (self._renew if cut.key in self.norms else self._solve)(cut, outlined)
             for key, fit in fits.items() if turn == 0 else ():
                 self._finish(key, fit)
         self._warn()
+
+    def _differ(self, cut: Cut) -> bool:
+        """Return whether the inputs of the networks differ.
+
+        Raises:
+            InputError: If NaN or infinite values reach the weight.
+        """
+        differ = False
+        for pair in cut:
+            differ |= not _same(pair)
+            for which, entry in (("original", pair.x), ("pruned", pair.z)):
+                if not all_finite(entry.x):
+                    owner = cut.key.rpartition(".")[0] or cut.key
+                    raise InputError(
+                        f"NaN or infinite activations reach layer {owner!r} of the {which} model in "
+                        f"{self.batches[pair.batch].where}: leave this batch out, or use a wider dtype"
+                    )
+        return differ
 
     def _observed(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
         """Return what the walk stops at: the weights that can be solved, and BatchNorm layers."""
@@ -188,12 +214,10 @@ class _Refit:
         for pair in cut:
             inputs.add(pair.x.x, pair.z.x)
         # Least squares that has just made the input is best without a change of scale.
-        solved = {
-            self.layers[k].weight
-            for k, norm in outlined.follows.items()
-            if norm == cut.key and k in self.layers
-        }
-        inputs.renew(mean, variance, spread=not any("ridge" in self.notes.get(w, {}) for w in solved))
+        makers = [k for k, norm in outlined.follows.items() if norm == cut.key and k in self.layers]
+        solved = any(not self.notes.get(self.layers[k].weight, {}).get("undone", True) for k in makers)
+        original = self.before[cut.key], self.before[self.norms[cut.key]]
+        inputs.renew(mean, variance, original, spread=not solved)
         self.changed = True
 
     def _solve(self, cut: Cut, outlined: Outline) -> None:
@@ -206,12 +230,12 @@ class _Refit:
         layer = self.layers[key]
         out = layer.out_axis or 0
         biases, bias = None, layer.bias
-        if bias is not None:
+        if bias is not None and sum(x.bias == bias for x in self.layers.values()) == 1:
             kept = self.kept_of(bias, 0, len(self.before[bias]))
             biases = self.before[bias][torch.from_numpy(kept).to(self.before[bias].device)], self.after[bias]
-        centred = (
-            biases is not None or outlined.follows.get(key) in self.norms
-        ) and layer.kind != "conv_transpose"
+        norm = outlined.follows.get(key)
+        takes_constant = biases is not None or (norm in self.norms and outlined.calls[norm] == 1)
+        centred = takes_constant and layer.kind != "conv_transpose"
         weights = self.before[layer.weight], self.after[layer.weight]
         kept = self.kept_of(layer.weight, out, weights[0].shape[out])
         inputs = None if cut is None else self._inputs.get(cut, centred)
@@ -221,7 +245,10 @@ class _Refit:
         note = fit.solve()
         if note.get("undone"):
             note["why"] = NO_BETTER
-        self.notes[self.layers[key].weight] = note
+        weight = self.layers[key].weight
+        if note.get("undone", True) and not self.notes.get(weight, {}).get("undone", True):
+            return  # what the first walk found stays
+        self.notes[weight] = note
         self.changed |= not note.get("undone", True)
 
     def kept_of(self, name: str, axis: int, size: int) -> IntArray:
@@ -235,16 +262,22 @@ class _Refit:
         if narrow:
             name = max(narrow, key=lambda x: self.notes[x]["features"] / self.notes[x]["rows"])
             note = self.notes[name]
+            which = "1 layer reads" if len(narrow) == 1 else f"{len(narrow)} layers read"
             warnings.warn(
-                f"{len(narrow)} layers read more features than there are rows of calibration data "
-                f"({name!r}: {note['features']} features, {note['rows']} rows): the ridge damps their "
-                "repair; more batches would help",
+                f"{which} more features than there are rows of calibration data ({name!r}: "
+                f"{note['features']} features, {note['rows']} rows): the ridge damps the repair; more "
+                "batches would help",
                 stacklevel=4,
             )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _size(batch: Batch) -> int:
+    """Return the number of values in a batch."""
+    return sum(x.numel() for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor))
 
 
 def _same(pair: Pair) -> bool:
@@ -261,7 +294,8 @@ class _LastInputs:
 
     @staticmethod
     def _form_of(cut: Cut) -> Any:
-        return [(pair.batch, pair.z.axis, pair.z.window) for pair in cut.pairs]
+        # The version counts the writes into a tensor.
+        return [(pair.batch, pair.z.axis, pair.z.window, version_of(pair.z.x)) for pair in cut.pairs]
 
     def get(self, cut: Cut, centred: bool) -> tuple[InputSums, InputSums] | None:
         """Return the sums if a cut has the same inputs."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.statistics.moments import patch_view
-from secateur.statistics.weight_inputs import WeightInput
+from secateur.statistics.weight_inputs import WeightInput, Window
 
 __all__ = ["draw_rows", "row_shape", "rows"]
 
@@ -46,17 +46,27 @@ def rows(entry: WeightInput, blocks: int, numbers: Tensor | None = None) -> Tens
         blocks: Number of blocks that the features are in: the groups of a convolution.
         numbers: The rows that are wanted; None for all.
     """
-    view, axes = _view(entry)
-    shape = tuple(view.shape[:axes])
+    x, shape = entry.x, row_shape(entry)
     if numbers is None:
-        return view.reshape(math.prod(shape), blocks, -1)
-    index = torch.unravel_index(numbers.to(view.device), shape)
-    return view[index].reshape(len(numbers), blocks, -1)
+        found = x.movedim(entry.axis, -1) if entry.window is None else patch_view(x, entry.window)
+    else:
+        index = torch.unravel_index(numbers.to(x.device), shape)
+        found = x.movedim(entry.axis, -1)[index] if entry.window is None else _patches(x, entry.window, index)
+    count = math.prod(shape) if numbers is None else len(numbers)
+    # Sums of products need more than half precision.
+    return found.reshape(count, blocks, -1).to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _view(entry: WeightInput) -> tuple[Tensor, int]:
-    """Return a view whose first axes number the rows, and how many these are."""
-    if entry.window is not None:
-        return patch_view(entry.x, entry.window), entry.x.ndim - 1
-    x = entry.x.movedim(entry.axis, -1)
-    return x, x.ndim - 1
+def _patches(x: Tensor, window: Window, index: tuple[Tensor, ...]) -> Tensor:
+    """Return patches [n, channels, taps] of an input [batch, channels, ...], zero outside of it."""
+    taps = torch.cartesian_prod(*(torch.arange(k, device=x.device) for k in window.kernel))
+    taps = taps.reshape(-1, len(window.kernel))
+    inside = torch.ones(1, 1, dtype=torch.bool, device=x.device)
+    places = []
+    for i, size in enumerate(x.shape[2:]):
+        start = index[1 + i] * window.stride[i] - window.padding[i][0]
+        place = start[:, None] + taps[:, i] * window.dilation[i]
+        inside = inside & (place >= 0) & (place < size)
+        places.append(place.clamp(0, size - 1))
+    found = x[(index[0][:, None], slice(None), *places)]  # [n, taps, channels]
+    return (found * inside[..., None]).transpose(1, 2)

@@ -98,7 +98,8 @@ class Spill:
     def _storages(self, number: int) -> list[tuple[Tensor, int]]:
         """Return one tensor for each storage that a pass alone keeps alive, with its bytes."""
         found = {_address(x): x for x in self._tensors[number] if _address(x) not in self._given}
-        return [(x, x.untyped_storage().nbytes()) for x in found.values() if x.untyped_storage().resizable()]
+        sizes = ((x, x.untyped_storage().nbytes()) for x in found.values() if x.untyped_storage().resizable())
+        return [(x, size) for x, size in sizes if size]
 
     def _write(self, number: int, storages: list[tuple[Tensor, int]]) -> None:
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from secateur.execution import explain_errors, floating_outputs
 from secateur.repair.spill import Spill
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
-__all__ = ["Batch", "Cut", "Observed", "Outline", "Pair", "outline", "sweep"]
+__all__ = ["Batch", "Cut", "Observed", "Outline", "Pair", "outline", "sweep", "version_of"]
 
 Observed = Mapping[str, tuple[Tensor, int]]
 
@@ -80,10 +80,12 @@ class Outline:
     Attributes:
         calls: Key of a weight -> how often it is used, in the order of the first use.
         follows: Key of a weight -> key of the weight that reads its result as it is.
+        written: Names of buffers that a forward pass writes to.
     """
 
     calls: Mapping[str, int]
     follows: Mapping[str, str]
+    written: frozenset[str] = frozenset()
 
 
 class _Outliner(InputHooks):
@@ -94,11 +96,12 @@ class _Outliner(InputHooks):
         self.calls: Counter[str] = Counter()
         self.follows: dict[str, str] = {}
         self._key = ""
-        self._before: tuple[str, Any] = ("", None)
+        self._before: tuple[str, Any, int] = ("", None, 0)
 
     def _count(self, entry: WeightInput) -> None:
-        if entry.x is self._before[1]:
-            self.follows[self._before[0]] = entry.key
+        key, result, version = self._before
+        if entry.x is result and version_of(entry.x) == version:  # and nobody wrote into it
+            self.follows[key] = entry.key
         self.calls[entry.key] += 1
         self._key = entry.key
 
@@ -106,7 +109,7 @@ class _Outliner(InputHooks):
         self._key = ""
         result = super().__torch_function__(func, types, args, kwargs)
         if self._key:
-            self._before = (self._key, result)
+            self._before = (self._key, result, version_of(result))
         return result
 
 
@@ -118,44 +121,65 @@ def outline(model: nn.Module, observed: Observed, batch: Batch) -> Outline:
         InputError: If the second run gives other outputs: no repair can compare such a model with a copy.
     """
     hooks = _Outliner(observed)
+    versions = {name: version_of(buffer) for name, buffer in model.named_buffers()}
     with explain_errors(*batch):
         with hooks:
             first = floating_outputs(model(*batch.args, **batch.kwargs))
+        first = [x.clone() for x in first]  # an output may be a buffer that the second run writes to
         second = floating_outputs(model(*batch.args, **batch.kwargs))
-    for a, b in zip(first, second, strict=True):
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max())):
-            raise InputError(
-                f"{type(model).__name__} computes something else on the second call with the same inputs "
-                f"({batch.where}), in evaluation mode: a repair cannot compare it with its pruned copy. Make "
-                "the forward pass deterministic, or pass repair=None"
-            )
-    return Outline(dict(hooks.calls), hooks.follows)
+    if len(first) != len(second) or not all(map(_equal, first, second)):
+        raise InputError(
+            f"{type(model).__name__} computes something else on the second call with the same inputs "
+            f"({batch.where}), in evaluation mode: a repair cannot compare it with its pruned copy. Make "
+            "the forward pass deterministic, or pass repair=None"
+        )
+    written = (name for name, buffer in model.named_buffers() if version_of(buffer) != versions.get(name))
+    return Outline(dict(hooks.calls), hooks.follows, frozenset(written))
+
+
+def version_of(value: Any) -> int:
+    """Return how often a tensor was written into; 0 where torch does not count that."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two outputs are equal up to the noise of parallel sums."""
+    if a.shape != b.shape or not a.numel():
+        return a.shape == b.shape
+    return torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()), equal_nan=True)
 
 
 class _Pass:
     """A forward pass that stops at every observed weight.
 
-    The pass has modules of its own, which share the tensors: models may store values in their attributes.
+    The pass has modules of its own, which share the tensors, except buffers that it writes to: models may
+    store values in their attributes.
     """
 
     def __init__(
-        self, model: nn.Module, observed: Observed, batch: Batch, track: Callable[[Any, Any], None]
+        self,
+        model: nn.Module,
+        observed: Observed,
+        batch: Batch,
+        written: Collection[str],
+        track: Callable[[Any, Any], None],
     ) -> None:
-        home, depth = getcurrent(), _modes()
+        home, settings = getcurrent(), _torch_settings()
         self.stop: WeightInput | None = None
 
         def pause(entry: WeightInput) -> None:
-            # All passes share the stack of torch's function modes: each must leave it as it was at a stop.
-            if _modes() != depth:
+            # All passes share torch's settings: each must leave them as they were at a stop.
+            changed = [name for name, value in _torch_settings().items() if value != settings[name]]
+            if changed:
                 raise InputError(
-                    "the model calls a layer inside a torch function mode of its own (such as "
-                    "`with torch.device(...)`), which a refit cannot walk through: use repair='fold'"
+                    f"the model calls a layer inside a context of its own that changes torch's {changed[0]}, "
+                    "which a refit cannot walk through: use repair='fold'"
                 )
             home.switch(entry)
 
         def run(_: None) -> None:
             with _Watched(observed, pause, track), explain_errors(*batch):
-                _share_tensors(model)(*batch.args, **batch.kwargs)
+                _share_tensors(model, written)(*batch.args, **batch.kwargs)
 
         self._greenlet = greenlet(run)
 
@@ -169,8 +193,17 @@ class _Pass:
             self._greenlet.throw(GreenletExit)
 
 
-def _modes() -> int:
-    return torch._C._len_torch_function_stack()
+def _torch_settings() -> dict[str, Any]:
+    """Return what a context in a model can change for all passes, by name."""
+    return {
+        "function modes": torch._C._len_torch_function_stack(),
+        "autocast": [
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
+        ],
+        "gradient mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "function transforms (such as vmap)": torch._C._functorch.maybe_current_level(),
+        "default dtype": torch.get_default_dtype(),
+    }
 
 
 class _Watched(InputHooks):
@@ -191,10 +224,12 @@ class _Watched(InputHooks):
         return result
 
 
-def _share_tensors(model: nn.Module) -> nn.Module:
-    """Copy the tree of modules; the tensors stay the same objects."""
+def _share_tensors(model: nn.Module, written: Collection[str]) -> nn.Module:
+    """Copy the tree of modules and the named buffers; the other tensors stay the same objects."""
     values = (x for module in model.modules() for x in tree_leaves(list(vars(module).values())))
-    return copy.deepcopy(model, {id(x): x for x in values if isinstance(x, Tensor)})
+    memo: dict[int, Any] = {id(x): x for x in values if isinstance(x, Tensor)}
+    memo |= {id(x): x.clone() for name, x in model.named_buffers() if name in written}
+    return copy.deepcopy(model, memo)
 
 
 class _Walk:
@@ -214,7 +249,10 @@ class _Walk:
         for number, batch in enumerate(batches):
             spill.start(number, (batch.args, batch.kwargs))
             track = partial(spill.track, number)
-            both = (_Pass(m, o, batch, track) for m, o in zip(models, observed, strict=True))
+            both = (
+                _Pass(model, known, batch, outlined.written, track)
+                for model, known in zip(models, observed, strict=True)
+            )
             self._passes.append(tuple(both))
         self._spill = spill
 

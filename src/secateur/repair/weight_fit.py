@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core import InputError, IntArray, Layer
+from secateur.core import IntArray, Layer
 from secateur.repair.least_squares import InputSums, TargetSums, solve
 from secateur.repair.rows import draw_rows, row_shape, rows
 from secateur.repair.sweep import Cut, Pair
@@ -17,7 +17,8 @@ from secateur.repair.weight_matrix import as_blocks, block_count, set_blocks
 __all__ = ["WeightFit"]
 
 # Neighbouring rows of an image are nearly the same: above this many rows, a random part of them serves.
-ROWS, ROWS_PER_FEATURE = 4096, 32
+# A row of a convolution with groups is read in every block, so fewer will do.
+ROWS, BLOCK_ROWS, ROWS_PER_FEATURE = 4096, 1024, 32
 
 
 class WeightFit:
@@ -49,6 +50,7 @@ class WeightFit:
         self.inputs = inputs
         self._shared = inputs is not None
         self._targets: tuple[TargetSums, TargetSums] | None = None
+        self._W: Tensor | None = None  # the original's weight in blocks, in the type of the rows
         self.features = 0
 
     def add(self, cut: Cut, calls: int = 1) -> None:
@@ -60,15 +62,17 @@ class WeightFit:
         """
         total = calls * sum(math.prod(row_shape(pair.z)) for pair in cut.pairs)
         for pair in cut:
-            if row_shape(pair.x) == row_shape(pair.z):  # else the same tokens did not reach it
+            shapes = ([n for n in row_shape(entry) if n > 1] for entry in (pair.x, pair.z))
+            if len({tuple(shape) for shape in shapes}) == 1:  # else the same tokens did not reach it
                 self._add(pair, total)
 
     def _add(self, pair: Pair, total: int) -> None:
         features_x, features_z = (entry.x.shape[entry.axis] for entry in (pair.x, pair.z))
         blocks_x = block_count(self._original, self._layer, features_x)
         blocks_z = block_count(self._weight, self._layer, features_z)
-        width = as_blocks(self._weight, self._layer, blocks_z).shape[-1]
-        share = max(ROWS, ROWS_PER_FEATURE * width) / total
+        taps = 1 if pair.z.window is None else math.prod(pair.z.window.kernel)
+        width = features_z // blocks_z * taps
+        share = max(ROWS if blocks_z == 1 else BLOCK_ROWS, ROWS_PER_FEATURE * width) / total
         numbers = draw_rows(row_shape(pair.z), share, pair.batch)
         z = rows(pair.z, blocks_z, numbers)
         t = self._target(rows(pair.x, blocks_x, numbers)).reshape(len(z), blocks_z, -1)
@@ -84,28 +88,22 @@ class WeightFit:
 
     def _target(self, x: Tensor) -> Tensor:
         """Return W x without the outputs that are gone [n, outputs], taps of an output side by side."""
-        W = as_blocks(self._original, self._layer, x.shape[1]).to(x)
-        t = torch.einsum("nbf,bof->nbo", x, W)
+        if self._W is None:
+            self._W = as_blocks(self._original, self._layer, x.shape[1]).to(x)
+        t = torch.einsum("nbf,bof->nbo", x, self._W)
+        kept = torch.from_numpy(self._kept).to(x.device)
         if self._layer.kind != "conv":  # [blocks, outs * taps]: the outputs of a block
             outs = self._original.shape[self._layer.out_axis or 0]
-            t = t.reshape(len(x), -1, outs, t.shape[-1] // outs)[
-                :, :, torch.from_numpy(self._kept).to(x.device)
-            ]
-            return t.flatten(1)
-        return t.flatten(1)[:, torch.from_numpy(self._kept).to(x.device)]
+            t = t.reshape(len(x), -1, outs, t.shape[-1] // outs)
+            return t.index_select(2, kept).flatten(1)
+        return t.flatten(1).index_select(1, kept)
 
     @torch.no_grad()
     def solve(self) -> dict[str, Any]:
-        """Write the solution into the pruned network and return a note.
-
-        Raises:
-            InputError: If NaN or infinite values reached the weight.
-        """
+        """Write the solution into the pruned network and return a note."""
         if self._targets is None or self.inputs is None or not self.inputs[0].count:
             return {"skipped": "no rows reach it in both networks"}
         fitting, apart = self._targets
-        if not math.isfinite(fitting.square()):
-            raise InputError(f"NaN or infinite activations reach layer {self._layer.name!r}")
         V = as_blocks(self._weight, self._layer, len(self.inputs[0].shift))
         c = V.new_zeros(V.shape[:2])
         if self._biases is not None:
