@@ -87,12 +87,18 @@ class NormInput:
 
     def add(self, x: Tensor, z: Tensor) -> None:
         """Add the inputs [batch, channels, ...] of one batch."""
-        x = x.index_select(1, self._kept.to(x.device))
         parts = []
         for given in (x, z):
-            rows = given.movedim(1, -1).reshape(-1, given.shape[1]).double()
-            parts += [rows.sum(0), rows.square().sum(0), rows.new_tensor(float(len(rows)))]
+            wide = given.to(torch.promote_types(given.dtype, torch.float32))
+            axes = [axis for axis in range(given.ndim) if axis != 1]
+            variance, mean = (v.double() for v in torch.var_mean(wide, axes, correction=0))
+            count = mean.new_tensor(given.numel() / given.shape[1])
+            parts += [count * mean, count * (variance + mean.square()), count]
         self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
+
+    def finite(self) -> bool:
+        """Return whether all sums are finite."""
+        return all(bool(part.isfinite().all()) for part in self._sums)
 
     def renew(self, mean: Tensor, variance: Tensor, original: tuple[Tensor, Tensor], spread: bool) -> None:
         """Change running statistics, in place, so that the normalised values are distributed as before.
@@ -110,7 +116,9 @@ class NormInput:
         x, x2, n, z, z2, k = self._sums
         m, m_now = x / n, z / k
         v, v_now = (x2 / n - m.square()).clamp_min(0), (z2 / k - m_now.square()).clamp_min(0)
-        old_mean, old_variance = (x.double()[self._kept.to(x.device)] for x in original)
+        kept = self._kept.to(m.device)
+        m, v = m[kept], v[kept]
+        old_mean, old_variance = (values.double()[kept] for values in original)
         ratio = torch.ones_like(v)
         if spread:
             known = v > 1e-6 * old_variance

@@ -103,6 +103,10 @@ class TargetSums:
             self._square += goals.square().sum((1, 2)).double()
         self.count += len(z)
 
+    def finite(self) -> bool:
+        """Return whether the sums are finite."""
+        return bool(self._cross.isfinite().all()) and bool(self._square.isfinite().all())
+
     def mean(self) -> Tensor:
         """Return the mean of the targets less the shift [blocks, outputs]."""
         return self._sum / self.count

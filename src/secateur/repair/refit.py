@@ -143,7 +143,7 @@ class _Refit:
         """Walk once, and a second time if weights were solved from several calls."""
         observed = self._observed(self.before), self._observed(self.after)
         # The longest one shows best how often a weight is used.
-        longest = max(self.batches, key=lambda b: _size(b))
+        longest = max(self.batches, key=_size)
         outlined = outline(self.model, observed[0], longest)
         several = {k for k, calls in outlined.calls.items() if calls > 1 and k in self.layers}
         fits: dict[str, WeightFit] = {}
@@ -159,26 +159,22 @@ class _Refit:
                             calls = outlined.calls[cut.key] * len(self.batches)
                             fit = fits.setdefault(cut.key, self._fit(cut.key, outlined))
                             fit.add(cut, calls)
+                            if not fit.finite():
+                                self._refuse_nan(cut)
                         continue
                     if cut.key in seen:
                         continue  # used again, or earlier, by some of the batches only
                     seen.add(cut.key)
                     advance(cut.key)
-                    if self._differ(cut):
+                    if any(not _same(pair) for pair in cut):
                         (self._renew if cut.key in self.norms else self._solve)(cut, outlined)
             for key, fit in fits.items() if turn == 0 else ():
                 self._finish(key, fit)
         self._warn()
 
-    def _differ(self, cut: Cut) -> bool:
-        """Return whether the inputs of the networks differ.
-
-        Raises:
-            InputError: If NaN or infinite values reach the weight.
-        """
-        differ = False
+    def _refuse_nan(self, cut: Cut) -> None:
+        """Raise `InputError` with the layer and the batch if NaN or infinite values reach the weight."""
         for pair in cut:
-            differ |= not _same(pair)
             for which, entry in (("original", pair.x), ("pruned", pair.z)):
                 if not all_finite(entry.x):
                     owner = cut.key.rpartition(".")[0] or cut.key
@@ -186,7 +182,6 @@ class _Refit:
                         f"NaN or infinite activations reach layer {owner!r} of the {which} model in "
                         f"{self.batches[pair.batch].where}: leave this batch out, or use a wider dtype"
                     )
-        return differ
 
     def _observed(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
         """Return what the walk stops at: the weights that can be solved, and BatchNorm layers."""
@@ -213,6 +208,8 @@ class _Refit:
         inputs = NormInput(self.kept_of(cut.key, 0, len(self.before[cut.key])))
         for pair in cut:
             inputs.add(pair.x.x, pair.z.x)
+        if not inputs.finite():
+            self._refuse_nan(cut)
         # Least squares that has just made the input is best without a change of scale.
         makers = [k for k, norm in outlined.follows.items() if norm == cut.key and k in self.layers]
         solved = any(not self.notes.get(self.layers[k].weight, {}).get("undone", True) for k in makers)
@@ -223,6 +220,8 @@ class _Refit:
     def _solve(self, cut: Cut, outlined: Outline) -> None:
         fit = self._fit(cut.key, outlined, cut)
         fit.add(cut)
+        if not fit.finite():
+            self._refuse_nan(cut)
         self._inputs.put(cut, fit.inputs)
         self._finish(cut.key, fit)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,5 +69,6 @@ def _patches(x: Tensor, window: Window, index: tuple[Tensor, ...]) -> Tensor:
         place = start[:, None] + taps[:, i] * window.dilation[i]
         inside = inside & (place >= 0) & (place < size)
         places.append(place.clamp(0, size - 1))
-    found = x[(index[0][:, None], slice(None), *places)]  # [n, taps, channels]
+    where: tuple[Any, ...] = (index[0][:, None], slice(None), *places)
+    found = x[where]  # [n, taps, channels]
     return (found * inside[..., None]).transpose(1, 2)

@@ -66,6 +66,10 @@ class WeightFit:
             if len({tuple(shape) for shape in shapes}) == 1:  # else the same tokens did not reach it
                 self._add(pair, total)
 
+    def finite(self) -> bool:
+        """Return whether all sums are finite."""
+        return all(sums.finite() for sums in self._targets or ())
+
     def _add(self, pair: Pair, total: int) -> None:
         features_x, features_z = (entry.x.shape[entry.axis] for entry in (pair.x, pair.z))
         blocks_x = block_count(self._original, self._layer, features_x)
