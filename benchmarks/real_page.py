@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -90,19 +91,31 @@ def write_readme(page: Path, rows: list[Row]) -> None:
     """Write the short table between its marks."""
     lines = []
     for name, network in NETWORKS.items():
-        own = _by_cell(row for row in rows if row["network"] == name)
-        metric = next(iter(network.metrics))
-        plain = "batchnorm" if network.batchnorm else "none"
-        for repairs, how in (((plain, "refit"), "no training"), (("teacher", "teacher"), "with a teacher")):
-            line = {"": f"{network.title}, {network.metrics[metric]}, {how}"}
-            for keep in KEEPS:
-                theirs = _better(own, PEERS, repairs[0], keep, metric)
-                ours = _value(own.get((OURS, repairs[1], keep), []), metric)
-                line[_percent(keep)] = f"{_number(theirs)} / {_number(ours)}"
-            if any(value != "- / -" for value in list(line.values())[1:]):
-                lines.append(line)
+        own = [row for row in rows if row["network"] == name]
+        cells, metric = _by_cell(own), next(iter(network.metrics))
+        title = f"{network.title}: {network.metrics[metric]}{_original(own, metric)}"
+        plain, taught = (("none", "batchnorm"), "refit", ""), (("teacher",), "teacher", ", with a teacher")
+        for theirs, ours, how in (plain, taught):
+            pairs = [_pair(cells, keep, theirs, ours, metric) for keep in KEEPS]
+            if any(mine != "-" for _, mine in pairs):
+                values = map(" / ".join, pairs)
+                lines.append({"": f"{title}{how}", **dict(zip(map(_percent, KEEPS), values, strict=True))})
     made = markdown_table(lines, right=[_percent(keep) for keep in KEEPS])
     replace_between(page, START, END, made + "\n")
+
+
+def _pair(cells: Rows, keep: float, peer_repairs: Iterable[str], repair: str, metric: str) -> tuple[str, str]:
+    """Return the best of Torch-Pruning's values, and ours."""
+    peers = [row for key in product(PEERS, peer_repairs, [keep]) for row in cells.get(key, [])]
+    best = min if metric in LESS else max
+    theirs = best((row[metric] for row in _good(peers)), default=None)
+    ours = _value(cells.get((OURS, repair, keep), []), metric)
+    return "failed" if peers and theirs is None else _number(theirs), _number(ours)
+
+
+def _original(rows: list[Row], metric: str) -> str:
+    values = {row["original"][metric] for row in _good(rows) if row["original"]}
+    return f" (original {_number(values.pop())})" if len(values) == 1 else ""
 
 
 def _section(network: Network, rows: list[Row]) -> str:
@@ -110,9 +123,11 @@ def _section(network: Network, rows: list[Row]) -> str:
     lines = [f"## {network.title}\n", f"{network.about}\n"]
     for metric, title in network.metrics.items():
         less = ", less is better" if metric in LESS else ""
-        before = {row["original"][metric] for row in _good(rows) if row["original"]}
-        whole = f" (original {_number(before.pop())})" if len(before) == 1 else ""
-        lines += [f"**{title[0].upper()}{title[1:]}**{less}{whole}:\n", _metric_table(cells, metric), ""]
+        lines += [
+            f"**{title[0].upper()}{title[1:]}**{less}{_original(rows, metric)}:\n",
+            _metric_table(cells, metric),
+            "",
+        ]
     if costs := _cost_table(cells):
         lines += [f"Costs at {_percent(COSTS)} multiply-accumulates:\n", markdown_table(costs), ""]
     return "\n".join(lines)
@@ -224,12 +239,6 @@ def _good(rows: list[Row]) -> list[Row]:
 def _value(rows: list[Row], metric: str) -> float | None:
     values = [row[metric] for row in _good(rows)]
     return fmean(values) if values else None
-
-
-def _better(cells: Rows, labels: Iterable[str], repair: str, keep: float, metric: str) -> float | None:
-    values = [_value(cells.get((label, repair, keep), []), metric) for label in labels]
-    found = [value for value in values if value is not None]
-    return (min if metric in LESS else max)(found) if found else None
 
 
 def _spread(rows: list[Row], metric: str) -> str:
