@@ -24,7 +24,7 @@ MAY_IMPORT["batches"] = {"core"}
 MAY_IMPORT["execution"] = {"core", "batches"}
 MAY_IMPORT["modules"] = {"core"}
 MAY_IMPORT["allocation"] = {"core", "structures"}
-MAY_IMPORT["methods"] = {"core", "structures", "allocation"}
+MAY_IMPORT["methods"] = {"core", "progress", "structures", "allocation"}
 for _stage in ("tracing", "statistics", "apply", "measure", "repair"):
     MAY_IMPORT[_stage] = {*MAY_IMPORT} - {"methods", "allocation"}
 MAY_IMPORT["report"] = {*MAY_IMPORT} - {"methods"}

@@ -32,6 +32,7 @@ __all__ = [
     "logits",
     "named_logits",
     "read_batches",
+    "tensors_by_name",
     "tensors_of",
     "to_device",
     "to_model",
@@ -39,9 +40,14 @@ __all__ = [
 ]
 
 
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer, the objects themselves, by its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer, detached, by its first name."""
-    return {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: tensor.detach() for name, tensor in tensors_by_name(model).items()}
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:

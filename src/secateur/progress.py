@@ -10,16 +10,19 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None, shown: bool = True) -> Iterator[Callable[[str], None]]:
-    """Show a bar, if standard error is a terminal; the function that it gives advances it by one.
+def progress_bar(what: str, total: float, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a bar, if standard error is a terminal.
 
     Args:
         what: What is being done.
-        total: Number of steps, or None if it is not known.
+        total: How much there is to do.
         shown: Whether to show it at all.
+
+    Yields:
+        show(done, note=""), which shows how much is done, and a note.
     """
     if not (shown and sys.stderr.isatty()):
-        yield lambda note: None
+        yield lambda done, note="": None
         return
     from rich.console import Console  # slow to import
     from rich.errors import LiveError
@@ -29,10 +32,12 @@ def progress_bar(what: str, total: int | None, shown: bool = True) -> Iterator[C
     try:
         bar.start()
     except LiveError:  # another bar is shown already, and this rich allows only one
-        yield lambda note: None
+        yield lambda done, note="": None
         return
     task = bar.add_task(what, total=total)
     try:
-        yield lambda note: bar.update(task, advance=1, description=f"{what}, {note}" if note else what)
+        yield lambda done, note="": bar.update(
+            task, completed=done, description=f"{what}, {note}" if note else what
+        )
     finally:
         bar.stop()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from secateur.core import InputError, Plan, PlanError
-from secateur.execution import duplicate
+from secateur.execution import duplicate, tensors_by_name
 
 __all__ = ["check_plan", "check_tensors", "copy_with"]
 
@@ -28,7 +28,7 @@ def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     check_plan(plan)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = tensors_by_name(model)
     for name, shape in plan.graph.shapes.items():
         if name not in tensors:
             raise PlanError(f"the plan names {name!r}, which {type(model).__name__} does not have")

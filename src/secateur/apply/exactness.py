@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.core import BoolArray, CaptureError, ExactnessError, Group, InputError, Plan
-from secateur.execution import duplicate
+from secateur.execution import duplicate, tensors_by_name
 from secateur.tracing.export import (
     ExportedModel,
     export_model,
@@ -262,7 +262,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
 
 def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     """Run an exported graph with a model's tensors; return every node's value up to a failure."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = tensors_by_name(model)
     leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
     interpreter = torch.fx.Interpreter(exported.graph_module)
     inputs = []

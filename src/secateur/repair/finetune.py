@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from secateur.execution import (
     explain_errors,
     read_batches,
 )
+from secateur.progress import progress_bar
 from secateur.repair.base import LEARNING_RATE, check_training
 from secateur.repair.checkpoint import Checkpoint, fingerprint, hash_tensors
 from secateur.repair.features import Features, check_features, following
@@ -173,12 +173,12 @@ def finetune(
             settings = _settings(state, limits, (lr, seed, loss, teacher, features))
             file = Checkpoint(Path(checkpoint), checkpoint_steps, settings)
             file.resume(state)
-        show = stack.enter_context(_bar(progress))
+        show = stack.enter_context(progress_bar("fine-tuning", 1.0, progress))
         for batch in _stream(state, limits, after_epoch):
             with _autocast(tuned, mixed_precision):
                 value = _loss(tuned, batch, loss, teacher, followed)
             _take_step(state, value)
-            show(limits.share(state), state.losses[-1])
+            show(limits.share(state), f"loss {state.losses[-1]:.3g}")
             if after_step is not None:
                 after_step(len(state.losses), state.losses[-1], tuned)
             if file is not None:
@@ -431,18 +431,3 @@ def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[float, float], None]]:
-    if not (shown and sys.stderr.isatty()):
-        yield lambda share, loss: None
-        return
-    from rich.console import Console  # takes a while to import
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("fine-tuning", total=1.0)
-        yield lambda share, loss: bar.update(
-            task, completed=share, description=f"fine-tuning, loss {loss:.3g}"
-        )

@@ -94,8 +94,8 @@ def measure_loss_curves(
     folded = any(moments.gram is not None for moments in statistics.moments.values())
     sets = graph.counted_together()
     curves = {}
-    with progress_bar("loss of each group", len(sets), progress) as advance:
-        for groups in sets:
+    with progress_bar("loss of each group", len(sets), progress) as show:
+        for done, groups in enumerate(sets, 1):
             name, size = groups[0].name, groups[0].size
             counts = sorted({max(1, round(share * size)) for share in KEPT} - {size}, reverse=True)
             losses = []
@@ -107,7 +107,7 @@ def measure_loss_curves(
                     fold_masked(model, trial, plan, statistics, guard, RIDGES)
                 losses.append(divergence(trial))
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
-            advance(name)
+            show(done, name)
     return curves
 
 

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
-from secateur.execution import all_finite, duplicate, read_batches, untouched
+from secateur.execution import all_finite, duplicate, read_batches, tensors_by_name, untouched
 from secateur.measure.metrics import distance_from
 from secateur.progress import progress_bar
 from secateur.repair.batchnorm import NormInput, norm_layers
@@ -131,7 +131,7 @@ class _Refit:
         self.kept = kept_indices(plan.graph, plan.keep)
         self.layers = consumer_layers(plan.graph)
         self.norms = norm_layers(model)
-        self.before, self.after = _tensors(model), _tensors(small)
+        self.before, self.after = tensors_by_name(model), tensors_by_name(small)
         for layer in self.layers.values():
             if layer.weight not in self.after:
                 raise InputError(f"the shrunk model has no {layer.weight!r}: it does not fit this plan")
@@ -152,7 +152,7 @@ class _Refit:
             walk = sweep((self.model, self.small), observed, self.batches, outlined, spill)
             bar = progress_bar("refit", len(outlined.calls), progress)
             seen = set[str]()
-            with closing(walk), closing(spill), bar as advance:
+            with closing(walk), closing(spill), bar as show:
                 for cut in walk:
                     if not cut.once:
                         if turn == 0 and cut.key in self.layers:
@@ -165,7 +165,7 @@ class _Refit:
                     if cut.key in seen:
                         continue  # used again, or earlier, by some of the batches only
                     seen.add(cut.key)
-                    advance(cut.key)
+                    show(len(seen), cut.key)
                     if any(not _same(pair) for pair in cut):
                         (self._renew if cut.key in self.norms else self._solve)(cut, outlined)
             for key, fit in fits.items() if turn == 0 else ():
@@ -269,10 +269,6 @@ class _Refit:
                 "batches would help",
                 stacklevel=4,
             )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _size(batch: Batch) -> int:

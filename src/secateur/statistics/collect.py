@@ -14,6 +14,7 @@ from secateur.execution import (
     check_seed,
     explain_errors,
     read_batches,
+    tensors_by_name,
     tensors_of,
     to_model,
     untouched,
@@ -193,7 +194,7 @@ def observe_inputs(
     model: nn.Module, graph: PruningGraph, record: Callable[[WeightInput], None]
 ) -> InputHooks:
     """Return a context in which `record` gets the input of each layer's weight, at every use."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = tensors_by_name(model)
     axes = {key: (layer.weight, layer.in_axis) for key, layer in consumer_layers(graph).items()}
     return InputHooks(
         {k: (tensors[name], axis) for k, (name, axis) in axes.items() if axis is not None}, record

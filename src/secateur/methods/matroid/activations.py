@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from secateur.core import Group, IntArray, PruningGraph, Statistics
 from secateur.methods.unit_grams import Reading, reading
+from secateur.progress import progress_bar
 from secateur.structures.matroid import ActivationBasis, activation_basis, exchange_units
 
 __all__ = ["Objective", "basis_order", "choose_basis"]
@@ -48,7 +47,7 @@ def choose_basis(
 ) -> tuple[IntArray, Mapping[str, Any]]:
     """Return the units that stay, and a note for the plan."""
     gram, q = _choose_matrices(reading(graph, statistics, group), objective)
-    with _progress_bar(group, count) as show:
+    with progress_bar(f"basis of {group.name}", count, group.size >= LARGE_GROUP) as show:
         basis = activation_basis(gram, consumer=q, count=count, on_step=show)
     kept, total = basis.order, float(basis.residuals[0])
     errors = basis.residuals[-1:].tolist()
@@ -64,26 +63,3 @@ def choose_basis(
         "residual before swaps": errors[0] / total if total > 0 else 0.0,
     }
     return np.sort(kept.cpu().numpy().astype(np.int64)), note
-
-
-@contextmanager
-def _progress_bar(group: Group, count: int) -> Iterator[Callable[[int], None] | None]:
-    """Show the number of units taken, on a terminal, for a group so large that it takes seconds."""
-    if group.size < LARGE_GROUP or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console  # slow to import
-    from rich.errors import LiveError
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True), transient=True)
-    try:
-        bar.start()
-    except LiveError:  # another bar is shown already, and this rich allows only one
-        yield None
-        return
-    task = bar.add_task(f"basis of {group.name}", total=count)
-    try:
-        yield lambda taken: bar.update(task, completed=taken)
-    finally:
-        bar.stop()
