@@ -234,7 +234,7 @@ def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
 
 
 def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
-    """Return the budget that a text such as ``units=0.5`` or ``units=layer1.*:0.75,fc:0.5`` names.
+    """Return the budget that ``units=0.5``, ``units=layer1.*:0.75,fc:0.5`` or ``params=0.8,of=body`` names.
 
     Raises:
         InputError: If the form, the name or a number is not valid.
@@ -244,12 +244,18 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         (Params(0.3), Units(0.3))
         >>> make_budget("params=0.3", scope="global")
         Params(0.3, scope='global')
+        >>> make_budget("params=0.8,of=body")
+        Params(0.8, of='body')
         >>> make_budget("units=layer1.*:0.75,fc:0.5").keep
         {'layer1.*': 0.75, 'fc': 0.5}
     """
     name, _, text = spec.partition("=")
     if name not in BUDGETS:
         raise InputError(unknown("budget", name, list(BUDGETS)))
+    text, _, option = text.partition(",of=")
+    options = {"of": option} if option else {}
+    if options and name != "params":
+        raise InputError(f"only a budget of params has of=, as in params=0.8,of=body; got {spec!r}")
     try:
         keep: Any = _shares(text) if ":" in text else float(text)
     except ValueError as error:
@@ -259,7 +265,9 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         ) from error
     kind: Any = BUDGETS[name]
     if kind is not Weights:
-        return kind(keep, scope=kind.scope if scope is None else scope, floor=floor, round_to=round_to)
+        return kind(
+            keep, scope=kind.scope if scope is None else scope, floor=floor, round_to=round_to, **options
+        )
     if round_to != 1:
         raise InputError("--round-to rounds the number of units, and a budget of weights removes no units")
     return Weights(keep, scope=scope or "layer", floor=floor)  # type: ignore[arg-type]  # Weights checks the scope

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.allocation.cost import CostModel
+from secateur.allocation.cost import counted_amount
 from secateur.allocation.counts import (
     AllowedCounts,
     apportion,
@@ -272,15 +272,13 @@ def _amount(
     """
     if isinstance(budget, Units):
         return lambda counts: float(sum(counts))
-    model, field = CostModel(graph), budget.unit
-    orders = {
-        n: np.arange(group.size) if scores is None else ranked(scores[n]) for n, group in model.groups.items()
-    }
+    counted = counted_amount(graph, budget)
+    orders = {g.name: np.arange(g.size) if scores is None else ranked(scores[g.name]) for g in graph.groups}
 
     def amount(counts: list[int]) -> float:
         pairs = zip(sets, counts, strict=True)
         kept = {n: orders[n][: count // len(names)] for names, count in pairs for n in names}
-        return float(getattr(model(kept), field))
+        return counted(kept)
 
     return amount
 

@@ -9,15 +9,15 @@ have no weight matrix, count 0.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from secateur.core import Group, InputError, IntArray, PruningGraph, Slot
+from secateur.core import Budget, Group, InputError, IntArray, Params, PruningGraph, Slot
 from secateur.core.indices import check_units, kept_positions, removed_units
 
-__all__ = ["Cost", "CostModel", "GroupCost", "graph_cost", "group_costs", "is_matrix"]
+__all__ = ["Cost", "CostModel", "GroupCost", "counted_amount", "graph_cost", "group_costs", "is_matrix"]
 
 
 class Cost(NamedTuple):
@@ -56,6 +56,7 @@ class CostModel:
 
     Args:
         graph: A traced network.
+        without: Names of parameters that do not count as parameters.
 
     Example:
         >>> import numpy as np
@@ -69,12 +70,13 @@ class CostModel:
         Cost(params=10, macs=10.0)
     """
 
-    def __init__(self, graph: PruningGraph) -> None:
+    def __init__(self, graph: PruningGraph, without: Collection[str] = ()) -> None:
         """Tabulate which units own which index of which axis."""
         self.groups: dict[str, Group] = {g.name: g for g in graph.groups}
         self._order = {name: i for i, name in enumerate(self.groups)}
-        self._parameters = [name for name in graph.parameters if graph.shapes[name]]
-        self._scalars = len(graph.parameters) - len(self._parameters)
+        counted = [name for name in graph.parameters if name not in without]
+        self._parameters = [name for name in counted if graph.shapes[name]]
+        self._scalars = len(counted) - len(self._parameters)
         weights = {x.weight for x in graph.layers if is_matrix(x.in_axis, x.out_axis)}
         tensors = list(dict.fromkeys([*self._parameters, *(w for w in graph.shapes if w in weights)]))
         axes = [(name, axis) for name in tensors for axis in range(len(graph.shapes[name]))]
@@ -127,6 +129,28 @@ class CostModel:
 
 def _disjoint(size: int, indices: list[IntArray]) -> bool:
     return int(np.bincount(np.concatenate([i.ravel() for i in indices]), minlength=size).max()) <= 1
+
+
+def counted_amount(graph: PruningGraph, budget: Budget) -> Callable[[Mapping[str, IntArray]], float]:
+    """Return what a budget of parameters or multiply-accumulates counts, as a function of the kept units.
+
+    Example:
+        >>> import numpy as np
+        >>> from secateur.core import Group, Params, PruningGraph, Slot
+        >>> hidden = Group("0", 4, (Slot("0.weight", 0, np.arange(4)[:, None], "out"),))
+        >>> shapes = {"0.weight": (4, 3), "1.weight": (5,)}
+        >>> amount = counted_amount(PruningGraph((hidden,), (), (), shapes, tuple(shapes)), Params(0.5))
+        >>> amount({}), amount({"0": np.array([1, 3])})
+        (17.0, 11.0)
+        >>> params = Params(0.5, of="prunable")
+        >>> counted_amount(PruningGraph((hidden,), (), (), shapes, tuple(shapes)), params)({})
+        12.0
+    """
+    counted = budget.of if isinstance(budget, Params) else "all"
+    model = CostModel(graph, graph.embeddings() if counted == "body" else ())
+    none = np.empty(0, dtype=np.int64)
+    fixed = model(dict.fromkeys(model.groups, none)).params if counted == "prunable" else 0
+    return lambda keep: float(getattr(model(keep), budget.unit) - fixed)
 
 
 def graph_cost(graph: PruningGraph, keep: Mapping[str, IntArray] | None = None) -> Cost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secateur.allocation.allocation import allocate, prunable, weight_sizes
-from secateur.allocation.cost import graph_cost
+from secateur.allocation.cost import counted_amount, graph_cost
 from secateur.core import Budget, Plan, PruningGraph, Units, Weights
 
 __all__ = ["reached", "remaining_budget"]
@@ -49,7 +49,7 @@ def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -
         counts = allocate(original, goal).counts
         return replace(goal, keep={g.name: min(1.0, counts[g.name] / g.size) for g in left.groups})
     if isinstance(goal, Units):
-        before, now = (sum(group.size for group in prunable(graph)) for graph in (original, left))
+        before, now = (float(sum(g.size for g in prunable(graph))) for graph in (original, left))
     else:
-        before, now = (getattr(graph_cost(graph), goal.unit) for graph in (original, left))
+        before, now = (counted_amount(graph, goal)({}) for graph in (original, left))
     return replace(goal, keep=min(1.0, goal.keep * before / now)) if now else goal

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from secateur.core.errors import InputError, unknown
 
-__all__ = ["Budget", "Macs", "Params", "Scope", "Units", "Weights", "check_budget"]
+__all__ = ["Budget", "Counted", "Macs", "Params", "Scope", "Units", "Weights", "check_budget"]
 
 Scope = Literal["auto", "layer", "global", "erk", "loss"]
 SCOPES = ("auto", "layer", "global", "erk", "loss")
+Counted = Literal["all", "body", "prunable"]
+COUNTED = ("all", "body", "prunable")
 
 
 def _share(what: str, value: Any) -> float:
@@ -66,8 +68,11 @@ class Budget:
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
-        names = ("scope", "floor", "round_to")
-        options = [f"{n}={getattr(self, n)!r}" for n in names if getattr(self, n) != getattr(type(self), n)]
+        options = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.repr and f.name != "keep" and getattr(self, f.name) != f.default
+        ]
         return f"{type(self).__name__}({', '.join([repr(self.keep), *options])})"
 
     def after(self, progress: float) -> Self:
@@ -122,11 +127,29 @@ class Units(Budget):
 
 @dataclass(frozen=True, repr=False)
 class Params(Budget):
-    """Remove units until this share of the parameters is left."""
+    """Remove units until this share of the parameters is left.
+
+    Attributes:
+        keep: Share that stays, in (0, 1].
+        of: What the share is of: ``"all"`` parameters; ``"body"``: all but the embeddings (see
+            `PruningGraph.embeddings`), as language models are counted; ``"prunable"``: those that would go if
+            every group lost all its units.
+
+    Example:
+        >>> Params(0.8, of="body")
+        Params(0.8, of='body')
+    """
 
     unit: ClassVar[str] = "params"
 
     scope: Scope = "auto"
+    of: Counted = "all"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if self.of not in COUNTED:
+            raise InputError(unknown("what to count", str(self.of), list(COUNTED)))
 
 
 @dataclass(frozen=True, repr=False)

@@ -273,6 +273,16 @@ class PruningGraph:
             equal_counts=tuple(tied for tied in self.equal_counts if tied not in whole),
         )
 
+    def embeddings(self) -> frozenset[str]:
+        """Return the names of the tables that are looked up by number, and of an output matrix like them.
+
+        The output matrix of a language model has the shape of its table of tokens, and is the last layer.
+        """
+        tables = {layer.weight for layer in self.layers if layer.kind == "embedding"}
+        shapes = {self.shapes[name] for name in tables}
+        last = {layer.weight for layer in self.layers[-1:] if layer.kind == "linear"}
+        return frozenset(tables | {name for name in last if self.shapes[name] in shapes})
+
     def summary(self) -> str:
         """Describe every group and every frozen axis, one line each."""
         lines = [f"{len(self.groups)} groups, {self._units()} units"]
