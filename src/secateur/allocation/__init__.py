@@ -15,20 +15,26 @@ from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, gro
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
 from secateur.allocation.schedule import reached
+from secateur.allocation.terms import CostTerms, Term, counted_terms, length_terms, size_terms
 
 __all__ = [
     "Allocation",
     "Cost",
     "CostModel",
+    "CostTerms",
     "GroupCost",
+    "Term",
     "allocate",
+    "counted_terms",
     "erk_densities",
     "graph_cost",
     "group_costs",
+    "length_terms",
     "make_equal",
     "prunable",
     "ranked",
     "reached",
+    "size_terms",
     "top",
     "top_of_every",
     "weight_sizes",

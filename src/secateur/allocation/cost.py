@@ -17,7 +17,16 @@ import numpy as np
 from secateur.core import Budget, Group, InputError, IntArray, Params, PruningGraph, Slot
 from secateur.core.indices import check_units, kept_positions, removed_units
 
-__all__ = ["Cost", "CostModel", "GroupCost", "counted_amount", "graph_cost", "group_costs", "is_matrix"]
+__all__ = [
+    "Cost",
+    "CostModel",
+    "GroupCost",
+    "counted_amount",
+    "graph_cost",
+    "group_costs",
+    "is_matrix",
+    "layer_uses",
+]
 
 
 class Cost(NamedTuple):
@@ -46,6 +55,15 @@ class GroupCost(NamedTuple):
 def is_matrix(in_axis: int | None, out_axis: int | None) -> bool:
     """Return whether a layer multiplies by its weight as a matrix; embeddings and norms do not."""
     return in_axis is not None and out_axis is not None
+
+
+def layer_uses(graph: PruningGraph) -> dict[str, float]:
+    """Return, by the name of each matrix, how often an entry of it is used for one example."""
+    uses: dict[str, float] = defaultdict(float)
+    for layer in graph.layers:
+        if is_matrix(layer.in_axis, layer.out_axis):
+            uses[layer.weight] += layer.positions
+    return dict(uses)
 
 
 class CostModel:
@@ -77,20 +95,13 @@ class CostModel:
         counted = [name for name in graph.parameters if name not in without]
         self._parameters = [name for name in counted if graph.shapes[name]]
         self._scalars = len(counted) - len(self._parameters)
-        weights = {x.weight for x in graph.layers if is_matrix(x.in_axis, x.out_axis)}
-        tensors = list(dict.fromkeys([*self._parameters, *(w for w in graph.shapes if w in weights)]))
+        uses = layer_uses(graph)
+        tensors = list(dict.fromkeys([*self._parameters, *(w for w in graph.shapes if w in uses)]))
         axes = [(name, axis) for name in tensors for axis in range(len(graph.shapes[name]))]
         self._full = np.array([graph.shapes[name][axis] for name, axis in axes], dtype=np.int64)
         self._starts = np.cumsum([0, *(len(graph.shapes[name]) for name in tensors)])[:-1]
-        self._positions = self._uses(graph, tensors)
+        self._positions = np.array([uses.get(name, 0.0) for name in tensors])
         self._tabulate(graph, {key: i for i, key in enumerate(axes)})
-
-    def _uses(self, graph: PruningGraph, tensors: list[str]) -> np.ndarray:
-        uses: dict[str, float] = defaultdict(float)
-        for layer in graph.layers:
-            if is_matrix(layer.in_axis, layer.out_axis):
-                uses[layer.weight] += layer.positions
-        return np.array([uses[name] for name in tensors])
 
     def _tabulate(self, graph: PruningGraph, rows: Mapping[tuple[str, int], int]) -> None:
         owners: dict[int, list[tuple[str, Slot]]] = defaultdict(list)
