@@ -136,5 +136,5 @@ def test_a_function_of_a_long_concatenation_is_linear_in_its_length() -> None:
 
 
 def test_a_network_without_groups_costs_a_constant() -> None:
-    found = cost_terms(PruningGraph((), (), (), {"w": (3, 2)}, ("w",)), Params(0.5))
+    found = counted_terms(PruningGraph((), (), (), {"w": (3, 2)}, ("w",)), Params(0.5))
     assert (found.constant, found.terms, found({})) == (6.0, (), 6.0)
