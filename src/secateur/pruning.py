@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocation.amounts import with_shares
 from secateur.allocation.schedule import reached, remaining_budget
 from secateur.apply.compose import compose, restrict
 from secateur.apply.inexact_groups import find_inexact_groups
@@ -28,7 +29,7 @@ from secateur.core import (
     Units,
     Weights,
 )
-from secateur.core.budget import check_budget
+from secateur.core.budget import as_budget
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
@@ -73,7 +74,7 @@ Callback = Callable[[StepInfo], nn.Module | None]
 def plan(
     graph: PruningGraph,
     method: str | Method | type,
-    budget: Budget,
+    budget: Budget | Sequence[Budget],
     data: Iterable[Any] | None = None,
     seed: int = 0,
     *,
@@ -85,7 +86,7 @@ def plan(
     Args:
         graph: What `trace` returned.
         method: Name in `METHODS`, a class, or an instance.
-        budget: How much stays.
+        budget: How much stays; of a list of budgets, all hold.
         data: Batches, if the method looks at data.
         seed: Seed of every random choice.
         loss: (outputs, targets) -> scalar, for methods that look at gradients.
@@ -104,7 +105,7 @@ def plan(
     if not isinstance(graph, PruningGraph):
         raise InputError(f"graph must be what trace() returned; got {type(graph).__name__}")
     chosen = find_method(method)
-    check_budget(budget)
+    budget = as_budget(budget)
     model = traced_model(graph) if model is None else model
     if model is None:
         raise InputError("the model of this graph is not in memory: pass model=")
@@ -122,7 +123,7 @@ def plan(
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    budget: Budget | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
     data: Iterable[Any] | None = None,
     *,
     method: str | Method | type | None = None,
@@ -139,14 +140,15 @@ def prune(
 ) -> Result:
     """Prune a model: return a smaller model of the same classes; the original is not changed.
 
-    With data, the default is the method "matroid" and the repair "refit", and under `Params` and `Macs` the
-    measured losses of the groups decide which gives how much; without data, or with a `Weights` budget, it is
-    "magnitude" and no repair.  docs/real-networks.md shows why.
+    With data, the default is the method "matroid" and the repair "refit", and under every budget but `Units`
+    the measured losses of the groups decide which gives how much; without data, or with a `Weights` budget,
+    it is "magnitude" and no repair.  docs/real-networks.md shows why.
 
     Args:
         model: Any module that `torch.export` can export.
         example_inputs: What the model is called with: a tensor, a tuple, or a dict of keyword arguments.
-        budget: How much stays: `Units`, `Params`, `Macs` or `Weights`.  Optional with a `Tolerance`.
+        budget: How much stays: `Units`, `Params`, `Macs`, `Bytes` or `Weights`, or a list of them, which must
+            all hold.  Optional with a `Tolerance`.
         data: Batches to calibrate, repair and fine-tune on: a DataLoader, pairs (inputs, targets), tensors
             or dicts.  A repair keeps a fifth of them apart to judge itself.
         method: Name in `METHODS`, a class, or an instance.
@@ -187,10 +189,11 @@ def prune(
     clock = Stopwatch()
     with clock("trace"):
         graph = trace(model, example_inputs, ignored_layers, example_kwargs)
+    shares = with_shares(graph, budget)
     start = state = Pruned(model, graph, Plan(graph, chosen.name))
     judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
     inexact: dict[str, str] = {}
-    for number, goal in enumerate(schedule.goals(budget), 1):
+    for number, goal in enumerate(schedule.goals(shares), 1):
         before = start if schedule.restarts else state
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
@@ -241,7 +244,7 @@ def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed:
         raise InputError(f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {schedule!r}")
     if budget is None and isinstance(schedule, Tolerance):
         budget = Units(schedule.step)
-    check_budget(budget)
+    budget = as_budget(budget)
     check_seed(seed)
     for name, given in (("callback", callback), ("loss", loss)):
         if given is not None and not callable(given):

@@ -7,7 +7,8 @@ each whether to go on.  `prune` works through the goals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import ceil
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -122,10 +123,11 @@ class Tolerance:
         """Yield the shares 1 - step, 1 - 2 step, ... and, last, the budget itself."""
         if isinstance(budget.keep, Mapping):
             raise InputError("a Tolerance needs one share for all groups: give Units(0.5), not a mapping")
-        count = 1
-        while (keep := round(1 - count * self.step, 12)) > budget.keep:
-            yield replace(budget, keep=keep)
-            count += 1
+        for count in range(1, ceil(1 / self.step)):
+            goal = budget.at_least(round(1 - count * self.step, 12))
+            if goal == budget:
+                break
+            yield goal
         yield budget
 
     def judge(self, model: nn.Module) -> Judge:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from secateur.batches import as_batches, split_batch
 from secateur.core import (
     Budget,
+    Bytes,
     InputError,
     Macs,
     Params,
@@ -27,6 +28,7 @@ from secateur.core import (
     Weights,
     unknown,
 )
+from secateur.core.budget import as_budget
 from secateur.data import DATASETS, Dataset, load_dataset
 from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights, split_key
@@ -41,6 +43,7 @@ __all__ = [
     "example_of",
     "is_folder",
     "make_budget",
+    "make_budgets",
     "make_data",
     "make_loss",
     "make_method",
@@ -54,7 +57,12 @@ BUDGETS: dict[str, type[Budget]] = {
     "weights": Weights,
     "params": Params,
     "macs": Macs,
+    "bytes": Bytes,
 }
+# Endings of an amount that may stay -> the budget's option for it.
+LIMITS = {"bytes": {"MB": "megabytes"}}
+# Options after the amount, and their types.
+BUDGET_OPTIONS: dict[str, dict[str, type]] = {"params": {"of": str}}
 TOKENS = 16  # in each example input of a transformers model
 
 
@@ -233,6 +241,16 @@ def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
     return second, find_function(f"{first}:{second}"), options
 
 
+def make_budgets(specs: Sequence[str], scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
+    """Return the budgets that several texts name as one; see `make_budget`.
+
+    Example:
+        >>> make_budgets(["bytes=0.5", "macs=0.4"])
+        [Bytes(0.5), Macs(0.4)]
+    """
+    return as_budget([make_budget(spec, scope, floor, round_to) for spec in specs])
+
+
 def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
     """Return the budget that ``units=0.5``, ``units=layer1.*:0.75,fc:0.5`` or ``params=0.8,of=body`` names.
 
@@ -248,16 +266,15 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         Params(0.8, of='body')
         >>> make_budget("units=layer1.*:0.75,fc:0.5").keep
         {'layer1.*': 0.75, 'fc': 0.5}
+        >>> make_budget("bytes=20MB")
+        Bytes(megabytes=20.0)
     """
     name, _, text = spec.partition("=")
     if name not in BUDGETS:
         raise InputError(unknown("budget", name, list(BUDGETS)))
-    text, _, option = text.partition(",of=")
-    options = {"of": option} if option else {}
-    if options and name != "params":
-        raise InputError(f"only a budget of params has of=, as in params=0.8,of=body; got {spec!r}")
+    text, *options = re.split(r",(?=\w+=)", text)
     try:
-        keep: Any = _shares(text) if ":" in text else float(text)
+        given = _amount(name, text) | _budget_options(name, options)
     except ValueError as error:
         raise InputError(
             f"a budget is written {name}=NUMBER, as in {name}=0.5, or with layers or patterns of them, as in "
@@ -265,12 +282,30 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         ) from error
     kind: Any = BUDGETS[name]
     if kind is not Weights:
-        return kind(
-            keep, scope=kind.scope if scope is None else scope, floor=floor, round_to=round_to, **options
-        )
+        scope = kind.scope if scope is None else scope
+        return kind(scope=scope, floor=floor, round_to=round_to, **given)
     if round_to != 1:
         raise InputError("--round-to rounds the number of units, and a budget of weights removes no units")
-    return Weights(keep, scope=scope or "layer", floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
+    return Weights(**given, scope=scope or "layer", floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
+
+
+def _amount(name: str, text: str) -> dict[str, Any]:
+    """Return a share, shares by layer or a limit as arguments of a budget, or raise `ValueError`."""
+    for unit, limit in LIMITS.get(name, {}).items():
+        if text.endswith(unit):
+            return {limit: float(text.removesuffix(unit))}
+    return {"keep": _shares(text) if ":" in text else float(text)}
+
+
+def _budget_options(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a budget, or raise `ValueError` if a number is invalid."""
+    known, given = BUDGET_OPTIONS.get(name, {}), {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in known:
+            raise InputError(unknown(f"option of {name}", key, list(known)))
+        given[key] = known[key](value)
+    return given
 
 
 def _shares(text: str) -> dict[str, float]:

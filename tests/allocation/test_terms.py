@@ -14,7 +14,7 @@ from test_equal_counts import network
 
 from secateur.allocation import CostModel, counted_terms, length_terms, size_terms
 from secateur.allocation.cost import counted_amount
-from secateur.core import Group, Layer, Macs, Params, PruningGraph, Slot, Units
+from secateur.core import Bytes, Group, Layer, Macs, Params, PruningGraph, Slot, Units
 from secateur.tracing.trace import trace
 
 NETWORKS = (
@@ -49,12 +49,13 @@ def test_terms_equal_the_cost_model_to_the_last_unit(name: str) -> None:
     args, kwargs = BANK[name].example()
     graph = trace(BANK[name].build(), args, (), kwargs)
     model, rng = CostModel(graph), np.random.default_rng(0)
-    params, macs, units = (counted_terms(graph, kind(0.5)) for kind in (Params, Macs, Units))
+    params, macs, units, nbytes = (counted_terms(graph, kind(0.5)) for kind in (Params, Macs, Units, Bytes))
     assert params.exact and macs.exact
     assert params.terms and max(len(term.groups) for term in params.terms) <= 3
     for _ in range(10):
         counts, keep = draw(graph, rng)
         assert params(counts) == model(keep).params
+        assert nbytes(counts) == model(keep).bytes
         assert macs(counts) == pytest.approx(model(keep).macs, rel=1e-14)
         assert units(counts) == sum(map(len, keep.values()))
 

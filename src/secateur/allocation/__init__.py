@@ -11,6 +11,7 @@ scope (`PruningGraph.equal_counts`).
 """
 
 from secateur.allocation.allocation import Allocation, allocate, make_equal, prunable, weight_sizes
+from secateur.allocation.amounts import Amounts, with_shares
 from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
@@ -19,6 +20,7 @@ from secateur.allocation.terms import CostTerms, Term, counted_terms, length_ter
 
 __all__ = [
     "Allocation",
+    "Amounts",
     "Cost",
     "CostModel",
     "CostTerms",
@@ -38,4 +40,5 @@ __all__ = [
     "top",
     "top_of_every",
     "weight_sizes",
+    "with_shares",
 ]

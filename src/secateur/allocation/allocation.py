@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.allocation.cost import counted_amount
+from secateur.allocation.amounts import Amounts, with_shares
 from secateur.allocation.counts import (
     AllowedCounts,
     apportion,
@@ -32,7 +32,7 @@ from secateur.core import (
     Units,
     Weights,
 )
-from secateur.core.budget import check_budget
+from secateur.core.budget import as_budget
 
 __all__ = ["Allocation", "allocate", "make_equal", "prunable", "weight_sizes"]
 
@@ -45,7 +45,8 @@ class Allocation:
 
     Attributes:
         counts: Group name -> number of units, or weight name -> number of weights, that stay.
-        what: What the budget counts: ``"units"``, ``"weights"``, ``"params"`` or ``"macs"``.
+        what: What the budget counts: ``"units"``, ``"weights"``, ``"params"``, ``"macs"``, ``"bytes"``,
+            or, of several budgets, the one that binds.
         target: The requested share.
         reached: The share that the counts reach.
         loss: The predicted loss, for scope "loss".
@@ -115,7 +116,7 @@ def make_equal(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, int]
 
 def allocate(
     graph: PruningGraph,
-    budget: Budget,
+    budget: Budget | Sequence[Budget],
     scores: Scores | None = None,
     losses: Mapping[str, LossCurve] | None = None,
 ) -> Allocation:
@@ -123,25 +124,25 @@ def allocate(
 
     Args:
         graph: A traced network.
-        budget: `Units`, `Params`, `Macs`: groups lose units.  `Weights`: the weights of
-            `PruningGraph.prunable_weights` lose entries.
+        budget: `Units`, `Params`, `Macs`, `Bytes`, or a list of these, which must all hold: groups lose
+            units.  `Weights`: the weights of `PruningGraph.prunable_weights` lose entries.
         scores: Group or weight name -> scores, higher stays; required, and comparable across groups, for
             scope ``"global"``.  Units scored -inf stay only if the floor requires it.
         losses: Group name -> what removing its units costs; required for scope ``"loss"``.
 
     Returns:
-        Exact counts.  ``Units`` and ``Weights`` are met up to rounding; ``Params`` and ``Macs`` as
-        closely as possible from below.
+        Exact counts.  ``Units`` and ``Weights`` are met up to rounding; the others as closely as possible
+        from below.
 
     Raises:
         InputError: If the budget cannot be met; the message gives one that can.
         NothingToPrune: If nothing can be removed.
     """
-    check_budget(budget)
+    budget = as_budget(budget)
     if budget.scope == "global" and scores is None:
         raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
     if budget.scope == "auto":
-        budget = replace(budget, scope="loss" if losses else "layer")
+        budget = budget.with_scope("loss" if losses else "layer")
     if budget.scope == "loss" and not losses:
         raise InputError(
             "scope='loss' needs the measured losses of the groups: use prune() or plan() with data, and a "
@@ -151,7 +152,8 @@ def allocate(
         return _allocate_weights(graph, budget, scores)
     if isinstance(budget.keep, Mapping):
         return _allocate_layers(graph, budget)
-    return _allocate_units(graph, budget, scores, losses or {})
+    prunable(graph)
+    return _allocate_units(graph, with_shares(graph, budget), scores, losses or {})
 
 
 def _allocate_layers(graph: PruningGraph, budget: Budget) -> Allocation:
@@ -209,22 +211,36 @@ def _allocate_units(
     ]
     scores = None if scores is None else _checked(scores, sizes)
     vectors = None if scores is None else [_joined([scores[n] for n in names]) for names in sets]
-    amount = _amount(graph, budget, sets, scores)
-    total, loss = amount([a.size for a in allowed]), None
+    amounts, loss = _amounts(graph, budget, sets, scores), None
+    total = amounts([a.size for a in allowed])
     if isinstance(budget, Units) and budget.scope == "layer":
         counts = [a.nearest(budget.keep * a.size) for a in allowed]
     else:
-        target = budget.keep * total
-        target = float(round_half_up(target)) if isinstance(budget, Units) else target
-        _check_reachable(amount([a.first for a in allowed]), target, total, budget)
+        targets = _targets(budget, total)
+        _check_reachable(amounts([a.first for a in allowed]), targets, total, budget)
+
+        def excess(counts: list[int]) -> float:
+            """Return the largest ratio of an amount to its target: all budgets hold at 1."""
+            return float((amounts(counts) / targets).max())
+
         if budget.scope == "loss":
             curves = [_loss_by_count(losses, names) for names in sets]
-            counts = counts_of_least_loss(allowed, curves, amount, target)
+            counts = counts_of_least_loss(allowed, curves, excess, 1.0)
             loss = float(sum(curve[n] for curve, n in zip(curves, counts, strict=True)))
         else:
-            counts = _counts_within(graph, budget, allowed, vectors, amount, target)
+            counts = _counts_within(graph, budget, allowed, vectors, excess, targets)
     each = {n: count // len(names) for names, count in zip(sets, counts, strict=True) for n in names}
-    return Allocation({n: each[n] for n in sizes}, budget.unit, budget.keep, amount(counts) / total, loss)
+    shares = amounts(counts) / total
+    binding = int(np.argmax(shares / [part.keep for part in budget.parts]))
+    part = budget.parts[binding]
+    return Allocation({n: each[n] for n in sizes}, part.unit, part.keep, float(shares[binding]), loss)
+
+
+def _targets(budget: Budget, total: np.ndarray) -> np.ndarray:
+    """Return the amount of each part of a budget that may stay."""
+    targets = [part.keep * x for part, x in zip(budget.parts, total, strict=True)]
+    units = [isinstance(part, Units) for part in budget.parts]
+    return np.array([round_half_up(x) if unit else x for unit, x in zip(units, targets, strict=True)], float)
 
 
 def _loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndarray:
@@ -249,38 +265,38 @@ def _counts_within(
     budget: Budget,
     allowed: list[AllowedCounts],
     scores: list[Tensor] | None,
-    amount: Callable[[list[int]], float],
-    target: float,
+    excess: Callable[[list[int]], float],
+    targets: np.ndarray,
 ) -> list[int]:
     if budget.scope == "global":
-        return search(ranked_counts(allowed, scores or []), amount, target)
+        return search(ranked_counts(allowed, scores or []), excess, 1.0)
     if budget.scope == "layer":
-        return search(shared_counts(allowed, np.ones(len(allowed))), amount, target)
+        return search(shared_counts(allowed, np.ones(len(allowed))), excess, 1.0)
     factors = unit_factors(graph, graph.counted_together())
     if not isinstance(budget, Units):
-        return search(shared_counts(allowed, factors), amount, target)
+        return search(shared_counts(allowed, factors), excess, 1.0)
     first, size = (np.array(x, dtype=float) for x in zip(*((a.first, a.size) for a in allowed), strict=True))
+    target = float(targets[0])
     return apportion(allowed, fill(factors * size, first, size, target).tolist(), int(target))
 
 
-def _amount(
+def _amounts(
     graph: PruningGraph, budget: Budget, sets: list[list[str]], scores: Scores | None
-) -> Callable[[list[int]], float]:
-    """Return the function from counts to the amount that the budget limits; the highest scores stay.
+) -> Callable[[list[int]], np.ndarray]:
+    """Return the function from counts to the amounts that the budget limits; the highest scores stay.
 
     A count is shared evenly by the groups of a set.
     """
-    if isinstance(budget, Units):
-        return lambda counts: float(sum(counts))
-    counted = counted_amount(graph, budget)
-    orders = {g.name: np.arange(g.size) if scores is None else ranked(scores[g.name]) for g in graph.groups}
+    model = Amounts(graph, budget)
+    orders = {
+        n: np.arange(group.size) if scores is None else ranked(scores[n]) for n, group in model.groups.items()
+    }
 
-    def amount(counts: list[int]) -> float:
+    def amounts(counts: list[int]) -> np.ndarray:
         pairs = zip(sets, counts, strict=True)
-        kept = {n: orders[n][: count // len(names)] for names, count in pairs for n in names}
-        return counted(kept)
+        return model({n: orders[n][: count // len(names)] for names, count in pairs for n in names})
 
-    return amount
+    return amounts
 
 
 def _checked(scores: Scores, sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -300,10 +316,11 @@ def _check_floor(floor: int, sizes: Mapping[str, int], what: str) -> None:
         raise InputError(f"floor {floor} is more than the {sizes[name]} {what} of {name!r}: at most that")
 
 
-def _check_reachable(least: float, target: float, total: float, budget: Budget) -> None:
-    if least > target:
-        raise InputError(
-            f"{budget} cannot be reached: with floor {budget.floor} and multiples of {budget.round_to} in "
-            f"each group at least {least:.6g} of {total:.6g} {budget.unit} stay, a share "
-            f"of {np.ceil(1e4 * least / total) / 1e4:g}"
-        )
+def _check_reachable(least: np.ndarray, targets: np.ndarray, total: np.ndarray, budget: Budget) -> None:
+    for part, low, target, whole in zip(budget.parts, least, targets, total, strict=True):
+        if low > target:
+            raise InputError(
+                f"{part} cannot be reached: with floor {budget.floor} and multiples of {budget.round_to} in "
+                f"each group at least {low:.6g} of {whole:.6g} {part.unit} stay, a share "
+                f"of {np.ceil(1e4 * low / whole) / 1e4:g}"
+            )

@@ -1,6 +1,6 @@
-"""Parameters and multiply-accumulates of a network after a removal, by arithmetic.
+"""Parameters, bytes and multiply-accumulates of a network after a removal, by arithmetic.
 
-A parameter's size after the removal is the product, over its axes, of the numbers of kept indices; an
+A tensor's size after the removal is the product, over its axes, of the numbers of kept indices; an
 index that several units own is kept if all of them are.  A layer's multiply-accumulates are
 `Layer.positions` times the size of its weight.  Norms, embeddings and the products inside attention, which
 have no weight matrix, count 0.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from secateur.core import Budget, Group, InputError, IntArray, Params, PruningGraph, Slot
+from secateur.core import Budget, Bytes, Group, InputError, IntArray, Params, PruningGraph, Slot
 from secateur.core.indices import check_units, kept_positions, removed_units
 
 __all__ = [
@@ -30,10 +30,14 @@ __all__ = [
 
 
 class Cost(NamedTuple):
-    """Parameters, and multiply-accumulates for one example."""
+    """Parameters, multiply-accumulates for one example, and bytes of parameters and buffers.
+
+    `bytes` is 0 if the graph does not know the types of its tensors.
+    """
 
     params: int
     macs: float
+    bytes: int
 
 
 class GroupCost(NamedTuple):
@@ -76,6 +80,10 @@ class CostModel:
         graph: A traced network.
         without: Names of parameters that do not count as parameters.
 
+    Attributes:
+        groups: The groups by name.
+        rows: (tensor, axis) -> place among `lengths`.
+
     Example:
         >>> import numpy as np
         >>> from secateur.core import Group, Layer, PruningGraph, Slot
@@ -85,23 +93,27 @@ class CostModel:
         >>> layers = (Layer("0", "linear", "0.weight"), Layer("2", "linear", "2.weight"))
         >>> model = CostModel(PruningGraph((hidden,), (), layers, shapes, tuple(shapes)))
         >>> model({"0": np.array([1, 3])})
-        Cost(params=10, macs=10.0)
+        Cost(params=10, macs=10.0, bytes=0)
     """
 
     def __init__(self, graph: PruningGraph, without: Collection[str] = ()) -> None:
         """Tabulate which units own which index of which axis."""
         self.groups: dict[str, Group] = {g.name: g for g in graph.groups}
         self._order = {name: i for i, name in enumerate(self.groups)}
+        names = dict.fromkeys([*graph.parameters, *graph.shapes])
+        tensors, scalars = ([n for n in names if bool(graph.shapes[n]) == full] for full in (True, False))
         counted = [name for name in graph.parameters if name not in without]
-        self._parameters = [name for name in counted if graph.shapes[name]]
-        self._scalars = len(counted) - len(self._parameters)
-        uses = layer_uses(graph)
-        tensors = list(dict.fromkeys([*self._parameters, *(w for w in graph.shapes if w in uses)]))
+        self._parameters = np.array([name in counted for name in tensors])
+        self._scalars = sum(name in counted for name in scalars)
+        self._scalar_bytes = sum(graph.element_sizes.get(name, 0) for name in scalars)
+        self._element_sizes = np.array([graph.element_sizes.get(name, 0) for name in tensors], dtype=np.int64)
         axes = [(name, axis) for name in tensors for axis in range(len(graph.shapes[name]))]
         self._full = np.array([graph.shapes[name][axis] for name, axis in axes], dtype=np.int64)
         self._starts = np.cumsum([0, *(len(graph.shapes[name]) for name in tensors)])[:-1]
+        uses = layer_uses(graph)
         self._positions = np.array([uses.get(name, 0.0) for name in tensors])
-        self._tabulate(graph, {key: i for i, key in enumerate(axes)})
+        self.rows = {key: i for i, key in enumerate(axes)}
+        self._tabulate(graph, self.rows)
 
     def _tabulate(self, graph: PruningGraph, rows: Mapping[tuple[str, int], int]) -> None:
         owners: dict[int, list[tuple[str, Slot]]] = defaultdict(list)
@@ -124,8 +136,8 @@ class CostModel:
                     self._shared.append((shared[key], int(self._full[row]), indexed))
                 shared[key].append(row)
 
-    def __call__(self, keep: Mapping[str, IntArray]) -> Cost:
-        """Return the cost if only these units stay; other groups stay whole."""
+    def lengths(self, keep: Mapping[str, IntArray]) -> IntArray:
+        """Return the lengths of all axes, in the order of `rows`, if only these units stay."""
         gone = np.zeros(len(self.groups), dtype=np.int64)
         for name, kept in keep.items():
             gone[self._order[name]] = self.groups[name].size - len(kept)
@@ -133,9 +145,15 @@ class CostModel:
         for rows, size, owners in self._shared:
             gone_of = ((index, removed_units(len(index), keep.get(name))) for name, index in owners)
             alive[rows] = int(kept_positions(size, gone_of).sum())
+        return alive
+
+    def __call__(self, keep: Mapping[str, IntArray]) -> Cost:
+        """Return the cost if only these units stay; other groups stay whole."""
+        alive = self.lengths(keep)
         sizes = np.multiply.reduceat(alive, self._starts) if len(self._starts) else alive
-        params = int(sizes[: len(self._parameters)].sum()) + self._scalars
-        return Cost(params, float(sizes @ self._positions))
+        params = int(sizes[self._parameters].sum()) + self._scalars
+        nbytes = int(sizes @ self._element_sizes) + self._scalar_bytes
+        return Cost(params, float(sizes @ self._positions), nbytes)
 
 
 def _disjoint(size: int, indices: list[IntArray]) -> bool:
@@ -143,7 +161,10 @@ def _disjoint(size: int, indices: list[IntArray]) -> bool:
 
 
 def counted_amount(graph: PruningGraph, budget: Budget) -> Callable[[Mapping[str, IntArray]], float]:
-    """Return what a budget of parameters or multiply-accumulates counts, as a function of the kept units.
+    """Return what a budget of parameters, bytes or multiply-accumulates counts, by the kept units.
+
+    Raises:
+        InputError: If the graph does not know what the budget counts.
 
     Example:
         >>> import numpy as np
@@ -157,6 +178,8 @@ def counted_amount(graph: PruningGraph, budget: Budget) -> Callable[[Mapping[str
         >>> counted_amount(PruningGraph((hidden,), (), (), shapes, tuple(shapes)), params)({})
         12.0
     """
+    if isinstance(budget, Bytes) and not graph.element_sizes:
+        raise InputError("this graph, of an older version, has no types of tensors: trace again")
     counted = budget.of if isinstance(budget, Params) else "all"
     model = CostModel(graph, graph.embeddings() if counted == "body" else ())
     none = np.empty(0, dtype=np.int64)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secateur.allocation.allocation import allocate, prunable, weight_sizes
-from secateur.allocation.cost import counted_amount, graph_cost
+from secateur.allocation.amounts import Amounts
+from secateur.allocation.cost import graph_cost
 from secateur.core import Budget, Plan, PruningGraph, Units, Weights
+from secateur.core.budget import as_budget
 
 __all__ = ["reached", "remaining_budget"]
 
 
 def reached(plan: Plan) -> dict[str, float]:
-    """Return the shares of units, parameters, multiply-accumulates or single weights that a plan leaves."""
+    """Return the shares of units, parameters, MACs, bytes or single weights that a plan leaves."""
     graph = plan.graph
     if plan.masks:
         sizes = weight_sizes(graph)
@@ -22,7 +24,8 @@ def reached(plan: Plan) -> dict[str, float]:
     had = {group.name: group.size for group in prunable(graph)}
     units = sum(len(plan.keep[name]) if name in plan.keep else n for name, n in had.items())
     macs = after.macs / before.macs if before.macs else 1.0
-    return {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
+    shares = {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
+    return {**shares, **({"bytes": after.bytes / before.bytes} if before.bytes else {})}
 
 
 def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -> Budget:
@@ -48,8 +51,8 @@ def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -
         # One share would round differently in groups of different sizes: ask for the exact counts.
         counts = allocate(original, goal).counts
         return replace(goal, keep={g.name: min(1.0, counts[g.name] / g.size) for g in left.groups})
-    if isinstance(goal, Units):
-        before, now = (float(sum(g.size for g in prunable(graph))) for graph in (original, left))
-    else:
-        before, now = (counted_amount(graph, goal)({}) for graph in (original, left))
-    return replace(goal, keep=min(1.0, goal.keep * before / now)) if now else goal
+    before, now = (Amounts(graph, goal).whole for graph in (original, left))
+    triples = zip(goal.parts, before, now, strict=True)
+    return as_budget(
+        [replace(part, keep=min(1.0, part.keep * a / b)) if b else part for part, a, b in triples]
+    )

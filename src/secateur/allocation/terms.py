@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.allocation.cost import layer_uses
-from secateur.core import Budget, IntArray, Params, PruningGraph, Units
+from secateur.core import Budget, Bytes, IntArray, Params, PruningGraph, Units
 
 __all__ = ["CostTerms", "Term", "counted_terms", "length_terms", "size_terms"]
 
@@ -89,7 +89,7 @@ class CostTerms:
 
 
 def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
-    """Return what a budget of units, parameters or multiply-accumulates counts, as terms.
+    """Return what a budget of units, parameters, bytes or multiply-accumulates counts, as terms.
 
     Example:
         >>> from secateur.core import Group, Layer, Slot
@@ -108,6 +108,8 @@ def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
         without = graph.embeddings() if budget.of == "body" else ()
         sizes = size_terms(graph, {name: 1.0 for name in graph.parameters if name not in without})
         return replace(sizes, constant=0.0) if budget.of == "prunable" else sizes
+    if isinstance(budget, Bytes):
+        return size_terms(graph, graph.element_sizes)
     return size_terms(graph, layer_uses(graph))
 
 

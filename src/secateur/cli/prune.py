@@ -39,7 +39,7 @@ from secateur.schedule import OneShot, Schedule, Steps, Tolerance
 from secateur.specs import (
     Batches,
     default_metric,
-    make_budget,
+    make_budgets,
     make_data,
     make_loss,
     make_method,
@@ -68,11 +68,11 @@ MethodName = Annotated[
         "magnitude:p=2,over=both, file.py:Class, file.py:Class:option=value."
     ),
 ]
-BudgetText = Annotated[
-    str | None,
+BudgetTexts = Annotated[
+    list[str] | None,
     typer.Option(
-        help="What stays: units=0.5 (the default), params=0.3, macs=0.5, weights=0.1, or a share for "
-        "each layer: units=layer1.*:0.75,fc:0.5."
+        help="What stays: units=0.5 (the default), params=0.3, macs=0.5, bytes=0.5, bytes=20MB, weights=0.1, "
+        "or a share for each layer: units=layer1.*:0.75,fc:0.5. May be repeated: all must hold."
     ),
 ]
 Floor = Annotated[int, typer.Option(help="Least number of units in a group.")]
@@ -136,7 +136,7 @@ Onnx = Annotated[bool, typer.Option("--onnx", help="Also write model.onnx into t
 def prune_command(
     model: ModelName,
     method: MethodName = "auto",
-    budget: BudgetText = None,
+    budget: BudgetTexts = None,
     scope: ScopeName = None,
     floor: Floor = 1,
     round_to: RoundTo = 1,
@@ -168,7 +168,7 @@ def prune_command(
     repairs = _parse_repair(repair, (epochs, tuning_steps, minutes, lr, teacher, feature or None))
     chosen = None if method == "auto" else make_method(method)
     default = f"units={0.5 if tolerance is None else Tolerance.step}"
-    share = make_budget(default if budget is None else budget, scope, floor, round_to)
+    share = make_budgets(budget or [default], scope, floor, round_to)
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
     _check_folder(folder, onnx)

@@ -5,7 +5,7 @@ its reason.  Batches become `Statistics`.  A method turns both and a budget into
 to remove and why.  Nothing in this package uses `torch.nn.Module` or decides anything.
 """
 
-from secateur.core.budget import Budget, Macs, Params, Scope, Units, Weights
+from secateur.core.budget import Budget, Budgets, Bytes, Macs, Params, Scope, Units, Weights
 from secateur.core.errors import (
     CaptureError,
     ExactnessError,
@@ -33,6 +33,8 @@ from secateur.core.statistics import LossCurve, Moments, Statistics
 __all__ = [
     "BoolArray",
     "Budget",
+    "Budgets",
+    "Bytes",
     "CaptureError",
     "ExactnessError",
     "Frozen",

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import lcm
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from secateur.core.errors import InputError, unknown
 
-__all__ = ["Budget", "Counted", "Macs", "Params", "Scope", "Units", "Weights", "check_budget"]
+__all__ = [
+    "Budget",
+    "Budgets",
+    "Bytes",
+    "Counted",
+    "Macs",
+    "Params",
+    "Scope",
+    "Units",
+    "Weights",
+    "as_budget",
+]
 
 Scope = Literal["auto", "layer", "global", "erk", "loss"]
 SCOPES = ("auto", "layer", "global", "erk", "loss")
@@ -34,7 +46,9 @@ def _check_options(scope: str, floor: int, round_to: int) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Budget:
-    """The share that stays: base of `Units`, `Params`, `Macs` and `Weights`, which say what it counts.
+    """The share that stays: base of `Units`, `Params`, `Macs`, `Bytes` and `Weights`.
+
+    They say what the share counts.
 
     Attributes:
         keep: Share that stays, in (0, 1].
@@ -60,7 +74,7 @@ class Budget:
         """Check the arguments."""
         kind = type(self).__name__
         if not self.unit:
-            raise InputError("Budget is a base class: use Units, Params, Macs or Weights")
+            raise InputError("Budget is a base class: use Units, Params, Macs, Bytes or Weights")
         if isinstance(self.keep, Mapping):
             raise InputError(f"{kind}.keep must be one number; Units takes a mapping of groups to shares")
         object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
@@ -68,12 +82,37 @@ class Budget:
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
-        options = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in fields(self)
-            if f.repr and f.name != "keep" and getattr(self, f.name) != f.default
-        ]
-        return f"{type(self).__name__}({', '.join([repr(self.keep), *options])})"
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.repr and f.name != "keep"}
+        defaults = {f.name: f.default for f in fields(self)}
+        options = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+        share = [] if self.keep is None else [repr(self.keep)]
+        return f"{type(self).__name__}({', '.join([*share, *options])})"
+
+    @property
+    def parts(self) -> tuple[Budget, ...]:
+        """The budgets that must hold: this one, or those of `Budgets`."""
+        return (self,)
+
+    @property
+    def limit(self) -> float | None:
+        """The amount that may stay, if it is given instead of a share."""
+        return None
+
+    def as_share(self, total: float) -> Self:
+        """Return the budget as a share of what the original has, if it limits the amount.
+
+        Example:
+            >>> Bytes(megabytes=1).as_share(4e6)
+            Bytes(0.25)
+        """
+        return self if self.limit is None else self._with_share(min(1.0, self.limit / total))
+
+    def _with_share(self, share: float) -> Self:
+        return replace(self, keep=share)
+
+    def with_scope(self, scope: Scope) -> Self:
+        """Return the budget with another scope."""
+        return replace(self, scope=scope)
 
     def after(self, progress: float) -> Self:
         """Return the budget after a part of the way: its shares to the power of `progress`, in (0, 1].
@@ -84,7 +123,16 @@ class Budget:
             >>> Units(0.25).after(0.5)
             Units(0.5)
         """
-        return self if progress == 1 else replace(self, keep=self.keep**progress)
+        return self if progress == 1 else self._with_share(self.keep**progress)
+
+    def at_least(self, share: float) -> Self:
+        """Return the budget in which at least this share stays.
+
+        Example:
+            >>> Params(0.5).at_least(0.7), Params(0.5).at_least(0.4)
+            (Params(0.7), Params(0.5))
+        """
+        return self if share <= self.keep else self._with_share(share)
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,6 +209,53 @@ class Macs(Budget):
     scope: Scope = "auto"
 
 
+@dataclass(frozen=True, repr=False)
+class Bytes(Budget):
+    """Remove units until this share, or so many megabytes, of parameters and buffers is left.
+
+    Each element counts the bytes of its stored type.
+
+    Attributes:
+        keep: Share that stays.  Give it or `megabytes`.
+        megabytes: Megabytes (10^6 bytes) that may stay.
+
+    Example:
+        >>> Bytes(0.5), Bytes(megabytes=20)
+        (Bytes(0.5), Bytes(megabytes=20))
+    """
+
+    unit: ClassVar[str] = "bytes"
+
+    keep: Any = None
+    scope: Scope = "auto"
+    megabytes: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_share_or_limit(self, "megabytes", self.megabytes)
+
+    @property
+    def limit(self) -> float | None:
+        """The bytes that may stay, if given."""
+        return None if self.megabytes is None else 1e6 * self.megabytes
+
+    def _with_share(self, share: float) -> Self:
+        return replace(self, keep=share, megabytes=None)
+
+
+def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
+    """Check the options of a budget that has either a share or a limit, and its share."""
+    kind = type(budget).__name__
+    if (budget.keep is None) == (limit is None):
+        raise InputError(f"give {kind} either a share or {name}: {kind}(0.5) or {kind}({name}=10)")
+    if limit is None:
+        Budget.__post_init__(budget)
+        return
+    if isinstance(limit, bool) or not (isinstance(limit, Real) and 0 < float(limit) < float("inf")):
+        raise InputError(f"{kind}.{name} must be a positive number; got {limit!r}")
+    _check_options(budget.scope, budget.floor, budget.round_to)
+
+
 @dataclass(frozen=True, init=False, repr=False)
 class Weights(Budget):
     """Keep this share of the single weights (a mask; nothing gets smaller).
@@ -193,11 +288,82 @@ class Weights(Budget):
         super().__init__(keep, scope, floor)
 
 
-def check_budget(budget: Any) -> None:
-    """Raise `InputError` if a value is not a budget."""
-    if not isinstance(budget, Budget):
-        share = budget if isinstance(budget, float) and 0 < budget <= 1 else 0.5
-        raise InputError(
-            f"a budget must say what it counts: Units, Params, Macs or Weights, for instance Units({share}); "
-            f"got {budget!r}. A Tolerance is a schedule: prune(model, x, schedule=Tolerance(...))"
-        )
+@dataclass(frozen=True, init=False, repr=False)
+class Budgets(Budget):
+    """Several budgets at once: all must hold.  `as_budget` makes it from a list.
+
+    Attributes:
+        keep: The budgets.
+        scope: The one that they give, other than "auto".
+        floor: The largest of theirs.
+        round_to: The least common multiple of theirs.
+    """
+
+    unit: ClassVar[str] = "budgets"
+
+    def __init__(self, budgets: Sequence[Budget]) -> None:
+        """Check that the budgets can hold together."""
+        for budget in budgets:
+            if type(budget) in (Weights, Budgets) or isinstance(budget.keep, Mapping):
+                raise InputError(
+                    f"several budgets at once count units, parameters, multiply-accumulates, bytes or "
+                    f"milliseconds of the whole network; {budget!r} does not"
+                )
+        whole = [budget.as_share(1.0)._with_share(1.0) for budget in budgets]
+        counted = [replace(budget, scope="layer", floor=1, round_to=1) for budget in whole]
+        if twice := [b for b, what in zip(budgets, counted, strict=True) if counted.count(what) > 1]:
+            raise InputError(f"{', '.join(map(repr, twice))} limit the same amount: give the smaller one")
+        scopes = dict.fromkeys(budget.scope for budget in budgets if budget.scope != "auto")
+        if len(scopes) > 1:
+            raise InputError(f"budgets that hold at once must have one scope; got {', '.join(scopes)}")
+        values = {
+            "keep": tuple(budgets),
+            "scope": next(iter(scopes), "auto"),
+            "floor": max(budget.floor for budget in budgets),
+            "round_to": lcm(*(budget.round_to for budget in budgets)),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """Return the list of budgets."""
+        return f"[{', '.join(map(repr, self.keep))}]"
+
+    @property
+    def parts(self) -> tuple[Budget, ...]:
+        """The budgets that must hold."""
+        return tuple(self.keep)
+
+    def with_scope(self, scope: Scope) -> Self:
+        """Return the budgets with another scope."""
+        return type(self)([budget.with_scope(scope) for budget in self.keep])
+
+    def after(self, progress: float) -> Self:
+        """Return the budgets after a part of the way; see `Budget.after`."""
+        return type(self)([budget.after(progress) for budget in self.keep])
+
+    def at_least(self, share: float) -> Self:
+        """Return the budgets in which at least this share of each amount stays."""
+        return type(self)([budget.at_least(share) for budget in self.keep])
+
+
+def as_budget(budget: Any) -> Budget:
+    """Return a budget, or a list of budgets as one.
+
+    Raises:
+        InputError: If it is neither, or if the budgets of the list contradict each other.
+
+    Example:
+        >>> as_budget([Params(0.5), Bytes(megabytes=2)])
+        [Params(0.5), Bytes(megabytes=2)]
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, (list, tuple)) and budget and all(isinstance(x, Budget) for x in budget):
+        return budget[0] if len(budget) == 1 else Budgets(budget)
+    share = budget if isinstance(budget, float) and 0 < budget <= 1 else 0.5
+    raise InputError(
+        f"a budget must say what it counts: Units, Params, Macs, Bytes, Latency or Weights, for instance "
+        f"Units({share}); got {budget!r}. A list of budgets is one, too. A Tolerance is a schedule: "
+        f"prune(model, x, schedule=Tolerance(...))"
+    )

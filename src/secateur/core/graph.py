@@ -174,6 +174,7 @@ class PruningGraph:
         equal_counts: Names of groups that must keep equally many units, set by set: the layers and directions
             of a recurrent module, which has one `hidden_size`.  They are of one size and may keep different
             units.
+        element_sizes: Bytes of one element of every parameter and buffer; empty in graphs of older versions.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
         example_kwargs: The keyword inputs it was traced with.
     """
@@ -186,6 +187,7 @@ class PruningGraph:
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: tuple[SizeAttribute, ...] = ()
     equal_counts: tuple[tuple[str, ...], ...] = ()
+    element_sizes: Mapping[str, int] = field(default_factory=dict)
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 

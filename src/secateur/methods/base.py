@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from secateur.allocation import Allocation, allocate, prunable, ranked, reached, top
+from secateur.allocation import Allocation, allocate, prunable, ranked, reached, top, with_shares
 from secateur.core import (
     Budget,
     InputError,
@@ -28,7 +28,7 @@ from secateur.core import (
     Statistics,
     Weights,
 )
-from secateur.core.budget import check_budget
+from secateur.core.budget import as_budget
 from secateur.core.indices import check_units
 from secateur.methods.options import check_options
 
@@ -118,10 +118,10 @@ class SetMethod(ABC):
 
     def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Decide how many units or weights stay, then which."""
-        check_budget(budget)
+        budget = as_budget(budget)
         if isinstance(budget, Weights):
             return self.plan_weights(graph, statistics, budget)
-        return self.plan_units(graph, statistics, budget)
+        return self.plan_units(graph, statistics, with_shares(graph, budget))
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
         """Decide which units stay."""

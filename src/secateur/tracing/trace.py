@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Layer, PruningGraph
+from secateur.execution import tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.equal_lengths import tie_uncountable
 from secateur.tracing.export import (
@@ -115,6 +116,7 @@ def trace(
         aliases={k: v for k, v in first_names(model).items() if k != v},
         sizes=find_sizes(propagation, families),
         equal_counts=find_equal_counts(propagation, families),
+        element_sizes={name: x.element_size() for name, x in tensors_by_name(model).items()},
         example_inputs=args,
         example_kwargs=kwargs,
     )
