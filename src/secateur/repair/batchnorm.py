@@ -78,20 +78,25 @@ class NormInput:
 
     Args:
         kept: The channels that are left.
+        spread: Whether the variance may change; it takes most of the time.
     """
 
-    def __init__(self, kept: IntArray) -> None:
+    def __init__(self, kept: IntArray, spread: bool) -> None:
         """Start without rows."""
-        self._kept = torch.from_numpy(kept)
+        self._kept, self._spread = torch.from_numpy(kept), spread
         self._sums: list[Tensor] = []
 
     def add(self, x: Tensor, z: Tensor) -> None:
         """Add the inputs [batch, channels, ...] of one batch."""
         parts = []
         for given in (x, z):
-            wide = given.to(torch.promote_types(given.dtype, torch.float32))
-            axes = [axis for axis in range(given.ndim) if axis != 1]
-            variance, mean = (v.double() for v in torch.var_mean(wide, axes, correction=0))
+            wide = given.to(torch.promote_types(given.dtype, torch.float32)).flatten(2)
+            axes = [0, *range(2, wide.ndim)]
+            if self._spread:
+                variance, mean = (v.double() for v in torch.var_mean(wide, axes, correction=0))
+            else:
+                mean = wide.mean(axes).double()
+                variance = torch.zeros_like(mean)
             count = mean.new_tensor(given.numel() / given.shape[1])
             parts += [count * mean, count * (variance + mean.square()), count]
         self._sums = [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
@@ -100,18 +105,18 @@ class NormInput:
         """Return whether all sums are finite."""
         return all(bool(part.isfinite().all()) for part in self._sums)
 
-    def renew(self, mean: Tensor, variance: Tensor, original: tuple[Tensor, Tensor], spread: bool) -> None:
+    def renew(self, mean: Tensor, variance: Tensor, original: tuple[Tensor, Tensor]) -> None:
         """Change running statistics, in place, so that the normalised values are distributed as before.
 
         With m, v the mean and variance of the input in the original, m', v' those in the pruned network, and
         mu, s^2 the running statistics of the original, mu' and s'^2 satisfy (m - mu) / s = (m' - mu') / s'
-        and v / s^2 = v' / s'^2.  Both come from the same data, so a small sample does little harm.
+        and v / s^2 = v' / s'^2; without `spread`, s' = s.  Both come from the same data, so a small sample
+        does little harm.
 
         Args:
             mean: The running mean of the pruned layer, where the new one goes.
             variance: Its running variance, likewise.
             original: Running mean and variance of the original layer, all channels.
-            spread: Whether to change the variance; else s' = s.
         """
         x, x2, n, z, z2, k = self._sums
         m, m_now = x / n, z / k
@@ -120,7 +125,7 @@ class NormInput:
         m, v = m[kept], v[kept]
         old_mean, old_variance = (values.double()[kept] for values in original)
         ratio = torch.ones_like(v)
-        if spread:
+        if self._spread:
             known = v > 1e-6 * old_variance
             ratio = torch.where(known, v_now / v.clamp_min(1e-300), ratio).clamp(*RATIOS)
         mean.copy_(m_now - (m - old_mean) * ratio.sqrt())

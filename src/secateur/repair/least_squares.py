@@ -181,7 +181,7 @@ def solve(fitting: TargetSums, apart: TargetSums | None, V: Tensor, c: Tensor) -
     rest = fitting.cross() - V @ inputs.covariance()
     before = check.error(V, c)
     best_V, best_c, best = V, c, before
-    chosen = torch.full_like(before, torch.inf)
+    chosen, last = torch.full_like(before, torch.inf), torch.full_like(before, torch.inf)
     for ridge in RIDGES:
         factor = inputs.factor(ridge)
         if factor is None:
@@ -194,6 +194,9 @@ def solve(fitting: TargetSums, apart: TargetSums | None, V: Tensor, c: Tensor) -
         best_V = torch.where(better[:, None, None], trial, best_V)
         best_c = torch.where(better[:, None], constant, best_c)
         chosen = torch.where(better, ridge, chosen)
+        if bool((error > last).all()):
+            break  # the error falls with the ridge up to the best one, and rises from there on
+        last = error
     scale = max(check.square(), TINY)
     return WeightSolution(best_V, best_c, chosen, float(before.sum()) / scale, float(best.sum()) / scale)
 

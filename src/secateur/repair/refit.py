@@ -204,18 +204,17 @@ class _Refit:
         return f"{features} features are more than {WIDEST}" if features > WIDEST else ""
 
     def _renew(self, cut: Cut, outlined: Outline) -> None:
-        mean, variance = (self.after[name] for name in (cut.key, self.norms[cut.key]))
-        inputs = NormInput(self.kept_of(cut.key, 0, len(self.before[cut.key])))
-        for pair in cut:
-            inputs.add(pair.x.x, pair.z.x)
-        if not inputs.finite():
-            self._refuse_nan(cut)
         # Where least squares has just made the input, or found nothing better, a change of scale costs
         # (measured on EfficientNet-Lite0).
         makers = [k for k, norm in outlined.follows.items() if norm == cut.key and k in self.layers]
         tried = any("ridge" in self.notes.get(self.layers[k].weight, {}) for k in makers)
-        original = self.before[cut.key], self.before[self.norms[cut.key]]
-        inputs.renew(mean, variance, original, spread=not tried)
+        inputs = NormInput(self.kept_of(cut.key, 0, len(self.before[cut.key])), spread=not tried)
+        for pair in cut:
+            inputs.add(pair.x.x, pair.z.x)
+        if not inputs.finite():
+            self._refuse_nan(cut)
+        mean, variance = (self.after[name] for name in (cut.key, self.norms[cut.key]))
+        inputs.renew(mean, variance, (self.before[cut.key], self.before[self.norms[cut.key]]))
         self.changed = True
 
     def _solve(self, cut: Cut, outlined: Outline) -> None:

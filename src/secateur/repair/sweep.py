@@ -57,12 +57,13 @@ class Cut:
     Attributes:
         key: Key of the weight that all of them are about to use.
         pairs: One for each batch that has come here; tensors may be on disk, only their shapes are here.
+            Empty as soon as the walk goes on: it would keep the inputs of all batches.
         spill: Where the tensors are.
         once: Whether the passes use the weight once; else this is one of several calls, of one batch.
     """
 
     key: str
-    pairs: Sequence[Pair]
+    pairs: list[Pair]
     spill: Spill
     once: bool = True
 
@@ -185,6 +186,7 @@ class _Pass:
 
     def advance(self) -> None:
         """Go on to the next weight; at the end of the pass, `stop` is None."""
+        self.stop = None  # the pass lets go of the input that it stopped at as soon as it can
         self.stop = self._greenlet.switch(None)
 
     def close(self) -> None:
@@ -271,7 +273,9 @@ class _Walk:
                     (x if self._place(x) < self._place(z) else z).advance()
             if x.stop is None or z.stop is None or x.stop.key not in self._repeated:
                 return
-            yield Cut(x.stop.key, [Pair(number, x.stop, z.stop)], self._spill, once=False)
+            cut = Cut(x.stop.key, [Pair(number, x.stop, z.stop)], self._spill, once=False)
+            yield cut
+            cut.pairs.clear()
 
     def stops(self) -> dict[int, Pair]:
         """Return, for each batch that has not come to the end, where its passes stand."""
@@ -313,7 +317,9 @@ def sweep(
             yield from walk.advance(number)
         while pairs := walk.first():
             yield Cut(pairs[0].x.key, pairs, spill)
-            for pair in pairs:
-                yield from walk.advance(pair.batch)
+            numbers = [pair.batch for pair in pairs]
+            pairs.clear()
+            for number in numbers:
+                yield from walk.advance(number)
     finally:
         walk.close()
