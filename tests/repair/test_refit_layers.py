@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from secateur.apply.shrink import shrink
 from secateur.core import Plan
 from secateur.core.indices import kept_indices
-from secateur.repair import least_squares
 from secateur.repair.refit import refit
 from secateur.tracing.trace import trace
 
@@ -101,7 +100,7 @@ def test_readers_of_one_tensor_share_its_factors(written: bool, monkeypatch: pyt
     calls, cholesky = [], torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda A: calls.append(A) or cholesky(A))
     better, _ = refit(model, small, plan, [(x, None)])
-    assert len(calls) == len(least_squares.RIDGES) * (2 if written else 1)
+    assert len({tuple(A.flatten().tolist()) for A in calls}) == len(calls) >= 2  # no matrix twice
     h, z = torch.tanh(model.first(x)), torch.tanh(better.first(x))
     for name in "qkv":
         new, old = getattr(better, name), getattr(model, name)

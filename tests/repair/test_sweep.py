@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,22 @@ def test_every_pass_stops_at_every_weight_with_its_own_values(memory: float) -> 
     assert found.written == {"seen"} and found.calls == {"one.weight": 1, "two.weight": 1}
     assert len(ends) == 2 + 2 * len(batches)  # two for the outline, then one for each network and batch
     assert not alive()
+
+
+def test_a_walk_lets_go_of_the_inputs_behind_it() -> None:
+    layers = (layer for _ in range(4) for layer in (nn.Linear(3, 3), nn.Tanh()))
+    most = 0
+    inputs: list[weakref.ref[Tensor]] = []
+
+    def visit(cut: Cut) -> None:
+        nonlocal most
+        inputs.extend(weakref.ref(entry.x) for pair in cut for entry in (pair.x, pair.z))
+        most = max(most, sum(x() is not None for x in inputs))
+
+    batches = [torch.randn(2, 3) for _ in range(5)]
+    walk(nn.Sequential(*layers), batches, visit)
+    # Two networks, five batches; those of the first layer, which both networks share, were given.
+    assert len(inputs) == 4 * 2 * 5 and most == 2 * 5 + 2 * 5
 
 
 def test_the_buffer_that_a_pass_writes_to_is_its_own() -> None:

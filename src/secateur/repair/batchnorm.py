@@ -90,8 +90,8 @@ class NormInput:
         """Add the inputs [batch, channels, ...] of one batch."""
         parts = []
         for given in (x, z):
-            wide = given.to(torch.promote_types(given.dtype, torch.float32)).flatten(2)
-            axes = [0, *range(2, wide.ndim)]
+            wide = given.to(torch.promote_types(given.dtype, torch.float32))
+            axes = [axis for axis in range(given.ndim) if axis != 1]
             if self._spread:
                 variance, mean = (v.double() for v in torch.var_mean(wide, axes, correction=0))
             else:
