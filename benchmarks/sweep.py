@@ -1,9 +1,9 @@
 """What the walk of a refit costs: seconds a layer as a chain grows, and the peak memory of a wide one.
 
 Run `python benchmarks/sweep.py` (two minutes on one core).  A chain is `depth` linear layers with ReLU
-between them; half of the units of each go.  The memory is what a process needs beyond the models, the rows and
-the plan.  glibc keeps freed blocks of a few megabytes; MALLOC_TRIM_THRESHOLD_=0 MALLOC_MMAP_THRESHOLD_=65536 in
-the environment make it give them back, and then show what the walk itself holds.
+between them; half of the units of each go.  The memory is what a process needs beyond the models, the rows
+and the plan.  glibc keeps freed blocks of a few megabytes; MALLOC_TRIM_THRESHOLD_=0 and
+MALLOC_MMAP_THRESHOLD_=65536 in the environment make it give them back, and then show what the walk holds.
 """
 
 from __future__ import annotations
