@@ -37,6 +37,7 @@ WHOLE = {
     "command-line.md",
     "design.md",
     "criterion.md",
+    "language-models.md",
     "report.md",
     "torch-pruning.md",
 }

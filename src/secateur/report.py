@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,13 +21,25 @@ from secateur.core.jsonable import plain, versions
 from secateur.core.markdown import markdown_table
 from secateur.execution import device_and_dtype
 from secateur.measure.cost import ModelCost, cost
+from secateur.measure.generation import TokenRates, token_rates
 from secateur.measure.latency import Latency, latency, try_sizes
 from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
 
 __all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
 
 METRIC_BY_DEFAULT = "accuracy"
+CHANGES = 9  # lines of before and after in a summary
 SHORTEST = 0.005  # seconds of a stage that a summary mentions
+
+
+def peak_memory() -> int | None:
+    """Return the peak resident memory of this process in bytes, or None where the system does not give it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @dataclass(frozen=True)
@@ -37,11 +50,15 @@ class Measurement:
         cost: Parameters, bytes, multiply-accumulates.
         metric: The metric on the held-out batches, or None if there were none.
         latency: One entry for each batch size; empty if it was not measured.
+        metrics: The metric by name of the held-out batches, for those that have a name.
+        rates: Tokens per second of a language model, or None if they were not measured.
     """
 
     cost: ModelCost
     metric: float | None = None
     latency: tuple[Latency, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    rates: TokenRates | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +89,7 @@ class Report:
         threads: Threads that torch used within an operation.
         device: The model's device.
         dtype: The model's dtype.
+        memory: Peak resident memory of the process so far, in bytes; None where the system does not give it.
     """
 
     model: str
@@ -97,6 +115,7 @@ class Report:
     threads: int = field(default_factory=torch.get_num_threads)
     device: str = "cpu"
     dtype: str = "float32"
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         """Make what methods and repairs filled in plain, so that the report survives JSON unchanged."""
@@ -168,7 +187,7 @@ class Report:
     def __repr__(self) -> str:
         """Return a summary of at most 15 lines."""
         lines = [f"{self.model} pruned by {self.method} to {self.budget}, repair: {self.repair or 'none'}"]
-        for name, before, after, ratio in self._changes()[:8]:
+        for name, before, after, ratio in self._changes()[:CHANGES]:
             lines.append(f"  {name}: {before} -> {after}" + ("" if ratio is None else f" ({ratio:.2f}x)"))
         if self.agreement is not None:
             lines.append(f"  {self._agreement()}")
@@ -185,21 +204,34 @@ class Report:
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
         spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
-        return "\n".join([*lines, f"  time: {spent}"])
+        memory = "" if self.memory is None else f"; peak memory {self.memory / 2**30:.2f} GiB"
+        return "\n".join([*lines, f"  time: {spent}{memory}"])
 
     def _changes(self) -> list[tuple[str, str, str, float | None]]:
         """Return what changed: name, before, after, before / after."""
         rows: list[tuple[str, str, str, float | None]] = []
         if self.before.metric is not None and self.after.metric is not None:
-            rows.append((str(self.metric), f"{self.before.metric:.4f}", f"{self.after.metric:.4f}", None))
+            named = self.before.metrics or {"": self.before.metric}
+            for where in named:
+                a, b = (x.metrics.get(where, x.metric) for x in (self.before, self.after))
+                what = f"{self.metric} on {where}" if where else str(self.metric)
+                rows.append((what, f"{a:.4f}", f"{b:.4f}", None))
+        parameters = self.before.cost.parameters
         for key, name in _COSTS.items():
-            if key == "nonzero" and not self.masks:
-                continue
             a, b = getattr(self.before.cost, key), getattr(self.after.cost, key)
+            if (key == "nonzero" and not self.masks) or (key == "body" and a in (None, parameters)):
+                continue
             rows.append((name, f"{a:,}", f"{b:,}", _ratio(a, b)))
         for x, y in zip(self.before.latency, self.after.latency, strict=True):
             name = f"latency, batch {x.batch_size}, {x.threads} threads, median of {x.repeats} (quartiles)"
             rows.append((name, _milliseconds(x), _milliseconds(y), _ratio(x.median, y.median)))
+        before, after = self.before.rates, self.after.rates
+        if before is not None and after is not None:
+            for what, slow, fast in (
+                ("prefill", before.prefill, after.prefill),
+                ("decode", before.decode, after.decode),
+            ):
+                rows.append((f"tokens per second, {what}", f"{slow:.4g}", f"{fast:.4g}", _ratio(fast, slow)))
         return rows
 
     def _agreement(self) -> str:
@@ -239,8 +271,8 @@ def start_report(
         method=plan.method,
         budget=plan.budget,
         metric=None,
-        before=Measurement(cost(model, *arguments)),
-        after=Measurement(cost(pruned, *arguments)),
+        before=Measurement(cost(model, *arguments, graph.embeddings())),
+        after=Measurement(cost(pruned, *arguments, graph.embeddings())),
         groups={
             g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
         },
@@ -251,6 +283,7 @@ def start_report(
         finetune=training,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        memory=peak_memory(),
         **how,
     )
 
@@ -260,41 +293,52 @@ def measure(
     model: nn.Module,
     pruned: nn.Module,
     graph: PruningGraph,
-    holdout: Iterable[Any] | None = None,
+    holdout: Sequence[Any] | None = None,
     metric: str | Metric | None = None,
     *,
     batch_sizes: Sequence[int] = (),
     batch_axis: int = 0,
+    name: str | None = None,
+    prompt: Tensor | None = None,
 ) -> Report:
     """Return the report with a metric, the agreement and latencies of both models; see `Result.measure`."""
     started = time.perf_counter()
     args, kwargs = graph.example_inputs, graph.example_kwargs
     try_sizes(model, args, kwargs, batch_sizes, batch_axis)
-    if holdout is None and metric is not None:
+    both = {"before": model, "after": pruned}
+    if holdout is None and (metric is not None or name is not None):
         raise InputError(f"the metric {metric!r} needs batches: give measure(holdout, metric)")
     if holdout is not None and metric is None and _has_classes(holdout):
         metric = METRIC_BY_DEFAULT
-    values: tuple[float | None, float | None] = (None, None)
-    if holdout is not None and metric is not None:
-        values = (
-            evaluate(model, holdout, metric, original=model),
-            evaluate(pruned, holdout, metric, original=model),
-        )
-    batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
+    values = {
+        when: None if holdout is None or metric is None else evaluate(x, holdout, metric, original=model)
+        for when, x in both.items()
+    }
     latencies: Mapping[str, tuple[Latency, ...]] = {"before": (), "after": ()}
     if batch_sizes:
-        both = {"before": model, "after": pruned}
         latencies = latency(
             both, args, kwargs, batch_sizes=batch_sizes, batch_axis=batch_axis, limit=10.0, seed=report.seed
         )
-    compared = agreement(model, pruned, batches, named)
+    rates: Mapping[str, TokenRates] = {} if prompt is None else token_rates(both, prompt)
+    batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
+    # Batches with a name are those of a text: another pass over all its tokens would cost as much again.
+    compared = agreement(model, pruned, batches if name is None else [next(iter(batches))], named)
+    earlier = 0.0 if name is None else report.seconds.get("measure", 0.0)
+
+    def measured(when: str, before: Measurement) -> Measurement:
+        value = values[when]
+        metrics = before.metrics if name is None or value is None else {**before.metrics, name: value}
+        rate = rates.get(when, before.rates)
+        return replace(before, metric=value, latency=latencies[when], metrics=metrics, rates=rate)
+
     return replace(
         report,
         metric=None if metric is None else metric_named(metric)[0],
-        before=replace(report.before, metric=values[0], latency=latencies["before"]),
-        after=replace(report.after, metric=values[1], latency=latencies["after"]),
+        before=measured("before", report.before),
+        after=measured("after", report.after),
         agreement=compared,
-        seconds={**report.seconds, "measure": time.perf_counter() - started},
+        seconds={**report.seconds, "measure": earlier + time.perf_counter() - started},
+        memory=peak_memory(),
     )
 
 
@@ -322,7 +366,13 @@ class Stopwatch:
             self.seconds[stage] += time.perf_counter() - start
 
 
-_COSTS = {"parameters": "parameters", "nonzero": "nonzero parameters", "bytes": "bytes", "macs": "MACs"}
+_COSTS = {
+    "parameters": "parameters",
+    "body": "parameters without embeddings",
+    "nonzero": "nonzero parameters",
+    "bytes": "bytes",
+    "macs": "MACs",
+}
 # Fields that methods and repairs fill freely; they are made plain so that the report survives JSON.
 _FREE = (
     "groups",
@@ -340,7 +390,8 @@ _FREE = (
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:
     rows = tuple(Latency(**row) for row in values["latency"])
-    return Measurement(ModelCost(**values["cost"]), values["metric"], rows)
+    rates = values.get("rates") and TokenRates(**values["rates"])
+    return Measurement(ModelCost(**values["cost"]), values["metric"], rows, values.get("metrics", {}), rates)
 
 
 def _has_classes(batches: Iterable[Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.batches import as_batches
 from secateur.core import Plan, PruningGraph, StoreError
@@ -44,6 +44,8 @@ class Result:
         latency: bool = False,
         batch_sizes: Sequence[int] = (1, 64),
         batch_axis: int = 0,
+        name: str | None = None,
+        prompt: Tensor | None = None,
     ) -> Result:
         """Compare the pruned model with the original; return the result with these numbers in its report.
 
@@ -55,6 +57,10 @@ class Result:
             latency: Whether to measure the latency of both models, in turn.
             batch_sizes: Batch sizes of the latency, ten seconds for each at most.
             batch_axis: Axis of the batch in the example inputs.
+            name: Name of the held-out batches.  The report keeps the metrics of several names side by side;
+                the agreement of the outputs is then that of the first batch.
+            prompt: Token numbers [1, length] from which tokens per second are measured, of a causal language
+                model.
 
         Raises:
             InputError: If an argument is invalid, or a model cannot run on the batches.
@@ -68,6 +74,8 @@ class Result:
             metric,
             batch_sizes=batch_sizes if latency else (),
             batch_axis=batch_axis,
+            name=name,
+            prompt=prompt,
         )
         return replace(self, report=report)
 

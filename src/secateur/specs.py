@@ -34,6 +34,7 @@ from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights, split_key
 from secateur.measure.metrics import Metric, metric_named
 from secateur.methods import METHODS, Method
+from secateur.pretrained import is_pretrained, load_pretrained
 from secateur.user_code import find_function, find_guarded, run_user_code
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
     "Batches",
     "default_metric",
     "example_of",
-    "is_folder",
     "make_budget",
     "make_budgets",
     "make_data",
@@ -63,7 +63,7 @@ BUDGETS: dict[str, type[Budget]] = {
 LIMITS = {"bytes": {"MB": "megabytes"}}
 # Options after the amount, and their types.
 BUDGET_OPTIONS: dict[str, dict[str, type]] = {"params": {"of": str}}
-TOKENS = 16  # in each example input of a transformers model
+TOKENS = 13  # in each example input of a transformers model; unlike the usual sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ def make_model(name: str, weights: str | Path | None = None, *, strict: bool = T
     """Return a model, and its example inputs if it brings any.
 
     Args:
-        name: ``package.module:factory``, ``file.py:factory``, or a folder that transformers saved.
+        name: ``package.module:factory``, ``file.py:factory``, a folder that transformers saved, or a GGUF
+            file.
         weights: A checkpoint, ``file:key`` for one state dict in it, or None.  A factory may also load its
             weights itself.
         strict: Whether the names in the checkpoint must be those of the model; see `load_weights`.
@@ -108,8 +109,9 @@ def make_model(name: str, weights: str | Path | None = None, *, strict: bool = T
         InputError: If the factory fails or does not return a module.
         StoreError: If the weights are missing, are damaged, or do not fit.
     """
-    if is_folder(name):
-        model, example = _hugging_face(Path(name))
+    if is_pretrained(name):
+        model = load_pretrained(name)
+        example = _random_tokens(model)
     else:
         factory = find_function(name)
         model, example = run_user_code(name, factory), getattr(factory, "example_inputs", None)
@@ -119,16 +121,6 @@ def make_model(name: str, weights: str | Path | None = None, *, strict: bool = T
     if weights is not None:
         load_weights(model, *split_key(weights), strict=strict)
     return model.eval(), example
-
-
-def is_folder(model: str) -> bool:
-    """Return whether the name of a model is a folder.  The empty name is not.
-
-    Example:
-        >>> is_folder("."), is_folder("")
-        (True, False)
-    """
-    return bool(model) and Path(model).is_dir()
 
 
 def make_data(name: str, *, finetune: bool = False, tolerance: bool = False, seed: int = 0) -> Batches:
@@ -382,25 +374,9 @@ def _shapes(inputs: Any) -> str:
     return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
 
 
-def _hugging_face(folder: Path) -> tuple[nn.Module, Any]:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            "reading a folder of transformers needs the extra hf: pip install 'secateur[hf]'"
-        ) from error
-
-    transformers.utils.logging.disable_progress_bar()
-
-    def read() -> nn.Module:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-
-    model = run_user_code(f"reading {folder}", read)
-    model.config.use_cache = False
+def _random_tokens(model: nn.Module) -> dict[str, Tensor] | None:
+    """Return random tokens as example inputs of a model of transformers that has a vocabulary."""
     size = getattr(model.config, "vocab_size", None)
     if size is None:
-        return model, None
-    tokens = torch.randint(size, (2, TOKENS), generator=torch.Generator().manual_seed(0))
-    return model, {"input_ids": tokens}
+        return None
+    return {"input_ids": torch.randint(size, (2, TOKENS), generator=torch.Generator().manual_seed(0))}

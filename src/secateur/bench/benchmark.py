@@ -27,8 +27,9 @@ from secateur.bench.worker import Worker, run_here
 from secateur.core import InputError, unknown
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.methods import METHODS
+from secateur.pretrained import is_pretrained
 from secateur.repair.base import LEARNING_RATE, REPAIRS
-from secateur.specs import is_folder, make_budget, make_method
+from secateur.specs import make_budget, make_method
 
 __all__ = ["Bench", "make_trials", "parse_methods", "parse_numbers", "run_bench"]
 
@@ -126,7 +127,9 @@ class Bench:
     def files(self) -> dict[str, str | None]:
         """The names of the model, the weights, the data and the metric, with absolute paths."""
         return {
-            "model": str(Path(self.model).resolve()) if is_folder(self.model) else absolute_name(self.model),
+            "model": str(Path(self.model).resolve())
+            if is_pretrained(self.model)
+            else absolute_name(self.model),
             "weights": None if self.weights is None else str(Path(self.weights).resolve()),
             "data": absolute_name(self.data),
             "holdout": None if self.holdout is None else absolute_name(self.holdout),

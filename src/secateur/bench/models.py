@@ -25,9 +25,9 @@ from secateur.data import DATASETS
 from secateur.execution import tensors_of
 from secateur.measure.metrics import Metric, metric_named, more_is_better
 from secateur.methods.registry import BUILT_IN, METHODS
+from secateur.pretrained import is_pretrained
 from secateur.specs import (
     example_of,
-    is_folder,
     make_data,
     make_method,
     make_model,
@@ -63,7 +63,7 @@ def takes_seed(model: str, weights: str | None) -> bool:
         >>> takes_seed("secateur.zoo:lenet5", None), takes_seed("secateur.zoo:lenet5", "w.safetensors")
         (True, False)
     """
-    if weights is not None or is_folder(model):
+    if weights is not None or is_pretrained(model):
         return False
     try:
         return "seed" in inspect.signature(find_function(model)).parameters

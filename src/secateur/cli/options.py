@@ -36,7 +36,10 @@ __all__ = [
 ]
 
 ModelName = Annotated[
-    str, typer.Argument(help="package.module:factory, file.py:factory, or a folder saved by transformers.")
+    str,
+    typer.Argument(
+        help="package.module:factory, file.py:factory, a folder saved by transformers, or a GGUF file."
+    ),
 ]
 WeightsFile = Annotated[
     str | None,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from secateur.batches import predicts_next_token
 from secateur.cli.options import (
     DataName,
     Epochs,
@@ -27,7 +28,8 @@ from secateur.cli.options import (
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table, warn
-from secateur.core import InputError, SecateurError
+from secateur.cli.text_options import TextOptions
+from secateur.core import InputError, SecateurError, unknown
 from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.html import write_html
 from secateur.measure.metrics import Metric
@@ -45,9 +47,15 @@ from secateur.specs import (
     make_method,
     make_metric,
 )
+from secateur.texts import JUDGING, LENGTH, SAMPLES, TextBatches
 
 __all__ = ["print_result", "prune_command"]
 
+HIDDEN = "hidden"
+ONE_TEXT = (
+    "no other text was judged: a model can keep the perplexity of the text that it was calibrated on and "
+    "lose that of others; give --holdout-text"
+)
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
 # Option of a fine-tuning -> attribute of `Finetune`.
@@ -125,6 +133,32 @@ MetricName = Annotated[
         "file.py:function. By default accuracy if there are labels, else agreement with the original."
     ),
 ]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="Text to calibrate a language model on; several are mixed evenly. Its second half only judges.",
+    ),
+]
+HoldoutTexts = Annotated[
+    list[str] | None,
+    typer.Option("--holdout-text", help="Another text, which only judges; may be repeated."),
+]
+TokenizerFolder = Annotated[
+    str | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not that of the model.")
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(help=f"Tokens in a sequence; {LENGTH} by default, or as many as the model takes."),
+]
+Samples = Annotated[int, typer.Option(help="Calibration sequences of all texts together.")]
+HoldoutSamples = Annotated[int, typer.Option(help="Sequences of each text that judges.")]
+CutKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cut", help="hidden: cut the residual stream of a transformers model, too, which else stays whole."
+    ),
+]
 DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print what goes from each group, and why.")]
 OutFolder = Annotated[
@@ -144,6 +178,12 @@ def prune_command(
     tolerance: Drop = None,
     data: DataName = None,
     holdout: HoldoutName = None,
+    text: Texts = None,
+    holdout_text: HoldoutTexts = None,
+    tokenizer: TokenizerFolder = None,
+    sequence_length: SequenceLength = None,
+    samples: Samples = SAMPLES,
+    holdout_samples: HoldoutSamples = JUDGING,
     repair: RepairName = "auto",
     epochs: Epochs = None,
     tuning_steps: TuningSteps = None,
@@ -158,6 +198,7 @@ def prune_command(
     strict: Strict = True,
     example_shape: ExampleShape = None,
     ignore: IgnoredLayers = None,
+    cut: CutKinds = None,
     device: DeviceName = "cpu",
     seed: Seed = 0,
     explain: Explain = False,
@@ -173,8 +214,12 @@ def prune_command(
     user_loss = None if loss is None else make_loss(loss)
     _check_folder(folder, onnx)
     parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
+    texts = TextOptions(text, holdout_text, tokenizer, sequence_length, samples, holdout_samples)
+    texts.check(data, holdout)
     batches = _make_batches(data, holdout, **parts, seed=seed)
     original, example = prepare_model(model, weights, strict, example_shape, batches, device)
+    read = texts.read(model, original)
+    batches = batches if read is None else Batches(read.fit, next(iter(read.judged.values())))
     judge = _choose_metric(user_metric, batches.holdout, original)
     result = prune(
         original,
@@ -185,15 +230,43 @@ def prune_command(
         repair=repairs,
         schedule=_make_schedule(steps, tolerance, batches.holdout, judge),
         loss=user_loss,
-        ignored_layers=ignore or (),
+        ignored_layers=[*(ignore or ()), *_whole_by_default(original, cut or ())],
         seed=seed,
-    ).measure(batches.holdout, judge, latency=latency)
+    )
+    result = _measure(result, batches.holdout, judge, latency, read)
     print_result(result, explain)
     if data and batches.holdout is None:
         warn("no metric was measured: name held-out batches with --holdout")
+    if read is not None and not read.foreign:
+        warn(ONE_TEXT)
     if folder is not None:
         result = _with_diagnostics(result, original, chosen, batches.fit)
     _save(result, folder, onnx)
+
+
+def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[nn.Module]:
+    """Return the layers of a transformers model that stay whole: the table before the residual stream."""
+    if other := [kind for kind in cut if kind != HIDDEN]:
+        raise InputError(unknown("kind of units that stays whole by default", other[0], [HIDDEN]))
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    return [table] if isinstance(table, nn.Embedding) and HIDDEN not in cut else []
+
+
+def _measure(
+    result: Result,
+    holdout: Sequence[Any] | None,
+    metric: str | Metric | None,
+    latency: bool,
+    texts: TextBatches | None,
+) -> Result:
+    """Measure on the held-out batches, or on every text that judges."""
+    if texts is None:
+        return result.measure(holdout, metric, latency=latency)
+    *others, (name, last) = texts.judged.items()
+    for other, batches in others:
+        result = result.measure(batches, metric, name=other)
+    prompt = last[0]["input_ids"][:1] if predicts_next_token(result.model) else None
+    return result.measure(last, metric, name=name, latency=latency, prompt=prompt)
 
 
 def _check_folder(folder: Path | None, onnx: bool) -> None:
@@ -219,6 +292,8 @@ def _choose_metric(
         return None
     if metric is not None:
         return metric
+    if predicts_next_token(model):
+        return "perplexity"
     default = default_metric(holdout, model)
     if default == "agreement":
         warn("the held-out batches have no class numbers: the metric is the agreement with the original")

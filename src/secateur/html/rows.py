@@ -42,7 +42,15 @@ Row = dict[str, Any]
 IDENTITY = ("data", "model", "method", "budget", "repair", "seed")
 ENVIRONMENT = ("threads", "device", "dtype")
 DEFAULTS = re.compile(r"(?<=\()(keep|density)=|, scope='layer'|, floor=1(?=[,)])|, round_to=1(?=[,)])")
+ON = "on "  # before the name of a text, in columns of its metric
 LABELS = {
+    "body": "parameters without embeddings",
+    "body_before": "parameters without embeddings before",
+    "decode": "tokens per second, decode",
+    "decode_before": "tokens per second, decode, before",
+    "memory": "peak memory, bytes",
+    "prefill": "tokens per second, prefill",
+    "prefill_before": "tokens per second, prefill, before",
     "parameters_before": "parameters before",
     "nonzero": "nonzero parameters",
     "macs_before": "MACs before",
@@ -107,8 +115,13 @@ def flatten(run: Run) -> Row:
 def _measured(values: Row) -> Row:
     before, after = values["before"], values["after"]
     row = {"before": before["metric"], "after": after["metric"]}
-    for key in ("parameters", "macs", "bytes"):
-        row |= {f"{key}_before": before["cost"][key], key: after["cost"][key]}
+    for name, value in after.get("metrics", {}).items():
+        row |= {f"{ON}{name}_before": before["metrics"].get(name), f"{ON}{name}": value}
+    for key in ("parameters", "body", "macs", "bytes"):
+        if before["cost"].get(key) is not None:
+            row |= {f"{key}_before": before["cost"][key], key: after["cost"][key]}
+    for key in ("prefill", "decode") if before.get("rates") and after.get("rates") else ():
+        row |= {f"{key}_before": before["rates"][key], key: after["rates"][key]}
     row["nonzero"] = after["cost"]["nonzero"]
     for a, b in zip(before["latency"], after["latency"], strict=True):
         key = f"latency_{b['batch_size']}_ms"
@@ -178,6 +191,8 @@ def column_label(key: str, metric: str = "quality") -> str:
     """
     if key in ("before", "after"):
         return f"{metric} {key}"
+    if key.startswith(ON):
+        return f"{metric} {key.removesuffix('_before')}" + (" before" if key.endswith("_before") else "")
     if key.startswith("latency_"):
         batch = key.split("_")[1]
         return f"ms at batch {batch}" + (" before" if key.endswith("_before") else "")

@@ -9,7 +9,7 @@ Element-wise work is not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,27 +73,41 @@ class ModelCost:
         nonzero: Elements that are not zero.
         bytes: Bytes of parameters and buffers.
         macs: Multiply-accumulates of one forward pass on the inputs that were given.
+        body: Parameters without the embeddings; None in reports of older versions.
     """
 
     parameters: int
     nonzero: int
     bytes: int
     macs: int
+    body: int | None = None
 
 
-def cost(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> ModelCost:
+def cost(
+    model: nn.Module,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    embeddings: Collection[str] = (),
+) -> ModelCost:
     """Return the size of a model and the cost of one forward pass on these inputs.
+
+    Args:
+        model: Any module.
+        inputs: A tensor, a sequence of positional or a mapping of keyword arguments.
+        kwargs: Keyword arguments.
+        embeddings: Names of the parameters that are embeddings; see `PruningGraph.embeddings`.
 
     Raises:
         InputError: If the model is not a module, or cannot take the inputs.
 
     Example:
         >>> cost(nn.Linear(20, 30), torch.zeros(1, 20))
-        ModelCost(parameters=630, nonzero=630, bytes=2520, macs=600)
+        ModelCost(parameters=630, nonzero=630, bytes=2520, macs=600, body=630)
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    return ModelCost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs))
+    body = sum(p.numel() for name, p in model.named_parameters() if name not in embeddings)
+    return ModelCost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs), body)
 
 
 def _matrices(weights: Sequence[Shape]) -> int:

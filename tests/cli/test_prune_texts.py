@@ -1,0 +1,100 @@
+"""``secateur prune FOLDER --text``: language models, their texts, and what can be wrong with both."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from command_line import run
+from language_folder import make_folder, make_text, make_tokenizer
+
+from secateur.result import load_report
+
+TEXTS = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "6", "--holdout-samples", "2")
+
+
+@pytest.fixture
+def llama(place: Path) -> Path:
+    """A folder with a model and a tokenizer, and two texts beside it."""
+    for subject in ("gardens", "ships"):
+        (place / f"{subject}.txt").write_text(make_text(subject))
+    return make_folder(place / "llama")
+
+
+def prune(*arguments: str) -> Result:
+    budget = () if "--budget" in arguments else ("--budget", "params=0.8,of=body")
+    return run("prune", "llama", *budget, *arguments)
+
+
+def test_a_language_model_is_pruned_and_judged_on_every_text(llama: Path) -> None:
+    done = prune(*TEXTS, "--holdout-text", "ships.txt", "--out", "small")
+    assert done.exit_code == 0, done.output
+    report = load_report("small")
+    assert (report.method, report.repair, report.metric) == ("matroid", "refit", "perplexity")
+    assert list(report.after.metrics) == ["gardens.txt, second half", "ships.txt"]
+    assert all(math.isfinite(x) and x > 1 for x in report.after.metrics.values())
+    assert 0.5 < report.after.cost.body / report.before.cost.body <= 0.8
+    assert report.before.cost.body == report.before.cost.parameters - 2 * 300 * 24
+    assert report.before.rates.prompt == 32 and report.after.rates.decode > 0
+    assert report.memory > 2**20 and report.seconds["repair"] > 0
+    assert not any("embed_tokens" in name for name in report.groups)
+    for line in ("perplexity on ships.txt", "without embeddings", "tokens per second, decode", "peak memory"):
+        assert line in done.stdout
+    assert "no other text was judged" not in done.stderr
+    page = (Path("small") / "report.html").read_text()
+    assert "perplexity on ships.txt" in page and "tokens per second" in page
+
+
+def test_without_another_text_the_output_says_so(llama: Path) -> None:
+    done = prune(*TEXTS, "--method", "magnitude", "--repair", "none")
+    assert done.exit_code == 0, done.output
+    assert "no other text was judged" in done.stderr and "--holdout-text" in done.stderr
+
+
+def test_the_residual_stream_is_cut_if_asked_for(llama: Path) -> None:
+    plain = ("--method", "magnitude", "--repair", "none", "--scope", "layer")
+    done = prune(*TEXTS, *plain, "--cut", "hidden")
+    assert done.exit_code == 0, done.output
+    assert "embed_tokens" in done.stdout and "embed_tokens" not in prune(*TEXTS, *plain).stdout
+    done = prune(*TEXTS, *plain, "--cut", "hiden")
+    assert done.exit_code == 2 and "'hidden'" in done.stderr
+
+
+def test_the_tokenizer_may_be_elsewhere(llama: Path) -> None:
+    make_tokenizer(280).save_pretrained("other")
+    for file in llama.glob("tokenizer*"):
+        file.unlink()
+    done = prune(*TEXTS, "--out", "small")
+    assert done.exit_code == 2 and "--tokenizer" in done.stderr and not Path("small").exists()
+    done = prune(*TEXTS, "--method", "magnitude", "--repair", "none", "--tokenizer", "other")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "gardens.txt", "--sequence-length", "65"), "longer than the 64"),
+        (("--text", "none.txt"), "No such file"),
+        (("--text", "empty.txt"), "is empty"),
+        (("--text", "gardens.txt", "--budget", "params=0.01,of=body"), "cannot be reached"),
+        (("--text", "gardens.txt", "--budget", "params=0.8,of=heads"), "'body'"),
+        (("--text", "gardens.txt", "--budget", "units=0.8,of=body"), "a budget is written units=NUMBER"),
+        (("--text", "gardens.txt", "--data", "net.py:batches"), "leave out --data"),
+        (("--holdout-text", "ships.txt"), "give the text to calibrate on"),
+        (("--tokenizer", "llama"), "are for texts"),
+    ],
+)
+def test_bad_input_is_reported_before_anything_is_written(
+    llama: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    Path("empty.txt").write_text("\n")
+    done = prune(*arguments, "--out", "small")
+    assert done.exit_code == 2 and message in done.stderr.replace("\n", " "), done.output
+    assert not Path("small").exists()
+
+
+def test_a_factory_brings_no_tokenizer(llama: Path) -> None:
+    done = run("prune", "net.py:ready", "--text", "gardens.txt")
+    assert done.exit_code == 2 and "brings no tokenizer" in done.stderr
