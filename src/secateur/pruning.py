@@ -157,7 +157,8 @@ def prune(
         schedule: `OneShot()`, `Steps(count)` or `Tolerance(drop, holdout)`.
         callback: Called after each step with a `StepInfo`; may change the model or return another one.
         loss: (outputs, targets) -> scalar, for gradients and fine-tuning; by default it fits the targets.
-        ignored_layers: Modules, or names or patterns of modules, parameters or groups, whose units all stay.
+        ignored_layers: Modules, or names or patterns of modules, parameters or groups, or kinds of groups
+            (``"kind:hidden"``), whose units all stay.
         example_kwargs: More keyword arguments of the model.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.

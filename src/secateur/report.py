@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.allocation.cost import CostModel
 from secateur.batches import split_batch
 from secateur.core import InputError, Plan, PruningGraph
 from secateur.core.jsonable import plain, versions
@@ -76,6 +77,9 @@ class Report:
         after: The pruned model.
         agreement: How far the pruned model's outputs are from the original's, if that was measured.
         groups: By group, the units it had ("units") and those that stayed ("kept").
+        kinds: By kind of group, the groups, the units they had ("units"), those that stayed ("kept"), and
+            the parameters that go if only these units go ("parameters"); a weight between two kinds counts
+            in both.
         masks: By weight, the single weights it had ("weights") and those that stayed ("kept").
         frozen: Axes from which nothing was removed, each with its reason.
         notes: The plan's notes.
@@ -102,6 +106,7 @@ class Report:
     after: Measurement
     agreement: Agreement | None = None
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     masks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     frozen: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -163,6 +168,15 @@ class Report:
             for unit, parts in (("units", self.groups), ("weights", self.masks))
             for name, counts in parts.items()
         ]
+        by_kind = [
+            {
+                "units": kind,
+                "had": f"{x['units']:,}",
+                "kept": f"{x['kept']:,}",
+                "parameters with them": f"{x['parameters']:,}",
+            }
+            for kind, x in self.kinds.items()
+        ]
         environment = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join(
             [
@@ -171,6 +185,7 @@ class Report:
                 markdown_table(changes, right=("before", "after", "ratio")),
                 "",
                 *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
+                *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if len(by_kind) > 1 else []),
                 markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
                 "",
                 f"{self.device}, {self.dtype}, {self.threads} threads; {environment}",
@@ -194,6 +209,8 @@ class Report:
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        if len(self.kinds) > 1:
+            lines.append(f"  {self._kinds()}")
         if "measured loss" in self.notes:
             predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
             foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
@@ -206,6 +223,15 @@ class Report:
         spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
         memory = "" if self.memory is None else f"; peak memory {self.memory / 2**30:.2f} GiB"
         return "\n".join([*lines, f"  time: {spent}{memory}"])
+
+    def _kinds(self) -> str:
+        """Describe what each kind of units gave."""
+        total = max(self.before.cost.parameters, 1)
+        gave = [
+            f"{kind} {x['units'] - x['kept']:,} of {x['units']:,} ({x['parameters'] / total:.1%})"
+            for kind, x in self.kinds.items()
+        ]
+        return f"units gone (parameters with them): {', '.join(gave)}"
 
     def _changes(self) -> list[tuple[str, str, str, float | None]]:
         """Return what changed: name, before, after, before / after."""
@@ -276,6 +302,7 @@ def start_report(
         groups={
             g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
         },
+        kinds=_count_kinds(plan),
         masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in plan.masks.items()},
         frozen=[asdict(axis) for axis in graph.frozen],
         notes={key: note for key, note in plan.notes.items() if key != "steps"},
@@ -286,6 +313,23 @@ def start_report(
         memory=peak_memory(),
         **how,
     )
+
+
+def _count_kinds(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return, by kind, what `Report.kinds` says."""
+    if not plan.keep:
+        return {}
+    model = CostModel(plan.graph)
+    kinds: dict[str, dict[str, int]] = {}
+    for kind, groups in plan.graph.by_kind().items():
+        keep = {group.name: plan.keep[group.name] for group in groups if group.name in plan.keep}
+        kinds[kind] = {
+            "groups": len(groups),
+            "units": sum(group.size for group in groups),
+            "kept": sum(len(keep.get(group.name, range(group.size))) for group in groups),
+            "parameters": model({}).params - model(keep).params,
+        }
+    return kinds
 
 
 def measure(
@@ -376,6 +420,7 @@ _COSTS = {
 # Fields that methods and repairs fill freely; they are made plain so that the report survives JSON.
 _FREE = (
     "groups",
+    "kinds",
     "masks",
     "frozen",
     "notes",

@@ -46,9 +46,9 @@ def test_methods_lists_each_with_its_options() -> None:
 def test_inspect_shows_what_each_group_costs_and_why_axes_are_frozen() -> None:
     done = run("inspect", "net.py:make", "--example-shape", "2,8", "--ignore", "2")
     assert done.exit_code == 0, done.output
-    assert re.search(r"0 +32 +1,056 +91.4% +1,024 +93.4%", done.stdout), done.stdout
+    assert re.search(r"0 +ffn +32 +1,056 +91.4% +1,024 +93.4%", done.stdout), done.stdout
     assert re.search(r"1 +an output of the model +4\.weight", done.stdout)
-    assert "1 group, 32 units" in done.stdout and "--all" in done.stdout
+    assert "1 group, 32 units (32 ffn)" in done.stdout and "--all" in done.stdout
 
 
 def test_inspect_all_lists_every_tensor_and_frozen_axis() -> None:

@@ -280,7 +280,7 @@ def test_summary_names_groups_and_frozen_axes() -> None:
     text = trace(mlp(), torch.randn(2, 4)).summary()
     assert (
         "2 groups, 14 units" in text
-        and "0: 8 units on 0.weight[0]" in text
+        and "0: 8 units (ffn) on 0.weight[0]" in text
         and "an output of the model" in text
     )
 

@@ -45,7 +45,7 @@ def inspect_command(
 ) -> None:
     """Show the groups of units that can be removed from a model, and what is frozen and why.
 
-    Every name and pattern of names that it prints can be given to --ignore.
+    Every name, pattern of names, and kind (kind:ffn) that it prints can be given to --ignore.
     """
     batches = make_data(data) if data else Batches()
     network, example = prepare_model(model, weights, strict, example_shape, batches)
@@ -58,6 +58,7 @@ def print_summary(graph: PruningGraph) -> None:
     rows = [
         {
             "group": name,
+            "kind": graph.group(name).kind,
             "units": graph.group(name).size,
             "parameters": cost.params,
             "share": f"{cost.params_share:.1%}",
@@ -66,8 +67,10 @@ def print_summary(graph: PruningGraph) -> None:
         }
         for name, cost in group_costs(graph).items()
     ]
-    units = sum(group.size for group in graph.groups)
-    print_table(rows, f"{_count(rows, 'group')}, {units:,} units; a weight between two groups counts in both")
+    units = {kind: sum(group.size for group in groups) for kind, groups in graph.by_kind().items()}
+    kinds = f" ({', '.join(f'{n:,} {kind}' for kind, n in units.items())})" if units else ""
+    total = f"{_count(rows, 'group')}, {sum(units.values()):,} units{kinds}"
+    print_table(rows, f"{total}; a weight between two groups counts in both")
     reasons = Counter(LOCATION.sub("", axis.reason) for axis in graph.frozen)
     examples = {LOCATION.sub("", axis.reason): axis.tensor for axis in reversed(graph.frozen)}
     print_table(

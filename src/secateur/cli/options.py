@@ -73,7 +73,10 @@ HoldoutName = Annotated[
 ]
 IgnoredLayers = Annotated[
     list[str] | None,
-    typer.Option(help="Layer, parameter, group or pattern whose units all stay; may be repeated."),
+    typer.Option(
+        help="Layer, parameter, group, pattern, or kind of groups (kind:hidden) whose units all stay; may be "
+        "repeated."
+    ),
 ]
 ScopeName = Annotated[
     str | None,

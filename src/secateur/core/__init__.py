@@ -17,10 +17,12 @@ from secateur.core.errors import (
     unknown,
 )
 from secateur.core.graph import (
+    KINDS,
     BoolArray,
     Frozen,
     Group,
     IntArray,
+    Kind,
     Layer,
     PruningGraph,
     Role,
@@ -31,6 +33,7 @@ from secateur.core.plan import Merge, Plan
 from secateur.core.statistics import LossCurve, Moments, Statistics
 
 __all__ = [
+    "KINDS",
     "BoolArray",
     "Budget",
     "Budgets",
@@ -41,6 +44,7 @@ __all__ = [
     "Group",
     "InputError",
     "IntArray",
+    "Kind",
     "Layer",
     "LossCurve",
     "Macs",

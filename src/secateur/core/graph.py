@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from secateur.core.errors import InputError, unknown
 
 __all__ = [
+    "KINDS",
     "BoolArray",
     "Frozen",
     "Group",
     "IntArray",
+    "Kind",
     "Layer",
     "PruningGraph",
     "Role",
@@ -24,6 +26,18 @@ __all__ = [
 ]
 
 Role = Literal["out", "in", "scale"]
+Kind = Literal[
+    "channels",
+    "embedding",
+    "ffn",
+    "head positions",
+    "heads",
+    "hidden",
+    "key-value groups",
+    "other",
+    "recurrent",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 LISTED = 8  # groups in a repr
@@ -62,11 +76,17 @@ class Group:
         name: Unique, named after what produces the units (``"features.0"``, ``"layer1 (heads)"``).
         size: Number of units.
         slots: Everything that the units own.
+        kind: What the units are in the network: ``"heads"`` of attention (under grouped queries, one query
+            head of every group), ``"key-value groups"`` (a key and a value with all their query heads),
+            ``"head positions"``, ``"ffn"`` (inner units between linear layers), ``"hidden"`` (the residual
+            stream), ``"channels"`` of convolutions, ``"recurrent"`` units, features of an ``"embedding"``,
+            or ``"other"``.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
+    kind: Kind = "other"
 
     def slots_with(self, role: Role) -> tuple[Slot, ...]:
         """Return the slots of that role; of those that produce the units, weights come before biases."""
@@ -288,7 +308,7 @@ class PruningGraph:
     def summary(self) -> str:
         """Describe every group and every frozen axis, one line each."""
         lines = [f"{len(self.groups)} groups, {self._units()} units"]
-        lines += [f"  {g.name}: {g.size} units on {g.axes(4)}" for g in self.groups]
+        lines += [f"  {g.name}: {g.size} units ({g.kind}) on {g.axes(4)}" for g in self.groups]
         lines += [f"equally many units stay in {', '.join(names)}" for names in self.equal_counts]
         lines += [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen)]
         return "\n".join(lines)
@@ -301,12 +321,19 @@ class PruningGraph:
             lines.append(f"  and {rest} more: `graph.frozen` and `secateur inspect --all` list them")
         return "\n".join(lines)
 
+    def by_kind(self) -> dict[Kind, tuple[Group, ...]]:
+        """Return the groups of each kind, in the order of the groups."""
+        kinds = dict.fromkeys(group.kind for group in self.groups)
+        return {kind: tuple(group for group in self.groups if group.kind == kind) for kind in kinds}
+
     def __repr__(self) -> str:
-        """Summarise the graph in at most 11 lines; `summary` lists everything."""
+        """Summarise the graph in at most 12 lines; `summary` lists everything."""
         lines = [
             f"PruningGraph: {len(self.groups)} groups, {self._units()} units, {len(self.layers)} layers, "
             f"{len(self.frozen)} frozen axes"
         ]
+        kinds = [f"{sum(g.size for g in groups)} {kind}" for kind, groups in self.by_kind().items()]
+        lines += [f"  units by kind: {', '.join(kinds)}"] if kinds else []
         lines += [f"  {g.name}: {g.size} units on {g.axes(3)}" for g in self.groups[:LISTED]]
         if len(self.groups) > LISTED:
             lines.append(f"  and {len(self.groups) - LISTED} more groups")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.core import Frozen, Group, Role, SizeAttribute, Slot
+from secateur.core import Frozen, Group, Kind, Role, SizeAttribute, Slot
 from secateur.tracing.empty_axes import find_needed_atoms
 from secateur.tracing.equal_lengths import equally_long, tie_uncountable
+from secateur.tracing.kinds import KindFinder
 from secateur.tracing.propagate import Propagation, TensorAxes
 
 __all__ = ["Tensors", "UnitFamily", "find_equal_counts", "find_frozen", "find_groups", "find_sizes"]
@@ -87,7 +88,7 @@ def find_groups(propagation: Propagation, tensors: Tensors) -> list[UnitFamily]:
             propagation.algebra.freeze(needed[:, None], "without it an axis could end empty")
         elif not tie_uncountable(propagation, all_roots):
             break
-    heads = _head_atoms(propagation)
+    kinds = KindFinder(propagation)
     names: Counter[str] = Counter()
     groups = []
     for roots, indices in families:
@@ -98,8 +99,8 @@ def find_groups(propagation: Propagation, tensors: Tensors) -> list[UnitFamily]:
             _slot(propagation, tensors, tensor, axis, index)
             for (tensor, axis), (_, index) in zip(axes, indices, strict=True)
         )
-        name = _name(slots, tensors, int(roots[0]) in heads, names)
-        groups.append(UnitFamily(roots, Group(name, len(roots), slots)))
+        kind = kinds.kind(roots, slots)
+        groups.append(UnitFamily(roots, Group(_name(slots, tensors, kind, names), len(roots), slots, kind)))
     return groups
 
 
@@ -199,25 +200,20 @@ def _indices_by_axis(unit: Ints, axis: Ints, index: Ints, units: int) -> list[tu
     ]
 
 
-def _head_atoms(propagation: Propagation) -> set[int]:
-    heads: set[int] = set()
-    for label in propagation.heads:
-        label = propagation.algebra.normal(label)
-        if label is not None and label.shape[1] == 1:
-            heads |= set(label[:, 0].tolist()) - {0}
-    return heads
+def _name(slots: Sequence[Slot], tensors: Tensors, kind: Kind, names: Counter[str]) -> str:
+    """Name a group after the module that makes its units: weights (2 or more axes) before biases.
 
-
-def _name(slots: Sequence[Slot], tensors: Tensors, heads: bool, names: Counter[str]) -> str:
-    """Name a group after the module that makes its units: weights (2 or more axes) before biases."""
+    Units of attention, of which a module makes several kinds, are named after their kind, too.
+    """
     producers = [s for s in slots if s.role == "out" and len(tensors.states[s.tensor].shape) > 1]
     producers = producers or [s for s in slots if s.role == "out"] or list(slots)
     module, _, tensor = producers[0].tensor.rpartition(".")
-    name = (module or tensor) + (" (heads)" if heads else "")
+    name = (module or tensor) + (f" ({kind})" if kind in KINDS_IN_NAMES else "")
     names[name] += 1
     return name if names[name] == 1 else f"{name} #{names[name]}"
 
 
+KINDS_IN_NAMES = ("heads", "key-value groups", "head positions")
 LOCATION = re.compile(r" \(([^()]*:\d+)\)$")
 
 

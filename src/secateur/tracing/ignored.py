@@ -1,4 +1,4 @@
-"""Layers that a user wants whole: names, modules, patterns and group names in `ignored_layers`."""
+"""Layers that a user wants whole: names, modules, patterns, group names and kinds in `ignored_layers`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.core import InputError, unknown
+from secateur.core import KINDS, Group, InputError, unknown
 from secateur.tracing.export import first_names
 from secateur.tracing.groups import Tensors, UnitFamily, find_equal_counts
 from secateur.tracing.propagate import Propagation
 
 __all__ = ["IgnoredLayer", "find_ignored_layers", "freeze_ignored_groups", "freeze_ignored_layers"]
 
-GROUP_SUFFIX = re.compile(r"( \(heads\))?( #\d+)?$")  # what a group's name adds to that of its module
+GROUP_SUFFIX = re.compile(r"( \([a-z -]+\))?( #\d+)?$")  # what a group's name adds to that of its module
+KIND = "kind:"  # before the kind of groups, or a pattern of kinds
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,30 @@ class IgnoredLayer:
         """Whether the entry may match several names."""
         return any(character in self.name for character in "*?[")
 
+    @property
+    def is_kind(self) -> bool:
+        """Whether the entry names groups by their kind."""
+        return self.name.startswith(KIND)
+
+    def matches(self, group: Group) -> bool:
+        """Return whether the entry names a group: by its name, a pattern of names, or its kind."""
+        if self.is_kind:
+            return fnmatchcase(KIND + group.kind, self.name)
+        return group.name == self.name or (self.is_pattern and fnmatchcase(group.name, self.name))
+
 
 def find_ignored_layers(model: nn.Module, entries: Any) -> tuple[IgnoredLayer, ...]:
     """Look up modules, names and patterns in a model.
 
     Args:
         model: The model.
-        entries: Modules of the model; names of modules, parameters or groups; or patterns (`fnmatch`) of
-            these.  Groups are not known yet: `freeze_ignored_groups` looks them up.
+        entries: Modules of the model; names of modules, parameters or groups; patterns (`fnmatch`) of
+            these; or kinds of groups, as in ``"kind:hidden"``.  Groups are not known yet:
+            `freeze_ignored_groups` looks them up.
 
     Raises:
-        InputError: If `entries` is not a list, a name is unknown, or a named module has no parameters.
+        InputError: If `entries` is not a list, a name or kind is unknown, or a named module has no
+            parameters.
     """
     if isinstance(entries, (str, nn.Module)) or not isinstance(entries, Iterable):
         raise InputError(f"ignored_layers is a list of modules and names; got {type(entries).__name__}")
@@ -59,6 +73,11 @@ def find_ignored_layers(model: nn.Module, entries: Any) -> tuple[IgnoredLayer, .
         name = name_of.get(id(entry)) if isinstance(entry, nn.Module) else entry
         if not isinstance(name, str):
             raise InputError(unknown("layer", type(entry).__name__, sorted(known - {""})))
+        if name.startswith(KIND):
+            if not any(fnmatchcase(KIND + kind, name) for kind in KINDS):
+                raise InputError(unknown("kind of groups", name.removeprefix(KIND), list(KINDS)))
+            ignored.append(IgnoredLayer(name, frozenset()))
+            continue
         layer = IgnoredLayer(name, frozenset(_tensors_inside(name, known, first)))
         if name in known and not layer.tensors:
             kind = type(model.get_submodule(name)).__name__
@@ -96,14 +115,14 @@ def freeze_ignored_groups(
     Raises:
         InputError: If an entry of `ignored_layers` matches no module, parameter or group.
     """
-    names = [family.group.name for family in families]
+    groups = [family.group for family in families]
     equal_counts = find_equal_counts(propagation, families)
     removed: set[str] = set()
     for layer in ignored:
-        matches = {n for n in names if n == layer.name or (layer.is_pattern and fnmatchcase(n, layer.name))}
-        if not matches and not layer.tensors:
+        matches = {group.name for group in groups if layer.matches(group)}
+        if not (matches or layer.tensors or layer.is_kind):
             what = "layer with parameters or group that matches" if layer.is_pattern else "group"
-            raise InputError(unknown(what, layer.name, sorted(names)))
+            raise InputError(unknown(what, layer.name, sorted(group.name for group in groups)))
         matches |= {n for tied in equal_counts if matches & set(tied) for n in tied}
         for family in families:
             if family.group.name in matches:

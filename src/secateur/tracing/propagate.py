@@ -141,6 +141,8 @@ class Propagation:
             module read as the length of an axis.
         equal_lengths: (labels, reason): axes that one number sizes, but whose units may differ.
         heads: Labels whose units are attention heads.
+        head_positions: Labels whose units are positions inside a head.
+        repeated: Labels of axes that repeat entries: the query heads that share a key and a value.
         norms: Names of modules that normalise over one axis in a known form.
         batch: Number of examples in the example inputs.
         node: Name of the current node.
@@ -157,6 +159,8 @@ class Propagation:
     size_attributes: list[tuple[str, str, int, Label, str]] = field(default_factory=list)
     equal_lengths: list[tuple[tuple[Label, ...], str]] = field(default_factory=list)
     heads: list[Label] = field(default_factory=list)
+    head_positions: list[Label] = field(default_factory=list)
+    repeated: list[Label] = field(default_factory=list)
     norms: frozenset[str] = frozenset()
     batch: int = 1
     node: str = ""
@@ -228,10 +232,10 @@ class Propagation:
                 return
         self.algebra.equate(a, b)
 
-    def record_heads(self, label: Label) -> None:
-        """Record that the units of an axis are attention heads: their group is named so."""
-        if label is not None:
-            self.heads.append(label)
+    def record_attention(self, heads: Sequence[Label], positions: Sequence[Label]) -> None:
+        """Record that the units of these axes are attention heads, and positions inside them."""
+        self.heads += [label for label in heads if label is not None]
+        self.head_positions += [label for label in positions if label is not None]
 
     def can_narrow(self, x: TensorAxes, axis: int = -1) -> bool:
         """Return whether an axis may lose indices under a statistic over it.

@@ -86,8 +86,9 @@ def trace(
             which units live and die together does not depend on the number of time steps, and
             tracing a recurrent network that is written step by step takes time in proportion to it.
         ignored_layers: What stays whole: modules, names of modules, parameters or groups (as
-            `PruningGraph.summary` prints them), or patterns of these such as ``"*.attention.*"``.  The
-            units that a layer makes stay; it may still read fewer.
+            `PruningGraph.summary` prints them), patterns of these such as ``"*.attention.*"``, or kinds of
+            groups (`secateur.core.KINDS`) such as ``"kind:hidden"``.  The units that a layer makes stay;
+            it may still read fewer.
         example_kwargs: Keyword inputs.
 
     Raises:

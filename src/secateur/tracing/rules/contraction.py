@@ -45,6 +45,8 @@ def matmul(propagation: Propagation, out: Shapes, x: TensorAxes, y: TensorAxes) 
         heads = [s.without(range(max(s.ndim - 2, 0), s.ndim)) for s in (x, y)]
         shape, labels = propagation.broadcast(*heads)
         zero = propagation.zero_flags(shape, heads, every=False)
+        if x.data and y.data:
+            propagation.record_attention(labels, [x.labels[-1], y.labels[-1]])
     return TensorAxes(
         out[0], (*labels, *rows[0], *columns[0]), (*zero, *rows[1], *columns[1]), x.data or y.data
     )
@@ -117,6 +119,8 @@ def einsum(
         if letter in right or len(places) == 1:
             for other, j in places[1:]:
                 propagation.equate(first.labels[i], other.labels[j])
+            if len(places) > 1 and all(operand.data for operand, _ in places):
+                propagation.record_attention([first.labels[i]], [])
             if letter not in right and first.labels[i] is not None and not first.zero[i]:
                 propagation.freeze(first, [i], "dead values are not 0 where they are summed")
         else:
@@ -275,14 +279,15 @@ def attention(
     enable_gqa: bool = False,
 ) -> TensorAxes:
     """Attend: tie heads; freeze the inner axis of q and k, whose length may enter the scale."""
-    propagation.equate(q.labels[-1], k.labels[-1])
+    inner = propagation.equate(q.labels[-1], k.labels[-1]), v.labels[-1]
     q = propagation.freeze(q, [-1], "its length may be the scale of the attention")
     k = propagation.freeze(k, [-1], "its length may be the scale of the attention")
     k, v = (propagation.freeze(s, [-2], "every key enters the attention") for s in (k, v))
     heads = q.labels[-3] if q.ndim > 3 else None
     if enable_gqa and q.ndim > 3:
         groups = k.shape[-3]
-        outer, _ = propagation.algebra.split(q.labels[-3], groups, q.shape[-3] // groups)
+        outer, queries = propagation.algebra.split(q.labels[-3], groups, q.shape[-3] // groups)
+        propagation.repeated.append(queries)
         propagation.algebra.equate(outer, k.labels[-3])
         propagation.algebra.equate(k.labels[-3], v.labels[-3])
         k, v = (s.with_axis(-3, 1, None, True) for s in (k, v))
@@ -291,7 +296,7 @@ def attention(
         batch.append(attn_mask.without([-1, -2]) if attn_mask.ndim >= 2 else attn_mask)
     shape, labels = propagation.broadcast(*batch)
     zero = propagation.zero_flags(shape, [batch[0], batch[2]], every=False)
-    propagation.record_heads(propagation.algebra.normal(heads))
+    propagation.record_attention([propagation.algebra.normal(heads)], inner)
     return TensorAxes(out[0], (*labels, q.labels[-2], v.labels[-1]), (*zero, False, v.zero[-1]), True)
 
 

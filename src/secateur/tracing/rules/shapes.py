@@ -101,6 +101,7 @@ def expand(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, **o
     for i, n in enumerate(shape):
         kept = i >= lead and x.shape[i - lead] == n
         labels.append(x.labels[i - lead] if kept else propagation.algebra.label(n))
+        propagation.repeated += [] if kept else labels[-1:]
         zero.append(x.zero[i - lead] if kept else False)
         if isinstance(sizes, (list, tuple)):
             propagation.record_size(i, sizes[i], labels[-1])
@@ -128,6 +129,7 @@ def repeat_interleave(
         return propagation.unlabelled(out[0], x.data)
     fresh = propagation.algebra.label(repeats)
     propagation.record_size(0, repeats, fresh)
+    propagation.repeated.append(fresh)
     label = propagation.algebra.merge(x.labels[dim], x.shape[dim], fresh, repeats)
     return x.with_axis(dim, x.shape[dim] * repeats, label, x.zero[dim] and fresh is None)
 
