@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation.cost import CostModel
+from secateur.allocation.schedule import removed_by_kind
 from secateur.batches import split_batch
 from secateur.core import InputError, Plan, PruningGraph
 from secateur.core.jsonable import plain, versions
@@ -302,7 +302,7 @@ def start_report(
         groups={
             g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
         },
-        kinds=_count_kinds(plan),
+        kinds=removed_by_kind(plan),
         masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in plan.masks.items()},
         frozen=[asdict(axis) for axis in graph.frozen],
         notes={key: note for key, note in plan.notes.items() if key != "steps"},
@@ -313,23 +313,6 @@ def start_report(
         memory=peak_memory(),
         **how,
     )
-
-
-def _count_kinds(plan: Plan) -> dict[str, dict[str, int]]:
-    """Return, by kind, what `Report.kinds` says."""
-    if not plan.keep:
-        return {}
-    model = CostModel(plan.graph)
-    kinds: dict[str, dict[str, int]] = {}
-    for kind, groups in plan.graph.by_kind().items():
-        keep = {group.name: plan.keep[group.name] for group in groups if group.name in plan.keep}
-        kinds[kind] = {
-            "groups": len(groups),
-            "units": sum(group.size for group in groups),
-            "kept": sum(len(keep.get(group.name, range(group.size))) for group in groups),
-            "parameters": model({}).params - model(keep).params,
-        }
-    return kinds
 
 
 def measure(

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from secateur.allocation.allocation import allocate, prunable, weight_sizes
 from secateur.allocation.amounts import Amounts
-from secateur.allocation.cost import graph_cost
+from secateur.allocation.cost import CostModel, graph_cost
 from secateur.core import Budget, Plan, PruningGraph, Units, Weights
 from secateur.core.budget import as_budget
 
-__all__ = ["reached", "remaining_budget"]
+__all__ = ["reached", "remaining_budget", "removed_by_kind"]
 
 
 def reached(plan: Plan) -> dict[str, float]:
@@ -26,6 +26,27 @@ def reached(plan: Plan) -> dict[str, float]:
     macs = after.macs / before.macs if before.macs else 1.0
     shares = {"units": units / sum(had.values()), "params": after.params / before.params, "macs": macs}
     return {**shares, **({"bytes": after.bytes / before.bytes} if before.bytes else {})}
+
+
+def removed_by_kind(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return, by kind of group, what a plan removes: "groups", "units", "kept" units, and "parameters".
+
+    The parameters are those that go if only the units of this kind go, so a weight between two kinds counts
+    in both.  A plan that removes no units gives an empty mapping.
+    """
+    if not plan.keep:
+        return {}
+    model = CostModel(plan.graph)
+    kinds: dict[str, dict[str, int]] = {}
+    for kind, groups in plan.graph.by_kind().items():
+        keep = {group.name: plan.keep[group.name] for group in groups if group.name in plan.keep}
+        kinds[kind] = {
+            "groups": len(groups),
+            "units": sum(group.size for group in groups),
+            "kept": sum(len(keep.get(group.name, range(group.size))) for group in groups),
+            "parameters": model({}).params - model(keep).params,
+        }
+    return kinds
 
 
 def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -> Budget:
