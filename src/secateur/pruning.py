@@ -29,7 +29,7 @@ from secateur.core import (
     Units,
     Weights,
 )
-from secateur.core.budget import as_budget
+from secateur.core.budget import BY_LOSS, as_budget
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
 from secateur.methods import Method, find_method
@@ -266,11 +266,11 @@ def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Seq
 def _by_loss(method: Method, budget: Budget, batches: Any) -> SetMethod | None:
     """Return the method if the losses of the groups decide the counts: it orders the units for the trials."""
     orders = method if isinstance(method, SetMethod) and method.orders_units() else None
-    if budget.scope == "loss" and batches is None:
-        raise InputError("scope='loss' measures what groups cost at the output: pass data=batches")
-    if budget.scope == "loss" and orders is None:
+    if budget.scope in BY_LOSS and batches is None:
+        raise InputError(f"scope={budget.scope!r} measures what groups cost at the output: pass data=batches")
+    if budget.scope in BY_LOSS and orders is None:
         raise InputError(f"{method.name!r} gives no order of units to measure losses by: use scope='layer'")
-    return orders if budget.scope in ("auto", "loss") and batches is not None else None
+    return orders if budget.scope in ("auto", *BY_LOSS) and batches is not None else None
 
 
 def _collect(

@@ -56,7 +56,7 @@ def test_without_gram_matrices_units_are_masked_only(model: nn.Module) -> None:
     assert Divergence(model, [(x, None)])(shrink(model, plan)) == pytest.approx(curve.losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("budget", [sc.Params(0.7), sc.Macs(0.7), sc.Units(0.7, scope="loss")])
+@pytest.mark.parametrize("budget", [sc.Params(0.7), sc.Macs(0.7, "program"), sc.Units(0.7, "loss")])
 def test_the_group_that_hardly_matters_gives_most(model: nn.Module, budget: sc.Budget) -> None:
     batches = [(part, None) for part in data(320).split(32)]
     by_loss = sc.prune(model, data(2), budget, batches, progress=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from secateur.allocation.counts import (
 from secateur.allocation.erk import erk_densities, fill, unit_factors
 from secateur.allocation.layer_shares import layer_shares
 from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
+from secateur.allocation.program import counts_of_program
 from secateur.allocation.ranking import comparable, ranked, top
+from secateur.allocation.terms import counted_terms
 from secateur.core import (
     Budget,
     Group,
@@ -32,7 +35,7 @@ from secateur.core import (
     Units,
     Weights,
 )
-from secateur.core.budget import as_budget
+from secateur.core.budget import BY_LOSS, as_budget
 
 __all__ = ["Allocation", "allocate", "make_equal", "prunable", "weight_sizes"]
 
@@ -49,7 +52,8 @@ class Allocation:
             or, of several budgets, the one that binds.
         target: The requested share.
         reached: The share that the counts reach.
-        loss: The predicted loss, for scope "loss".
+        loss: The predicted loss, for scopes "loss" and "program".
+        notes: What the integer program proved, for scope "program".
     """
 
     counts: Mapping[str, int]
@@ -57,6 +61,7 @@ class Allocation:
     target: float
     reached: float
     loss: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prunable(graph: PruningGraph) -> tuple[Group, ...]:
@@ -128,7 +133,8 @@ def allocate(
             units.  `Weights`: the weights of `PruningGraph.prunable_weights` lose entries.
         scores: Group or weight name -> scores, higher stays; required, and comparable across groups, for
             scope ``"global"``.  Units scored -inf stay only if the floor requires it.
-        losses: Group name -> what removing its units costs; required for scope ``"loss"``.
+        losses: Group name -> what removing its units costs; required for the scopes ``"loss"`` and
+            ``"program"``.
 
     Returns:
         Exact counts.  ``Units`` and ``Weights`` are met up to rounding; the others as closely as possible
@@ -143,10 +149,10 @@ def allocate(
         raise InputError("scope='global' ranks everything together and needs scores; use 'layer' or 'erk'")
     if budget.scope == "auto":
         budget = budget.with_scope("loss" if losses else "layer")
-    if budget.scope == "loss" and not losses:
+    if budget.scope in BY_LOSS and not losses:
         raise InputError(
-            "scope='loss' needs the measured losses of the groups: use prune() or plan() with data, and a "
-            "method that orders units; or scope='layer'"
+            f"scope={budget.scope!r} needs the measured losses of the groups: use prune() or plan() with "
+            "data, and a method that orders units; or scope='layer'"
         )
     if isinstance(budget, Weights):
         return _allocate_weights(graph, budget, scores)
@@ -212,6 +218,7 @@ def _allocate_units(
     scores = None if scores is None else _checked(scores, sizes)
     vectors = None if scores is None else [_joined([scores[n] for n in names]) for names in sets]
     amounts, loss = _amounts(graph, budget, sets, scores), None
+    notes: dict[str, Any] = {}
     total = amounts([a.size for a in allowed])
     if isinstance(budget, Units) and budget.scope == "layer":
         counts = [a.nearest(budget.keep * a.size) for a in allowed]
@@ -223,9 +230,13 @@ def _allocate_units(
             """Return the largest ratio of an amount to its target: all budgets hold at 1."""
             return float((amounts(counts) / targets).max())
 
-        if budget.scope == "loss":
+        if budget.scope in BY_LOSS:
             curves = [_loss_by_count(losses, names) for names in sets]
             counts = counts_of_least_loss(allowed, curves, excess, 1.0)
+            if budget.scope == "program":
+                costs = [counted_terms(graph, part) for part in budget.parts]
+                budgets = list(zip(costs, targets.tolist(), strict=True))
+                counts, notes = counts_of_program(sets, allowed, curves, budgets, amounts, counts)
             loss = float(sum(curve[n] for curve, n in zip(curves, counts, strict=True)))
         else:
             counts = _counts_within(graph, budget, allowed, vectors, excess, targets)
@@ -233,7 +244,7 @@ def _allocate_units(
     shares = amounts(counts) / total
     binding = int(np.argmax(shares / [part.keep for part in budget.parts]))
     part = budget.parts[binding]
-    return Allocation({n: each[n] for n in sizes}, part.unit, part.keep, float(shares[binding]), loss)
+    return Allocation({n: each[n] for n in sizes}, part.unit, part.keep, float(shares[binding]), loss, notes)
 
 
 def _targets(budget: Budget, total: np.ndarray) -> np.ndarray:

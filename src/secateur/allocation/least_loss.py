@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from secateur.allocation.counts import AllowedCounts
 from secateur.core import LossCurve
 
-__all__ = ["counts_of_least_loss", "predicted_losses"]
+__all__ = ["counts_of_least_loss", "keep_more", "predicted_losses"]
 
 Floats = NDArray[np.float64]
 Amount = Callable[[list[int]], float]
@@ -74,7 +74,7 @@ def counts_of_least_loss(
             low = price
         if high / low < 1.01:
             break
-    return _fill(best, choices, losses, amount, target)
+    return keep_more(best, choices, losses, amount, target)
 
 
 def _at_price(
@@ -99,7 +99,7 @@ def _slope(counts: list[int], i: int, options: NDArray[np.int64], amount: Amount
     return (amount(most) - amount(least)) / (options[-1] - options[0])
 
 
-def _fill(
+def keep_more(
     counts: list[int],
     choices: Sequence[NDArray[np.int64]],
     losses: Sequence[Floats],

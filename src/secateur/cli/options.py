@@ -81,7 +81,8 @@ IgnoredLayers = Annotated[
 ScopeName = Annotated[
     str | None,
     typer.Option(
-        help="layer (the same share in every group), global, erk, or loss (least predicted loss, by data); "
+        help="layer (the same share in every group), global, erk, loss (least predicted loss, by data) or "
+        "program (the same by an integer program, with a proven gap); "
         "by default loss for params and macs where there is data, else layer."
     ),
 ]

@@ -24,8 +24,9 @@ __all__ = [
     "as_budget",
 ]
 
-Scope = Literal["auto", "layer", "global", "erk", "loss"]
-SCOPES = ("auto", "layer", "global", "erk", "loss")
+Scope = Literal["auto", "layer", "global", "erk", "loss", "program"]
+SCOPES = ("auto", "layer", "global", "erk", "loss", "program")
+BY_LOSS = ("loss", "program")
 Counted = Literal["all", "body", "prunable"]
 COUNTED = ("all", "body", "prunable")
 
@@ -54,7 +55,8 @@ class Budget:
         keep: Share that stays, in (0, 1].
         scope: ``"layer"``: the same share in every group; ``"global"``: the best of all groups together;
             ``"erk"``: shares by the Erdos-Renyi-kernel rule; ``"loss"``: the counts of least predicted loss,
-            from what removing units of each group alone costs at the output (needs data); ``"auto"``:
+            from what removing units of each group alone costs at the output (needs data); ``"program"``: the
+            same by an integer program, which proves how far from the least they can be; ``"auto"``:
             "loss" where `prune` has data and the method an order of units, else "layer".
         floor: Least number that stays in every group.
         round_to: Every group keeps a multiple of this number, or stays whole.
@@ -283,7 +285,7 @@ class Weights(Budget):
                 raise InputError("give keep or density, not both: density is the old name of keep")
             warnings.warn("Weights(density=...) is now Weights(keep=...)", DeprecationWarning, stacklevel=2)
             keep = density
-        if scope in ("auto", "loss"):
+        if scope in ("auto", *BY_LOSS):
             raise InputError(f"Weights takes no scope={scope!r}: losses are measured for units of groups")
         super().__init__(keep, scope, floor)
 

@@ -252,7 +252,7 @@ def unit_plan(
     _check_removes(bool(keep), allocation, budget)
     plan = Plan(graph, method, keep, {}, choice.merges, repr(budget), seed)
     loss = {} if allocation.loss is None else {"predicted loss": allocation.loss}
-    return replace(plan, notes={**choice.notes, **loss, "reached": reached(plan)})
+    return replace(plan, notes={**choice.notes, **loss, **allocation.notes, "reached": reached(plan)})
 
 
 def weight_plan(
