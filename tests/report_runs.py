@@ -11,7 +11,7 @@ from torch import nn
 import secateur as sc
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.measure.cost import ModelCost
-from secateur.measure.latency import Latency
+from secateur.measure.latency import Timing
 from secateur.measure.metrics import Agreement
 from secateur.report import Measurement, Report
 
@@ -25,7 +25,7 @@ MODELS, METHODS, REPAIRS, KEEPS = (
 
 def measurement(scale: float, quality: float) -> Measurement:
     count = int(40_000 * scale)
-    times = tuple(Latency(b, 1e-4 * b * scale, 9e-5 * b, 2e-4 * b, 30, 1, "a machine") for b in (1, 64))
+    times = tuple(Timing(b, 1e-4 * b * scale, 9e-5 * b, 2e-4 * b, 30, 1, "a machine") for b in (1, 64))
     return Measurement(ModelCost(count, count - 3, 4 * count, 10 * count), quality, times)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from secateur import _old_names
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
-from secateur.core import Bytes, Macs, Params, SecateurError, Units, Weights
+from secateur.core import Bytes, Latency, Macs, Params, SecateurError, Units, Weights
 from secateur.formats.store import load
 from secateur.methods import register
 from secateur.pruning import plan, prune
@@ -47,6 +47,7 @@ __all__ = [
     "Bytes",
     "Finetune",
     "Fold",
+    "Latency",
     "Macs",
     "OneShot",
     "Params",

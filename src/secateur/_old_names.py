@@ -25,7 +25,6 @@ MOVED_NAMES = {
     "Group": "secateur.core",
     "History": "secateur.repair.finetune",
     "InputError": "secateur.core",
-    "Latency": "secateur.measure.latency",
     "Layer": "secateur.core",
     "METHODS": "secateur.methods",
     "Measurement": "secateur.report",

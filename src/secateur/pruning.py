@@ -32,6 +32,7 @@ from secateur.core import (
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.core.indices import kept_shapes
 from secateur.execution import check_seed
+from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.methods.contract import check_step, needs_of
@@ -112,12 +113,13 @@ def plan(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     batches = None if data is None else as_batches(data)
+    budget = with_shares(graph, with_tables(budget, model, graph))
     by_loss = _by_loss(chosen, budget, batches)
     needs = needs_of(chosen, budget) | ({"gram"} if by_loss else set())
     _check_data(chosen, needs, batches)
     settings = _repair_settings((), model, batches, loss, seed, False, by_loss is not None)
     statistics = _collect(model, graph, settings, needs, by_loss)
-    return chosen.plan(graph, statistics, budget)
+    return note_prediction(chosen.plan(graph, statistics, budget), budget)
 
 
 def prune(
@@ -181,7 +183,6 @@ def prune(
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget)
-    _check_data(chosen, needs_of(chosen, budget), batches, repairs)
     by_loss = _by_loss(chosen, budget, batches)
     needs = needs_of(chosen, budget) | repair_needs(repairs)
     settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss is not None)
@@ -190,7 +191,7 @@ def prune(
     clock = Stopwatch()
     with clock("trace"):
         graph = trace(model, example_inputs, ignored_layers, example_kwargs)
-    shares = with_shares(graph, budget)
+        shares = with_shares(graph, with_tables(budget, model, graph))
     start = state = Pruned(model, graph, Plan(graph, chosen.name))
     judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
     inexact: dict[str, str] = {}
@@ -199,8 +200,9 @@ def prune(
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
                 statistics = _collect(before.model, before.graph, settings, needs, by_loss)
-        decide = partial(_decide, chosen, graph, goal, statistics, state, schedule)
-        step_plan, after = _remove(decide, start, before, inexact, clock, check, check_device)
+        decide = partial(_decide, chosen, graph, statistics, state, schedule)
+        remove = partial(_remove, decide, start, before, inexact, clock, check, check_device)
+        step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
         if isinstance(step_plan, NothingToPrune):
             refusal = step_plan
             notes += [] if schedule.restarts else [_note(number, goal, graph, state)]
@@ -225,7 +227,7 @@ def prune(
 def _defaults(
     method: str | Method | type | None, repair: Any, batches: Any, budget: Budget
 ) -> tuple[Method, tuple[Repair, ...]]:
-    """Return the method and the repairs; where the user chose none, the best for what there is."""
+    """Return the method and the repairs, checked; where the user chose none, the best for what there is."""
     plain = batches is None or isinstance(budget, Weights)
     if method is None and batches is None:
         warnings.warn(
@@ -236,7 +238,9 @@ def _defaults(
     chosen = find_method(("magnitude" if plain else "matroid") if method is None else method)
     if isinstance(repair, str) and repair == "auto":
         repair = None if plain else "refit"
-    return chosen, parse_repair(repair)
+    repairs = parse_repair(repair)
+    _check_data(chosen, needs_of(chosen, budget), batches, repairs)
+    return chosen, repairs
 
 
 def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed: Any) -> Budget:
@@ -317,18 +321,19 @@ def _split_repairs(
 
 
 def _remove(
-    decide: Callable[[PruningGraph, Mapping[str, str]], Plan | NothingToPrune],
+    decide: Callable[[Budget, PruningGraph, Mapping[str, str]], Plan | NothingToPrune],
     start: Pruned,
     before: Pruned,
     inexact: dict[str, str],
     clock: Stopwatch,
     check: bool,
     check_device: Any,
+    goal: Budget,
 ) -> tuple[Plan | NothingToPrune, Pruned]:
     """Decide and shrink, again with fewer groups as long as some fail the check; `inexact` gets them."""
     while True:
         with clock("plan"):
-            step = decide(freeze_groups(before.graph, inexact, INEXACT), inexact)
+            step = decide(goal, freeze_groups(before.graph, inexact, INEXACT), inexact)
         if isinstance(step, NothingToPrune):
             return step, before
         with clock("shrink"):
@@ -341,10 +346,10 @@ def _remove(
 def _decide(
     method: Method,
     original: PruningGraph,
-    goal: Budget,
     statistics: Statistics,
     state: Pruned,
     schedule: Schedule,
+    goal: Budget,
     graph: PruningGraph,
     inexact: Mapping[str, str],
 ) -> Plan | NothingToPrune:

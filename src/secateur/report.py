@@ -23,7 +23,7 @@ from secateur.core.markdown import markdown_table
 from secateur.execution import device_and_dtype
 from secateur.measure.cost import ModelCost, cost
 from secateur.measure.generation import TokenRates, token_rates
-from secateur.measure.latency import Latency, latency, try_sizes
+from secateur.measure.latency import Timing, latency, try_sizes
 from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
 
 __all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
@@ -57,7 +57,7 @@ class Measurement:
 
     cost: ModelCost
     metric: float | None = None
-    latency: tuple[Latency, ...] = ()
+    latency: tuple[Timing, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     rates: TokenRates | None = None
 
@@ -215,6 +215,7 @@ class Report:
             predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
             foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
             lines.append(f"  divergence of the outputs on batches kept apart: {measured:.3g}{foreseen}")
+        lines += [f"  {_describe_budget(note)}" for note in self.notes.get("latency", ())]
         if inexact := self.notes.get("inexact groups"):
             lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
         for what in ("undone", "skipped"):
@@ -341,7 +342,7 @@ def measure(
         when: None if holdout is None or metric is None else evaluate(x, holdout, metric, original=model)
         for when, x in both.items()
     }
-    latencies: Mapping[str, tuple[Latency, ...]] = {"before": (), "after": ()}
+    latencies: Mapping[str, tuple[Timing, ...]] = {"before": (), "after": ()}
     if batch_sizes:
         latencies = latency(
             both, args, kwargs, batch_sizes=batch_sizes, batch_axis=batch_axis, limit=10.0, seed=report.seed
@@ -417,7 +418,7 @@ _FREE = (
 
 
 def _measurement(values: Mapping[str, Any]) -> Measurement:
-    rows = tuple(Latency(**row) for row in values["latency"])
+    rows = tuple(Timing(**row) for row in values["latency"])
     rates = values.get("rates") and TokenRates(**values["rates"])
     return Measurement(ModelCost(**values["cost"]), values["metric"], rows, values.get("metrics", {}), rates)
 
@@ -437,5 +438,15 @@ def _ratio(before: float, after: float) -> float | None:
     return before / after if after else None
 
 
-def _milliseconds(x: Latency) -> str:
+def _describe_budget(note: Mapping[str, Any]) -> str:
+    """Describe what became of a budget of milliseconds."""
+    values = {key: f"{note[key]:.3g} ms" for key in ("original", "target", "predicted", "measured")}
+    text = (
+        f"budget of {values['target']} at batch {note['batch']}: {values['original']} before, "
+        f"{values['measured']} after, predicted {values['predicted']}"
+    )
+    return text if note["holds"] else f"{text}; not held: {', '.join(note['in the way'][:3])}"
+
+
+def _milliseconds(x: Timing) -> str:
     return f"{1e3 * x.median:.3g} ms ({1e3 * x.lower:.3g} to {1e3 * x.upper:.3g})"

@@ -22,6 +22,7 @@ from secateur.core import (
     Budget,
     Bytes,
     InputError,
+    Latency,
     Macs,
     Params,
     Units,
@@ -58,11 +59,15 @@ BUDGETS: dict[str, type[Budget]] = {
     "params": Params,
     "macs": Macs,
     "bytes": Bytes,
+    "latency": Latency,
 }
 # Endings of an amount that may stay -> the budget's option for it.
-LIMITS = {"bytes": {"MB": "megabytes"}}
+LIMITS = {"bytes": {"MB": "megabytes"}, "latency": {"ms": "milliseconds"}}
 # Options after the amount, and their types.
-BUDGET_OPTIONS: dict[str, dict[str, type]] = {"params": {"of": str}}
+BUDGET_OPTIONS: dict[str, dict[str, type]] = {
+    "params": {"of": str},
+    "latency": {"batch": int, "batch_axis": int, "threads": int, "device": str},
+}
 TOKENS = 13  # in each example input of a transformers model; unlike the usual sizes
 
 
@@ -233,7 +238,9 @@ def _kind(spec: str) -> tuple[str, Callable[..., Any], str]:
     return second, find_function(f"{first}:{second}"), options
 
 
-def make_budgets(specs: Sequence[str], scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
+def make_budgets(
+    specs: Sequence[str], scope: str | None = None, floor: int = 1, round_to: int | None = None
+) -> Budget:
     """Return the budgets that several texts name as one; see `make_budget`.
 
     Example:
@@ -243,7 +250,7 @@ def make_budgets(specs: Sequence[str], scope: str | None = None, floor: int = 1,
     return as_budget([make_budget(spec, scope, floor, round_to) for spec in specs])
 
 
-def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: int = 1) -> Budget:
+def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: int | None = None) -> Budget:
     """Return the budget that ``units=0.5``, ``units=layer1.*:0.75,fc:0.5`` or ``params=0.8,of=body`` names.
 
     Raises:
@@ -260,6 +267,8 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         {'layer1.*': 0.75, 'fc': 0.5}
         >>> make_budget("bytes=20MB")
         Bytes(megabytes=20.0)
+        >>> make_budget("latency=12.5ms,batch=32,threads=4")
+        Latency(milliseconds=12.5, batch=32, threads=4)
     """
     name, _, text = spec.partition("=")
     if name not in BUDGETS:
@@ -275,8 +284,9 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
     kind: Any = BUDGETS[name]
     if kind is not Weights:
         scope = kind.scope if scope is None else scope
+        round_to = kind.round_to if round_to is None else round_to
         return kind(scope=scope, floor=floor, round_to=round_to, **given)
-    if round_to != 1:
+    if round_to is not None and round_to != 1:
         raise InputError("--round-to rounds the number of units, and a budget of weights removes no units")
     return Weights(**given, scope=scope or "layer", floor=floor)  # type: ignore[arg-type]  # Weights checks the scope
 

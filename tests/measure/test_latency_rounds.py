@@ -11,7 +11,7 @@ from report_runs import make_report
 from torch import nn
 
 from secateur.cli import demo
-from secateur.measure.latency import _interleave, latency
+from secateur.measure.latency import latency, time_in_turn
 
 
 def test_both_models_are_measured_for_equally_long() -> None:
@@ -25,7 +25,7 @@ def test_both_models_are_measured_for_equally_long() -> None:
         return run
 
     runs = {"before": timed("before", 0.012), "after": timed("after", 0.003)}
-    _interleave(runs, 5, 2, None, random.Random(0))
+    time_in_turn(runs, 5, 2, None, random.Random(0))
     assert asked == {"before": [1] * 8, "after": [1] * 3 + [4] * 5}
 
 

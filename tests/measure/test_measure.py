@@ -18,7 +18,7 @@ from secateur.core import InputError
 from secateur.core.jsonable import plain
 from secateur.execution import evaluating
 from secateur.measure.cost import ModelCost, cost, macs, nbytes, nonzero, parameters
-from secateur.measure.latency import Latency, latency
+from secateur.measure.latency import Timing, latency
 from secateur.measure.metrics import (
     Agreement,
     accuracy,
@@ -331,7 +331,7 @@ class _Slow(nn.Module):
         return x
 
 
-def test_latency_interleaves_and_orders() -> None:
+def test_latencytime_in_turns_and_orders() -> None:
     log: list[float] = []
     rows = latency(
         {"slow": _Slow(0.008, log), "fast": _Slow(0.006, log)},
@@ -395,7 +395,7 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.text(), json_values, max_size=4), st.floats(0, 1))
 def test_report_survives_json(notes: dict, value: float) -> None:
-    row = Latency(1, 0.5, 0.25, 0.75, 30, 1, "cpu")
+    row = Timing(1, 0.5, 0.25, 0.75, 30, 1, "cpu")
     before, after = (Measurement(ModelCost(n, n, 4 * n, 9 * n), value, (row,)) for n in (10, 5))
     report = Report(
         model="Net",

@@ -10,8 +10,15 @@ are the closest that do not exceed the target.  The groups of a recurrent module
 scope (`PruningGraph.equal_counts`).
 """
 
-from secateur.allocation.allocation import Allocation, allocate, make_equal, prunable, weight_sizes
-from secateur.allocation.amounts import Amounts, with_shares
+from secateur.allocation.allocation import (
+    Allocation,
+    allocate,
+    allowed_counts,
+    make_equal,
+    prunable,
+    weight_sizes,
+)
+from secateur.allocation.amounts import Amounts, predicted_latency, with_shares
 from secateur.allocation.cost import Cost, CostModel, GroupCost, graph_cost, group_costs
 from secateur.allocation.erk import erk_densities
 from secateur.allocation.ranking import ranked, top, top_of_every
@@ -27,12 +34,14 @@ __all__ = [
     "GroupCost",
     "Term",
     "allocate",
+    "allowed_counts",
     "counted_terms",
     "erk_densities",
     "graph_cost",
     "group_costs",
     "length_terms",
     "make_equal",
+    "predicted_latency",
     "prunable",
     "ranked",
     "reached",

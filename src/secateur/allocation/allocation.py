@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd, lcm
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.allocation.amounts import Amounts, with_shares
+from secateur.allocation.amounts import Amounts, widths_step, with_shares
 from secateur.allocation.counts import (
     AllowedCounts,
     apportion,
+    one_by_one,
+    one_step_more,
     ranked_counts,
     round_half_up,
     search,
@@ -37,7 +40,7 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 
-__all__ = ["Allocation", "allocate", "make_equal", "prunable", "weight_sizes"]
+__all__ = ["Allocation", "allocate", "allowed_counts", "make_equal", "prunable", "weight_sizes"]
 
 Scores = Mapping[str, Tensor]
 
@@ -209,12 +212,8 @@ def _allocate_units(
 ) -> Allocation:
     sizes = {g.name: g.size for g in prunable(graph)}
     _check_floor(budget.floor, sizes, "units")
-    # m groups that must keep equal counts are one entry, of m times the units, the floor and the step.
     sets = [[g.name for g in groups] for groups in graph.counted_together()]
-    allowed = [
-        AllowedCounts(*(len(names) * n for n in (sizes[names[0]], budget.floor, budget.round_to)))
-        for names in sets
-    ]
+    allowed = allowed_counts(graph, budget)
     scores = None if scores is None else _checked(scores, sizes)
     vectors = None if scores is None else [_joined([scores[n] for n in names]) for names in sets]
     amounts, loss = _amounts(graph, budget, sets, scores), None
@@ -245,6 +244,29 @@ def _allocate_units(
     binding = int(np.argmax(shares / [part.keep for part in budget.parts]))
     part = budget.parts[binding]
     return Allocation({n: each[n] for n in sizes}, part.unit, part.keep, float(shares[binding]), loss, notes)
+
+
+def allowed_counts(graph: PruningGraph, budget: Budget) -> list[AllowedCounts]:
+    """Return the counts that each set of `PruningGraph.counted_together` may keep.
+
+    m groups that must keep equal counts are one entry, of m times the units, the floor and the step.
+    """
+    allowed, step = [], widths_step(budget)
+    for groups in graph.counted_together():
+        multiple = lcm(budget.round_to or 1, _units_of_step(groups[0], step))
+        allowed.append(AllowedCounts(*(len(groups) * n for n in (groups[0].size, budget.floor, multiple))))
+    return allowed
+
+
+def _units_of_step(group: Group, step: int) -> int:
+    """Return the number of units whose multiples make widths multiples of a step; less in small groups."""
+    # A head owns a block of neighbours.  Where a unit's indices are apart (the same position in every
+    # head), other groups decide how many there are.
+    runs = [s.index.shape[1] for s in group.slots if s.index.size and (np.diff(s.index, axis=1) == 1).all()]
+    units = step // gcd(step, min(runs, default=1))
+    while units > 1 and group.size < 2 * units:
+        units //= 2
+    return units
 
 
 def _targets(budget: Budget, total: np.ndarray) -> np.ndarray:
@@ -281,11 +303,13 @@ def _counts_within(
 ) -> list[int]:
     if budget.scope == "global":
         return search(ranked_counts(allowed, scores or []), excess, 1.0)
-    if budget.scope == "layer":
-        return search(shared_counts(allowed, np.ones(len(allowed))), excess, 1.0)
-    factors = unit_factors(graph, graph.counted_together())
+    layer = budget.scope == "layer"
+    factors = np.ones(len(allowed)) if layer else unit_factors(graph, graph.counted_together())
     if not isinstance(budget, Units):
-        return search(shared_counts(allowed, factors), excess, 1.0)
+        path = shared_counts(allowed, factors)
+        if widths_step(budget) == 1:
+            return search(path, excess, 1.0)
+        return one_step_more(allowed, search(one_by_one(path), excess, 1.0), excess, 1.0)
     first, size = (np.array(x, dtype=float) for x in zip(*((a.first, a.size) for a in allowed), strict=True))
     target = float(targets[0])
     return apportion(allowed, fill(factors * size, first, size, target).tolist(), int(target))
@@ -331,7 +355,8 @@ def _check_reachable(least: np.ndarray, targets: np.ndarray, total: np.ndarray, 
     for part, low, target, whole in zip(budget.parts, least, targets, total, strict=True):
         if low > target:
             raise InputError(
-                f"{part} cannot be reached: with floor {budget.floor} and multiples of {budget.round_to} in "
-                f"each group at least {low:.6g} of {whole:.6g} {part.unit} stay, a share "
+                f"{part} cannot be reached: with floor {budget.floor} and multiples of "
+                f"{budget.round_to or widths_step(budget)} in each group at least {low:.6g} of {whole:.6g} "
+                f"{part.unit} stay, a share "
                 f"of {np.ceil(1e4 * low / whole) / 1e4:g}"
             )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.allocation.cost import counted_amount
-from secateur.core import Budget, IntArray, PruningGraph, Units
+from secateur.allocation.cost import CostModel, counted_amount
+from secateur.core import Budget, InputError, IntArray, Latency, LatencyTable, PruningGraph, Units
 from secateur.core.budget import as_budget
 
-__all__ = ["Amounts", "with_shares"]
+__all__ = ["Amounts", "measured_table", "predicted_latency", "widths_step", "with_shares"]
 
 
 class Amounts:
@@ -40,17 +40,44 @@ class Amounts:
     def __init__(self, graph: PruningGraph, budget: Budget) -> None:
         """Check the graph and tabulate it."""
         self.groups = {group.name: group for group in graph.groups}
-        self._counted = [
-            self._units if isinstance(part, Units) else counted_amount(graph, part) for part in budget.parts
-        ]
+        self._counted = [self._amount_of(graph, part) for part in budget.parts]
         self.whole = self({})
 
     def __call__(self, keep: Mapping[str, IntArray]) -> NDArray[np.float64]:
         """Return the amount of each part if only these units stay; other groups stay whole."""
         return np.array([amount(keep) for amount in self._counted], dtype=float)
 
+    def _amount_of(self, graph: PruningGraph, part: Budget) -> Callable[[Mapping[str, IntArray]], float]:
+        if isinstance(part, Units):
+            return self._units
+        return predicted_latency(graph, part) if isinstance(part, Latency) else counted_amount(graph, part)
+
     def _units(self, keep: Mapping[str, IntArray]) -> int:
         return sum(len(keep[name]) if name in keep else group.size for name, group in self.groups.items())
+
+
+def predicted_latency(graph: PruningGraph, budget: Latency) -> Callable[[Mapping[str, IntArray]], float]:
+    """Return the milliseconds that a budget's table predicts, as a function of the kept units.
+
+    Raises:
+        InputError: If nothing was measured yet.
+    """
+    table, model = measured_table(budget), CostModel(graph)
+    rows = np.array([[model.rows[x.weight, axis] for axis in x.axes] for x in table.layers]).reshape(-1, 2)
+    return lambda keep: table.total(*model.lengths(keep)[rows].T)
+
+
+def measured_table(budget: Latency) -> LatencyTable:
+    """Return the table of a budget, or raise `InputError` if nothing was measured yet."""
+    if budget.table is None:
+        raise InputError(f"{budget} needs measured layers, which prune() and plan() of the package take")
+    return budget.table
+
+
+def widths_step(budget: Budget) -> int:
+    """Return the multiple that all widths should be, by the tables of a budget."""
+    tables = [part.table for part in budget.parts if isinstance(part, Latency) and part.round_to == 0]
+    return max((table.step for table in tables if table is not None), default=1)
 
 
 def with_shares(graph: PruningGraph, budget: Budget) -> Budget:

@@ -15,6 +15,8 @@ __all__ = [
     "AllowedCounts",
     "CountPath",
     "apportion",
+    "one_by_one",
+    "one_step_more",
     "ranked_counts",
     "round_half_up",
     "search",
@@ -108,6 +110,37 @@ def shared_counts(allowed: list[AllowedCounts], factors: np.ndarray) -> CountPat
         return [a.nearest(min(1.0, shares[i] * f) * a.size) for a, f in zip(allowed, factors, strict=True)]
 
     return CountPath(len(shares) - 1, at)
+
+
+def one_by_one(path: CountPath) -> CountPath:
+    """Return the path on which groups that change together change one after the other, the last ones first.
+
+    Where counts are multiples of a large number, steps of all groups at once miss the target by far.
+
+    Example:
+        >>> allowed = [AllowedCounts(16, 8, 8), AllowedCounts(16, 8, 8)]
+        >>> path = one_by_one(shared_counts(allowed, np.ones(2)))
+        >>> [path.at(i) for i in range(path.last + 1)]
+        [[8, 8], [8, 16], [16, 16]]
+    """
+    counts = [path.at(0)]
+    for i in range(path.last):
+        now, after = counts[-1], path.at(i + 1)
+        for j in reversed(range(len(now))):
+            if after[j] != now[j]:
+                now = [*now[:j], after[j], *now[j + 1 :]]
+                counts.append(now)
+    return CountPath(len(counts) - 1, lambda i: counts[i])
+
+
+def one_step_more(
+    allowed: list[AllowedCounts], counts: list[int], amount: Callable[[list[int]], float], target: float
+) -> list[int]:
+    """Return counts of which each is one step larger where the amount allows it, the last ones first."""
+    for i in reversed(range(len(counts))):
+        more = [*counts[:i], allowed[i].above(counts[i]), *counts[i + 1 :]]
+        counts = more if amount(more) <= target * (1 + 1e-12) else counts
+    return counts
 
 
 def ranked_counts(allowed: list[AllowedCounts], scores: list[Tensor]) -> CountPath:

@@ -18,14 +18,26 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import comb, perm, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.allocation.amounts import measured_table
 from secateur.allocation.cost import layer_uses
-from secateur.core import Budget, Bytes, IntArray, Params, PruningGraph, Units
+from secateur.core import (
+    Budget,
+    Bytes,
+    IntArray,
+    Latency,
+    LatencyTable,
+    LayerTimes,
+    Params,
+    PruningGraph,
+    Units,
+)
 
 __all__ = ["CostTerms", "Term", "counted_terms", "length_terms", "size_terms"]
 
@@ -89,7 +101,7 @@ class CostTerms:
 
 
 def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
-    """Return what a budget of units, parameters, bytes or multiply-accumulates counts, as terms.
+    """Return what a budget counts, of units, parameters, bytes, MACs or milliseconds, as terms.
 
     Example:
         >>> from secateur.core import Group, Layer, Slot
@@ -108,9 +120,22 @@ def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
         without = graph.embeddings() if budget.of == "body" else ()
         sizes = size_terms(graph, {name: 1.0 for name in graph.parameters if name not in without})
         return replace(sizes, constant=0.0) if budget.of == "prunable" else sizes
+    if isinstance(budget, Latency):
+        return _latency_terms(graph, measured_table(budget))
     if isinstance(budget, Bytes):
         return size_terms(graph, graph.element_sizes)
     return size_terms(graph, layer_uses(graph))
+
+
+def _latency_terms(graph: PruningGraph, table: LatencyTable) -> CostTerms:
+    terms = CostTerms(table.constant, ())
+    for layer in table.layers:
+        terms += length_terms(graph, layer.weight, layer.axes, partial(_scaled, layer, table.scale))
+    return terms
+
+
+def _scaled(layer: LayerTimes, scale: float, inputs: Any, outputs: Any) -> Any:
+    return scale * layer(inputs, outputs)
 
 
 def size_terms(graph: PruningGraph, weights: Mapping[str, float]) -> CostTerms:

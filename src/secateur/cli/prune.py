@@ -79,12 +79,16 @@ MethodName = Annotated[
 BudgetTexts = Annotated[
     list[str] | None,
     typer.Option(
-        help="What stays: units=0.5 (the default), params=0.3, macs=0.5, bytes=0.5, bytes=20MB, weights=0.1, "
-        "or a share for each layer: units=layer1.*:0.75,fc:0.5. May be repeated: all must hold."
+        help="What stays: units=0.5 (the default), params=0.3, macs=0.5, bytes=0.5, bytes=20MB, latency=0.5, "
+        "latency=12ms,batch=1,threads=4 (also device, batch_axis), weights=0.1, or a share for each layer: "
+        "units=layer1.*:0.75,fc:0.5. May be repeated: all must hold."
     ),
 ]
 Floor = Annotated[int, typer.Option(help="Least number of units in a group.")]
-RoundTo = Annotated[int, typer.Option(help="Round the units of a group to a multiple of this.")]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(help="Round the units of a group to a multiple of this; for latency, found by itself."),
+]
 StepCount = Annotated[int | None, typer.Option(help="Reach the budget in so many steps, each with a repair.")]
 Drop = Annotated[
     float | None,
@@ -173,7 +177,7 @@ def prune_command(
     budget: BudgetTexts = None,
     scope: ScopeName = None,
     floor: Floor = 1,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = None,
     steps: StepCount = None,
     tolerance: Drop = None,
     data: DataName = None,

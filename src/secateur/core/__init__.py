@@ -5,7 +5,7 @@ its reason.  Batches become `Statistics`.  A method turns both and a budget into
 to remove and why.  Nothing in this package uses `torch.nn.Module` or decides anything.
 """
 
-from secateur.core.budget import Budget, Budgets, Bytes, Macs, Params, Scope, Units, Weights
+from secateur.core.budget import Budget, Budgets, Bytes, Latency, Macs, Params, Scope, Units, Weights
 from secateur.core.errors import (
     CaptureError,
     ExactnessError,
@@ -29,6 +29,7 @@ from secateur.core.graph import (
     SizeAttribute,
     Slot,
 )
+from secateur.core.latency_table import LatencyTable, LayerTimes
 from secateur.core.plan import Merge, Plan
 from secateur.core.statistics import LossCurve, Moments, Statistics
 
@@ -45,7 +46,10 @@ __all__ = [
     "InputError",
     "IntArray",
     "Kind",
+    "Latency",
+    "LatencyTable",
     "Layer",
+    "LayerTimes",
     "LossCurve",
     "Macs",
     "Merge",

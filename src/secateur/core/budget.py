@@ -10,12 +10,14 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 from secateur.core.errors import InputError, unknown
+from secateur.core.latency_table import LatencyTable
 
 __all__ = [
     "Budget",
     "Budgets",
     "Bytes",
     "Counted",
+    "Latency",
     "Macs",
     "Params",
     "Scope",
@@ -38,10 +40,10 @@ def _share(what: str, value: Any) -> float:
     return float(value)
 
 
-def _check_options(scope: str, floor: int, round_to: int) -> None:
+def _check_options(scope: str, floor: int, round_to: int, least: int = 1) -> None:
     if scope not in SCOPES:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
-    if not all(isinstance(x, Integral) and x >= 1 for x in (floor, round_to)):
+    if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
 
 
@@ -80,7 +82,7 @@ class Budget:
         if isinstance(self.keep, Mapping):
             raise InputError(f"{kind}.keep must be one number; Units takes a mapping of groups to shares")
         object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
-        _check_options(self.scope, self.floor, self.round_to)
+        _check_options(self.scope, self.floor, self.round_to, 0 if isinstance(self, Latency) else 1)
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
@@ -245,6 +247,58 @@ class Bytes(Budget):
         return replace(self, keep=share, megabytes=None)
 
 
+@dataclass(frozen=True, repr=False)
+class Latency(Budget):
+    """Remove units until a forward pass takes this share of the time, or so many milliseconds.
+
+    `prune` measures layers of these shapes on the device and plans by them; then it measures the pruned
+    network beside the original and corrects the plan.  See docs/budgets.md.
+
+    Attributes:
+        keep: Share of the original's time that stays.  Give it or `milliseconds`.
+        round_to: As in every budget; 0: widths are multiples of 8, 16, 32 or 64, whichever the device likes.
+        milliseconds: Milliseconds that one forward pass may take.
+        batch: Examples in a pass: the example inputs are repeated or cut.
+        batch_axis: Axis of the batch in the example inputs.
+        device: Where to measure; by default where the model is.
+        threads: Threads within an operation; by default torch's setting.
+        table: What was measured; `prune` and `plan` fill it in.
+
+    Example:
+        >>> Latency(0.5), Latency(milliseconds=20, batch=32, threads=4)
+        (Latency(0.5), Latency(milliseconds=20, batch=32, threads=4))
+    """
+
+    unit: ClassVar[str] = "milliseconds"
+
+    keep: Any = None
+    scope: Scope = "auto"
+    round_to: int = 0
+    milliseconds: float | None = field(default=None, kw_only=True)
+    batch: int = field(default=1, kw_only=True)
+    batch_axis: int = field(default=0, kw_only=True)
+    device: str | None = field(default=None, kw_only=True)
+    threads: int | None = field(default=None, kw_only=True)
+    table: LatencyTable | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_share_or_limit(self, "milliseconds", self.milliseconds)
+        for name, least in (("batch", 1), ("batch_axis", 0), ("threads", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (whole and value >= least) and not (name == "threads" and value is None):
+                raise InputError(f"Latency.{name} must be an integer of at least {least}; got {value!r}")
+
+    @property
+    def limit(self) -> float | None:
+        """The milliseconds that may stay, if given."""
+        return self.milliseconds
+
+    def _with_share(self, share: float) -> Self:
+        return replace(self, keep=share, milliseconds=None)
+
+
 def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
     """Check the options of a budget that has either a share or a limit, and its share."""
     kind = type(budget).__name__
@@ -255,7 +309,7 @@ def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
         return
     if isinstance(limit, bool) or not (isinstance(limit, Real) and 0 < float(limit) < float("inf")):
         raise InputError(f"{kind}.{name} must be a positive number; got {limit!r}")
-    _check_options(budget.scope, budget.floor, budget.round_to)
+    _check_options(budget.scope, budget.floor, budget.round_to, 0 if isinstance(budget, Latency) else 1)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -322,7 +376,7 @@ class Budgets(Budget):
             "keep": tuple(budgets),
             "scope": next(iter(scopes), "auto"),
             "floor": max(budget.floor for budget in budgets),
-            "round_to": lcm(*(budget.round_to for budget in budgets)),
+            "round_to": lcm(*(budget.round_to or 1 for budget in budgets)),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

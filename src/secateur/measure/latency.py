@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +24,24 @@ from torch import Tensor, nn
 from secateur.core import InputError
 from secateur.execution import call, device_of, evaluating, to_model
 
-__all__ = ["Latency", "check_sizes", "latency", "try_sizes"]
+__all__ = [
+    "Timing",
+    "check_sizes",
+    "latency",
+    "resize_batch",
+    "time_in_turn",
+    "timed",
+    "try_sizes",
+    "using_threads",
+]
 
 Run = Callable[[int], float]
+Key = TypeVar("Key")
 SHORTEST = 2e-3
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Wall-clock seconds of one forward pass.
 
     Attributes:
@@ -44,6 +54,7 @@ class Latency:
         device: Type and name of the device.
         speedup: How many times as fast as the first model: the median of the rounds' ratios.  None in reports
             of older versions.
+        spread: Distance between the quartiles of these ratios, relative to their median.
     """
 
     batch_size: int
@@ -54,6 +65,7 @@ class Latency:
     threads: int
     device: str
     speedup: float | None = None
+    spread: float | None = None
 
 
 def latency(
@@ -67,8 +79,9 @@ def latency(
     warmup: int = 3,
     threads: int | None = None,
     limit: float | None = None,
+    shortest: float = SHORTEST,
     seed: int = 0,
-) -> dict[str, tuple[Latency, ...]]:
+) -> dict[str, tuple[Timing, ...]]:
     """Measure models in turn: each round times every model once, in a random order.
 
     A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer; faster models
@@ -84,12 +97,13 @@ def latency(
         repeats: Measurements of each model and batch size.
         warmup: Passes before them that do not count.
         threads: Threads within an operation; by default torch's setting.
-        limit: Seconds after which a batch size gets no further round, but at least five; `Latency.repeats`
+        limit: Seconds after which a batch size gets no further round, but at least five; `Timing.repeats`
             says how many there were.
+        shortest: Seconds that a measurement lasts at least.
         seed: Seed of the order.
 
     Returns:
-        By model name, one `Latency` for each batch size.
+        By model name, one `Timing` for each batch size.
 
     Raises:
         InputError: If an argument is invalid, or a model cannot run on a batch size.
@@ -101,19 +115,20 @@ def latency(
         )
     check_sizes(batch_sizes, batch_axis)
     arguments = _arguments(inputs, kwargs)
-    rows: dict[str, list[Latency]] = {name: [] for name in models}
+    rows: dict[str, list[Timing]] = {name: [] for name in models}
     with ExitStack() as stack:
-        stack.enter_context(_threads(threads))
+        stack.enter_context(using_threads(threads))
         for model in models.values():
             stack.enter_context(evaluating(model))
         for size in batch_sizes:
-            resized = _resize(arguments, batch_axis, size)
-            runs = {name: _runner(model, *to_model(resized, model)) for name, model in models.items()}
+            resized = resize_batch(arguments, batch_axis, size)
+            runs = {name: _run_of(model, *to_model(resized, model)) for name, model in models.items()}
             _try(models, resized, size, batch_axis)
-            times = _interleave(runs, repeats, warmup, limit, random.Random(seed))
+            order = random.Random(seed)
+            times = time_in_turn(runs, repeats, warmup, limit, order, shortest=shortest)
             first = times[next(iter(models))]
             for name, model in models.items():
-                rows[name].append(_latency(size, times[name], first, device_of(model)))
+                rows[name].append(_timing(size, times[name], first, device_of(model)))
     return {name: tuple(entries) for name, entries in rows.items()}
 
 
@@ -128,7 +143,7 @@ def try_sizes(
     check_sizes(batch_sizes, batch_axis)
     with evaluating(model):
         for size in batch_sizes:
-            _try({"": model}, _resize(_arguments(inputs, kwargs), batch_axis, size), size, batch_axis)
+            _try({"": model}, resize_batch(_arguments(inputs, kwargs), batch_axis, size), size, batch_axis)
 
 
 def check_sizes(batch_sizes: Any, batch_axis: Any) -> None:
@@ -156,17 +171,21 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(kwargs or {}))
 
 
-def _latency(size: int, times: Sequence[float], first: Sequence[float], device: torch.device) -> Latency:
+def _timing(size: int, times: Sequence[float], first: Sequence[float], device: torch.device) -> Timing:
     lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    speedup = float(np.median([a / b for a, b in zip(first, times, strict=True)]))
-    return Latency(
-        size, median, lower, upper, len(times), torch.get_num_threads(), f"{device.type} ({chip})", speedup
-    )
+    ratios = [a / b for a, b in zip(first, times, strict=True)]
+    low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    threads, where = torch.get_num_threads(), f"{device.type} ({chip})"
+    return Timing(size, median, lower, upper, len(times), threads, where, middle, (high - low) / middle)
 
 
-def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
-    device = device_of(model)
+def _run_of(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    return timed(partial(model, *arguments, **kwargs), device_of(model))
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> Run:
+    """Return a function that runs another so many times and returns the seconds of one run."""
     synchronize = torch.get_device_module(device).synchronize  # accelerators return before they are done
     wait = partial(synchronize, device) if device.type in ("cuda", "xpu") else synchronize
 
@@ -174,20 +193,38 @@ def _runner(model: nn.Module, arguments: tuple[Any, ...], kwargs: Mapping[str, A
         wait()
         start = time.perf_counter()
         for _ in range(number):
-            model(*arguments, **kwargs)
+            function()
         wait()
         return (time.perf_counter() - start) / number
 
     return run
 
 
-def _interleave(
-    runs: Mapping[str, Run], repeats: int, warmup: int, limit: float | None, order: random.Random
-) -> dict[str, list[float]]:
+def time_in_turn(
+    runs: Mapping[Key, Run],
+    repeats: int,
+    warmup: int,
+    limit: float | None,
+    order: random.Random,
+    *,
+    alike: bool = True,
+    shortest: float = SHORTEST,
+) -> dict[Key, list[float]]:
+    """Measure functions in turn: return the seconds of one run of each, round by round.
+
+    Args:
+        runs: What to measure, by any key; see `timed`.
+        repeats: Rounds.
+        warmup: Runs before them that do not count.
+        limit: Seconds after which there is no further round, but at least five.
+        order: Generator of the order within each round.
+        alike: Whether all are measured for equally long: as long as the slowest run takes.
+        shortest: Seconds that a measurement lasts at least.
+    """
     single = {name: max(1e-9, min(run(1) for _ in range(warmup + 1))) for name, run in runs.items()}
-    lasting = max(SHORTEST, *single.values())
+    lasting = max(shortest, *single.values()) if alike else shortest
     number = {name: max(1, round(lasting / seconds)) for name, seconds in single.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[Key, list[float]] = {name: [] for name in runs}
     start, names = time.perf_counter(), list(runs)
     for done in range(repeats):
         if limit is not None and done >= 5 and time.perf_counter() - start > limit:
@@ -198,7 +235,8 @@ def _interleave(
     return times
 
 
-def _resize(arguments: Any, axis: int, size: int) -> Any:
+def resize_batch(arguments: Any, axis: int, size: int) -> Any:
+    """Return inputs with another number of examples: tensors of the batch's length are repeated or cut."""
     have = next((x.shape[axis] for x in _tensors(arguments) if x.dim() > axis), None)
     if not have:
         raise InputError(f"no example input has a batch axis {axis}; pass another batch_axis")
@@ -224,7 +262,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads within an operation, by default as many as it does."""
     before = torch.get_num_threads()
     torch.set_num_threads(count if count is not None else before)
     try:

@@ -1,0 +1,401 @@
+"""Budgets of milliseconds: layers are measured, a plan is made by them, and the pruned network corrects it.
+
+The time of a network is taken as a sum over its layers, timed alone, plus a rest (elementwise work, norms,
+the overhead of Python): constant, and in proportion to the outputs of the layers.  Two measurements fit the
+rest: of the original, and of the smallest network that the budget allows.
+
+After a plan, the pruned network is measured beside the original, in turn.  Where the budget does not hold
+within 5 %, the table is scaled so that it is right about both, and the plan is made again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.allocation.allocation import allowed_counts
+from secateur.allocation.amounts import measured_table, predicted_latency
+from secateur.allocation.cost import CostModel
+from secateur.apply.shrink import shrink
+from secateur.core import (
+    Budget,
+    InputError,
+    IntArray,
+    Latency,
+    LatencyTable,
+    LayerTimes,
+    NothingToPrune,
+    Plan,
+    PruningGraph,
+    SecateurError,
+)
+from secateur.core.budget import as_budget
+from secateur.execution import device_and_dtype, duplicate
+from secateur.measure.latency import latency, resize_batch, using_threads
+from secateur.measure.layer_shapes import TimedLayer, find_timed_layers
+from secateur.measure.layer_table import measure_layers
+from secateur.repair.sequence import Pruned
+
+__all__ = ["RelativeTime", "fit_rest", "note_prediction", "remove_within", "time_models", "with_tables"]
+
+TOLERANCE = 0.05  # relative distance from the budget at which it holds
+NOISE = 0.1  # distance of the quartiles of a ratio, relative to it, at which it says nothing
+CORRECTIONS = 4
+REPEATS, LASTING, LIMIT = 15, 0.03, 20.0
+TRIES = 3  # of a measurement that is noisy
+LISTED = 5  # layers that stand in the way
+
+
+@dataclass(frozen=True)
+class RelativeTime:
+    """The time of a network beside the original's.
+
+    Attributes:
+        original: Milliseconds of the original.
+        ratio: The network's time divided by the original's: median over rounds.
+        spread: Distance between the quartiles of these ratios, relative to the median.
+    """
+
+    original: float
+    ratio: float
+    spread: float
+
+    @property
+    def milliseconds(self) -> float:
+        """Milliseconds of the network."""
+        return self.original * self.ratio
+
+
+def time_models(original: nn.Module, pruned: nn.Module, graph: PruningGraph, budget: Latency) -> RelativeTime:
+    """Measure a network beside the original, in turn, as a budget says; again where it is noisy."""
+    models = {"original": _on_device(original, budget), "pruned": _on_device(pruned, budget)}
+    found: list[RelativeTime] = []
+    while len(found) < TRIES and not (found and found[-1].spread <= NOISE):
+        found.append(_compare(models, graph, budget))
+    return min(found, key=lambda times: times.spread)
+
+
+def _compare(models: Mapping[str, nn.Module], graph: PruningGraph, budget: Latency) -> RelativeTime:
+    rows = latency(
+        models,
+        graph.example_inputs,
+        graph.example_kwargs,
+        batch_sizes=(budget.batch,),
+        batch_axis=budget.batch_axis,
+        threads=budget.threads,
+        repeats=REPEATS,
+        limit=LIMIT,
+        shortest=LASTING,
+    )
+    before, after = rows["original"][0], rows["pruned"][0]
+    return RelativeTime(1e3 * before.median, 1 / (after.speedup or 1.0), after.spread or 0.0)
+
+
+def _on_device(model: nn.Module, budget: Latency) -> nn.Module:
+    """Return the model where a budget is measured: itself, or a copy on another device."""
+    here = device_and_dtype(model)[0]
+    if budget.device is None or torch.device(budget.device) == here:
+        return model
+    return duplicate(model).to(budget.device)
+
+
+def with_tables(budget: Budget, model: nn.Module, graph: PruningGraph) -> Budget:
+    """Return the budget with measured layers wherever it limits milliseconds, and shares instead of limits.
+
+    Raises:
+        InputError: If the device is missing, or if even the smallest network is not faster than the original.
+    """
+    if not any(isinstance(part, Latency) for part in budget.parts):
+        return budget
+    return as_budget(
+        [
+            _with_table(part, model, graph) if isinstance(part, Latency) and part.table is None else part
+            for part in budget.parts
+        ]
+    )
+
+
+def _with_table(budget: Latency, model: nn.Module, graph: PruningGraph) -> Latency:
+    device = _check_device(budget, model)
+    dtype = device_and_dtype(model)[1] or torch.float32
+    threads = budget.threads or torch.get_num_threads()
+    arguments = resize_batch(
+        (graph.example_inputs, dict(graph.example_kwargs)), budget.batch_axis, budget.batch
+    )
+    with using_threads(threads):
+        found = find_timed_layers(model, graph, arguments, budget.batch)
+        layers, step = measure_layers(found, device, dtype, threads)
+    bare = replace(budget, table=LatencyTable(layers, step=step))
+    smallest = _smallest(graph, bare)
+    times = _time_smallest(model, graph, budget, smallest)
+    if times is None:
+        whole = time_models(model, model, graph, budget)
+        return replace(budget, table=_in_proportion(bare, graph, whole))
+    return replace(budget, table=fit_rest(graph, bare, found, smallest, times))
+
+
+def _check_device(budget: Latency, model: nn.Module) -> torch.device:
+    """Return the device to measure on, or raise `InputError` if it is not there."""
+    try:
+        device = device_and_dtype(model)[0] if budget.device is None else torch.device(budget.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"{budget} cannot be measured on {budget.device!r}: {str(error).splitlines()[0]}. Name a device "
+            f"of this machine, such as 'cpu'"
+        ) from error
+    if device.type == "meta":
+        raise InputError(f"{budget} cannot be measured: the model is on the meta device, without values")
+    return device
+
+
+def _time_smallest(
+    model: nn.Module, graph: PruningGraph, budget: Latency, keep: Mapping[str, IntArray]
+) -> RelativeTime | None:
+    """Measure the network with the fewest units that a budget allows; None if it does not run."""
+    removed = {name: units for name, units in keep.items() if len(units) < graph.group(name).size}
+    try:
+        return time_models(model, shrink(model, Plan(graph, "", removed), check=False), graph, budget)
+    except SecateurError as error:
+        warnings.warn(
+            f"the smallest network does not run ({error}): the time outside of the layers is taken in "
+            f"proportion to theirs",
+            stacklevel=2,
+        )
+        return None
+
+
+def _in_proportion(budget: Latency, graph: PruningGraph, times: RelativeTime) -> LatencyTable:
+    table = measured_table(budget)
+    return replace(table, scale=times.original / predicted_latency(graph, budget)({}), noise=times.spread)
+
+
+def fit_rest(
+    graph: PruningGraph,
+    budget: Latency,
+    layers: list[TimedLayer],
+    smallest: Mapping[str, IntArray],
+    times: RelativeTime,
+) -> LatencyTable:
+    """Return the table with a rest for which it is right about the original and the smallest network.
+
+    The rest has a constant part and one in proportion to the outputs of the layers.  Where one of the two
+    would be negative it is left out, and the layers are scaled instead.
+
+    Raises:
+        InputError: If the smallest network is not faster than the original.
+    """
+    if times.ratio >= 1 - TOLERANCE:
+        raise InputError(
+            f"{budget}: pruning does not make this network faster at batch {budget.batch}: the original "
+            f"takes {times.original:.3g} ms, the smallest network {times.milliseconds:.3g} ms. What is left "
+            f"is not spent in layers that get smaller; a larger batch may show a difference"
+        )
+    table, counts = measured_table(budget), CostModel(graph)
+    rows = [counts.rows[x.weight, x.axes[1]] for x in table.layers]
+    uses = np.array([x.positions for x in layers])
+    outputs = [float(uses @ counts.lengths(keep)[rows]) for keep in ({}, smallest)]
+    in_layers = [predicted_latency(graph, budget)(keep) for keep in ({}, smallest)]
+    measured = times.original, times.milliseconds
+    fallen = measured[0] - measured[1]
+    per_output = (fallen - in_layers[0] + in_layers[1]) / max(outputs[0] - outputs[1], 1.0)
+    scale = 1.0
+    if per_output < 0:  # the layers alone are slower than in the network
+        per_output, scale = 0.0, fallen / (in_layers[0] - in_layers[1])
+    constant = measured[0] - scale * in_layers[0] - per_output * outputs[0]
+    if constant < 0:
+        factor = measured[0] / (measured[0] - constant)
+        per_output, scale, constant = per_output * factor, scale * factor, 0.0
+    grown = tuple(
+        _with_outputs(x, per_output * use / scale) for x, use in zip(table.layers, uses, strict=True)
+    )
+    return replace(table, layers=grown, constant=constant, scale=scale, noise=times.spread)
+
+
+def _with_outputs(layer: LayerTimes, per_output: float) -> LayerTimes:
+    """Return the times of a layer and of the rest that its outputs cause."""
+    rest = per_output * np.array(layer.outputs, dtype=float)
+    if layer.outputs[0] == 0:  # this width stays
+        rest[:] = rest[-1]
+    rows = np.array(layer.milliseconds) + rest
+    return replace(layer, milliseconds=tuple(tuple(map(float, row)) for row in rows))
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A plan for a budget, and how long the network takes that it leaves."""
+
+    goal: Budget
+    step: Plan
+    after: Pruned
+    predicted: tuple[float, ...]
+    whole: tuple[float, ...]
+    times: tuple[RelativeTime, ...]
+
+    @property
+    def parts(self) -> tuple[Latency, ...]:
+        return _latencies(self.goal)
+
+    @property
+    def excess(self) -> float:
+        """The measured share of the time divided by the one that may stay, for the budget that binds."""
+        return max(x.ratio / part.keep for x, part in zip(self.times, self.parts, strict=True))
+
+    @property
+    def noisy(self) -> bool:
+        return any(x.spread > NOISE for x in self.times)
+
+    def corrected(self) -> Budget:
+        """Return the budget with tables that are right about this network, too."""
+        values = zip(self.parts, self.whole, self.predicted, self.times, strict=True)
+        tables = {
+            part: replace(part, table=measured_table(part).through(whole, predicted, whole * x.ratio))
+            for part, whole, predicted, x in values
+        }
+        return as_budget([tables[x] if isinstance(x, Latency) else x for x in self.goal.parts])
+
+
+def _latencies(budget: Budget) -> tuple[Latency, ...]:
+    return tuple(part for part in budget.parts if isinstance(part, Latency))
+
+
+def remove_within(
+    goal: Budget,
+    remove: Callable[[Budget], tuple[Plan | NothingToPrune, Pruned]],
+    original: Pruned,
+    *,
+    timed: bool = True,
+) -> tuple[Plan | NothingToPrune, Pruned]:
+    """Plan and remove until the measured network keeps the budget within 5 %, or as closely as it can.
+
+    Args:
+        goal: The budget of a step, with tables.
+        remove: Decides by a budget and removes.
+        original: The original model and its graph.
+        timed: Whether to measure; otherwise, as in steps on the way to a budget, the tables decide alone.
+
+    Returns:
+        What the best of the attempts removes, and what it leaves, with a note on the latency.
+
+    Raises:
+        InputError: If the pruned network is not faster than the original.
+    """
+    if not (timed and _latencies(goal)):
+        return remove(goal)
+    attempts: list[_Attempt] = []
+    while len(attempts) <= CORRECTIONS:
+        try:
+            step, after = remove(goal)
+        except InputError:  # the corrected table finds no plan
+            if not attempts:
+                raise
+            break
+        if isinstance(step, NothingToPrune):
+            if not attempts:
+                return step, after
+            break
+        if any(_same(after.plan, x.after.plan) for x in attempts):
+            break
+        attempts.append(_attempt(goal, step, after, original.model, original.graph))
+        _check_faster(attempts[-1], original.graph)
+        if attempts[-1].noisy or abs(log(attempts[-1].excess)) <= log(1 + TOLERANCE):
+            break
+        goal = attempts[-1].corrected()
+    holding = [x for x in attempts if x.excess <= 1 + TOLERANCE]
+    best = max(holding, key=lambda x: x.excess) if holding else min(attempts, key=lambda x: x.excess)
+    notes = {**best.after.plan.notes, "latency": [*_notes(best, len(attempts), original.graph)]}
+    return best.step, replace(best.after, plan=replace(best.after.plan, notes=notes))
+
+
+def _attempt(goal: Budget, step: Plan, after: Pruned, model: nn.Module, graph: PruningGraph) -> _Attempt:
+    parts = _latencies(goal)
+    amounts = [predicted_latency(graph, part) for part in parts]
+    times = tuple(time_models(model, after.model, graph, part) for part in parts)
+    predicted, whole = (tuple(amount(keep) for amount in amounts) for keep in (after.plan.keep, {}))
+    return _Attempt(goal, step, after, predicted, whole, times)
+
+
+def _same(a: Plan, b: Plan) -> bool:
+    return {n: len(units) for n, units in a.keep.items()} == {n: len(units) for n, units in b.keep.items()}
+
+
+def _check_faster(attempt: _Attempt, graph: PruningGraph) -> None:
+    """Raise `InputError` if a plan makes the network slower; warn if the machine is too noisy to know."""
+    for part, x in zip(attempt.parts, attempt.times, strict=True):
+        figures = f"{x.original:.3g} ms before, {x.milliseconds:.3g} ms after"
+        if x.spread > NOISE:
+            warnings.warn(
+                f"{part}: this machine is too noisy to measure: the quartiles of the ratio to the original "
+                f"lie {x.spread:.0%} apart ({figures}). The plan rests on the table of layers and is not "
+                f"corrected; try again on an idle machine",
+                stacklevel=2,
+            )
+        elif x.ratio >= 1:
+            slowest = ", ".join(_slowest(graph, part, attempt.after.plan.keep))
+            raise InputError(
+                f"{part}: the plan would make the network slower: {figures}. Most of the time is spent in "
+                f"{slowest}. Keep less, set a larger round_to than {measured_table(part).step}, or measure a "
+                f"larger batch than {part.batch}"
+            )
+
+
+def _slowest(graph: PruningGraph, budget: Latency, keep: Mapping[str, IntArray]) -> list[str]:
+    """Return the layers that take longest by the table, and what is spent outside of them."""
+    table, counts = measured_table(budget), CostModel(graph)
+    lengths = counts.lengths(keep)
+    rows = np.array([[counts.rows[x.weight, axis] for axis in x.axes] for x in table.layers]).reshape(-1, 2)
+    times = table.scale * table.by_layer(*lengths[rows].T)
+    order = np.argsort(-times, kind="stable")[:LISTED]
+    listed = [f"{table.layers[i].weight} {times[i]:.3g} ms" for i in order]
+    return [*listed, *([f"outside of layers {table.constant:.3g} ms"] if table.constant > 0 else [])]
+
+
+def _notes(attempt: _Attempt, count: int, graph: PruningGraph) -> Iterator[dict[str, Any]]:
+    values = zip(attempt.parts, attempt.whole, attempt.predicted, attempt.times, strict=True)
+    for part, whole, predicted, x in values:
+        holds = x.ratio <= part.keep * (1 + TOLERANCE)
+        note = {
+            "batch": part.batch,
+            "original": x.original,
+            "target": part.keep * x.original,
+            "predicted": predicted / whole * x.original,
+            "measured": x.milliseconds,
+            "spread": x.spread,
+            "step": measured_table(part).step,
+            "plans": count,
+            "holds": holds,
+        }
+        yield note if holds else {**note, "in the way": _slowest(graph, part, _smallest(graph, attempt.goal))}
+
+
+def _smallest(graph: PruningGraph, budget: Budget) -> dict[str, IntArray]:
+    """Return the fewest units of each group that a budget allows."""
+    return {
+        group.name: np.arange(allowed.first // len(groups))
+        for groups, allowed in zip(graph.counted_together(), allowed_counts(graph, budget), strict=True)
+        for group in groups
+    }
+
+
+def note_prediction(plan: Plan, budget: Budget) -> Plan:
+    """Return a plan with a note on the latencies that the tables of its budget predict, if it has any."""
+    notes = []
+    for part in _latencies(budget):
+        amount = predicted_latency(plan.graph, part)
+        whole = amount({})
+        notes.append(
+            {
+                "batch": part.batch,
+                "original": whole,
+                "target": part.keep * whole,
+                "predicted": amount(plan.keep),
+            }
+        )
+    return replace(plan, notes={**plan.notes, "latency": notes}) if notes else plan
