@@ -21,15 +21,12 @@ Row = dict[str, Any]
 Rows = Mapping[tuple[str, str, float], list[Row]]  # by label, repair and share that stays
 IDENTITY = ("network", "method", "scope", "repair", "keep", "seed")
 KEEPS = (0.9, 0.8, 0.7, 0.5)
-COSTS = 0.7  # the share whose costs the page shows
+COMPARED = 0.7  # the share at which the page shows costs, and compares criteria and allocations
 LABELS = {
     ("torch-pruning", "local"): "Torch-Pruning, local",
     ("torch-pruning", "global"): "Torch-Pruning, global",
     ("random", "layer"): "random units",
     ("default", "default"): "Secateur",
-    ("default", "layer"): "Secateur, scope layer",
-    ("default", "global"): "Secateur, scope global",
-    ("default", "loss"): "Secateur, scope loss",
 }
 OURS, PEERS = "Secateur", ("Torch-Pruning, local", "Torch-Pruning, global")
 REPAIRS = {
@@ -65,6 +62,13 @@ and its global setting, with the share of channels that leaves the same multiply
 `--write docs/real-networks.md` makes this page.
 """
 
+CHOICES = """## Which criterion, and which allocation
+
+All with the refit, at {} multiply-accumulates: what orders the units of a group, and what decides how many of
+each group go. The defaults with data are the criterion "matroid" and the scope "loss".
+
+"""
+
 
 def read_rows(path: Path) -> list[Row]:
     """Return the newest result of each trial in a file of results."""
@@ -84,7 +88,7 @@ def write_page(page: Path, rows: list[Row]) -> None:
         own = [row for row in rows if row["network"] == name]
         if own:
             sections.append(_section(network, own))
-    page.write_text("\n".join([*sections, _not_run(rows)]).rstrip() + "\n", "utf-8")
+    page.write_text("\n".join([*sections, _choices(rows), _not_run(rows)]).rstrip() + "\n", "utf-8")
 
 
 def write_readme(page: Path, rows: list[Row]) -> None:
@@ -129,8 +133,35 @@ def _section(network: Network, rows: list[Row]) -> str:
             "",
         ]
     if costs := _cost_table(cells):
-        lines += [f"Costs at {_percent(COSTS)} multiply-accumulates:\n", markdown_table(costs), ""]
+        lines += [f"Costs at {_percent(COMPARED)} multiply-accumulates:\n", markdown_table(costs), ""]
     return "\n".join(lines)
+
+
+def _choices(rows: list[Row]) -> str:
+    """Return the table of criteria and allocations, which the defaults were chosen by."""
+    refitted = [row for row in rows if row["repair"] == "refit" and row["keep"] == COMPARED]
+    refitted = [row for row in refitted if row["method"] != "torch-pruning"]
+    found = dict.fromkeys(
+        (_default(row["method"], "matroid"), _default(row["scope"], "loss")) for row in refitted
+    )
+    table = []
+    for method, scope in sorted(found):
+        line = {"criterion": method, "scope": scope}
+        for name, network in NETWORKS.items():
+            given = [
+                row
+                for row in refitted
+                if row["network"] == name
+                and (_default(row["method"], "matroid"), _default(row["scope"], "loss")) == (method, scope)
+            ]
+            metric = next(iter(network.metrics))
+            line[f"{network.title}, {network.metrics[metric]}"] = _spread(given, metric)
+        table.append(line)
+    return CHOICES.format(_percent(COMPARED)) + markdown_table(table) + "\n"
+
+
+def _default(value: str, meaning: str) -> str:
+    return meaning if value == "default" else value
 
 
 def _metric_table(cells: Rows, metric: str) -> str:
@@ -148,7 +179,7 @@ def _cost_table(cells: Rows) -> list[Row]:
     table = []
     for label in LABELS.values():
         for repair, title in REPAIRS.items():
-            if rows := _good(cells.get((label, repair, COSTS), [])):
+            if rows := _good(cells.get((label, repair, COMPARED), [])):
                 mean = {
                     key: fmean(row[key] for row in rows)
                     for key in (

@@ -29,13 +29,19 @@ def test_a_power_law_is_found_again() -> None:
     assert losses[0] > 2 * losses[10]  # nothing was tried there
 
 
-@given(st.integers(2, 40), st.lists(st.floats(0, 5), min_size=1, max_size=3))
+def test_what_was_not_tried_is_not_free() -> None:
+    losses = predicted_losses(LossCurve(256, (154, 26), (1e-12, 1e-9)), ruin=4.0)
+    assert losses[26] == pytest.approx(1e-9, rel=1e-6)
+    assert losses[[0, 13]] == pytest.approx([4.0, 2.0], rel=1e-6)
+
+
+@given(st.integers(2, 40), st.lists(st.floats(0, 5), min_size=1, max_size=3), st.floats(0, 9))
 def test_predictions_never_rise_with_the_count_and_pass_through_the_measurements(
-    size: int, values: list[float]
+    size: int, values: list[float], ruin: float
 ) -> None:
     counts = sorted({max(1, round(share * size)) for share in (0.85, 0.6, 0.35, 0.1)} - {size}, reverse=True)
     losses = np.maximum.accumulate(np.array((values * 4)[: len(counts)]) + 1e-6)
-    found = predicted_losses(LossCurve(size, tuple(counts), tuple(losses)))
+    found = predicted_losses(LossCurve(size, tuple(counts), tuple(losses)), ruin)
     assert len(found) == size + 1 and found[-1] == 0
     assert (np.diff(found) <= 1e-12).all()
     assert found[counts] == pytest.approx(losses)

@@ -281,7 +281,8 @@ def _loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndar
     if names[0] not in losses:
         raise InputError(f"no measured loss of {names[0]!r}; given: {', '.join(map(repr, losses))}")
     curve = losses[names[0]]
-    return predicted_losses(curve).repeat(len(names))[: len(names) * curve.size + 1]
+    ruin = max(max(other.losses) for other in losses.values())
+    return predicted_losses(curve, ruin).repeat(len(names))[: len(names) * curve.size + 1]
 
 
 def _joined(scores: list[Tensor]) -> Tensor:

@@ -26,11 +26,18 @@ SMALL = 1e-9
 UNTRIED = 12.0  # power of the removed share beyond the last measurement
 
 
-def predicted_losses(curve: LossCurve) -> Floats:
+def predicted_losses(curve: LossCurve, ruin: float = 0.0) -> Floats:
     """Return the loss with 0 .. size units kept, float64 [size + 1], never rising.
 
     Between two measurements it is a power of the removed share, as losses of small removals are.  Where more
-    goes than was tried, it rises steeply: nothing is known there.
+    goes than was tried, nothing is known: it rises steeply, and at least along the straight line to `ruin`,
+    where nothing is left.  (A wide embedding of few letters loses nothing until fewer units are left than
+    letters; then all.)
+
+    Args:
+        curve: What was measured.
+        ruin: The loss of a network that has lost a whole group, for instance the largest that was measured
+            for any group.
 
     Example:
         >>> predicted_losses(LossCurve(5, (4, 3, 1), (0.1, 0.4, 1.6))).round(2).tolist()
@@ -45,8 +52,10 @@ def predicted_losses(curve: LossCurve) -> Floats:
     # A steeper first power would give small removals away; a flatter one would forbid them.
     first = np.clip((y[1] - y[0]) / (x[1] - x[0]), 1.0, 3.0) if len(x) > 1 else 2.0
     found = np.where(wanted < x[0], y[0] + first * (wanted - x[0]), found)
-    found = np.where(wanted > x[-1], y[-1] + UNTRIED * (wanted - x[-1]), found)
-    return np.append(np.exp(found), 0.0)
+    found = np.exp(np.where(wanted > x[-1], y[-1] + UNTRIED * (wanted - x[-1]), found))
+    beyond = np.clip((np.exp(wanted) - gone[-1]) / (curve.size - gone[-1]), 0, 1)
+    line = losses[-1] + beyond * max(ruin - losses[-1], 0.0)
+    return np.append(np.where(beyond > 0, np.maximum(found, line), found), 0.0)
 
 
 def counts_of_least_loss(
