@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from secateur.batches import as_batches, split_batch, split_off_guard
+from secateur.batches import as_batches, few_tokens, split_batch, split_off_guard
 from secateur.core import InputError
 from secateur.execution import read_batches
 
@@ -128,3 +128,28 @@ def test_a_single_batch_is_split_by_rows() -> None:
     assert judging is not None and len(fitting["x"]) == 10 and judging[0]["labels"].tolist() == [10, 11]
     assert split_off_guard([(X[:4], Y[:4])])[1] is None
     assert split_off_guard([X, X])[1] == [X]
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_a_row_of_a_dataset_is_a_batch_of_one(kind: Any) -> None:
+    row = {"input_ids": kind([4, 5, 6]), "attention_mask": kind([1, 1, 0]), "labels": kind([4, 5, -100])}
+    _, inputs, targets = split_batch(row)
+    assert inputs["input_ids"].tolist() == [[4, 5, 6]] and inputs["attention_mask"].tolist() == [[1, 1, 0]]
+    assert targets.tolist() == [[4, 5, -100]]
+
+
+def test_a_few_sequences_of_a_language_model() -> None:
+    tokens = torch.arange(60).reshape(6, 10)
+    for batch in (tokens, {"input_ids": tokens, "n": 3}, UserDict({"input_ids": tokens}), (tokens, tokens)):
+        (few,) = few_tokens([batch, batch], 40)
+        leaves = [few] if isinstance(few, Tensor) else few.values() if isinstance(few, dict) else few
+        assert all(x.equal(tokens[:4]) for x in leaves if isinstance(x, Tensor))
+    assert [len(x) for x in few_tokens([tokens, tokens, tokens], 85)] == [6, 2]
+    assert [len(x) for x in few_tokens([tokens, tokens], 3)] == [1]
+
+
+def test_other_batches_are_not_cut() -> None:
+    images = [torch.zeros(6, 10)] * 3
+    assert few_tokens(images, 10) is images
+    mixed = [{"input_ids": torch.zeros(6, 10)}]
+    assert few_tokens(mixed, 10) is mixed

@@ -1,7 +1,8 @@
 """The user's batches: what they may be, and which parts of one are inputs and which are targets.
 
 A batch is a tensor, a mapping of keyword arguments (a dict of Hugging Face, a `BatchEncoding`), or a pair
-(inputs, targets), where inputs are a tensor, a sequence of positional or a mapping of keyword arguments.
+(inputs, targets), where inputs are a tensor, a sequence of positional or a mapping of keyword arguments.  A
+mapping with a single sequence of `input_ids`, as a row of `datasets`, is a batch of one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import InputError
 
-__all__ = ["IGNORED", "as_batches", "next_tokens", "predicts_next_token", "split_batch", "split_off_guard"]
+__all__ = [
+    "IGNORED",
+    "as_batches",
+    "few_tokens",
+    "next_tokens",
+    "predicts_next_token",
+    "split_batch",
+    "split_off_guard",
+]
 
 IGNORED = -100  # a target that does not count, as in torch's cross_entropy
 LABELS = ("labels", "label")
@@ -65,7 +74,7 @@ def split_batch(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, 
 
 
 def _split_labels(batch: Mapping[str, Any], model: nn.Module | None) -> tuple[dict[str, Any], Any]:
-    inputs = dict(batch)
+    inputs = _with_batch_axis(dict(batch))
     lists = [name for name, value in inputs.items() if isinstance(value, (list, tuple))]
     if lists and not any(isinstance(x, Tensor) for x in tree_leaves(inputs)):
         raise InputError(
@@ -79,6 +88,21 @@ def _split_labels(batch: Mapping[str, Any], model: nn.Module | None) -> tuple[di
     if isinstance(labels, Tensor) and labels.ndim > 1 and predicts_next_token(model):
         labels = next_tokens(labels)
     return inputs, labels
+
+
+def _with_batch_axis(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a single tokenised example, as a row of `datasets` is, as a batch of one; others as they are."""
+    tokens: Any = batch.get("input_ids")
+    flat = tokens.ndim == 1 if isinstance(tokens, Tensor) else isinstance(tokens, (list, tuple))
+    if not flat or not all(isinstance(x, (int, Tensor)) for x in tokens):
+        return batch
+    length = len(tokens)
+
+    def as_row(x: Any) -> Any:
+        fits = isinstance(x, (list, tuple, Tensor)) and len(x) == length
+        return torch.as_tensor(x)[None] if fits else x
+
+    return {name: as_row(x) for name, x in batch.items()}
 
 
 def _needs(model: nn.Module | None, name: str) -> bool:
@@ -179,6 +203,49 @@ def split_off_guard(batches: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any
         return [tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, batch)]
 
     return select(slice(cut)), select(slice(cut, None))
+
+
+def few_tokens(batches: Sequence[Any], limit: int = 1024) -> Sequence[Any]:
+    """Return the first sequences of batches of tokens, as many as have `limit` tokens; at least one.
+
+    One look at a whole language model needs no more.  Other batches are returned as they are.
+
+    Example:
+        >>> few_tokens([torch.zeros(8, 512, dtype=torch.int64)] * 2)[0].shape
+        torch.Size([2, 512])
+    """
+    few = _LastBatches((), getattr(batches, "first_number", 0))
+    for batch in batches:
+        tokens = _tokens_of(batch)
+        if tokens is None:
+            return batches
+        if few and limit < tokens.shape[1]:
+            break
+        rows = max(1, min(len(tokens), limit // tokens.shape[1]))
+        limit -= rows * tokens.shape[1]
+        few.append(_first_rows(batch, rows, len(tokens)))
+    return few
+
+
+def _tokens_of(batch: Any) -> Tensor | None:
+    """Return the token numbers [batch, time] of a batch, or None if it has other inputs."""
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex():
+        return None
+    return tokens if tokens.ndim == 2 and tokens.numel() else None
+
+
+def _first_rows(batch: Any, rows: int, of: int) -> Any:
+    def first(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {name: first(value) for name, value in x.items()}
+        if isinstance(x, (tuple, list)):
+            return type(x)(map(first, x))
+        return x[:rows] if isinstance(x, Tensor) and x.ndim and len(x) == of else x
+
+    return batch if rows == of else first(batch)
 
 
 class _LastBatches(list[Any]):

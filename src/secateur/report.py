@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocation.schedule import removed_by_kind
-from secateur.batches import split_batch
+from secateur.batches import few_tokens, split_batch
 from secateur.core import InputError, Plan, PruningGraph
 from secateur.core.jsonable import plain, versions
 from secateur.core.markdown import markdown_table
@@ -349,8 +349,8 @@ def measure(
         )
     rates: Mapping[str, TokenRates] = {} if prompt is None else token_rates(both, prompt)
     batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
-    # Batches with a name are those of a text: another pass over all its tokens would cost as much again.
-    compared = agreement(model, pruned, batches if name is None else [next(iter(batches))], named)
+    # Another pass over all tokens of a text would cost as much as its perplexity.
+    compared = agreement(model, pruned, batches if name is None else few_tokens(batches), named)
     earlier = 0.0 if name is None else report.seconds.get("measure", 0.0)
 
     def measured(when: str, before: Measurement) -> Measurement:

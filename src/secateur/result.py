@@ -58,7 +58,7 @@ class Result:
             batch_sizes: Batch sizes of the latency, ten seconds for each at most.
             batch_axis: Axis of the batch in the example inputs.
             name: Name of the held-out batches.  The report keeps the metrics of several names side by side;
-                the agreement of the outputs is then that of the first batch.
+                the agreement of the outputs is then that of a few sequences.
             prompt: Token numbers [1, length] from which tokens per second are measured, of a causal language
                 model.
 

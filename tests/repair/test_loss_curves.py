@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan
+from secateur.repair import loss_curves
 from secateur.repair.fold import RIDGES, fold
 from secateur.repair.loss_curves import Divergence, measure_loss_curves
 from secateur.statistics.collect import collect_statistics
@@ -79,3 +80,15 @@ def test_scope_loss_says_what_it_needs(model: nn.Module) -> None:
         sc.prune(model, data(2), sc.Macs(0.7, scope="loss"), method="magnitude")
     with pytest.raises(InputError, match="no order of units"):
         sc.prune(model, data(2), sc.Macs(0.7, scope="loss"), [(data(64), None)], method="synflow")
+
+
+def test_trials_of_a_language_model_are_bounded() -> None:
+    """All trials together see at most twice as many tokens as they may, and others all batches."""
+    tokens = [torch.zeros(8, 512, dtype=torch.int64)] * 4
+    for sets in (1, 2, 8, 36):
+        batches, shares = loss_curves._affordable(tokens, sets)
+        each = sum(batch.numel() for batch in batches)
+        assert loss_curves.LEAST <= each <= loss_curves.MOST
+        assert len(shares) == (4 if sets <= 8 else 2)
+    images = [torch.zeros(8, 512)] * 4
+    assert loss_curves._affordable(images, 36) == (images, loss_curves.KEPT)

@@ -248,12 +248,11 @@ def prune_command(
     _save(result, folder, onnx)
 
 
-def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[nn.Module]:
-    """Return the layers of a transformers model that stay whole: the table before the residual stream."""
+def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:
+    """Return what stays whole in a model of transformers unless the user wants it cut."""
     if other := [kind for kind in cut if kind != HIDDEN]:
         raise InputError(unknown("kind of units that stays whole by default", other[0], [HIDDEN]))
-    table = getattr(model, "get_input_embeddings", lambda: None)()
-    return [table] if isinstance(table, nn.Embedding) and HIDDEN not in cut else []
+    return [f"kind:{HIDDEN}"] if hasattr(model, "get_input_embeddings") and HIDDEN not in cut else []
 
 
 def _measure(

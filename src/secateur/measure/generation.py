@@ -22,7 +22,8 @@ from secateur.execution import device_of, evaluating
 
 __all__ = ["TokenRates", "token_rates"]
 
-ROUNDS = 3
+ROUNDS = 2
+LONGEST = 256  # tokens of the prompt
 NEW_TOKENS = 16
 
 
@@ -52,7 +53,7 @@ def token_rates(
 
     Args:
         models: Models by name, on one device.
-        prompt: Token numbers [1, length].
+        prompt: Token numbers [1, length]; the first 256 are used.
         new: Tokens to write after the prompt.
         rounds: How often each model is measured; the rates are medians.
 
@@ -65,6 +66,7 @@ def token_rates(
     for model in models.values():
         if not predicts_next_token(model):
             raise InputError(f"{type(model).__name__} is not a causal language model of transformers")
+    prompt = prompt[:, :LONGEST]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     with ExitStack() as stack:
         for model in models.values():

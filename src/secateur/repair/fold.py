@@ -264,23 +264,30 @@ def _fit_consumer(
     merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
-    trials = []
+    blocks = list(_blocks(layer, matrix))
+
+    def errors(of: Callable[..., Any], where: Moments, fits: Sequence[Fit]) -> Any:
+        pairs = zip(blocks, fits, strict=True)
+        return sum(of(matrix[rows], where, features, fit) for (rows, features), fit in pairs)
+
+    fits, chosen, least = list[Fit](), ridges[0], np.inf
     for ridge in ridges if check is not None else ridges[:1]:
-        fits, fitted, held_out = [], np.zeros(3), np.zeros(3)
-        for rows, features in _blocks(layer, matrix):
-            fit = _fit(moments, features, alive, merged, centred, ridge)
-            fits.append((rows, fit))
-            fitted += _errors(matrix[rows], moments, features, fit)
-            held_out += _errors(matrix[rows], check or moments, features, fit)
-        trials.append((held_out[1], ridge, fits, fitted, held_out))
-    _, ridge, fits, fitted, held_out = min(trials, key=lambda trial: trial[0])
-    note: dict[str, Any] = {"plain": float(fitted[0] / max(fitted[2], TINY))}
-    note |= {"folded": float(fitted[1] / max(fitted[2], TINY)), "ridge": ridge}
+        trial = [_fit(moments, features, alive, merged, centred, ridge) for _, features in blocks]
+        error = errors(_folded_error, check or moments, trial)
+        if not fits or error < least:
+            fits, chosen, least = trial, ridge, error
+        elif error > least:
+            break  # the error falls with the ridge up to the best one, and rises from there on
+    plain, total = errors(_plain_errors, moments, fits)
+    note: dict[str, Any] = {"plain": float(plain / max(total, TINY))}
+    note |= {"folded": float(errors(_folded_error, moments, fits) / max(total, TINY)), "ridge": chosen}
     if check is not None:
-        note["held_out"] = float(held_out[1] / max(held_out[2], TINY))
-    note["dead"], note["parallel"] = sum(f.dead for _, f in fits), sum(f.parallel for _, f in fits)
-    better = not held_out[1] >= held_out[0] > 0
-    return Consumer(layer, matrix, moments.taps, tuple(fits), note, better)
+        plain, total = errors(_plain_errors, check, fits)
+        note["held_out"] = float(least / max(total, TINY))
+    note["dead"], note["parallel"] = sum(f.dead for f in fits), sum(f.parallel for f in fits)
+    better = not least >= plain > 0
+    by_rows = tuple(zip((rows for rows, _ in blocks), fits, strict=True))
+    return Consumer(layer, matrix, moments.taps, by_rows, note, better)
 
 
 def _blocks(layer: Layer, matrix: Tensor) -> Iterator[tuple[IntArray, IntArray]]:
@@ -365,26 +372,33 @@ def _gram_and_mean(moments: Moments, features: IntArray) -> tuple[Tensor, Tensor
         raise InputError("the moments have no Gram matrix")
     mean = moments.gram_mean if moments.gram_mean is not None else moments.mean
     index = torch.from_numpy(_with_taps(features, moments.taps)).to(gram.device)
-    return gram[index][:, index], mean[index]
+    return (gram, mean) if len(index) == len(gram) else (gram[index][:, index], mean[index])
 
 
-def _errors(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> Any:
-    """Return the mean squared output error without and with the fold, and the output's mean square.
-
-    Without the fold the error is W_R x_R; with it D x - W_R c, with D_R = W_R and D_K = -W_R C.
-    """
-    gram, mean = _gram_and_mean(moments, features)
-    matrix = matrix.to(gram.device)
+def _outputs_by_input(matrix: Tensor, moments: Moments) -> Tensor:
+    """Return the weight of some output rows as [outputs, features], as the Gram matrix numbers features."""
     W = matrix.flatten(1) if moments.taps > 1 else matrix.transpose(1, 2).flatten(0, 1)
-    r, k = (torch.from_numpy(i).to(gram.device) for i in (fit.removed, fit.kept))
+    return W if moments.gram is None else W.to(moments.gram.device)
+
+
+def _plain_errors(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> Any:
+    """Return the mean squared output error W_R x_R without the fold, and the output's mean square."""
+    gram, _ = _gram_and_mean(moments, features)
+    W, r = _outputs_by_input(matrix, moments), torch.from_numpy(fit.removed).to(gram.device)
     W_R = W[:, r]
+    return np.array([float((W_R @ gram[r][:, r] * W_R).sum()), float((W @ gram * W).sum())])
+
+
+def _folded_error(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> float:
+    """Return the mean squared output error with the fold, D x - W_R c, with D_R = W_R and D_K = -W_R C."""
+    gram, mean = _gram_and_mean(moments, features)
+    W = _outputs_by_input(matrix, moments)
+    r, k = (torch.from_numpy(i).to(gram.device) for i in (fit.removed, fit.kept))
     D = torch.zeros_like(W)
-    D[:, r] = W_R
-    D[:, k] -= W_R @ fit.coefficients.to(gram.device)
-    shift = W_R @ fit.offset.to(gram.device)
-    plain = float((W_R @ gram[r][:, r] * W_R).sum())
-    folded = float((D @ gram * D).sum() - 2 * (D @ mean * shift).sum() + shift.square().sum())
-    return np.array([plain, folded, float((W @ gram * W).sum())])
+    D[:, r] = W[:, r]
+    D[:, k] -= W[:, r] @ fit.coefficients.to(gram.device)
+    shift = W[:, r] @ fit.offset.to(gram.device)
+    return float((D @ gram * D).sum() - 2 * (D @ mean * shift).sum() + shift.square().sum())
 
 
 def _add_fit(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.mask import mask
+from secateur.batches import few_tokens
 from secateur.core import IntArray, LossCurve, Plan, PruningGraph, Statistics
 from secateur.execution import evaluating, explain_errors, floating_outputs, read_batches
 from secateur.progress import progress_bar
@@ -25,6 +26,9 @@ from secateur.statistics.loss import distillation_loss
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
 
 KEPT = (0.85, 0.6, 0.35, 0.1)  # shares of a group's units in the trials
+FEW = (0.8, 0.4)  # the same, of a language model with many groups
+TOKENS = 2**14  # that all trials of a language model run on together, if each gets LEAST or more
+LEAST, MOST = 512, 1024  # tokens of one trial
 RIDGES = (1e-6, 1e-2)  # enough to see what a group costs
 LARGEST = 2**30  # bytes of the original's outputs that are kept; further batches are left out
 
@@ -34,13 +38,15 @@ class Divergence:
 
     Args:
         original: The original; it is run once.
-        batches: The batches; as many as there is memory for their outputs.
+        batches: The batches; as many as there is memory for their outputs, and of a language model a few
+            sequences.
     """
 
     def __init__(self, original: nn.Module, batches: Sequence[Any]) -> None:
         """Run the original."""
         self._goals: list[tuple[Any, Any]] = []
         size = 0
+        batches = few_tokens(batches)
         for batch, (_, output, _) in zip(batches, _outputs(original, batches), strict=True):
             goals = floating_outputs(output)
             size += sum(x.numel() * x.element_size() for x in goals)
@@ -76,7 +82,8 @@ def measure_loss_curves(
 ) -> dict[str, LossCurve]:
     """Measure what removing units of each group alone costs at the output.
 
-    It takes a forward pass of the batches for each group and count, four counts a group.
+    It takes a forward pass of the batches for each group and count, four counts a group.  A language model
+    runs on a few sequences only, and for two counts a group if it has many groups.
 
     Args:
         model: The model that was traced.
@@ -90,14 +97,15 @@ def measure_loss_curves(
     Returns:
         A curve for each group; groups that must keep equal counts are tried together, under the first name.
     """
+    sets = graph.counted_together()
+    batches, shares = _affordable(batches, len(sets))
     divergence = Divergence(model, batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
-    sets = graph.counted_together()
     curves = {}
     with progress_bar("loss of each group", len(sets), progress) as show:
         for done, groups in enumerate(sets, 1):
             name, size = groups[0].name, groups[0].size
-            counts = sorted({max(1, round(share * size)) for share in KEPT} - {size}, reverse=True)
+            counts = sorted({max(1, round(share * size)) for share in shares} - {size}, reverse=True)
             losses = []
             for count in counts:
                 keep = {group.name: _best(scores[group.name], count) for group in groups}
@@ -109,6 +117,13 @@ def measure_loss_curves(
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
             show(done, name)
     return curves
+
+
+def _affordable(batches: Sequence[Any], sets: int) -> tuple[Sequence[Any], tuple[float, ...]]:
+    """Return the batches and the shares of the trials of so many sets of groups."""
+    share = TOKENS // (sets * len(KEPT))
+    few = few_tokens(batches, min(MOST, max(LEAST, share)))
+    return few, (KEPT if few is batches or share >= LEAST else FEW)
 
 
 def _best(scores: Tensor, count: int) -> IntArray:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateur.batches import few_tokens
 from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
 from secateur.execution import all_finite, duplicate, read_batches, tensors_by_name, untouched
@@ -100,7 +101,7 @@ def refit(
     with untouched(model), _evaluation_mode(repaired), torch.no_grad():
         walk = _Refit(model, repaired, plan, batches, fitted)
         walk.run(memory, progress)
-    judge = distance_from(model, guard or fitting)
+    judge = distance_from(model, few_tokens(guard or fitting))
     if walk.changed and not judge(repaired) < judge(small):
         notes = {
             k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in walk.notes.items()

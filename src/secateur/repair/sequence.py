@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.apply.compose import narrow_masks
 from secateur.apply.mask import masked_weights, zero_weights
+from secateur.batches import few_tokens
 from secateur.core import Plan, PruningGraph, Statistics
 from secateur.execution import duplicate
 from secateur.measure.metrics import distance_from
@@ -103,7 +104,7 @@ def _fold(
     held_out = judge = None
     if settings.guard:
         held_out = collect_statistics(before.model, before.graph, settings.guard, {"gram"}, settings.seed)
-        judge = distance_from(before.model, settings.guard)
+        judge = distance_from(before.model, few_tokens(settings.guard))
     model, notes = fold(before.model, after.model, step, statistics, held_out, judge)
     return replace(after, model=zero_masked(model, after.plan), folds=notes)
 

@@ -20,6 +20,7 @@ from secateur.statistics.weight_inputs import WeightInput, Window
 __all__ = ["InputMoments", "patch_view", "patches"]
 
 BLOCK = 1 << 22
+SQUARE = 256  # columns of a Gram matrix that are made at once
 
 
 class InputMoments:
@@ -69,7 +70,9 @@ class InputMoments:
             features = rows.shape[1]
             self._gram = rows.new_zeros(features, features)
             self._patch_sum = rows.new_zeros(features)
-        self._gram.addmm_(rows.T, rows)
+        for start in range(0, rows.shape[1], SQUARE):  # the other triangle is the same
+            some = rows[:, start : start + SQUARE]
+            self._gram[start : start + SQUARE, start:].addmm_(some.T, rows[:, start:])
         self._patch_sum += rows.sum(0)
         self._rows += len(rows)
 
@@ -80,7 +83,7 @@ class InputMoments:
         mean, absolute, second = self._sums / self._count
         if self._gram is None or self._patch_sum is None:
             return Moments(self._count, mean, absolute, second)
-        gram = (self._gram + self._gram.T) / (2 * self._rows)
+        gram = (self._gram.triu() + self._gram.triu(1).T) / self._rows
         return Moments(self._count, mean, absolute, second, gram, self._taps, self._patch_sum / self._rows)
 
 
