@@ -122,10 +122,11 @@ def test_milliseconds_are_a_share_of_the_original(machine: Machine) -> None:
     assert result.plan.notes["latency"][0]["target"] == pytest.approx(0.6 * whole)
 
 
-def test_losses_decide_under_a_latency(machine: Machine) -> None:
+@pytest.mark.parametrize("scope", ["auto", "program"])
+def test_losses_decide_under_a_latency(machine: Machine, scope: Any) -> None:
     batches = [torch.randn(8, 3, 16, 16) for _ in range(3)]
     model = network(32)
-    result = sc.prune(model, X, sc.Latency(0.75), batches, repair=None, check=False, progress=False)
+    result = sc.prune(model, X, sc.Latency(0.75, scope), batches, repair=None, check=False, progress=False)
     assert machine.network(result.model, X[:1]) <= 0.79 * machine.network(model, X[:1])
     assert "predicted loss" in result.plan.notes
 

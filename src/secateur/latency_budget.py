@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import log
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,10 @@ from secateur.repair.sequence import Pruned
 __all__ = ["RelativeTime", "fit_rest", "note_prediction", "remove_within", "time_models", "with_tables"]
 
 TOLERANCE = 0.05  # relative distance from the budget at which it holds
-NOISE = 0.1  # distance of the quartiles of a ratio, relative to it, at which it says nothing
+NOISE = 0.03  # relative error of a measured ratio at which it says nothing
 CORRECTIONS = 4
-REPEATS, LASTING, LIMIT = 15, 0.03, 20.0
-TRIES = 3  # of a measurement that is noisy
+ROUNDS = (15, 60)  # of a measurement, and of the one after a noisy one
+LASTING, LIMIT = 0.03, 20.0
 LISTED = 5  # layers that stand in the way
 
 
@@ -61,28 +61,35 @@ class RelativeTime:
         original: Milliseconds of the original.
         ratio: The network's time divided by the original's: median over rounds.
         spread: Distance between the quartiles of these ratios, relative to the median.
+        rounds: Number of rounds.
     """
 
     original: float
     ratio: float
     spread: float
+    rounds: int = 15
 
     @property
     def milliseconds(self) -> float:
         """Milliseconds of the network."""
         return self.original * self.ratio
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the median is too uncertain; its error is about the spread by the root of the rounds."""
+        return self.spread > NOISE * sqrt(self.rounds)
+
 
 def time_models(original: nn.Module, pruned: nn.Module, graph: PruningGraph, budget: Latency) -> RelativeTime:
     """Measure a network beside the original, in turn, as a budget says; again where it is noisy."""
     models = {"original": _on_device(original, budget), "pruned": _on_device(pruned, budget)}
-    found: list[RelativeTime] = []
-    while len(found) < TRIES and not (found and found[-1].spread <= NOISE):
-        found.append(_compare(models, graph, budget))
-    return min(found, key=lambda times: times.spread)
+    times = _compare(models, graph, budget, ROUNDS[0])
+    return _compare(models, graph, budget, ROUNDS[1]) if times.noisy else times
 
 
-def _compare(models: Mapping[str, nn.Module], graph: PruningGraph, budget: Latency) -> RelativeTime:
+def _compare(
+    models: Mapping[str, nn.Module], graph: PruningGraph, budget: Latency, rounds: int
+) -> RelativeTime:
     rows = latency(
         models,
         graph.example_inputs,
@@ -90,12 +97,12 @@ def _compare(models: Mapping[str, nn.Module], graph: PruningGraph, budget: Laten
         batch_sizes=(budget.batch,),
         batch_axis=budget.batch_axis,
         threads=budget.threads,
-        repeats=REPEATS,
+        repeats=rounds,
         limit=LIMIT,
         shortest=LASTING,
     )
     before, after = rows["original"][0], rows["pruned"][0]
-    return RelativeTime(1e3 * before.median, 1 / (after.speedup or 1.0), after.spread or 0.0)
+    return RelativeTime(1e3 * before.median, 1 / (after.speedup or 1.0), after.spread or 0.0, after.repeats)
 
 
 def _on_device(model: nn.Module, budget: Latency) -> nn.Module:
@@ -250,7 +257,18 @@ class _Attempt:
 
     @property
     def noisy(self) -> bool:
-        return any(x.spread > NOISE for x in self.times)
+        return any(x.noisy for x in self.times)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is met, and not by more than the tolerance."""
+        return abs(log(self.excess)) <= log(1 + TOLERANCE)
+
+    @property
+    def faster(self) -> bool:
+        """Whether the network is faster than the original, as measured and by the tables."""
+        predicted = all(a < b for a, b in zip(self.predicted, self.whole, strict=True))
+        return predicted and all(x.ratio < 1 for x in self.times)
 
     def corrected(self) -> Budget:
         """Return the budget with tables that are right about this network, too."""
@@ -304,12 +322,12 @@ def remove_within(
         if any(_same(after.plan, x.after.plan) for x in attempts):
             break
         attempts.append(_attempt(goal, step, after, original.model, original.graph))
-        _check_faster(attempts[-1], original.graph)
-        if attempts[-1].noisy or abs(log(attempts[-1].excess)) <= log(1 + TOLERANCE):
+        if attempts[-1].noisy or attempts[-1].holds or not attempts[-1].faster:
             break
         goal = attempts[-1].corrected()
     holding = [x for x in attempts if x.excess <= 1 + TOLERANCE]
     best = max(holding, key=lambda x: x.excess) if holding else min(attempts, key=lambda x: x.excess)
+    _check_faster(best, original.graph)
     notes = {**best.after.plan.notes, "latency": [*_notes(best, len(attempts), original.graph)]}
     return best.step, replace(best.after, plan=replace(best.after.plan, notes=notes))
 
@@ -330,11 +348,11 @@ def _check_faster(attempt: _Attempt, graph: PruningGraph) -> None:
     """Raise `InputError` if a plan makes the network slower; warn if the machine is too noisy to know."""
     for part, x in zip(attempt.parts, attempt.times, strict=True):
         figures = f"{x.original:.3g} ms before, {x.milliseconds:.3g} ms after"
-        if x.spread > NOISE:
+        if x.noisy:
             warnings.warn(
                 f"{part}: this machine is too noisy to measure: the quartiles of the ratio to the original "
-                f"lie {x.spread:.0%} apart ({figures}). The plan rests on the table of layers and is not "
-                f"corrected; try again on an idle machine",
+                f"lie {x.spread:.0%} apart in {x.rounds} rounds ({figures}). The plan rests on the table of "
+                f"layers and is not corrected; try again on an idle machine",
                 stacklevel=2,
             )
         elif x.ratio >= 1:

@@ -168,11 +168,11 @@ def _describe(
     seen = calls.get(module, Counter())
     if isinstance(module, _ConvNd) and seen:
         names = ("stride", "dilation", "groups")
-        options = {name: getattr(module, name) for name in names}
+        options = {name: _hashable(getattr(module, name)) for name in names}
         # "same" and the like are resolved by the convolution itself; a transposed one has numbers only.
-        options["padding"] = module.padding
+        options["padding"] = _hashable(module.padding)
         if isinstance(module, _ConvTransposeNd):
-            options["output_padding"] = module.output_padding
+            options["output_padding"] = _hashable(module.output_padding)
         kind = "conv_transpose" if isinstance(module, _ConvTransposeNd) else "conv"
         return kind, seen, (("kernel", tuple(module.kernel_size)), *options.items())
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and seen:
@@ -181,6 +181,10 @@ def _describe(
     if layer.kind == "linear":
         return "linear", seen or {(max(1, round(layer.positions * batch)),): 1}, ()
     return "", {}, ()
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @contextmanager
