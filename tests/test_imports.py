@@ -43,7 +43,7 @@ MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["_old_names"] = set()
 # A report writes itself as a page; the page's code is imported when that is asked for.
-LATE = {("report", "html")}
+LATE = {("report", "html"), ("diagnostics", "html")}
 
 # Parametrizations of weights in training are modules: that is torch's interface for them.
 MODULES = {"structures/matroid/parametrize.py"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from secateur.allocation.cost import group_costs
 from secateur.cli.options import (
@@ -21,7 +23,9 @@ from secateur.cli.options import (
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table
-from secateur.core import PruningGraph
+from secateur.core import InputError, PruningGraph
+from secateur.diagnostics import measure_sensitivity
+from secateur.diagnostics.sensitivity import FILE
 from secateur.methods import METHODS
 from secateur.specs import Batches, make_data
 from secateur.tracing.trace import trace
@@ -42,6 +46,22 @@ def inspect_command(
     everything: Annotated[
         bool, typer.Option("--all", help="List every tensor of each group and every frozen axis.")
     ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            help="Measure what each group would cost to lose 10, 25, 50 and 75 % of it; needs --data."
+        ),
+    ] = False,
+    method: Annotated[
+        str, typer.Option(help="With --sensitivity: the method whose order of units decides which go.")
+    ] = "matroid",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --sensitivity: folder for sensitivity.html and sensitivity.json, from which an "
+            "interrupted command goes on."
+        ),
+    ] = None,
 ) -> None:
     """Show the groups of units that can be removed from a model, and what is frozen and why.
 
@@ -49,8 +69,30 @@ def inspect_command(
     """
     batches = make_data(data) if data else Batches()
     network, example = prepare_model(model, weights, strict, example_shape, batches)
+    if sensitivity:
+        print_sensitivity(network, example, batches, ignore or (), method, out)
+        return
+    if out is not None or method != "matroid":
+        raise InputError("--out and --method belong to --sensitivity")
     graph = trace(network, example, ignored_layers=ignore or ())
     (print_everything if everything else print_summary)(graph)
+
+
+def print_sensitivity(
+    model: nn.Module, example: Any, batches: Batches, ignored: Sequence[str], method: str, out: Path | None
+) -> None:
+    """Print what each group costs and saves, and write it into a folder."""
+    if batches.fit is None:
+        raise InputError("--sensitivity measures the outputs on batches: give --data")
+    found = measure_sensitivity(
+        model, example, batches.fit, method=method, ignored_layers=ignored, folder=out
+    )
+    costs = f"divergence of the outputs without a share of one group, units by {method}"
+    print_table(found.table(), f"{_count(found.groups, 'group')}: {costs}")
+    if out is not None:
+        found.to_html(out / "sensitivity.html")
+        print_line(f"written: {out / FILE}, {out / 'sensitivity.html'}")
+    print_line(f"a plan by hand: --budget 'units={next(iter(found.groups))}:0.5,...'")
 
 
 def print_summary(graph: PruningGraph) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from secateur.cli.printing import print_line
-from secateur.html import read_runs, write_html
+from secateur.core import StoreError
+from secateur.html import SavedRuns, read_runs, read_sections, write_html
 
 __all__ = ["report_command"]
 
@@ -19,7 +20,13 @@ def report_command(
         Path | None, typer.Option("--out", help="The HTML file; by default report.html in the folder.")
     ] = None,
 ) -> None:
-    """Write one HTML report of all the runs in a folder."""
-    runs = read_runs(folder)
+    """Write one HTML report of all the runs in a folder, and of measured sensitivities."""
+    sections = read_sections(folder)
+    try:
+        runs = read_runs(folder)
+    except StoreError:
+        if not sections:
+            raise
+        runs = SavedRuns()
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    print_line(f"{count} in {write_html(runs, page or folder / 'report.html')}")
+    print_line(f"{count} in {write_html(runs, page or folder / 'report.html', sections=sections)}")

@@ -2,7 +2,7 @@
 
 `diagnose` looks at the original model, the plan and the data once more and stores the sections of a page in
 ``Report.structure``. The HTML report draws them. Each structure has a module here, with its numbers and its
-figures.
+figures.  `measure_sensitivity` asks before any pruning what each group would cost and save.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from secateur.diagnostics.figures import Json
 from secateur.diagnostics.lattice import lattice_sections
 from secateur.diagnostics.matroid import matroid_sections
 from secateur.diagnostics.mip import mip_sections
+from secateur.diagnostics.sensitivity import GroupSensitivity, Sensitivity, measure_sensitivity
 from secateur.diagnostics.spectral import spectral_sections
 from secateur.methods import Method, find_method
 from secateur.result import Result
 
-__all__ = ["DIAGNOSTICS", "diagnose"]
+__all__ = ["DIAGNOSTICS", "GroupSensitivity", "Sensitivity", "diagnose", "measure_sensitivity"]
 
 DIAGNOSTICS: dict[str, Callable[[DiagnosticContext], list[Json]]] = {
     "matroid": matroid_sections,

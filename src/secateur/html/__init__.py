@@ -7,7 +7,7 @@ any flat dictionary, for instance of a run that failed.
 from secateur.html.files import write_csv, write_json, write_text
 from secateur.html.page import write_html
 from secateur.html.plot_styles import method_styles
-from secateur.html.reading import read_runs
+from secateur.html.reading import read_runs, read_sections
 from secateur.html.rows import Run, SavedRuns, flatten, metric_of
 from secateur.html.section import Section
 
@@ -19,6 +19,7 @@ __all__ = [
     "method_styles",
     "metric_of",
     "read_runs",
+    "read_sections",
     "write_csv",
     "write_html",
     "write_json",

@@ -11,10 +11,12 @@ from secateur.core import StoreError
 from secateur.formats.store import DOCUMENT, read_report
 from secateur.html.page import page_content
 from secateur.html.rows import Row, SavedRuns
+from secateur.html.section import Section
 
-__all__ = ["RUNS", "read_runs"]
+__all__ = ["RUNS", "SENSITIVITY", "read_runs", "read_sections"]
 
 RUNS = "runs.json"
+SENSITIVITY = "sensitivity.json"
 LONGEST_REASON = 300
 DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
@@ -47,6 +49,19 @@ def read_runs(folder: str | Path) -> SavedRuns:
     for name, reason in runs.skipped.items():
         warnings.warn(f"skipped {name}: {reason}", stacklevel=2)
     return runs
+
+
+def read_sections(folder: str | Path) -> list[Section]:
+    """Return the sections of what `secateur inspect --sensitivity` wrote in a folder and below."""
+    sections = []
+    for path in sorted(Path(folder).rglob(SENSITIVITY)):
+        try:
+            stored = json.loads(path.read_text("utf-8"))
+            if "section" in stored:  # else it was interrupted
+                sections.append(Section(**stored["section"]))
+        except DAMAGED as error:
+            warnings.warn(f"skipped {path}: it is damaged ({type(error).__name__}: {error})", stacklevel=2)
+    return sections
 
 
 def _read(path: Path) -> list[Row]:

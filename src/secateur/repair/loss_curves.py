@@ -7,7 +7,7 @@ small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +79,10 @@ def measure_loss_curves(
     batches: Sequence[Any],
     guard: Statistics | None = None,
     progress: bool = False,
+    *,
+    kept: Sequence[float] = (),
+    known: Mapping[str, LossCurve] | None = None,
+    each: Callable[[str, LossCurve], None] | None = None,
 ) -> dict[str, LossCurve]:
     """Measure what removing units of each group alone costs at the output.
 
@@ -93,6 +97,9 @@ def measure_loss_curves(
         batches: Batches, best held out from those of the statistics.
         guard: Statistics of held-out batches, which choose the ridge of each fold.
         progress: Whether to show progress on a terminal.
+        kept: Shares of a group's units in the trials, instead of these.
+        known: Curves that need not be measured again.
+        each: Called with every new curve.
 
     Returns:
         A curve for each group; groups that must keep equal counts are tried together, under the first name.
@@ -101,11 +108,13 @@ def measure_loss_curves(
     batches, shares = _affordable(batches, len(sets))
     divergence = Divergence(model, batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
-    curves = {}
+    curves = dict(known or {})
     with progress_bar("loss of each group", len(sets), progress) as show:
         for done, groups in enumerate(sets, 1):
             name, size = groups[0].name, groups[0].size
-            counts = sorted({max(1, round(share * size)) for share in shares} - {size}, reverse=True)
+            if name in curves:
+                continue
+            counts = sorted({max(1, round(share * size)) for share in kept or shares} - {size}, reverse=True)
             losses = []
             for count in counts:
                 keep = {group.name: _best(scores[group.name], count) for group in groups}
@@ -115,8 +124,10 @@ def measure_loss_curves(
                     fold_masked(model, trial, plan, statistics, guard, RIDGES)
                 losses.append(divergence(trial))
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
+            if each is not None:
+                each(name, curves[name])
             show(done, name)
-    return curves
+    return {groups[0].name: curves[groups[0].name] for groups in sets}
 
 
 def _affordable(batches: Sequence[Any], sets: int) -> tuple[Sequence[Any], tuple[float, ...]]:
@@ -139,6 +150,7 @@ def with_loss_curves(
     fitting: Sequence[Any],
     guard: Sequence[Any] | None,
     progress: bool = False,
+    **options: Any,
 ) -> Statistics:
     """Return the statistics with the loss curves of all groups, measured on batches kept apart.
 
@@ -150,9 +162,12 @@ def with_loss_curves(
         fitting: Batches of the statistics; the trials run on them if there are no others.
         guard: Batches kept apart, or None.
         progress: Whether to show progress on a terminal.
+        options: More options of `measure_loss_curves`.
     """
     held_out = None
     if guard and any(moments.gram is not None for moments in statistics.moments.values()):
         held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed)
-    curves = measure_loss_curves(model, graph, scores, statistics, guard or fitting, held_out, progress)
+    curves = measure_loss_curves(
+        model, graph, scores, statistics, guard or fitting, held_out, progress, **options
+    )
     return replace(statistics, losses=curves)
