@@ -38,7 +38,7 @@ from secateur.tracing.trace import trace
 
 if TYPE_CHECKING:
     from secateur import data, methods, structures, zoo
-    from secateur.diagnostics import diagnose, measure_sensitivity
+    from secateur.diagnostics import diagnose
 
 __version__ = version("secateur")
 _old_names.install()
@@ -64,7 +64,6 @@ __all__ = [
     "fold",
     "load",
     "mask",
-    "measure_sensitivity",
     "methods",
     "plan",
     "prune",
@@ -78,8 +77,7 @@ __all__ = [
 ]
 
 # Imported on first use: they, or what they need, take a while.
-_LAZY = {"data": "", "methods": "", "structures": "", "zoo": ""}
-_LAZY |= dict.fromkeys(("diagnose", "measure_sensitivity"), "secateur.diagnostics")
+_LAZY = {"data": "", "methods": "", "structures": "", "zoo": "", "diagnose": "secateur.diagnostics"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from secateur.allocation import graph_cost
 from secateur.apply.mask import mask
 from secateur.cli.main import app
 from secateur.core import InputError, NothingToPrune, Plan, StoreError
-from secateur.diagnostics import Sensitivity
+from secateur.diagnostics import Sensitivities, measure_sensitivity
 from secateur.diagnostics.sensitivity import FILE, SHARES
 from secateur.repair import loss_curves
 
@@ -31,11 +31,11 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def found() -> Sensitivity:
-    return sc.measure_sensitivity(network(), torch.ones(2, 6), batches(), progress=False)
+def found() -> Sensitivities:
+    return measure_sensitivity(network(), torch.ones(2, 6), batches(), progress=False)
 
 
-def test_counts_and_savings_are_those_of_the_cost_model(found: Sensitivity) -> None:
+def test_counts_and_savings_are_those_of_the_cost_model(found: Sensitivities) -> None:
     graph = sc.trace(network(), torch.ones(2, 6))
     whole = graph_cost(graph)
     assert list(found.groups) == [group.name for group in graph.groups]
@@ -53,14 +53,14 @@ def test_losses_are_measured_on_the_batches_kept_apart(monkeypatch: pytest.Monke
     """Without a fold, the loss is the divergence of the masked model."""
     monkeypatch.setattr(loss_curves, "fold_masked", lambda *args: None)
     model, data = network(), batches()
-    found = sc.measure_sensitivity(model, torch.ones(2, 6), data, method="magnitude", progress=False)
+    found = measure_sensitivity(model, torch.ones(2, 6), data, method="magnitude", progress=False)
     graph = sc.trace(model, torch.ones(2, 6))
     plan = sc.plan(graph, "magnitude", sc.Units({"0": 0.5}), model=model)
     loss = loss_curves.Divergence(model, data[-1:])(mask(model, Plan(graph, "m", plan.keep)))
     assert found.groups["0"].losses[2] == pytest.approx(loss, rel=1e-5)
 
 
-def test_a_budget_by_hand(found: Sensitivity) -> None:
+def test_a_budget_by_hand(found: Sensitivities) -> None:
     losses = [x for group in found.groups.values() for x in group.losses]
     budget = found.within(max(losses))
     assert budget == sc.Units({name: group.counts[-1] / group.size for name, group in found.groups.items()})
@@ -72,13 +72,13 @@ def test_a_budget_by_hand(found: Sensitivity) -> None:
         found.within(min(losses) / 2)
 
 
-def test_tables_have_a_row_for_each_group_and_each_trial(found: Sensitivity) -> None:
+def test_tables_have_a_row_for_each_group_and_each_trial(found: Sensitivities) -> None:
     table = found.table()
     assert [row["group"] for row in table] == ["0", "2"]
     assert {"-10%", "-25%", "-50%", "-75%", "MACs, -50%", "parameters, -50%"} <= set(table[0])
     assert len(found.rows()) == 8 and found.rows()[0]["kept"] == 18
     assert len(repr(found).splitlines()) <= 15 and "Linear" not in found.method
-    one = sc.measure_sensitivity(
+    one = measure_sensitivity(
         nn.Sequential(nn.Linear(6, 2), nn.ReLU(), nn.Linear(2, 3)),
         torch.ones(2, 6),
         batches(),
@@ -95,33 +95,31 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.
         if len(trials) == 6:
             raise KeyboardInterrupt
 
-    whole = sc.measure_sensitivity(model, torch.ones(2, 6), data, progress=False)
+    whole = measure_sensitivity(model, torch.ones(2, 6), data, progress=False)
     with monkeypatch.context() as patch:
         fold = loss_curves.fold_masked
         patch.setattr(loss_curves, "fold_masked", lambda *args: (interrupt(), fold(*args)))
         with pytest.raises(KeyboardInterrupt):
-            sc.measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
+            measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
         assert list(json.loads((tmp_path / FILE).read_text())["curves"]) == ["0"]
-        again = sc.measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
+        again = measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
         assert len(trials) == 6 + 4  # the second group only
         assert again.groups == whole.groups
-        sc.measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
+        measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
         assert len(trials) == 10
         with torch.no_grad():
             model[0].weight[0] *= 2
-        sc.measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
+        measure_sensitivity(model, torch.ones(2, 6), data, folder=tmp_path, progress=False)
         assert len(trials) == 18  # another model
 
 
-def test_a_file_cut_off_is_measured_again(tmp_path: Path, found: Sensitivity) -> None:
+def test_a_file_cut_off_is_measured_again(tmp_path: Path, found: Sensitivities) -> None:
     (tmp_path / FILE).write_text('{"key": ')
-    again = sc.measure_sensitivity(network(), torch.ones(2, 6), batches(), folder=tmp_path, progress=False)
+    again = measure_sensitivity(network(), torch.ones(2, 6), batches(), folder=tmp_path, progress=False)
     assert again.groups == found.groups
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot hold"):
-        sc.measure_sensitivity(
-            network(), torch.ones(2, 6), batches(), folder=tmp_path / "file", progress=False
-        )
+        measure_sensitivity(network(), torch.ones(2, 6), batches(), folder=tmp_path / "file", progress=False)
 
 
 def test_recurrent_groups_go_together() -> None:
@@ -134,19 +132,19 @@ def test_recurrent_groups_go_together() -> None:
             return self.fc(self.rnn(x)[0][:, -1])
 
     data = list(torch.randn(40, 5, 3).split(10))
-    found = sc.measure_sensitivity(Net(), data[0][:2], data, progress=False)
+    found = measure_sensitivity(Net(), data[0][:2], data, progress=False)
     assert found.groups["rnn"].together == ("rnn #2",)
     assert found.groups["rnn"].saved["params"][2] > 0.4
 
 
 def test_other_costs_and_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     where = network(), torch.ones(2, 6), batches()
-    more = sc.measure_sensitivity(*where, costs=[sc.Units(1.0)], progress=False)
+    more = measure_sensitivity(*where, costs=[sc.Units(1.0)], progress=False)
     assert more.groups["0"].saved["units"][2] == pytest.approx(10 / 32)
     with pytest.raises(InputError, match="no order of units"):
-        sc.measure_sensitivity(*where, method="synflow")
+        measure_sensitivity(*where, method="synflow")
     with pytest.raises(NothingToPrune, match="no group"):
-        sc.measure_sensitivity(nn.Linear(6, 2), torch.ones(2, 6), batches())
+        measure_sensitivity(nn.Linear(6, 2), torch.ones(2, 6), batches())
 
 
 def test_the_command_writes_a_table_a_file_and_a_page(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from secateur.diagnostics.figures import Json
 from secateur.diagnostics.lattice import lattice_sections
 from secateur.diagnostics.matroid import matroid_sections
 from secateur.diagnostics.mip import mip_sections
-from secateur.diagnostics.sensitivity import GroupSensitivity, Sensitivity, measure_sensitivity
+from secateur.diagnostics.sensitivity import GroupSensitivity, Sensitivities, measure_sensitivity
 from secateur.diagnostics.spectral import spectral_sections
 from secateur.methods import Method, find_method
 from secateur.result import Result
 
-__all__ = ["DIAGNOSTICS", "GroupSensitivity", "Sensitivity", "diagnose", "measure_sensitivity"]
+__all__ = ["DIAGNOSTICS", "GroupSensitivity", "Sensitivities", "diagnose", "measure_sensitivity"]
 
 DIAGNOSTICS: dict[str, Callable[[DiagnosticContext], list[Json]]] = {
     "matroid": matroid_sections,

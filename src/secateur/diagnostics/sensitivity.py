@@ -38,7 +38,7 @@ from secateur.repair.loss_curves import with_loss_curves
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 
-__all__ = ["FILE", "SHARES", "GroupSensitivity", "Sensitivity", "measure_sensitivity"]
+__all__ = ["FILE", "SHARES", "GroupSensitivity", "Sensitivities", "measure_sensitivity"]
 
 FILE = "sensitivity.json"
 SHARES = (0.1, 0.25, 0.5, 0.75)  # of a group's units that go
@@ -72,7 +72,7 @@ class GroupSensitivity:
 
 
 @dataclass(frozen=True, repr=False)
-class Sensitivity:
+class Sensitivities:
     """What each group costs and saves; it prints as a table.
 
     Attributes:
@@ -195,7 +195,7 @@ def measure_sensitivity(
     folder: str | Path | None = None,
     progress: bool = True,
     seed: int = 0,
-) -> Sensitivity:
+) -> Sensitivities:
     """Measure what it costs to lose 10, 25, 50 and 75 % of each group alone, and what it saves.
 
     It takes four forward passes of the batches kept apart for each group.
@@ -254,7 +254,7 @@ def measure_sensitivity(
 
 def _sensitivity(
     model: str, method: str, graph: PruningGraph, curves: Mapping[str, LossCurve], costs: Sequence[Budget]
-) -> Sensitivity:
+) -> Sensitivities:
     """Put the costs of each removal beside its loss."""
     budget = as_budget([Macs(1.0), Params(1.0), Bytes(1.0), *costs])
     amounts = Amounts(graph, budget)
@@ -273,7 +273,7 @@ def _sensitivity(
     whole = {
         part.unit: float(x) for part, x in zip(budget.parts, amounts.whole, strict=True) if part.unit in units
     }
-    return Sensitivity(model, method, groups, whole)
+    return Sensitivities(model, method, groups, whole)
 
 
 def _key(model: nn.Module, method: Method, batches: Sequence[Any], seed: int) -> str:
@@ -308,7 +308,7 @@ class _Cache:
         self.curves[name] = curve
         self.write()
 
-    def write(self, found: Sensitivity | None = None) -> None:
+    def write(self, found: Sensitivities | None = None) -> None:
         """Write the curves, and the sensitivities once all are there."""
         rest = {} if found is None else found.to_dict()
         curves = {name: asdict(curve) for name, curve in self.curves.items()}
