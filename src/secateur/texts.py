@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 LENGTH = 512  # tokens of a sequence
-SAMPLES = 32  # calibration sequences
+SAMPLES = 16  # calibration sequences
 JUDGING = 8  # sequences of each text that judges
 CHARACTERS = 16  # that give a token or more, in any text
 LOGITS = 2**25  # numbers in the outputs of one batch

@@ -89,6 +89,6 @@ def test_trials_of_a_language_model_are_bounded() -> None:
         batches, shares = loss_curves._affordable(tokens, sets)
         each = sum(batch.numel() for batch in batches)
         assert loss_curves.LEAST <= each <= loss_curves.MOST
-        assert len(shares) == (4 if sets <= 8 else 2)
+        assert shares == loss_curves.FEW
     images = [torch.zeros(8, 512)] * 4
     assert loss_curves._affordable(images, 36) == (images, loss_curves.KEPT)

@@ -190,11 +190,11 @@ def fold_masked(
         masked: `mask(model, plan)`; it is changed.
         plan: What went.
         statistics: Gram matrices of the original model's consumers.
-        guard: The same on held-out batches.
-        ridges: The ridges to choose from there.
+        guard: The same on held-out batches; without them every fold is kept.
+        ridges: The ridges to choose from there; without held-out batches the first one is taken.
     """
     kept = kept_indices(plan.graph, plan.keep)
-    consumers, _ = _fit_consumers(model, plan, kept, statistics, guard, ridges)
+    consumers, _ = _fit_consumers(model, plan, kept, statistics, guard, ridges, noted=False)
     for consumer in consumers:
         for rows, fit in consumer.fits if consumer.better else ():
             _add_fit(
@@ -209,6 +209,7 @@ def _fit_consumers(
     statistics: Statistics,
     guard: Statistics | None,
     ridges: Sequence[float] = RIDGES,
+    noted: bool = True,
 ) -> tuple[list[Consumer], list[str]]:
     """Return the layers that read removed units with their fits, and the tied weights that take none."""
     consumers, tied = list[Consumer](), list[str]()
@@ -220,7 +221,7 @@ def _fit_consumers(
                 continue
             moments = _moments(statistics, plan.graph, layer)
             check = _moments(guard, plan.graph, layer) if guard is not None else None
-            consumers.append(_fit_consumer(model, plan, layer, kept, moments, check, ridges))
+            consumers.append(_fit_consumer(model, plan, layer, kept, moments, check, ridges, noted))
     return consumers, tied
 
 
@@ -256,8 +257,9 @@ def _fit_consumer(
     moments: Moments,
     check: Moments | None,
     ridges: Sequence[float],
+    noted: bool,
 ) -> Consumer:
-    """Fit a consumer, group by group of a convolution, and measure its errors."""
+    """Fit a consumer, group by group of a convolution, and measure its errors where they are needed."""
     matrix = as_matrix(model.get_parameter(layer.weight), layer).double()
     alive = np.zeros(matrix.shape[1], dtype=bool)
     alive[kept[layer.weight][in_axis_of(layer)]] = True
@@ -270,14 +272,22 @@ def _fit_consumer(
         pairs = zip(blocks, fits, strict=True)
         return sum(of(matrix[rows], where, features, fit) for (rows, features), fit in pairs)
 
+    def by_rows(fits: Sequence[Fit]) -> tuple[tuple[IntArray, Fit], ...]:
+        return tuple(zip((rows for rows, _ in blocks), fits, strict=True))
+
     fits, chosen, least = list[Fit](), ridges[0], np.inf
     for ridge in ridges if check is not None else ridges[:1]:
         trial = [_fit(moments, features, alive, merged, centred, ridge) for _, features in blocks]
+        if check is None and not noted:  # least squares gain on their own data
+            return Consumer(layer, matrix, moments.taps, by_rows(trial), {}, True)
         error = errors(_folded_error, check or moments, trial)
         if not fits or error < least:
             fits, chosen, least = trial, ridge, error
         elif error > least:
             break  # the error falls with the ridge up to the best one, and rises from there on
+    if not noted:
+        better = not least >= errors(_plain_errors, check or moments, fits)[0] > 0
+        return Consumer(layer, matrix, moments.taps, by_rows(fits), {}, better)
     plain, total = errors(_plain_errors, moments, fits)
     note: dict[str, Any] = {"plain": float(plain / max(total, TINY))}
     note |= {"folded": float(errors(_folded_error, moments, fits) / max(total, TINY)), "ridge": chosen}
@@ -286,8 +296,7 @@ def _fit_consumer(
         note["held_out"] = float(least / max(total, TINY))
     note["dead"], note["parallel"] = sum(f.dead for f in fits), sum(f.parallel for f in fits)
     better = not least >= plain > 0
-    by_rows = tuple(zip((rows for rows, _ in blocks), fits, strict=True))
-    return Consumer(layer, matrix, moments.taps, by_rows, note, better)
+    return Consumer(layer, matrix, moments.taps, by_rows(fits), note, better)
 
 
 def _blocks(layer: Layer, matrix: Tensor) -> Iterator[tuple[IntArray, IntArray]]:

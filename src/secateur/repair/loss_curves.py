@@ -26,10 +26,11 @@ from secateur.statistics.loss import distillation_loss
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
 
 KEPT = (0.85, 0.6, 0.35, 0.1)  # shares of a group's units in the trials
-FEW = (0.8, 0.4)  # the same, of a language model with many groups
+FEW = (0.8, 0.4)  # the same, of a language model
 TOKENS = 2**14  # that all trials of a language model run on together, if each gets LEAST or more
 LEAST, MOST = 512, 1024  # tokens of one trial
 RIDGES = (1e-6, 1e-2)  # enough to see what a group costs
+RIDGE = 1e-2  # of a language model, whose rows are many
 LARGEST = 2**30  # bytes of the original's outputs that are kept; further batches are left out
 
 
@@ -87,7 +88,7 @@ def measure_loss_curves(
     """Measure what removing units of each group alone costs at the output.
 
     It takes a forward pass of the batches for each group and count, four counts a group.  A language model
-    runs on a few sequences only, and for two counts a group if it has many groups.
+    runs on a few sequences only, and for two counts a group.
 
     Args:
         model: The model that was traced.
@@ -106,6 +107,7 @@ def measure_loss_curves(
     """
     sets = graph.counted_together()
     batches, shares = _affordable(batches, len(sets))
+    ridges = (RIDGE,) if shares is FEW else RIDGES
     divergence = Divergence(model, batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
     curves = dict(known or {})
@@ -121,7 +123,7 @@ def measure_loss_curves(
                 plan = Plan(graph, "trial", keep)
                 trial = mask(model, plan)
                 if folded:
-                    fold_masked(model, trial, plan, statistics, guard, RIDGES)
+                    fold_masked(model, trial, plan, statistics, guard, ridges)
                 losses.append(divergence(trial))
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
             if each is not None:
@@ -132,9 +134,8 @@ def measure_loss_curves(
 
 def _affordable(batches: Sequence[Any], sets: int) -> tuple[Sequence[Any], tuple[float, ...]]:
     """Return the batches and the shares of the trials of so many sets of groups."""
-    share = TOKENS // (sets * len(KEPT))
-    few = few_tokens(batches, min(MOST, max(LEAST, share)))
-    return few, (KEPT if few is batches or share >= LEAST else FEW)
+    few = few_tokens(batches, min(MOST, max(LEAST, TOKENS // (sets * len(FEW)))))
+    return few, KEPT if few is batches else FEW
 
 
 def _best(scores: Tensor, count: int) -> IntArray:
@@ -165,7 +166,8 @@ def with_loss_curves(
         options: More options of `measure_loss_curves`.
     """
     held_out = None
-    if guard and any(moments.gram is not None for moments in statistics.moments.values()):
+    tokens = bool(guard) and few_tokens(guard or ()) is not guard
+    if guard and not tokens and any(moments.gram is not None for moments in statistics.moments.values()):
         held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed)
     curves = measure_loss_curves(
         model, graph, scores, statistics, guard or fitting, held_out, progress, **options
