@@ -21,7 +21,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from secateur import _old_names
-from secateur.apply.blocks import drop_blocks
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import Bytes, Latency, Macs, Params, SecateurError, Units, Weights
@@ -61,7 +60,6 @@ __all__ = [
     "Weights",
     "data",
     "diagnose",
-    "drop_blocks",
     "finetune",
     "fold",
     "load",

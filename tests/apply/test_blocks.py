@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur import Params, Units, drop_blocks, load, mask, prune, shrink
-from secateur.apply.blocks import find_blocks
+from secateur import Params, Units, load, mask, prune, shrink
+from secateur.apply.blocks import drop_blocks, find_blocks
 from secateur.core import ExactnessError, InputError, Plan
 from secateur.depth import find_least_needed_blocks
 from secateur.tracing.trace import trace

@@ -170,8 +170,9 @@ def verify_call(
     kwargs: Mapping[str, Any],
     what: str,
     device: Any = None,
+    expected: str = "the one in which their tensors are zero",
 ) -> float:
-    """Compare two models on some inputs as `verify` does; `what` names the second in the message.
+    """Compare two models on some inputs as `verify` does; `what` and `expected` name them in the message.
 
     Raises:
         InputError: If the masked model runs in neither type, or if the device cannot be used.
@@ -183,7 +184,7 @@ def verify_call(
         kind = str(compared.dtype).removeprefix("torch.")
         how = (
             f"deviates by {compared.deviation:.1e} (relative, {kind}; at most {BOUNDS[compared.dtype]:.2g} "
-            "is accepted) from the one in which their tensors are zero"
+            f"is accepted) from {expected}"
             if error is None
             else f"does not run: {type(error).__name__}: {error}"
         )

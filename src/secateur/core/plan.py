@@ -56,7 +56,7 @@ class Plan:
         seed: The seed that was used.
         notes: The reasons, JSON-able: by group or weight name, or about the whole.
         blocks: Names of whole blocks of the original model that go before anything else
-            (`secateur.drop_blocks`); the graph is that of the model without them.
+            (`secateur.apply.blocks`); the graph is that of the model without them.
 
     Raises:
         PlanError: If the units of `keep` are not units of the graph, each once, rising, or if groups of
