@@ -49,7 +49,7 @@ TOLERANCE = 0.05  # relative distance from the budget at which it holds
 NOISE = 0.03  # relative error of a measured ratio at which it says nothing
 CORRECTIONS = 4
 ROUNDS = (15, 60)  # of a measurement, and of the one after a noisy one
-LASTING, LIMIT = 0.03, 20.0
+LASTING, LIMIT = 0.03, 40.0
 LISTED = 5  # layers that stand in the way
 
 

@@ -28,7 +28,9 @@ __all__ = ["measure_layers", "time_shapes"]
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
 MULTIPLE = 8  # of the widths that are timed
 STEPS = (8, 16, 32, 64)
-PENALTY = 0.05  # what widths of a step may cost beyond those of 64
+# A step is too small if its widths lie above the line between multiples of the largest by more than half of
+# what they should save, and by more than the noise, one percent of the time of all layers.
+LOST, NEGLIGIBLE = 0.5, 0.01
 PROBED = 8  # layers that decide the step
 ROUNDS, LIMIT = 7, 30.0
 DRIFT = 1.3  # stored times that differ by more are stale
@@ -126,15 +128,18 @@ class _Probe:
         """Return the widths: multiples of each step below the top, and the next multiple of the span."""
         return [self.top, self.top - self.span, *(self.top - x for x in STEPS if x < self.span)]
 
-    def cost(self, known: Times, step: int) -> float:
-        """Return the milliseconds by which a multiple of the step is above the line, over all layers."""
+    def cost(self, known: Times, step: int) -> tuple[float, float]:
+        """Return by how much the width one step below the top lies above the line, and the line below it.
+
+        In milliseconds of all layers of this shape.
+        """
         if step >= self.span or not all(s in known for w in self.widths() for s in self.shapes(w)):
-            return 0.0
+            return 0.0, 0.0
         at = {w: sum(n * known[s] for s, n in self.shapes(w).items()) for w in self.widths()}
         line = np.interp(
             self.top - step, [self.top - self.span, self.top], [at[self.top - self.span], at[self.top]]
         )
-        return self.count * max(0.0, at[self.top - step] - float(line))
+        return self.count * (at[self.top - step] - float(line)), self.count * (at[self.top] - float(line))
 
 
 class _Steps:
@@ -147,7 +152,9 @@ class _Steps:
     def __call__(self, known: Times) -> int:
         """Return the step, by times that are known."""
         for step in STEPS:
-            if sum(probe.cost(known, step) for probe in self.probes) <= PENALTY * self.total:
+            costs = np.array([probe.cost(known, step) for probe in self.probes]).reshape(-1, 2)
+            above, saving = costs.sum(0)
+            if above <= max(LOST * saving, NEGLIGIBLE * self.total):
                 return step
         return STEPS[-1]
 
