@@ -31,6 +31,7 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.core.indices import kept_shapes
+from secateur.depth import trace_without_blocks
 from secateur.execution import check_seed
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
@@ -41,10 +42,17 @@ from secateur.repair.loss_curves import Divergence, with_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
 from secateur.report import Stopwatch, start_report
 from secateur.result import Result
-from secateur.schedule import Judge, OneShot, Schedule, Tolerance
+from secateur.schedule import (
+    OneShot,
+    Schedule,
+    Tolerance,
+    count_left,
+    describe_step,
+    nothing_accepted,
+)
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
-from secateur.tracing.trace import freeze_groups, trace, traced_model
+from secateur.tracing.trace import freeze_groups, traced_model
 
 __all__ = ["Result", "StepInfo", "plan", "prune"]
 
@@ -134,6 +142,7 @@ def prune(
     callback: Callback | None = None,
     loss: Loss | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
+    blocks: int | Sequence[str] = 0,
     example_kwargs: Mapping[str, Any] | None = None,
     check: bool = True,
     check_device: str | torch.device | None = None,
@@ -161,6 +170,8 @@ def prune(
         loss: (outputs, targets) -> scalar, for gradients and fine-tuning; by default it fits the targets.
         ignored_layers: Modules, or names or patterns of modules, parameters or groups, or kinds of groups
             (``"kind:hidden"``), whose units all stay.
+        blocks: Whole blocks that go first: names (see `drop_blocks`), or how many, the least needed by
+            trial on the data.  What is left has other numbers, which `ignored_layers` refers to.
         example_kwargs: More keyword arguments of the model.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.
@@ -185,16 +196,15 @@ def prune(
     chosen, repairs = _defaults(method, repair, batches, budget)
     by_loss = _by_loss(chosen, budget, batches)
     needs = needs_of(chosen, budget) | repair_needs(repairs)
-    settings = _repair_settings(repairs, model, batches, loss, seed, progress, by_loss is not None)
     each_step, at_the_end = _split_repairs(repairs, schedule)
-
     clock = Stopwatch()
+    call = example_inputs, ignored_layers, example_kwargs
     with clock("trace"):
-        graph = trace(model, example_inputs, ignored_layers, example_kwargs)
-        shares = with_shares(graph, with_tables(budget, model, graph))
-    start = state = Pruned(model, graph, Plan(graph, chosen.name))
-    judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
+        left, graph, shares, gone = trace_without_blocks(model, blocks, budget, batches, call, check)
+    settings = _repair_settings(repairs, left, batches, loss, seed, progress, by_loss is not None)
+    start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
     inexact: dict[str, str] = {}
+    judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
     for number, goal in enumerate(schedule.goals(shares), 1):
         before = start if schedule.restarts else state
         with clock("statistics"):
@@ -205,23 +215,23 @@ def prune(
         step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
         if isinstance(step_plan, NothingToPrune):
             refusal = step_plan
-            notes += [] if schedule.restarts else [_note(number, goal, graph, state)]
+            notes += [] if schedule.restarts else [describe_step(number, goal, left, state.plan)]
             continue
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
         after = _call_back(callback, after, graph, number, schedule)
-        notes.append(_note(number, goal, graph, after, judge))
+        notes.append(describe_step(number, goal, after.model, after.plan, judge))
         if not notes[-1].get("accepted", True):
             break
         state = after
     if not _removes(state.plan):
-        raise _nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
+        raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
     if "predicted loss" in state.plan.notes:
         notes[-1]["loss"] = Divergence(model, settings.guard or settings.fitting or ())(state.model)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
-    return _result(start, state, budget, inexact, {**how, "seconds": clock.seconds})
+    return _result(replace(start, model=model), state, budget, inexact, {**how, "seconds": clock.seconds})
 
 
 def _defaults(
@@ -362,13 +372,13 @@ def _decide(
     check_step(method, step)
     if not _removes(step):
         return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
-    if schedule.restarts and _left(graph, step) == _left(graph, state.plan):
+    if schedule.restarts and count_left(graph, step) == count_left(graph, state.plan):
         return NothingToPrune(f"{budget} removes no more than the step before")
     return step
 
 
 def _removes(plan: Plan) -> bool:
-    return bool(plan.keep or plan.masks)
+    return bool(plan.keep or plan.masks or plan.blocks)
 
 
 def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device: Any) -> Pruned:
@@ -418,39 +428,16 @@ def _call_back(
     return replace(after, model=zero_masked(model, after.plan))
 
 
-def _note(
-    number: int, budget: Budget, graph: PruningGraph, state: Pruned, judge: Judge | None = None
-) -> dict[str, Any]:
-    """Describe a step: its budget, the units that are left, the masked weights, the judge's verdict."""
-    verdict = {} if judge is None else judge(state.model)
-    return {"step": number, "budget": repr(budget), **_left(graph, state.plan), **verdict}
-
-
-def _left(graph: PruningGraph, plan: Plan) -> dict[str, int]:
-    """Count the units that a plan leaves, and the single weights that it masks."""
-    units = sum(len(plan.keep.get(group.name, range(group.size))) for group in graph.groups)
-    return {"units": units, "masked": sum(int((~mask).sum()) for mask in plan.masks.values())}
-
-
-def _nothing_accepted(
-    schedule: Schedule, notes: Sequence[Mapping[str, Any]], graph: PruningGraph
-) -> NothingToPrune:
-    """Return the error of a tolerance that not even the first step meets."""
-    budget, before, metric = (notes[0][key] for key in ("budget", "before", "metric"))
-    return NothingToPrune(
-        f"no step stays within {schedule!r}: the metric is {before:.4g}; {budget} takes it to {metric:.4g}. "
-        f"Allow more, or take smaller steps.\n{graph.describe_frozen()}"
-    )
-
-
 def _result(
     start: Pruned, state: Pruned, budget: Budget, inexact: Mapping[str, str], how: Mapping[str, Any]
 ) -> Result:
     """Return the result of a pruning, with what its report says about how it came about."""
     notes = {**state.plan.notes, "schedule": how["schedule"]}
+    if state.plan.blocks:
+        notes["blocks gone"] = state.plan.blocks
     if inexact:
         notes["inexact groups"] = inexact
-    if "loss" in how["steps"][-1]:
+    if any("loss" in step for step in how["steps"][-1:]):
         notes["measured loss"] = how["steps"][-1]["loss"]
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}

@@ -209,6 +209,8 @@ class Report:
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        if blocks := self.notes.get("blocks gone"):
+            lines.append(f"  whole blocks gone: {len(blocks)}; see report.notes")
         if len(self.kinds) > 1:
             lines.append(f"  {self._kinds()}")
         if "measured loss" in self.notes:

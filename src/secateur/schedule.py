@@ -6,7 +6,7 @@ each whether to go on.  `prune` works through the goals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from numbers import Integral, Real
@@ -15,10 +15,19 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from secateur.batches import as_batches
-from secateur.core import Budget, InputError
+from secateur.core import Budget, InputError, NothingToPrune, Plan, PruningGraph
 from secateur.measure.metrics import Metric, evaluate, metric_named, more_is_better
 
-__all__ = ["Judge", "OneShot", "Schedule", "Steps", "Tolerance"]
+__all__ = [
+    "Judge",
+    "OneShot",
+    "Schedule",
+    "Steps",
+    "Tolerance",
+    "count_left",
+    "describe_step",
+    "nothing_accepted",
+]
 
 Judge = Callable[[nn.Module], Mapping[str, Any]]
 
@@ -144,6 +153,31 @@ class Tolerance:
     def __repr__(self) -> str:
         """Name the metric instead of showing a function's address."""
         return f"Tolerance(drop={self.drop}, metric={metric_named(self.metric)[0]!r}, step={self.step})"
+
+
+def describe_step(
+    number: int, budget: Budget, model: nn.Module, plan: Plan, judge: Judge | None = None
+) -> dict[str, Any]:
+    """Describe a step: its budget, the units that are left, the masked weights, the judge's verdict."""
+    verdict = {} if judge is None else judge(model)
+    return {"step": number, "budget": repr(budget), **count_left(plan.graph, plan), **verdict}
+
+
+def count_left(graph: PruningGraph, plan: Plan) -> dict[str, int]:
+    """Count the units that a plan leaves, and the single weights that it masks."""
+    units = sum(len(plan.keep.get(group.name, range(group.size))) for group in graph.groups)
+    return {"units": units, "masked": sum(int((~mask).sum()) for mask in plan.masks.values())}
+
+
+def nothing_accepted(
+    schedule: Schedule, notes: Sequence[Mapping[str, Any]], graph: PruningGraph
+) -> NothingToPrune:
+    """Return the error of a tolerance that not even the first step meets."""
+    budget, before, metric = (notes[0][key] for key in ("budget", "before", "metric"))
+    return NothingToPrune(
+        f"no step stays within {schedule!r}: the metric is {before:.4g}; {budget} takes it to {metric:.4g}. "
+        f"Allow more, or take smaller steps.\n{graph.describe_frozen()}"
+    )
 
 
 def _is_number(value: Any) -> bool:

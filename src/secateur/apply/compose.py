@@ -57,7 +57,7 @@ def compose(first: Plan, second: Plan) -> Plan:
                 f"the mask of {name!r} has shape {mask.shape}; the first plan leaves {tuple(map(len, axes))}"
             )
         whole[np.ix_(*axes)] &= mask
-    return replace(second, graph=graph, keep=keep, masks=masks, merges={})
+    return replace(second, graph=graph, keep=keep, masks=masks, merges={}, blocks=first.blocks)
 
 
 def narrow_masks(plan: Plan) -> dict[str, BoolArray]:

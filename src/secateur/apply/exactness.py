@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from secateur.tracing.export import (
 from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 
-__all__ = ["deviation", "in_float64", "is_exact", "run_float64", "verify"]
+__all__ = ["deviation", "in_float64", "is_exact", "run_float64", "verify", "verify_call"]
 
 # The largest relative deviation that passes.  In float64 rounding stays far below it; in float32, which only
 # serves models that do not run in float64, half of the digits must agree.
@@ -134,7 +134,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
         ExactnessError: If the deviation exceeds 1e-10 (in float32 3.5e-4) or the shrunk model does not run;
             the message names the operation.
     """
-    compared = _compare(masked, small, plan, device)
+    compared = _compare(masked, small, *_example(plan), device)
     kind = str(compared.dtype).removeprefix("torch.")
     if compared.error is not None:
         where = _diagnose(masked, small, plan)
@@ -148,24 +148,57 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
             f"{kind}; at most {BOUNDS[compared.dtype]:.2g} is accepted). {_diagnose(masked, small, plan)}. "
             "Your model is unchanged; name the layer in ignored_layers to leave it whole"
         )
-    _check_runs(masked, small, plan.graph.example_inputs, plan.graph.example_kwargs)
+    _check_runs(masked, small, *_example(plan))
     return compared.deviation
 
 
 def is_exact(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> bool:
     """Return whether `verify` accepts a shrunk model, without a search for the cause if it does not."""
     try:
-        if not _compare(masked, small, plan, device).passes:
+        if not _compare(masked, small, *_example(plan), device).passes:
             return False
-        _check_runs(masked, small, plan.graph.example_inputs, plan.graph.example_kwargs)
+        _check_runs(masked, small, *_example(plan))
     except ExactnessError:
         return False
     return True
 
 
-def _compare(masked: nn.Module, small: nn.Module, plan: Plan, device: Any) -> _Comparison:
+def verify_call(
+    masked: nn.Module,
+    small: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    what: str,
+    device: Any = None,
+    expected: str = "the one in which their tensors are zero",
+) -> float:
+    """Compare two models on some inputs as `verify` does; `what` and `expected` name them in the message.
+
+    Raises:
+        InputError: If the masked model runs in neither type, or if the device cannot be used.
+        ExactnessError: If the deviation exceeds the bound or the second model does not run.
+    """
+    compared = _compare(masked, small, args, kwargs, device)
+    if not compared.passes:
+        error = compared.error
+        kind = str(compared.dtype).removeprefix("torch.")
+        how = (
+            f"deviates by {compared.deviation:.1e} (relative, {kind}; at most {BOUNDS[compared.dtype]:.2g} "
+            f"is accepted) from {expected}"
+            if error is None
+            else f"does not run: {type(error).__name__}: {error}"
+        )
+        raise ExactnessError(f"{what} {how}. Your model is unchanged") from error
+    _check_runs(masked, small, args, kwargs)
+    return compared.deviation
+
+
+def _example(plan: Plan) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    return plan.graph.example_inputs, plan.graph.example_kwargs
+
+
+def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device: Any) -> _Comparison:
     """Run both models in the first type that the masked one runs in."""
-    args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
     device = None if device is None else _check_device(device)
     if any(p.is_meta for p in masked.parameters()):
         raise InputError("a model on the meta device has no values to compare: use check=False")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.apply.blocks import without_blocks
 from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
@@ -45,8 +46,9 @@ def shrink(
         ExactnessError: If the outputs differ; the message names the operation.
     """
     check_plan(plan)
+    model = without_blocks(model, plan)
     kept = kept_indices(plan.graph, plan.keep)
-    if not kept and not plan.masks:
+    if not (kept or plan.masks or plan.blocks):
         raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.describe_frozen()}")
     base = mask(model, replace(plan, keep={}, merges={})) if plan.masks else model
     tensors = check_tensors(base, plan)

@@ -29,6 +29,7 @@ Role = Literal["out", "in", "scale"]
 Kind = Literal[
     "channels",
     "embedding",
+    "expert units",
     "ffn",
     "head positions",
     "heads",
@@ -78,7 +79,8 @@ class Group:
         slots: Everything that the units own.
         kind: What the units are in the network: ``"heads"`` of attention (under grouped queries, one query
             head of every group), ``"key-value groups"`` (a key and a value with all their query heads),
-            ``"head positions"``, ``"ffn"`` (inner units between linear layers), ``"hidden"`` (the residual
+            ``"head positions"``, ``"ffn"`` (inner units between linear layers), ``"expert units"`` (the same
+            of all experts of a mixture), ``"hidden"`` (the residual
             stream), ``"channels"`` of convolutions, ``"recurrent"`` units, features of an ``"embedding"``,
             or ``"other"``.
     """

@@ -55,6 +55,8 @@ class Plan:
         budget: The budget, as text.
         seed: The seed that was used.
         notes: The reasons, JSON-able: by group or weight name, or about the whole.
+        blocks: Names of whole blocks of the original model that go before anything else
+            (`secateur.apply.blocks`); the graph is that of the model without them.
 
     Raises:
         PlanError: If the units of `keep` are not units of the graph, each once, rising, or if groups of
@@ -69,6 +71,7 @@ class Plan:
     budget: str = ""
     seed: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the units.
@@ -77,6 +80,8 @@ class Plan:
             PlanError: If a unit is invalid; the message names the group and the first such unit.  Or if
                 counts must be equal and are not; the message names the groups.
         """
+        if isinstance(self.blocks, str) or not all(isinstance(name, str) for name in self.blocks):
+            raise PlanError(f"blocks must be names of blocks; got {self.blocks!r}")
         if not isinstance(self.keep, Mapping):
             raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
         sizes = {group.name: group.size for group in self.graph.groups} if self.keep else {}
@@ -103,12 +108,14 @@ class Plan:
         lines = [f"  {name}: {len(kept)} of {names[name]} units stay" for name, kept in self.keep.items()]
         lines += [f"  {name}: {int(m.sum())} of {m.size} weights stay" for name, m in self.masks.items()]
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        head = f"Plan by {self.method!r}, budget {self.budget or 'none'}, seed {self.seed}"
+        without = f", {len(self.blocks)} blocks gone" if self.blocks else ""
+        head = f"Plan by {self.method!r}, budget {self.budget or 'none'}, seed {self.seed}{without}"
         return "\n".join([head, *lines[:SHOWN], *more, "plan.explain() shows everything, with the reasons"])
 
     def explain(self) -> str:
         """Describe what goes from each group and weight, with the notes."""
         lines = [f"{self.method}, budget {self.budget}, seed {self.seed}"]
+        lines += [f"  blocks gone: {', '.join(self.blocks)}"] if self.blocks else []
         for name, kept in self.keep.items():
             size = self.graph.group(name).size
             lines.append(f"  {name}: keeps {len(kept)} of {size} units{_note(self.notes.get(name))}")

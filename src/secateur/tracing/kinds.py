@@ -41,6 +41,7 @@ class KindFinder:
     def __init__(self, propagation: Propagation) -> None:
         """Collect the atoms of attention, and the layers by the axes that they produce and read."""
         self._attention = _find_attention(propagation)
+        self._experts = _atoms(propagation, propagation.expert_units)
         self._producers: dict[tuple[str, int | None], list[tuple[int, Layer]]] = {}
         self._consumers: dict[tuple[str, int | None], list[tuple[int, Layer]]] = {}
         for order, layer in enumerate(propagation.layers):
@@ -65,6 +66,8 @@ class KindFinder:
             return "channels" if 2 * convolutions > len(made) + len(read) else "hidden"
         if first in attention.positions:
             return "head positions"
+        if first in self._experts and not made:
+            return "expert units"
         return _kind_of_producers([layer for _, layer in made])
 
 

@@ -142,6 +142,7 @@ class Propagation:
         equal_lengths: (labels, reason): axes that one number sizes, but whose units may differ.
         heads: Labels whose units are attention heads.
         head_positions: Labels whose units are positions inside a head.
+        expert_units: Labels whose units are made by every expert of a mixture.
         repeated: Labels of axes that repeat entries: the query heads that share a key and a value.
         norms: Names of modules that normalise over one axis in a known form.
         batch: Number of examples in the example inputs.
@@ -160,6 +161,7 @@ class Propagation:
     equal_lengths: list[tuple[tuple[Label, ...], str]] = field(default_factory=list)
     heads: list[Label] = field(default_factory=list)
     head_positions: list[Label] = field(default_factory=list)
+    expert_units: list[Label] = field(default_factory=list)
     repeated: list[Label] = field(default_factory=list)
     norms: frozenset[str] = frozenset()
     batch: int = 1

@@ -97,6 +97,7 @@ def grouped_mm(
     propagation.contract(x, 1, weight, 1)
     propagation.record_role(weight, 1, "in")
     propagation.record_role(weight, 2, "out")
+    propagation.expert_units.append(weight.labels[2])
     return TensorAxes(out[0], (None, weight.labels[2]), (True, weight.zero[2]), True)
 
 
