@@ -80,7 +80,7 @@ def trace_without_blocks(
         ExactnessError: If leaving out a block is not exact.
     """
     count = _count(blocks)
-    whole = trace(model, *call)
+    whole = trace(model, *call).with_even_layers(budget.even)
     if not blocks:
         return model, whole, with_shares(whole, with_tables(budget, model, whole)), ()
     if any(isinstance(part, Latency) for part in budget.parts):
@@ -90,7 +90,7 @@ def trace_without_blocks(
         raise InputError(f"blocks={count} finds the least needed blocks by trial: pass data=batches")
     names = find_least_needed_blocks(model, batches or (), count) if count else tuple(blocks)  # type: ignore[arg-type]
     left = drop_blocks(model, names, *((whole.example_inputs, whole.example_kwargs) if check else ()))
-    graph = trace(left, *call)
+    graph = trace(left, *call).with_even_layers(budget.even)
     # Units are counted without the blocks' own.
     return left, graph, shares if isinstance(shares, Units) else remaining_budget(whole, graph, shares), names
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -86,6 +86,36 @@ class Result:
             StoreError: If the folder cannot be written; it is then as it was.
         """
         store.save(folder, self.model, self.plan, self.report.to_dict(), self.report.versions)
+
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, *, uneven: Literal["error", "pad"] = "error"
+    ) -> float:
+        """Write the pruned model as a folder of transformers, which `from_pretrained` loads without Secateur.
+
+        The config gets the new sizes.  RMSNorm is rescaled where the width of the residual stream was cut.
+        The folder is loaded again with the plain class and compared on the example inputs before it gets its
+        name; an error leaves nothing behind.
+
+        Args:
+            folder: Created; it may exist if it is empty.
+            tokenizer: A tokenizer of transformers, or a folder with its files.  By default those files are
+                copied from the folder that the original was loaded from.
+            uneven: What to do if the config cannot state the sizes, because layers of the same kind keep
+                unequal counts or because it has no number for them: ``"error"``, or ``"pad"`` with units of
+                zeros, which is exact and saves less.  Budgets with ``even=True`` need neither.
+
+        Returns:
+            The largest difference of the outputs, relative to the largest output.
+
+        Raises:
+            InputError: If the model is none of transformers or is quantized, or if its config cannot state
+                the sizes.
+            ExactnessError: If the loaded model computes something else.
+            StoreError: If the folder holds files or cannot be written.
+        """
+        from secateur.formats.transformers import save_pretrained  # transformers is an extra
+
+        return save_pretrained(folder, self.model, self.plan, tokenizer, uneven)
 
     def to_onnx(self, path: str | Path) -> bool:
         """Write the pruned model as an ONNX file (extra onnx); return whether it takes any batch size.

@@ -225,3 +225,61 @@ def test_methods_of_ones_own_need_not_know(budget: Any) -> None:
     keep = ByHand().plan(graph, Statistics({}), budget).keep
     assert len(keep["h1"]) == len(keep["h3"]) == len(keep["h4"]) < 10
     assert keep["h1"].tolist() != keep["h3"].tolist()
+
+
+# --- even budgets
+
+
+def blocks(sizes: list[int]) -> PruningGraph:
+    """Blocks of a layer that reads a stream of 6 and one that writes to it, without equal counts."""
+    shapes, groups, layers = {}, [], []
+    for i, size in enumerate(sizes):
+        rows = np.arange(size)[:, None]
+        names = f"blocks.{i}.fc1.weight", f"blocks.{i}.fc2.weight"
+        shapes |= {names[0]: (size, 6), names[1]: (6, size)}
+        layers += [Layer(name.removesuffix(".weight"), "linear", name) for name in names]
+        groups.append(Group(f"g{i}", size, (Slot(names[0], 0, rows, "out"), Slot(names[1], 1, rows, "in"))))
+    return PruningGraph(tuple(groups), (), tuple(layers), shapes, tuple(shapes))
+
+
+def test_repeated_layers_of_one_size_are_counted_together() -> None:
+    graph = blocks([8, 8, 4, 8, 4])
+    assert graph.equal_counts == () and graph.with_even_layers().equal_counts == (
+        ("g0", "g1", "g3"),
+        ("g2", "g4"),
+    )
+    tied = replace(graph, equal_counts=(("g1", "g3"),)).with_even_layers()
+    assert tied.equal_counts == graph.with_even_layers().equal_counts
+    assert tied.with_even_layers().equal_counts == tied.equal_counts
+    other = replace(graph.groups[1], slots=graph.groups[1].slots[:1])
+    apart = replace(graph, groups=(graph.groups[0], other, *graph.groups[2:]))
+    assert apart.with_even_layers().equal_counts == (("g0", "g3"), ("g2", "g4"))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "erk", "loss"])
+def test_even_budgets_keep_equal_counts_in_a_network(scope: Any) -> None:
+    import secateur as sc
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        *(
+            torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.ReLU(), torch.nn.Linear(9, 6))
+            for _ in range(3)
+        )
+    )
+    data = [torch.randn(8, 6) for _ in range(6)]
+    budget = Params(0.6, scope, even=True)
+    for keep in (
+        sc.prune(model, data[0], budget, data, method="magnitude", repair=None).plan.keep,
+        sc.plan(sc.trace(model, data[0], ["*.2"]), "magnitude", budget, data).keep,
+    ):
+        assert len({len(keep.get(f"{i}.0", range(9))) for i in range(3)}) == 1
+
+
+def test_even_is_checked_and_shown() -> None:
+    assert repr(Params(0.5, even=True)) == "Params(0.5, even=True)"
+    assert Units(0.25, even=True).after(0.5) == Units(0.5, even=True)
+    with pytest.raises(InputError, match="even must be True or False"):
+        Units(0.5, even="yes")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="must keep equally many"):
+        allocate(blocks([8, 8]).with_even_layers(), Units({"g0": 0.5, "g1": 0.25}, even=True))

@@ -40,11 +40,13 @@ def _share(what: str, value: Any) -> float:
     return float(value)
 
 
-def _check_options(scope: str, floor: int, round_to: int, least: int = 1) -> None:
+def _check_options(scope: str, floor: int, round_to: int, even: bool, least: int = 1) -> None:
     if scope not in SCOPES:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
     if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
+    if not isinstance(even, bool):
+        raise InputError(f"even must be True or False; got {even!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +64,8 @@ class Budget:
             "loss" where `prune` has data and the method an order of units, else "layer".
         floor: Least number that stays in every group.
         round_to: Every group keeps a multiple of this number, or stays whole.
+        even: Whether layers of the same kind keep the same count, as a transformers config and most file
+            formats want it; see `PruningGraph.with_even_layers`.
 
     Raises:
         InputError: If an argument is invalid.
@@ -73,6 +77,7 @@ class Budget:
     scope: Scope = "layer"
     floor: int = 1
     round_to: int = 1
+    even: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -82,7 +87,9 @@ class Budget:
         if isinstance(self.keep, Mapping):
             raise InputError(f"{kind}.keep must be one number; Units takes a mapping of groups to shares")
         object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
-        _check_options(self.scope, self.floor, self.round_to, 0 if isinstance(self, Latency) else 1)
+        _check_options(
+            self.scope, self.floor, self.round_to, self.even, 0 if isinstance(self, Latency) else 1
+        )
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
@@ -168,7 +175,7 @@ class Units(Budget):
             raise InputError(f"with a share for each layer, scope must be 'layer'; got {self.scope!r}")
         shares = {name: _share(f"Units.keep[{name!r}]", share) for name, share in self.keep.items()}
         object.__setattr__(self, "keep", shares)
-        _check_options(self.scope, self.floor, self.round_to)
+        _check_options(self.scope, self.floor, self.round_to, self.even)
 
     def after(self, progress: float) -> Self:
         """Return the budget after a part of the way; see `Budget.after`."""
@@ -309,7 +316,9 @@ def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
         return
     if isinstance(limit, bool) or not (isinstance(limit, Real) and 0 < float(limit) < float("inf")):
         raise InputError(f"{kind}.{name} must be a positive number; got {limit!r}")
-    _check_options(budget.scope, budget.floor, budget.round_to, 0 if isinstance(budget, Latency) else 1)
+    _check_options(
+        budget.scope, budget.floor, budget.round_to, budget.even, 0 if isinstance(budget, Latency) else 1
+    )
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -324,6 +333,7 @@ class Weights(Budget):
     unit: ClassVar[str] = "weights"
 
     round_to: int = field(default=1, init=False, repr=False)
+    even: bool = field(default=False, init=False, repr=False, kw_only=True)
 
     def __init__(
         self,
@@ -353,6 +363,7 @@ class Budgets(Budget):
         scope: The one that they give, other than "auto".
         floor: The largest of theirs.
         round_to: The least common multiple of theirs.
+        even: Whether one of them is.
     """
 
     unit: ClassVar[str] = "budgets"
@@ -366,7 +377,7 @@ class Budgets(Budget):
                     f"milliseconds of the whole network; {budget!r} does not"
                 )
         whole = [budget.as_share(1.0)._with_share(1.0) for budget in budgets]
-        counted = [replace(budget, scope="layer", floor=1, round_to=1) for budget in whole]
+        counted = [replace(budget, scope="layer", floor=1, round_to=1, even=False) for budget in whole]
         if twice := [b for b, what in zip(budgets, counted, strict=True) if counted.count(what) > 1]:
             raise InputError(f"{', '.join(map(repr, twice))} limit the same amount: give the smaller one")
         scopes = dict.fromkeys(budget.scope for budget in budgets if budget.scope != "auto")
@@ -377,6 +388,7 @@ class Budgets(Budget):
             "scope": next(iter(scopes), "auto"),
             "floor": max(budget.floor for budget in budgets),
             "round_to": lcm(*(budget.round_to or 1 for budget in budgets)),
+            "even": any(budget.even for budget in budgets),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -43,6 +45,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 LISTED = 8  # groups in a repr
 FROZEN = 20  # frozen axes in a message
+LAYER_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots: "layers.3.mlp", not "fc1"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,8 +197,8 @@ class PruningGraph:
         aliases: Other names of tied tensors -> first name.
         sizes: Integer attributes that change with the tensors.
         equal_counts: Names of groups that must keep equally many units, set by set: the layers and directions
-            of a recurrent module, which has one `hidden_size`.  They are of one size and may keep different
-            units.
+            of a recurrent module, which has one `hidden_size`; see also `with_even_layers`.  They are of one
+            size and may keep different units.
         element_sizes: Bytes of one element of every parameter and buffer; empty in graphs of older versions.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
         example_kwargs: The keyword inputs it was traced with.
@@ -230,6 +233,31 @@ class PruningGraph:
         tied = {name: names for names in self.equal_counts for name in names}
         sets = dict.fromkeys(tied.get(name, (name,)) for name in known)
         return tuple(tuple(known[name] for name in names) for names in sets)
+
+    def with_even_layers(self) -> PruningGraph:
+        """Return the graph in which repeated layers keep equal counts, for an `even` budget.
+
+        Groups are counted together if they are of one size and own the same axes of tensors whose names
+        differ in layer numbers only.
+
+        Example:
+            >>> def hidden(layer):
+            ...     rows = np.arange(4)[:, None]
+            ...     return Group(layer, 4, (Slot(f"layers.{layer}.fc1.weight", 0, rows, "out"),))
+            >>> PruningGraph((hidden("0"), hidden("1")), (), (), {}, ()).with_even_layers().equal_counts
+            (('0', '1'),)
+        """
+        places: dict[Any, dict[str, None]] = defaultdict(dict)
+        for group in self.groups:
+            places[group.size, _place(group)][group.name] = None
+        sets = list(places.values())
+        for names in self.equal_counts:
+            joined = [s for s in sets if not s.keys().isdisjoint(names)]
+            sets = [s for s in sets if s.keys().isdisjoint(names)]
+            sets.append(dict.fromkeys(name for s in joined for name in s))
+        order = {group.name: i for i, group in enumerate(self.groups)}
+        tied = [sorted(s, key=order.__getitem__) for s in sets if len(s) > 1]
+        return replace(self, equal_counts=tuple(map(tuple, sorted(tied, key=lambda s: order[s[0]]))))
 
     def layer(self, weight: str) -> Layer:
         """Return the layer whose weight has that name.
@@ -343,6 +371,13 @@ class PruningGraph:
 
     def _units(self) -> int:
         return sum(group.size for group in self.groups)
+
+
+def _place(group: Group) -> tuple[Any, ...]:
+    """Return what a group owns, without the numbers of the layers."""
+    return tuple(
+        sorted((LAYER_NUMBER.sub("*", s.tensor), s.axis, s.role, s.index.shape[1:]) for s in group.slots)
+    )
 
 
 def _paired(

@@ -94,7 +94,8 @@ class Plan:
             if len(set(counts.values())) > 1:
                 raise PlanError(
                     f"the groups {', '.join(map(repr, names))} must keep equally many units, because one "
-                    f"number states how many they have (hidden_size); got {list(counts.values())}"
+                    f"number states how many they have (hidden_size), or the budget is even; got "
+                    f"{list(counts.values())}"
                 )
 
     def removed(self, group: str) -> IntArray:

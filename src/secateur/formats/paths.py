@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from secateur.core import InputError, StoreError
 
-__all__ = ["check_replaceable", "to_path"]
+__all__ = ["check_replaceable", "flush", "to_path"]
 
 
 def to_path(path: str | Path) -> Path:
@@ -34,3 +35,9 @@ def check_replaceable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is not a file and is not replaced: choose another path")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ The example inputs of a plan's graph are not stored.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
 
-__all__ = ["Arrays", "decode_value", "encode_value", "plan_from_json", "plan_to_json"]
+__all__ = ["Arrays", "decode_value", "encode_value", "plan_digest", "plan_from_json", "plan_to_json"]
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {
@@ -81,6 +82,11 @@ def plan_to_json(plan: Plan) -> str:
         for name, x in arrays.items()
     }
     return json.dumps({"plan": document, "arrays": inline}, allow_nan=False)
+
+
+def plan_digest(plan: Plan) -> str:
+    """Return the SHA-256 of a plan's JSON, which identifies the plan."""
+    return hashlib.sha256(plan_to_json(plan).encode()).hexdigest()
 
 
 def plan_from_json(text: str) -> Plan:

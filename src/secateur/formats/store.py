@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import stat
 import warnings
@@ -33,7 +32,7 @@ from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.core.indices import kept_shapes
 from secateur.formats import model_tensors
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
-from secateur.formats.paths import to_path
+from secateur.formats.paths import flush, to_path
 from secateur.formats.plan_json import decode_value, encode_value
 
 __all__ = ["DOCUMENT", "load", "load_plan", "read_report", "save"]
@@ -96,7 +95,7 @@ def save(
         digest = hashlib.sha256(text.encode()).hexdigest()
         written.append(draft := place / f".{DOCUMENT}-{uuid4().hex}.tmp")
         draft.write_text(f'{{"format": {FORMAT},\n"sha256": "{digest}",\n"body": {text}}}', encoding="utf-8")
-        _flush(draft)
+        flush(draft)
         old = _files_of_last_save(place)
         draft.replace(place / DOCUMENT)
     except (OSError, SafetensorError) as error:
@@ -244,7 +243,7 @@ def _write(
     mode = stat.S_IMODE(path.stat().st_mode)
     write(tensors, path)
     path.chmod(mode)  # safetensors creates files that only the owner can read
-    _flush(path)
+    flush(path)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
@@ -256,12 +255,6 @@ def _remove(paths: list[Path]) -> None:
 
 def _to_json(body: Mapping[str, Any]) -> str:
     return json.dumps(body, allow_nan=False, separators=(",", ":"))
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:
