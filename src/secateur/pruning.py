@@ -120,7 +120,7 @@ def plan(
         raise InputError("the model of this graph is not in memory: pass model=")
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    graph = graph.with_even_layers() if budget.even else graph
+    graph = graph.with_even_layers(budget.even)
     batches = None if data is None else as_batches(data)
     budget = with_shares(graph, with_tables(budget, model, graph))
     by_loss = _by_loss(chosen, budget, batches)

@@ -234,11 +234,14 @@ class PruningGraph:
         sets = dict.fromkeys(tied.get(name, (name,)) for name in known)
         return tuple(tuple(known[name] for name in names) for names in sets)
 
-    def with_even_layers(self) -> PruningGraph:
-        """Return the graph in which repeated layers keep equal counts, for an `even` budget.
+    def with_even_layers(self, even: bool = True) -> PruningGraph:
+        """Return the graph in which repeated layers keep equal counts.
 
         Groups are counted together if they are of one size and own the same axes of tensors whose names
         differ in layer numbers only.
+
+        Args:
+            even: `Budget.even`; if False, the graph is returned as it is.
 
         Example:
             >>> def hidden(layer):
@@ -247,6 +250,8 @@ class PruningGraph:
             >>> PruningGraph((hidden("0"), hidden("1")), (), (), {}, ()).with_even_layers().equal_counts
             (('0', '1'),)
         """
+        if not even:
+            return self
         places: dict[Any, dict[str, None]] = defaultdict(dict)
         for group in self.groups:
             places[group.size, _place(group)][group.name] = None

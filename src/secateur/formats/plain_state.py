@@ -110,9 +110,9 @@ def correct_embedding_scale(model: Any, plain: Any, state: State) -> None:
     embeddings = model.get_input_embeddings()
     if not hasattr(embeddings, "scalar_embed_scale"):
         return
-    # The class stores the factor in float32, and the plain one has no values on the meta device.
-    before = float(embeddings.embed_scale)
-    after = float(torch.tensor(plain.get_input_embeddings().scalar_embed_scale))
+    # Classes round the factor to the type in which they are loaded.
+    before, dtype = float(embeddings.embed_scale), embeddings.weight.dtype
+    after = float(torch.tensor(plain.get_input_embeddings().scalar_embed_scale, dtype=dtype))
     if before == after:
         return
     table = embeddings.weight
