@@ -13,6 +13,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.core import SecateurError
+from secateur.core.markdown import markdown_table
 from secateur.latency_budget import time_models
 
 PIXELS = (3, 224, 224)
@@ -122,6 +124,30 @@ def measure(name: str, keep: float, batch: int, threads: int, scope: str) -> dic
     }
 
 
+def table(lines: list[str]) -> str:
+    """Return JSON lines as a Markdown table: shares of the original's time."""
+    rows = []
+    for row in map(json.loads, lines):
+        case = {"network": row["network"], "batch": row["batch"], "budget": f"{row['keep']:.0%}"}
+        if "refused" in row:
+            rows.append({**case, "measured": row["refused"]})
+            continue
+        rows.append(
+            {
+                **case,
+                "original": f"{row['original_ms']:.3g} ms",
+                "predicted": f"{row['predicted']:.1%}",
+                "measured": f"{row['again']:.1%}",
+                "within 5 %": "yes" if row["within_5_percent"] else "no",
+                "spread": f"{row['spread']:.1%}",
+                "plans": row["plans"],
+                "step": row["step"],
+                "MACs": f"{row['macs']:.0%}",
+            }
+        )
+    return markdown_table(rows, tuple(dict.fromkeys(key for row in rows for key in row)))
+
+
 def main() -> None:
     """Measure every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -130,7 +156,11 @@ def main() -> None:
     parser.add_argument("--keep", default="0.7,0.5", help="shares of the time, with commas")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--scope", default="layer", help="layer, global or erk")
+    parser.add_argument("--table", type=Path, help="print a file of such lines as Markdown instead")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.table.read_text().splitlines()))
+        return
     warnings.filterwarnings("ignore", "without data")
     for name in options.networks.split(","):
         for batch in map(int, options.batches.split(",")):

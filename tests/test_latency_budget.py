@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import secateur as sc
 from secateur import latency_budget
 from secateur.allocation import allocate, counted_terms, predicted_latency
+from secateur.cli import main as cli
 from secateur.core import InputError, LatencyTable, LayerTimes, PruningGraph
 from secateur.latency_budget import RelativeTime
 from secateur.measure import layer_table, time_cache
 from secateur.measure.layer_shapes import LayerShape
+from secateur.result import load_report
 
 X = torch.ones(2, 3, 16, 16)
 
@@ -236,6 +239,21 @@ def test_arguments_that_are_wrong(options: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         sc.Latency(**options)
     assert repr(sc.Latency(0.5, batch=4)) == "Latency(0.5, batch=4)"
+
+
+def test_the_command_line_takes_several_budgets(machine: Machine, tmp_path: Path) -> None:
+    model = str(Path(__file__)) + ":network"
+    budgets = ("--budget", "latency=0.7,batch=4", "--budget", "bytes=0.9")
+    shape = ("--example-shape", "2,3,16,16", "--method", "magnitude", "--out", str(tmp_path / "out"))
+    done = CliRunner().invoke(cli.app, ["prune", model, *budgets, *shape])
+    assert done.exit_code == 0, done.output
+    assert "at batch 4:" in done.output and "predicted" in done.output
+    report = load_report(tmp_path / "out")
+    assert report.budget == "[Latency(0.7, batch=4), Bytes(0.9)]"
+    assert report.notes["latency"][0]["holds"] and report.notes["reached"]["bytes"] <= 0.9
+    assert "at batch 4: " in report.to_markdown()
+    wrong = CliRunner().invoke(cli.app, ["prune", model, "--budget", "latency=0.7,batches=4"])
+    assert wrong.exit_code == 2 and "batches" in wrong.stderr and "'batch'" in wrong.stderr
 
 
 def test_times_are_stored_and_stale_ones_measured_again(machine: Machine, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from secateur.core.markdown import markdown_table
 from secateur.execution import device_and_dtype
 from secateur.measure.cost import ModelCost, cost
 from secateur.measure.generation import TokenRates, token_rates
-from secateur.measure.latency import Timing, latency, try_sizes
+from secateur.measure.latency import Timing, describe_latency, latency, try_sizes
 from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
 
 __all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
@@ -185,6 +185,7 @@ class Report:
                 markdown_table(changes, right=("before", "after", "ratio")),
                 "",
                 *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
+                *(f"{describe_latency(note)}.\n" for note in self.notes.get("latency", ())),
                 *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if len(by_kind) > 1 else []),
                 markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
                 "",
@@ -217,7 +218,7 @@ class Report:
             predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
             foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
             lines.append(f"  divergence of the outputs on batches kept apart: {measured:.3g}{foreseen}")
-        lines += [f"  {_describe_budget(note)}" for note in self.notes.get("latency", ())]
+        lines += [f"  {describe_latency(note)}" for note in self.notes.get("latency", ())]
         if inexact := self.notes.get("inexact groups"):
             lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
         for what in ("undone", "skipped"):
@@ -438,16 +439,6 @@ def _has(note: Any, what: str) -> bool:
 
 def _ratio(before: float, after: float) -> float | None:
     return before / after if after else None
-
-
-def _describe_budget(note: Mapping[str, Any]) -> str:
-    """Describe what became of a budget of milliseconds."""
-    values = {key: f"{note[key]:.3g} ms" for key in ("original", "target", "predicted", "measured")}
-    text = (
-        f"budget of {values['target']} at batch {note['batch']}: {values['original']} before, "
-        f"{values['measured']} after, predicted {values['predicted']}"
-    )
-    return text if note["holds"] else f"{text}; not held: {', '.join(note['in the way'][:3])}"
 
 
 def _milliseconds(x: Timing) -> str:

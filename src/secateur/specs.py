@@ -276,6 +276,8 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
     text, *options = re.split(r",(?=\w+=)", text)
     try:
         given = _amount(name, text) | _budget_options(name, options)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"a budget is written {name}=NUMBER, as in {name}=0.5, or with layers or patterns of them, as in "

@@ -39,7 +39,9 @@ Seeds = Annotated[str, typer.Option(help="Seeds; differences need five or more."
 RepairNames = Annotated[
     str, typer.Option(help="Repairs, as in none,fold,refit,fold+finetune; each is compared by itself.")
 ]
-BudgetKind = Annotated[str, typer.Option(help="What ratios count: units, params, macs, weights.")]
+BudgetKind = Annotated[
+    str, typer.Option(help="What ratios count: units, params, macs, bytes, latency, weights.")
+]
 Draws = Annotated[int, typer.Option(help="Draws of random for each seed.")]
 Examples = Annotated[
     int | None, typer.Option(help="Largest number of examples to calibrate and fine-tune on.")

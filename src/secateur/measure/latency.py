@@ -27,6 +27,7 @@ from secateur.execution import call, device_of, evaluating, to_model
 __all__ = [
     "Timing",
     "check_sizes",
+    "describe_latency",
     "latency",
     "resize_batch",
     "time_in_turn",
@@ -130,6 +131,22 @@ def latency(
             for name, model in models.items():
                 rows[name].append(_timing(size, times[name], first, device_of(model)))
     return {name: tuple(entries) for name, entries in rows.items()}
+
+
+def describe_latency(note: Mapping[str, Any]) -> str:
+    """Describe what became of a budget of milliseconds, by the note on it in a plan.
+
+    Example:
+        >>> times = {"original": 8.0, "target": 4.0, "predicted": 3.9, "measured": 4.1}
+        >>> describe_latency({"batch": 1, "holds": True, **times})
+        'budget of 4 ms at batch 1: 8 ms before, 4.1 ms after, predicted 3.9 ms'
+    """
+    values = {key: f"{note[key]:.3g} ms" for key in ("original", "target", "predicted", "measured")}
+    text = (
+        f"budget of {values['target']} at batch {note['batch']}: {values['original']} before, "
+        f"{values['measured']} after, predicted {values['predicted']}"
+    )
+    return text if note["holds"] else f"{text}; not held: {', '.join(note['in the way'][:3])}"
 
 
 def try_sizes(
