@@ -26,7 +26,8 @@ from torch import nn
 
 import secateur as sc
 from secateur.allocation import CostTerms, Term
-from secateur.allocation.least_loss import predicted_losses
+from secateur.allocation.counts import AllowedCounts
+from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
 from secateur.allocation.program import solve_program
 from secateur.apply.mask import mask
 from secateur.batches import split_off_guard
@@ -137,7 +138,24 @@ def time_solver(groups: int, seeds: int) -> Iterator[dict[str, Any]]:
                 "processor seconds": round(time.process_time() - begin, 2),
                 "proven gap": found.gap,
                 "ending": found.ending,
+                "loss by prices / by the program": round(
+                    loss_by_prices(choices, losses, budgets) / found.loss, 3
+                ),
             }
+
+
+def loss_by_prices(choices: Any, losses: Any, budgets: Any) -> float:
+    """Return the loss of the counts that scope "loss" takes."""
+    steps = {name: int(x[0]) for name, x in choices.items()}
+    allowed = [AllowedCounts(int(x[-1]), steps[name], steps[name]) for name, x in choices.items()]
+    curves = [np.interp(np.arange(x[-1] + 1), x, losses[name]) for name, x in choices.items()]
+
+    def excess(counts: list[int]) -> float:
+        named = dict(zip(choices, counts, strict=True))
+        return max(cost(named) / limit for cost, limit in budgets)
+
+    counts = counts_of_least_loss(allowed, curves, excess, 1.0)
+    return float(sum(curve[n] for curve, n in zip(curves, counts, strict=True)))
 
 
 def random_network(kind: str, groups: int, seed: int) -> tuple[Any, Any, Any, Any]:

@@ -18,7 +18,19 @@ from secateur.allocation.amounts import Amounts
 from secateur.allocation.counts import AllowedCounts
 from secateur.allocation.least_loss import predicted_losses
 from secateur.allocation.program import ProgramSolution, choose_counts, solve_program
-from secateur.core import Bytes, Group, InputError, Macs, Params, PruningGraph, Slot, Units
+from secateur.core import (
+    Bytes,
+    Group,
+    InputError,
+    Latency,
+    LatencyTable,
+    LayerTimes,
+    Macs,
+    Params,
+    PruningGraph,
+    Slot,
+    Units,
+)
 
 Budgets = Sequence[tuple[CostTerms, float]]
 
@@ -173,6 +185,29 @@ def test_a_cost_that_depends_on_which_units_stay_is_met() -> None:
     keep = {n: np.arange(graph.group(n).size)[-c:] for n, c in found.counts.items()}
     amounts = Amounts(graph, budget)
     assert amounts(keep)[0] <= 0.6 * amounts.whole[0]
+
+
+def test_milliseconds_with_steps_are_met() -> None:
+    """A layer whose time rises in steps of 8: widths between two steps are dominated or no faster."""
+    graph = mlp([8, 40, 24, 3])
+    names = [group.name for group in graph.groups]
+    knots = (0, 8, 9, 16, 17, 24, 25, 32, 33, 40)
+    stairs = tuple(float(-(-n // 8)) for n in knots)
+    layer = LayerTimes("0.weight", (1, 0), (0, 8), knots, (tuple(0.0 for _ in knots), stairs))
+    wide = LayerTimes("1.weight", (1, 0), (0, 40), (0, 24), ((0.0, 0.0), (0.0, 6.0)))
+    budget = [
+        Latency(0.6, scope="program", table=LatencyTable((layer, wide), constant=0.5)),
+        Macs(0.7, "program"),
+    ]
+    losses = {names[0]: curve(40, 1.0), names[1]: curve(24, 1.0)}
+    found = allocate(graph, budget, losses=losses)
+    keep = {name: np.arange(count) for name, count in found.counts.items()}
+    for part in budget:
+        amounts = Amounts(graph, part)
+        assert amounts(keep)[0] <= part.keep * amounts.whole[0] * (1 + 1e-9)
+    assert found.loss is not None and found.loss <= allocate(
+        graph, [part.with_scope("loss") for part in budget], losses=losses
+    ).loss * (1 + 1e-9)
 
 
 def test_a_budget_that_no_counts_meet_is_refused() -> None:

@@ -15,7 +15,7 @@ import secateur as sc
 from secateur.allocation import graph_cost
 from secateur.apply.mask import mask
 from secateur.cli.main import app
-from secateur.core import InputError, NothingToPrune, Plan, StoreError
+from secateur.core import InputError, LatencyTable, LayerTimes, NothingToPrune, Plan, StoreError
 from secateur.diagnostics import Sensitivities, measure_sensitivity
 from secateur.diagnostics.sensitivity import FILE, SHARES
 from secateur.repair import loss_curves
@@ -141,6 +141,11 @@ def test_other_costs_and_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     where = network(), torch.ones(2, 6), batches()
     more = measure_sensitivity(*where, costs=[sc.Units(1.0)], progress=False)
     assert more.groups["0"].saved["units"][2] == pytest.approx(10 / 32)
+    layer = LayerTimes("0.weight", (1, 0), (0, 6), (0, 20), ((0.0, 0.0), (0.0, 3.0)))
+    latency = sc.Latency(0.5, table=LatencyTable((layer,), constant=1.0))
+    timed = measure_sensitivity(*where, costs=[latency], progress=False)
+    assert timed.whole["milliseconds"] == 4 and "ms, -50%" in timed.table()[0]
+    assert timed.groups["0"].saved["milliseconds"][2] == pytest.approx(1.5 / 4)
     with pytest.raises(InputError, match="no order of units"):
         measure_sensitivity(*where, method="synflow")
     with pytest.raises(NothingToPrune, match="no group"):

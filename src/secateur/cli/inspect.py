@@ -23,7 +23,7 @@ from secateur.cli.options import (
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table
-from secateur.core import InputError, PruningGraph
+from secateur.core import InputError, Latency, PruningGraph
 from secateur.diagnostics import measure_sensitivity
 from secateur.diagnostics.sensitivity import FILE
 from secateur.methods import METHODS
@@ -55,6 +55,9 @@ def inspect_command(
     method: Annotated[
         str, typer.Option(help="With --sensitivity: the method whose order of units decides which go.")
     ] = "matroid",
+    latency_batch: Annotated[
+        int | None, typer.Option(help="With --sensitivity: also show milliseconds at this batch size.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -70,25 +73,32 @@ def inspect_command(
     batches = make_data(data) if data else Batches()
     network, example = prepare_model(model, weights, strict, example_shape, batches)
     if sensitivity:
-        print_sensitivity(network, example, batches, ignore or (), method, out)
+        print_sensitivity(network, example, batches, ignore or (), method, latency_batch, out)
         return
-    if out is not None or method != "matroid":
-        raise InputError("--out and --method belong to --sensitivity")
+    if out is not None or latency_batch is not None or method != "matroid":
+        raise InputError("--out, --method and --latency-batch belong to --sensitivity")
     graph = trace(network, example, ignored_layers=ignore or ())
     (print_everything if everything else print_summary)(graph)
 
 
 def print_sensitivity(
-    model: nn.Module, example: Any, batches: Batches, ignored: Sequence[str], method: str, out: Path | None
+    model: nn.Module,
+    example: Any,
+    batches: Batches,
+    ignored: Sequence[str],
+    method: str,
+    latency_batch: int | None,
+    out: Path | None,
 ) -> None:
     """Print what each group costs and saves, and write it into a folder."""
     if batches.fit is None:
         raise InputError("--sensitivity measures the outputs on batches: give --data")
+    costs = () if latency_batch is None else (Latency(0.5, batch=latency_batch),)
     found = measure_sensitivity(
-        model, example, batches.fit, method=method, ignored_layers=ignored, folder=out
+        model, example, batches.fit, method=method, costs=costs, ignored_layers=ignored, folder=out
     )
-    costs = f"divergence of the outputs without a share of one group, units by {method}"
-    print_table(found.table(), f"{_count(found.groups, 'group')}: {costs}")
+    what = f"divergence of the outputs without a share of one group, units by {method}"
+    print_table(found.table(), f"{_count(found.groups, 'group')}: {what}")
     if out is not None:
         found.to_html(out / "sensitivity.html")
         print_line(f"written: {out / FILE}, {out / 'sensitivity.html'}")

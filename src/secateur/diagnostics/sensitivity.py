@@ -30,6 +30,7 @@ from secateur.core.budget import as_budget
 from secateur.core.jsonable import plain, versions
 from secateur.diagnostics.figures import Json, figure, lines, palette_colour, section
 from secateur.execution import check_seed
+from secateur.latency_budget import with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.methods.contract import needs_of
@@ -43,7 +44,7 @@ __all__ = ["FILE", "SHARES", "GroupSensitivity", "Sensitivities", "measure_sensi
 FILE = "sensitivity.json"
 SHARES = (0.1, 0.25, 0.5, 0.75)  # of a group's units that go
 SHOWN = 10  # groups in a repr
-NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "ms"}
+NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "milliseconds": "ms"}
 TEXT = (
     "Each group is pruned alone, its readers are folded, and the outputs are compared with the original's on "
     "batches kept apart: the divergence is what the group costs. Beside it stands the share of the whole "
@@ -205,7 +206,8 @@ def measure_sensitivity(
         example_inputs: What the model is called with.
         data: Batches, without labels if you like; the last fifth is kept apart to judge.
         method: The method whose order of units decides which go first.
-        costs: More budgets, to show what they count beside multiply-accumulates, parameters and bytes.
+        costs: More budgets, to show what they count beside multiply-accumulates, parameters and bytes:
+            ``[Latency(0.5, batch=32)]`` measures the layers and shows milliseconds.
         ignored_layers: Modules, or names or patterns of modules, parameters or groups, whose units all stay.
         example_kwargs: More keyword arguments of the model.
         folder: Where ``sensitivity.json`` is kept; after an interruption, the groups that it has are not
@@ -246,19 +248,19 @@ def measure_sensitivity(
     kept = [1 - share for share in SHARES]
     each = None if cache is None else cache.add
     curves = with_loss_curves(statistics, scores, *where, progress, kept=kept, known=known, each=each).losses
-    found = _sensitivity(type(model).__name__, chosen.name, graph, curves, costs)
+    budget = with_tables(as_budget([Macs(1.0), Params(1.0), Bytes(1.0), *costs]), model, graph)
+    found = _sensitivity(type(model).__name__, chosen.name, graph, curves, budget)
     if cache is not None:
         cache.write(found)
     return found
 
 
 def _sensitivity(
-    model: str, method: str, graph: PruningGraph, curves: Mapping[str, LossCurve], costs: Sequence[Budget]
+    model: str, method: str, graph: PruningGraph, curves: Mapping[str, LossCurve], budget: Budget
 ) -> Sensitivities:
     """Put the costs of each removal beside its loss."""
-    budget = as_budget([Macs(1.0), Params(1.0), Bytes(1.0), *costs])
     amounts = Amounts(graph, budget)
-    units = [part.unit for part in budget.parts if amounts.whole[budget.parts.index(part)] > 0]
+    units = [part.unit for part, x in zip(budget.parts, amounts.whole, strict=True) if x > 0]
     groups = {}
     for tied in graph.counted_together():
         curve = curves[tied[0].name]
