@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur import Params, Units, load, mask, prune, shrink
 from secateur.apply.blocks import drop_blocks, find_blocks
-from secateur.core import ExactnessError, InputError, Plan
+from secateur.core import ExactnessError, InputError, Plan, PlanError
 from secateur.depth import find_least_needed_blocks
 from secateur.tracing.trace import trace
 from secateur.zoo import resnet20
@@ -148,6 +148,9 @@ def test_pruning_blocks_and_units_under_one_budget(tmp_path: Path) -> None:
     assert torch.allclose(masked(X), small(X), atol=1e-6)
     result.save(tmp_path)
     assert torch.equal(load(tmp_path, Stack)(X), result.model(X))
+    for other in (lambda: nn.Linear(5, 3), lambda: Stack((1.0, 1.0, 1.0))):
+        with pytest.raises(PlanError, match="blocks"):
+            load(tmp_path, other)
 
 
 def test_blocks_alone_may_meet_a_budget(tmp_path: Path) -> None:

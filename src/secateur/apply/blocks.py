@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.apply.exactness import verify_call
 from secateur.apply.kept_tensors import shorten
-from secateur.core import InputError, Plan, unknown
+from secateur.core import InputError, Plan, PlanError, unknown
 from secateur.execution import duplicate, tensors_by_name
 from secateur.tracing.trace import as_call
 
@@ -105,10 +105,18 @@ def without_blocks(model: nn.Module, plan: Plan) -> nn.Module:
     """Return the model that the graph of a plan describes: without the blocks that the plan drops.
 
     A model without them is returned as it is.
+
+    Raises:
+        PlanError: If the model does not have these blocks.
     """
     if not plan.blocks or set(tensors_by_name(model)) == set(plan.graph.shapes):
         return model
-    return drop_blocks(model, plan.blocks)
+    try:
+        return drop_blocks(model, plan.blocks)
+    except InputError as error:
+        raise PlanError(
+            f"the plan drops blocks that {type(model).__name__} does not have: {error}"
+        ) from error
 
 
 def _by_stack(model: nn.Module, names: Iterable[str]) -> dict[str, list[int]]:
