@@ -46,6 +46,7 @@ from secateur.repair.sequence import Pruned
 __all__ = ["RelativeTime", "fit_rest", "note_prediction", "remove_within", "time_models", "with_tables"]
 
 TOLERANCE = 0.05  # relative distance from the budget at which it holds
+CLOSE = 0.025  # at which it is corrected no further: a second measurement differs a little
 NOISE = 0.03  # relative error of a measured ratio at which it says nothing
 CORRECTIONS = 4
 ROUNDS = (15, 60)  # of a measurement, and of the one after a noisy one
@@ -260,9 +261,9 @@ class _Attempt:
         return any(x.noisy for x in self.times)
 
     @property
-    def holds(self) -> bool:
-        """Whether the budget is met, and not by more than the tolerance."""
-        return abs(log(self.excess)) <= log(1 + TOLERANCE)
+    def close(self) -> bool:
+        """Whether the time is so near to the budget that a correction cannot improve it."""
+        return abs(log(self.excess)) <= log(1 + CLOSE)
 
     @property
     def faster(self) -> bool:
@@ -322,11 +323,12 @@ def remove_within(
         if any(_same(after.plan, x.after.plan) for x in attempts):
             break
         attempts.append(_attempt(goal, step, after, original.model, original.graph))
-        if attempts[-1].noisy or attempts[-1].holds or not attempts[-1].faster:
+        if attempts[-1].noisy or attempts[-1].close or not attempts[-1].faster:
             break
         goal = attempts[-1].corrected()
     holding = [x for x in attempts if x.excess <= 1 + TOLERANCE]
-    best = max(holding, key=lambda x: x.excess) if holding else min(attempts, key=lambda x: x.excess)
+    near = min(holding, key=lambda x: abs(log(x.excess)), default=None)
+    best = near or min(attempts, key=lambda x: x.excess)
     _check_faster(best, original.graph)
     notes = {**best.after.plan.notes, "latency": [*_notes(best, len(attempts), original.graph)]}
     return best.step, replace(best.after, plan=replace(best.after.plan, notes=notes))
