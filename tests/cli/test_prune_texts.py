@@ -9,8 +9,11 @@ import pytest
 from click.testing import Result
 from command_line import run
 from language_folder import make_folder, make_text, make_tokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from secateur.measure.metrics import perplexity
 from secateur.result import load_report
+from secateur.texts import read_texts
 
 TEXTS = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "6", "--holdout-samples", "2")
 
@@ -45,6 +48,31 @@ def test_a_language_model_is_pruned_and_judged_on_every_text(llama: Path) -> Non
     assert "no other text was judged" not in done.stderr
     page = (Path("small") / "report.html").read_text()
     assert "perplexity on ships.txt" in page and "tokens per second" in page
+
+
+def test_the_result_is_a_folder_that_transformers_loads(llama: Path) -> None:
+    done = prune(*TEXTS, "--holdout-text", "ships.txt", "--out", "small")
+    assert done.exit_code == 0 and "from_pretrained loads" in done.stdout, done.output
+    model = LlamaForCausalLM.from_pretrained("small")
+    report = load_report("small")
+    assert sum(x.numel() for x in model.parameters()) == report.after.cost.parameters
+    assert model.config.intermediate_size < 20
+    tokenizer = AutoTokenizer.from_pretrained("small")
+    (judged,) = {"ships.txt"} & set(report.after.metrics)
+    batches = read_texts(["gardens.txt"], ["ships.txt"], tokenizer, model, length=32, judging=2).judged
+    assert perplexity(model, batches[judged]) == pytest.approx(report.after.metrics[judged], rel=1e-4)
+    done = run("report", "small")
+    assert done.exit_code == 0, done.output
+    again = prune(*TEXTS, "--out", "small")
+    assert again.exit_code == 2 and "holds files" in again.stderr
+
+
+def test_uneven_layers_are_saved_by_secateur_itself(llama: Path) -> None:
+    plain = ("--method", "magnitude", "--repair", "none", "--scope", "global", "--uneven")
+    done = prune(*TEXTS, *plain, "--out", "small")
+    assert done.exit_code == 0 and "that secateur.load reads" in done.stderr, done.output
+    kept = {name: group["kept"] for name, group in load_report("small").groups.items() if "mlp" in name}
+    assert len(set(kept.values())) == 2
 
 
 def test_without_another_text_the_output_says_so(llama: Path) -> None:

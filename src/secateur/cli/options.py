@@ -20,6 +20,7 @@ from secateur.user_code import run_user_code
 __all__ = [
     "DataName",
     "Epochs",
+    "Even",
     "ExampleShape",
     "HoldoutName",
     "IgnoredLayers",
@@ -84,6 +85,14 @@ ScopeName = Annotated[
         help="layer (the same share in every group), global, erk, loss (least predicted loss, by data) or "
         "program (the same by an integer program, with a proven gap); "
         "by default loss for params and macs where there is data, else layer."
+    ),
+]
+Even = Annotated[
+    bool | None,
+    typer.Option(
+        "--even/--uneven",
+        help="Whether layers of the same kind keep equal counts, as the config of a transformers model wants "
+        "it; by default for folders of transformers.",
     ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a fine-tuning; 1 by default.")]

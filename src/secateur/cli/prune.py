@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from secateur.batches import predicts_next_token
 from secateur.cli.options import (
     DataName,
     Epochs,
+    Even,
     ExampleShape,
     HoldoutName,
     IgnoredLayers,
@@ -29,11 +30,14 @@ from secateur.cli.options import (
 )
 from secateur.cli.printing import print_line, print_table, warn
 from secateur.cli.text_options import TextOptions
-from secateur.core import InputError, SecateurError, unknown
+from secateur.core import Budget, ExactnessError, InputError, SecateurError, StoreError, Weights, unknown
+from secateur.core.budget import as_budget
 from secateur.diagnostics import DIAGNOSTICS, diagnose
+from secateur.formats.store import REPORT
 from secateur.html import write_html
 from secateur.measure.metrics import Metric
 from secateur.methods import Method
+from secateur.pretrained import is_pretrained, load_tokenizer
 from secateur.pruning import prune
 from secateur.repair.base import Finetune, Repair, parse_repair
 from secateur.result import Result
@@ -52,6 +56,7 @@ from secateur.texts import JUDGING, LENGTH, SAMPLES, TextBatches
 __all__ = ["print_result", "prune_command"]
 
 HIDDEN = "hidden"
+GGUF = ".gguf"
 ONE_TEXT = (
     "no other text was judged: a model can keep the perplexity of the text that it was calibrated on and "
     "lose that of others; give --holdout-text"
@@ -178,6 +183,7 @@ def prune_command(
     scope: ScopeName = None,
     floor: Floor = 1,
     round_to: RoundTo = None,
+    even: Even = None,
     steps: StepCount = None,
     tolerance: Drop = None,
     data: DataName = None,
@@ -213,10 +219,10 @@ def prune_command(
     repairs = _parse_repair(repair, (epochs, tuning_steps, minutes, lr, teacher, feature or None))
     chosen = None if method == "auto" else make_method(method)
     default = f"units={0.5 if tolerance is None else Tolerance.step}"
-    share = make_budgets(budget or [default], scope, floor, round_to)
+    share = _with_evenness(make_budgets(budget or [default], scope, floor, round_to), even, model)
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
-    _check_folder(folder, onnx)
+    _check_folder(folder, onnx, model)
     parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
     texts = TextOptions(text, holdout_text, tokenizer, sequence_length, samples, holdout_samples)
     texts.check(data, holdout)
@@ -243,9 +249,10 @@ def prune_command(
         warn("no metric was measured: name held-out batches with --holdout")
     if read is not None and not read.foreign:
         warn(ONE_TEXT)
-    if folder is not None:
+    if folder is not None and read is None:
         result = _with_diagnostics(result, original, chosen, batches.fit)
-    _save(result, folder, onnx)
+    if folder is None or not (is_pretrained(model) and _save_pretrained(result, folder, model, tokenizer)):
+        _save(result, folder, onnx)
 
 
 def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:
@@ -272,9 +279,21 @@ def _measure(
     return result.measure(last, metric, name=name, latency=latency, prompt=prompt)
 
 
-def _check_folder(folder: Path | None, onnx: bool) -> None:
+def _with_evenness(budget: Budget, even: bool | None, model: str) -> Budget:
+    """Return the budget, even or not; by default even for a folder of transformers."""
+    whole = not any(isinstance(x, Weights) or isinstance(x.keep, Mapping) for x in budget.parts)
+    if even is None:
+        even = is_pretrained(model) and whole
+    return as_budget([replace(part, even=True) for part in budget.parts]) if even else budget
+
+
+def _check_folder(folder: Path | None, onnx: bool, model: str) -> None:
     if folder is not None:
         check_writable(folder)
+        if is_pretrained(model) and folder.is_dir() and any(folder.iterdir()):
+            raise StoreError(f"{folder} holds files: name a new folder, or an empty one")
+        if is_pretrained(model) and onnx:
+            raise InputError("--onnx is not for folders of transformers: use Result.to_onnx in Python")
     elif onnx:
         raise InputError("--onnx writes into the folder that --out names: give --out")
 
@@ -352,6 +371,22 @@ def print_result(result: Result, explain: bool = False) -> None:
         print_line(f"repair of {name} undone: {why or 'no reason was given'}")
     if len(undone) > UNDONE:
         print_line(f"and {len(undone) - UNDONE} more repairs undone: see folds in the report")
+
+
+def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | None) -> bool:
+    """Write a folder of transformers and the report; return False if its config cannot state the sizes."""
+    tokens: Any = tokenizer
+    if tokens is None and model.endswith(GGUF):
+        tokens = load_tokenizer(model)
+    try:
+        result.save_pretrained(folder, tokens)
+    except (InputError, ExactnessError) as error:
+        warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
+        return False
+    (folder / REPORT).write_text(result.report.to_json(), encoding="utf-8")
+    page = write_html(result.report, folder / "report.html")
+    print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
+    return True
 
 
 def _save(result: Result, folder: Path | None, onnx: bool) -> None:

@@ -35,10 +35,11 @@ from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.paths import flush, to_path
 from secateur.formats.plan_json import decode_value, encode_value
 
-__all__ = ["DOCUMENT", "load", "load_plan", "read_report", "save"]
+__all__ = ["DOCUMENT", "REPORT", "load", "load_plan", "read_report", "save"]
 
 FORMAT = 1
 DOCUMENT = "plan.json"
+REPORT = "report.json"
 LARGEST = 2**30  # bytes of plan.json
 REMEDY = "copy the folder again, or save again"
 FILE_NAME = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
@@ -167,10 +168,18 @@ def load_plan(folder: str | Path) -> Plan:
 def read_report(folder: str | Path) -> dict[str, Any] | None:
     """Return the saved report as JSON, or None if none was saved.
 
+    It is in the document, or in a file of its own beside a model that transformers saved.
+
     Raises:
         StoreError: If the folder is missing, damaged, or of a newer version.
     """
-    return _read(folder)[0]["report"]
+    path = to_path(folder) / REPORT
+    if not path.is_file() or (to_path(folder) / DOCUMENT).exists():
+        return _read(folder)[0]["report"]
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{path} is damaged: {error}") from error
 
 
 def _call(factory: Callable[[], nn.Module]) -> nn.Module:

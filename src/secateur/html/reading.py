@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core import StoreError
-from secateur.formats.store import DOCUMENT, read_report
+from secateur.formats.store import DOCUMENT, REPORT, read_report
 from secateur.html.page import page_content
 from secateur.html.rows import Row, SavedRuns
 from secateur.html.section import Section
@@ -34,7 +34,7 @@ def read_runs(folder: str | Path) -> SavedRuns:
     if not folder.is_dir():
         raise StoreError(f"there is no folder {folder}")
     runs = SavedRuns()
-    for path in [*sorted(folder.rglob(DOCUMENT)), *sorted(folder.rglob(RUNS))]:
+    for path in [x for name in (DOCUMENT, REPORT, RUNS) for x in sorted(folder.rglob(name))]:
         try:
             runs += _read(path)
         except StoreError as error:
@@ -67,7 +67,7 @@ def read_sections(folder: str | Path) -> list[Section]:
 def _read(path: Path) -> list[Row]:
     """Return the runs of one file. Drawing them here finds damaged runs before they are on a page."""
     runs: Any
-    if path.name == DOCUMENT:
+    if path.name in (DOCUMENT, REPORT):
         report = read_report(path.parent)
         runs = [] if report is None else [report]
     else:
