@@ -17,6 +17,7 @@ from secateur.core import InputError, PlanError
 from secateur.repair import finetune as finetune_module
 from secateur.repair import training
 from secateur.repair.finetune import adam, finetune
+from secateur.statistics import loss
 from secateur.statistics.loss import distillation_loss, relative_square
 
 
@@ -480,3 +481,14 @@ def test_layers_may_compute_in_bfloat16(labels: bool, monkeypatch: pytest.Monkey
     tuned, history = finetune(small, batches(8, 32), epochs=20, lr=0.01, **options, progress=False)
     assert set(seen) == {torch.bfloat16} and {p.dtype for p in tuned.parameters()} == {torch.float32}
     assert sum(history.losses[-8:]) < 0.6 * sum(history.losses[:8])
+
+
+def test_the_divergence_of_many_positions_is_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    scores, wanted = torch.randn(2, 7, 5, requires_grad=True), torch.randn(2, 7, 5)
+    whole = distillation_loss({"logits": scores}, {"logits": wanted})
+    (gradient,) = torch.autograd.grad(whole, scores)
+    monkeypatch.setattr(loss, "BLOCK", 12)
+    blocks = distillation_loss({"logits": scores}, {"logits": wanted})
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(torch.autograd.grad(blocks, scores)[0], gradient)

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Loss = Callable[[Any, Any], Tensor]
+BLOCK = 1 << 23  # scores whose logarithms are taken at once
 
 
 def default_loss(outputs: Any, targets: Any) -> Tensor:
@@ -165,8 +166,12 @@ def relative_square(values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _divergence(scores: Tensor, wanted: Tensor, axis: int, targets: Any) -> Tensor:
-    logs, goals = (F.log_softmax(x.movedim(axis, -1), -1) for x in (scores, wanted))
-    each = F.kl_div(logs, goals, reduction="none", log_target=True).sum(-1)
+    rows = [x.movedim(axis, -1).reshape(-1, x.shape[axis]) for x in (scores, wanted)]
+    # With a large vocabulary, the logarithms of all positions would take several times the scores' memory.
+    parts = zip(*(x.split(max(1, BLOCK // x.shape[1])) for x in rows), strict=True)
+    logs = ((F.log_softmax(x, 1), F.log_softmax(y, 1)) for x, y in parts)
+    each = torch.cat([F.kl_div(x, y, reduction="none", log_target=True).sum(1) for x, y in logs])
+    each = each.reshape(scores.movedim(axis, -1).shape[:-1])
     if isinstance(targets, Tensor) and targets.shape == each.shape:
         each = each[targets != IGNORED]
     return each.sum() / max(1, each.numel())
