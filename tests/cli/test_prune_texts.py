@@ -108,7 +108,7 @@ def test_the_tokenizer_may_be_elsewhere(llama: Path) -> None:
         (("--text", "empty.txt"), "is empty"),
         (("--text", "gardens.txt", "--budget", "params=0.01,of=body"), "cannot be reached"),
         (("--text", "gardens.txt", "--budget", "params=0.8,of=heads"), "'body'"),
-        (("--text", "gardens.txt", "--budget", "units=0.8,of=body"), "a budget is written units=NUMBER"),
+        (("--text", "gardens.txt", "--budget", "units=0.8,of=body"), "no option of units 'of'"),
         (("--text", "gardens.txt", "--data", "net.py:batches"), "leave out --data"),
         (("--holdout-text", "ships.txt"), "give the text to calibrate on"),
         (("--tokenizer", "llama"), "are for texts"),
