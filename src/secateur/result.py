@@ -117,6 +117,36 @@ class Result:
 
         return save_pretrained(folder, self.model, self.plan, tokenizer, uneven)
 
+    def to_gguf(
+        self,
+        path: str | Path,
+        dtype: Literal["f32", "f16", "bf16", "q8_0"] = "f16",
+        tokenizer: Any = None,
+    ) -> float:
+        """Write the pruned language model as a GGUF file, for llama.cpp (extra hf).
+
+        Llama, Mistral, Qwen 2 and 3 and Gemma 3 whose layers keep equal counts are written as their own
+        architecture; Llama and Mistral with unequal counts as ``deci``.  The file is read back and compared
+        tensor by tensor before it gets its name.
+
+        Args:
+            path: The file, replaced if it exists.
+            dtype: Type of the matrices.  With ``"q8_0"``, rows whose length is no multiple of 32 are ``f16``.
+            tokenizer: A fast BPE tokenizer of transformers, or a folder with its files; by default that of
+                the folder that the original was loaded from.  Without any the file has none.
+
+        Returns:
+            The largest difference of a tensor after reading it, relative to its largest entry.
+
+        Raises:
+            InputError: If the model is of another family, or the graph of llama.cpp computes it otherwise.
+            ExactnessError: If the file holds something else.
+            StoreError: If the file cannot be written.
+        """
+        from secateur.formats.gguf import write_gguf  # gguf is an extra
+
+        return write_gguf(path, self.model, self.plan, dtype, tokenizer)
+
     def to_onnx(self, path: str | Path) -> bool:
         """Write the pruned model as an ONNX file (extra onnx); return whether it takes any batch size.
 

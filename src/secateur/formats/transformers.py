@@ -31,7 +31,7 @@ from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers_config import build_on_meta
 from secateur.tracing.export import silenced, without_fused_attention
 
-__all__ = ["save_pretrained"]
+__all__ = ["check_model", "save_pretrained"]
 
 KEY = "secateur"  # of config.json
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -64,7 +64,7 @@ def save_pretrained(
 ) -> float:
     """Write a pruned transformers model as an ordinary folder; see `Result.save_pretrained`."""
     place = to_path(folder).resolve()
-    _check_model(model, plan)
+    check_model(model, plan)
     if uneven not in UNEVEN:
         raise InputError(unknown("way to write uneven layers", str(uneven), UNEVEN))
     _check_place(place)
@@ -87,14 +87,19 @@ def save_pretrained(
 # --- checks before anything is written
 
 
-def _check_model(model: Any, plan: Plan) -> None:
+def check_model(model: Any, plan: Plan) -> None:
+    """Raise `InputError` unless a model is one of transformers with ordinary weights, and the plan's.
+
+    Raises:
+        PlanError: If the plan leaves another model.
+    """
     try:
         from transformers import PreTrainedModel
     except ImportError as error:
-        raise InputError("save_pretrained needs transformers: pip install 'secateur[hf]'") from error
+        raise InputError("models of transformers need the package: pip install 'secateur[hf]'") from error
     if not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"save_pretrained writes models of transformers; got {type(model).__name__}. If it wraps one, "
+            f"this writes models of transformers; got {type(model).__name__}. If it wraps one, "
             "prune that one; result.save keeps any model"
         )
     quantized = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
