@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,14 +136,18 @@ def chain_steps(
     operations = _operations(export_model(model, (example_input,), {}))
     _check_memory(operations, memory)
     steps: list[Affine | ReLU | MaxPool] = []
-    producer, channels = "", 0
+    producer, channels, unread = "", 0, -1
     for op in operations:
         if op.name in ("linear", "conv2d"):
-            producer, channels = op.weight, len(op.args[0])
+            producer, channels, unread = op.weight, len(op.args[0]), -1
         if op.name in _RELU:
+            unread = len(steps)
             steps.append(_relu(op, producer, channels, unscored))
         elif op.name in _BUILD:
             steps.append(_BUILD[op.name](op))
+        relu = steps[unread] if unread >= 0 else None
+        if op.name == "batch_norm" and isinstance(relu, ReLU):
+            steps[unread] = replace(relu, normalised=True)
     if not steps or not isinstance(steps[-1], Affine):
         width = math.prod(operations[-1].after) if operations else math.prod(example_input.shape[1:])
         steps.append(Affine(sparse.csr_array(sparse.eye_array(width, format="csr")), np.zeros(width)))

@@ -1,4 +1,4 @@
-"""The matroid method: three grounds of dependence among units."""
+"""The matroid method: four grounds of dependence among units."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from secateur.structures.matroid.tail import Order
 __all__ = ["Matroid"]
 
 UNREAD = "magnitude, because no layer reads the units"
-Ground = Literal["activations", "rows", "windows"]
+Ground = Literal["activations", "rows", "patterns", "windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matroid(SetMethod):
-    """Remove units that depend on others, in one of three senses.
+    """Remove units that depend on others, in one of four senses.
 
     ``ground="activations"`` keeps a basis of the activations on the data: it takes units greedily by what
     they explain, then exchanges them while that helps.  Follow it with the least-squares fold.  It works for
@@ -37,6 +37,11 @@ class Matroid(SetMethod):
     ``ground="rows"`` removes units without changing the function: dead and unread units, positive multiples
     (`Plan.merges` has the factors), and constant or always active units that depend on others.  The network
     must be an affine-ReLU chain.  The budget is an upper bound.
+
+    ``ground="patterns"`` goes on from there on the calibration data: units that are on and off together keep
+    one basis of their rows of [W | b], and the others follow from it exactly (`Plan.merges`).  This is the
+    published idea where it holds: the outputs on the data stay, and so do those at all inputs where no unit
+    switches apart from its pattern.  The budget is an upper bound.
 
     ``ground="windows"`` is the published partition: units in rank-deficient windows of neighbouring rows of
     [W | b] are the tail, of which at most `share` goes.  The budget is an upper bound; to remove more than
@@ -54,7 +59,8 @@ class Matroid(SetMethod):
         share: For windows: the share of the tail that may go.
         exact: For windows: compute ranks over the rationals.
         rtol: For windows: numerical tolerance, None for numpy's.
-        tolerance: For rows: how much directions of parallel rows may differ; 0 asks for exact parallels
+        tolerance: For rows and patterns: how much directions of parallel rows may differ, and how far a
+            dependent row may be from the span of others, relative to its length; 0 asks for exact parallels
             over the rationals, None allows for the rounding of the weights' dtype (4 eps).
         domain: For rows: the inputs on which the function must not change, "everywhere", "box" or "data".
         box: For rows: smallest and largest input value, for `domain="box"`.
@@ -91,8 +97,9 @@ class Matroid(SetMethod):
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return "gram", "chain" or nothing, by the ground."""
-        if self.ground == "rows":
-            return frozenset({"chain", "images"} if self.domain == "data" else {"chain"})
+        if self.ground in ("rows", "patterns"):
+            on_data = self.ground == "patterns" or self.domain == "data"
+            return frozenset({"chain", "images"} if on_data else {"chain"})
         return frozenset({"gram"} if self.ground == "activations" else ())
 
     def choose(
@@ -128,7 +135,7 @@ class Matroid(SetMethod):
         return scores
 
     def plan_units(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Keep a basis, or remove what rows or windows offer, up to the budget."""
+        """Keep a basis, or remove what the other grounds offer, up to the budget."""
         if self.ground == "activations":
             return super().plan_units(graph, statistics, budget)
         if budget.scope == "global":
@@ -136,6 +143,9 @@ class Matroid(SetMethod):
         if self.ground == "rows":
             offers = rows.row_offers(graph, statistics, self.domain, self.box, self.tolerance)
             return capped_plan(self.name, graph, statistics, budget, offers, rows.HINT)
+        if self.ground == "patterns":
+            offers = rows.row_offers(graph, statistics, "data", self.box, self.tolerance, patterns=True)
+            return capped_plan(self.name, graph, statistics, budget, offers, rows.PATTERNS_HINT)
         tails = windows.partitions(graph, statistics, self.exact, self.rtol)
         offers = windows.window_offers(tails, self.order, self.share, self.exact)
         return capped_plan(self.name, graph, statistics, budget, offers, windows.HINT)

@@ -1,11 +1,16 @@
-"""Removals that do not change the function: dead, unread, parallel and always active ReLU units.
+"""Removals that do not change the function: dead, unread, parallel and dependent ReLU units.
 
 relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  Units that
 stay on one side of their kink over a whole domain are 0 or affine there; affine units whose rows of W depend
 on others' follow from them and a constant, on that domain.  Behind a ReLU some units stay on one side for
 every input, because what they read is never negative.  Units that nobody reads go, too.  Nothing else is
-exact: linear dependence of three or more rows says nothing about ReLU units that switch (Serra et al. 2020
-for the lossless cases; Kim et al. 2020 for merging).
+exact everywhere: linear dependence of three or more rows says nothing about ReLU units that switch (Serra et
+al. 2020 for the lossless cases; Kim et al. 2020 for merging).
+
+It does say something about units that switch together.  Units of one pattern, one vector of signs over the
+data, are all 0 or all affine at each input of the data; if their rows satisfy w_r = C w_K, so do their
+outputs, relu(z_r) = C relu(z_K), wherever the units of the pattern agree in sign.  One basis of rows for each
+pattern is enough (`patterns=True`).
 
 The layers are visited in order, and each is rewritten in the units that stay before it: its rows may then
 depend on one another where they did not.
@@ -14,7 +19,7 @@ depend on one another where they did not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,17 +27,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import qr
 
 from secateur.allocation import prunable
 from secateur.core import InputError, IntArray, Merge, PruningGraph, Statistics
 from secateur.methods.matroid.upper_bound import Offer
-from secateur.structures.matroid import parallel_rows
+from secateur.structures.matroid import parallel_rows, row_basis
+from secateur.structures.matroid.parallel import normalise_rows
 from secateur.structures.relu_mip import Affine, Chain, MaxPool, ReLU
 from secateur.structures.relu_mip.chain import Step
 from secateur.structures.relu_mip.interval_bounds import step_bounds
 
-__all__ = ["HINT", "Domain", "row_offers"]
+__all__ = ["HINT", "PATTERNS_HINT", "Domain", "row_offers"]
 
 Domain = Literal["everywhere", "box", "data"]
 Floats = NDArray[np.float64]
@@ -43,6 +48,13 @@ HINT = (
     "no unit is dead, read by nobody, a positive multiple of another, or affine and dependent on others; "
     "ground='activations' removes units at a stated error"
 )
+PATTERNS_HINT = (
+    "no unit is dead or read by nobody on the calibration data, and the rows of [W | b] of the units that "
+    "switch together there are independent. That is usual where a layer reads more values than a pattern has "
+    "units; fewer calibration examples give coarser patterns, which hold at fewer other inputs. "
+    "ground='activations' removes units at a stated error"
+)
+_PATTERNS = "where the units of each pattern agree in sign, as on the calibration data"
 _WHERE = {"everywhere": "for every input", "box": "for inputs in the box", "data": "on the calibration data"}
 
 
@@ -55,14 +67,15 @@ class _Stage:
         lower: Lower bound of each unit before its ReLU, [units].
         upper: Upper bound of each unit.
         blank: Units that read nothing.
-        affine_next: Whether an affine map of single-coordinate units follows directly.
+        signs: Whether each unit is on, at all its places for all examples, [units, places * examples]; None
+            if only positive multiples may merge.
     """
 
     rows: Floats
     lower: Floats
     upper: Floats
     blank: NDArray[np.bool_]
-    affine_next: bool
+    signs: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +92,17 @@ def row_offers(
     domain: Domain,
     box: tuple[float, float],
     tolerance: float | None,
+    patterns: bool = False,
 ) -> dict[str, Offer]:
     """Return the exact removals of each group.
+
+    Args:
+        graph: The traced network.
+        statistics: Its chain, and images for `domain="data"`.
+        domain: The inputs on which the function must not change.
+        box: Smallest and largest input value, for `domain="box"`.
+        tolerance: How much rows may differ, relative to their lengths; None for the rounding of the weights.
+        patterns: Whether units that switch together on the data are expressed by a basis.
 
     Raises:
         InputError: If the statistics lack the chain, or the images for `domain="data"`.
@@ -91,7 +113,8 @@ def row_offers(
     offers: dict[str, Offer] = {}
     relations: _Relations | None = None
     everywhere, known, before = True, _start(statistics, chain, domain, box), None
-    for i, step in enumerate(chain.steps):
+    steps = _multiply(chain.steps)
+    for i, step in enumerate(steps):
         if isinstance(step, Affine):
             step = _rewrite(step, relations) if relations else step
             relations = None
@@ -99,21 +122,37 @@ def row_offers(
             relations = _Relations(relations.express, relations.units[step.windows.max(axis=1)])
         elif isinstance(step, ReLU) and isinstance(before, Affine):
             name = names.get(step.name)
-            # A layer that is used twice would need relations that hold in both places.
-            if name is not None and used[step.name] == 1 and step.size == graph.group(name).size:
-                single = step.width == step.size and isinstance(chain.steps[i + 1], Affine)
-                stage = _stage(before, step, known[0].min(0), known[1].max(0), single)
+            # A layer that is used twice would need relations that hold in both places.  Behind a
+            # normalisation the layers read other values than those that are related here.
+            fits = name is not None and used[step.name] == 1 and step.size == graph.group(name).size
+            if name is not None and fits and not step.normalised:
+                # A maximum of sums is no sum of maxima.
+                linear_next = isinstance(steps[i + 1], Affine)
+                stage = _stage(before, step, *known, patterns and linear_next)
                 rounding = 4 * torch.finfo(statistics.weights[step.name].dtype).eps
                 slack = rounding if tolerance is None else tolerance
-                constants_fit = single and _constants_fit(graph, name)
+                constants_fit = linear_next and step.width == step.size and _constants_fit(graph, name)
                 express, note = _express(stage, unread[step.name], constants_fit, slack)
                 everywhere &= domain == "everywhere" or _holds_everywhere(stage, unread[step.name], note)
-                note["holds"] = _WHERE["everywhere" if everywhere else domain]
+                inside = _PATTERNS if patterns else _WHERE[domain]
+                note["holds"] = _WHERE["everywhere"] if everywhere else inside
                 offers[name] = _offer(express, note, step.size)
                 relations = _Relations(express, step.units)
         known = _bounds(step, *known)
         before = step
     return offers
+
+
+def _multiply(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps with neighbouring affine maps as one, so that relations reach what reads them."""
+    result: list[Step] = []
+    for step in steps:
+        before = result[-1] if result else None
+        if isinstance(step, Affine) and isinstance(before, Affine):
+            result[-1] = Affine(sparse.csr_array(step.W @ before.W), step.W @ before.b + step.b)
+        else:
+            result.append(step)
+    return result
 
 
 def _constants_fit(graph: PruningGraph, name: str) -> bool:
@@ -125,8 +164,9 @@ def _constants_fit(graph: PruningGraph, name: str) -> bool:
 def _require_chain(statistics: Statistics) -> Chain:
     if not isinstance(statistics.chain, Chain):
         raise InputError(
-            "ground='rows' needs the network as an affine-ReLU chain: collect it with needs={'chain'}. Exact "
-            "merging rests on relu(c z) = c relu(z), so activations other than ReLU are refused there by name"
+            "grounds 'rows' and 'patterns' need the network as an affine-ReLU chain: collect it with "
+            "needs={'chain'}. Exact merging rests on relu(c z) = c relu(z), so activations other than ReLU "
+            "are refused there by name"
         )
     return statistics.chain
 
@@ -192,7 +232,7 @@ def _start(
     return np.full((1, chain.inputs), float(box[0])), np.full((1, chain.inputs), float(box[1]))
 
 
-def _stage(before: Affine, relu: ReLU, lower: Floats, upper: Floats, affine_next: bool) -> _Stage:
+def _stage(before: Affine, relu: ReLU, low: Floats, high: Floats, patterns: bool) -> _Stage:
     """Lay the coordinates of each unit side by side; drop unused columns."""
     order = np.argsort(relu.units, kind="stable")
     places = relu.width // relu.size
@@ -200,35 +240,69 @@ def _stage(before: Affine, relu: ReLU, lower: Floats, upper: Floats, affine_next
     used = np.flatnonzero(np.diff(w.indptr))
     W = w[:, used].toarray()
     rows = np.hstack([W, before.b[order].reshape(relu.size, places)])
-    below = lower[order].reshape(relu.size, places).min(1)
-    above = upper[order].reshape(relu.size, places).max(1)
-    return _Stage(rows, below, above, ~W.any(axis=1), affine_next)
+    below = low.min(0)[order].reshape(relu.size, places).min(1)
+    above = high.max(0)[order].reshape(relu.size, places).max(1)
+    signs = (low.T[order] > 0).reshape(relu.size, -1) if patterns else None
+    return _Stage(rows, below, above, ~W.any(axis=1), signs)
 
 
 def _express(
     stage: _Stage, unread: NDArray[np.bool_], constants_fit: bool, tolerance: float
 ) -> tuple[dict[int, Expression], dict[str, Any]]:
-    """Express dead and unread units, then parallel ones, then affine ones, by units that stay."""
+    """Express dead and unread units, then parallel or equally switching ones, then affine ones."""
     dead = np.flatnonzero(stage.upper <= 0)
     alone = np.setdiff1d(np.flatnonzero(unread), dead)
     express: dict[int, Expression] = {int(i): ({}, 0.0) for i in (*dead, *alone)}
+    note: dict[str, Any] = {"ground": "rows", "dead": len(dead), "unread": len(alone)}
+    if stage.signs is None:
+        note["deviation"], note["parallel"] = _merge_multiples(stage, tolerance, express)
+        affine = _always_active(stage, express, tolerance) if constants_fit else {}
+        express = {i: _substitute(e, affine) for i, e in express.items()} | affine
+    else:
+        affine = _always_active(stage, express, tolerance) if constants_fit else {}
+        apart = stage.lower >= 0 if constants_fit else np.zeros(len(stage.lower), bool)
+        note |= {"ground": "patterns"} | _switch_together(stage, apart, tolerance, express)
+        express |= affine
+    note["always active"] = len(affine)
+    note["rank"] = int(np.linalg.matrix_rank(normalise_rows(stage.rows)[0]))
+    return express, note
+
+
+def _merge_multiples(stage: _Stage, tolerance: float, express: dict[int, Expression]) -> tuple[float, int]:
+    """Express positive multiples by their leaders; return how much directions differ, and the number."""
     parallels = parallel_rows(stage.rows, tolerance=tolerance)
+    before = len(express)
     for members, scales in zip(parallels.classes, parallels.scales, strict=True):
         left = [(i, c) for i, c in zip(members, scales, strict=True) if i not in express]
         express |= {i: ({left[0][0]: c / left[0][1]}, 0.0) for i, c in left[1:]}
-    parallel = len(express) - len(dead) - len(alone)
-    affine = _always_active(stage, express) if constants_fit else {}
-    express = {i: _substitute(e, affine) for i, e in express.items()} | affine
-    note = {
-        "ground": "rows",
-        "dead": len(dead),
-        "unread": len(alone),
-        "parallel": parallel,
-        "always active": len(affine),
-        "deviation": parallels.deviation,
-        "rank": int(np.linalg.matrix_rank(stage.rows)),
-    }
-    return express, note
+    return parallels.deviation, len(express) - before
+
+
+def _switch_together(
+    stage: _Stage, apart: NDArray[np.bool_], tolerance: float, express: dict[int, Expression]
+) -> dict[str, Any]:
+    """Express the units of each pattern of signs by a basis of their rows; return the note.
+
+    Args:
+        stage: The stage, with signs.
+        apart: Units to leave out, beside those that are expressed already.
+        tolerance: See `row_basis`.
+        express: The expressions, to which those found here are added.
+    """
+    units = np.array([i for i in np.flatnonzero(~apart) if int(i) not in express], dtype=np.int64)
+    signs = np.zeros((len(stage.lower), 1), bool) if stage.signs is None else stage.signs
+    _, pattern, sizes = np.unique(
+        np.packbits(signs[units], axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    deviation, before = 0.0, len(express)
+    for number in np.flatnonzero(sizes > 1):
+        members = units[pattern.ravel() == number]
+        basis = row_basis(stage.rows[members], tolerance)
+        deviation = max(deviation, basis.deviation)
+        kept = members[basis.kept].tolist()
+        for i, row in zip(members[basis.removed].tolist(), basis.coefficients.tolist(), strict=True):
+            express[i] = (dict(zip(kept, row, strict=True)), 0.0)
+    return {"deviation": deviation, "patterns": len(sizes), "dependent": len(express) - before}
 
 
 def _offer(express: Mapping[int, Expression], note: Mapping[str, Any], size: int) -> Offer:
@@ -239,7 +313,8 @@ def _offer(express: Mapping[int, Expression], note: Mapping[str, Any], size: int
 def _holds_everywhere(stage: _Stage, unread: NDArray[np.bool_], note: Mapping[str, Any]) -> bool:
     """Return whether nothing rests on the bounds, save for units that read nothing."""
     dead = (stage.upper <= 0) & ~unread
-    return note["always active"] == 0 and bool(stage.blank[dead].all())
+    rests = note["always active"] + note.get("dependent", 0)
+    return rests == 0 and bool(stage.blank[dead].all())
 
 
 def _substitute(expression: Expression, affine: Mapping[int, Expression]) -> Expression:
@@ -251,23 +326,20 @@ def _substitute(expression: Expression, affine: Mapping[int, Expression]) -> Exp
     return {k: scale * c for k, c in inner.items()}, offset + scale * constant
 
 
-def _always_active(stage: _Stage, taken: Mapping[int, object]) -> dict[int, Expression]:
+def _always_active(stage: _Stage, taken: Mapping[int, object], tolerance: float) -> dict[int, Expression]:
     """Express affine units by a basis of their rows of W and a constant."""
-    active = [int(i) for i in np.flatnonzero(stage.lower >= 0) if int(i) not in taken]
-    w, b = stage.rows[:, :-1], stage.rows[:, -1]
-    if not active:
-        return {}
-    _, r, order = qr(w[active].T, mode="economic", pivoting=True)
-    size = np.abs(np.diag(r)) if min(r.shape) else np.zeros(0)
-    rank = int((size > size.max(initial=0) * max(w.shape) * np.finfo(float).eps).sum())
-    kept, gone = [active[i] for i in order[:rank]], [active[i] for i in order[rank:]]
-    if not gone:
-        return {}
-    c = np.linalg.lstsq(w[kept].T, w[gone].T, rcond=None)[0].T if rank else np.zeros((len(gone), 0))
-    constants = b[gone] - c @ b[kept]
+    active = np.array([i for i in np.flatnonzero(stage.lower >= 0) if int(i) not in taken], dtype=np.int64)
+    w, b = stage.rows[active, :-1], stage.rows[active, -1]
+    if not w.any():  # all are constant
+        return {int(i): ({}, float(constant)) for i, constant in zip(active, b, strict=True)}
+    basis = row_basis(w, tolerance)
+    constants = b[basis.removed] - basis.coefficients @ b[basis.kept]
+    kept = active[basis.kept].tolist()
     return {
-        i: (dict(zip(kept, row.tolist(), strict=True)), float(constant))
-        for i, row, constant in zip(gone, c, constants, strict=True)
+        i: (dict(zip(kept, row, strict=True)), float(constant))
+        for i, row, constant in zip(
+            active[basis.removed].tolist(), basis.coefficients.tolist(), constants, strict=True
+        )
     }
 
 

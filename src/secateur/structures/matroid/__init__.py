@@ -2,8 +2,8 @@
 
 `LinearMatroid` gives ranks, bases and circuits of any set of rows, `IntervalMatroid` and `window_ranks` the
 ranks of neighbouring rows.  `activation_basis` chooses units of a layer that span the others.
-`parallel_rows` finds rows that are multiples of one another.  `parametrize_linear` builds layers of
-structured matroids.
+`parallel_rows` finds rows that are multiples of one another, `row_basis` a basis of rows.
+`parametrize_linear` builds layers of structured matroids.
 """
 
 from secateur.structures.matroid.activations import (
@@ -29,6 +29,7 @@ from secateur.structures.matroid.parametrize import (
     parametrize_linear,
     tp_exponential,
 )
+from secateur.structures.matroid.row_basis import RowBasis, row_basis
 from secateur.structures.matroid.sliding import WindowRanks, window_ranks
 from secateur.structures.matroid.tail import Tail, tail_partition
 
@@ -43,6 +44,7 @@ __all__ = [
     "LinearMatroid",
     "ParallelRows",
     "RankVerdict",
+    "RowBasis",
     "Tail",
     "WindowRanks",
     "activation_basis",
@@ -57,6 +59,7 @@ __all__ = [
     "parallel_rows",
     "parametrize_linear",
     "ridge_leverages",
+    "row_basis",
     "tail_partition",
     "tp_exponential",
     "window_ranks",

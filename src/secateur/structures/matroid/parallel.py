@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from secateur.structures.matroid.modular import Ints, as_rows
 
-__all__ = ["ParallelRows", "parallel_rows"]
+__all__ = ["ParallelRows", "normalise_rows", "parallel_rows"]
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def parallel_rows(vectors: ArrayLike, tolerance: float = 0.0, signed: bool = Tru
     rows = as_rows(vectors)
     if not tolerance >= 0:
         raise ValueError(f"the tolerance must be 0 or more; got {tolerance!r}")
-    units, norms = _normalise_rows(rows)
+    units, norms = normalise_rows(rows)
     zero = norms <= tolerance
     stars = _group_by_leader(rows, units, np.flatnonzero(~zero), tolerance, signed)
     scales = tuple(tuple(_scale_factor(rows[star[0]], rows[i]) for i in star) for star in stars)
@@ -94,7 +94,7 @@ def _group_by_leader(
     return stars
 
 
-def _normalise_rows(rows: Floats) -> tuple[Floats, Floats]:
+def normalise_rows(rows: Floats) -> tuple[Floats, Floats]:
     """Return rows scaled to length 1 (zeros stay), and their lengths."""
     largest = np.abs(rows).max(axis=1)
     scaled = rows / np.where(largest > 0, largest, 1.0)[:, None]

@@ -58,11 +58,13 @@ class ReLU:
         name: Name of the layer; ReLUs of one name share their scores.
         units: Unit (neuron, or feature map) of every coordinate, [width].
         scored: Whether the units have scores; if not, they stay (s = 1).
+        normalised: Whether a normalisation acts on the outputs before a layer reads them.
     """
 
     name: str
     units: Int
     scored: bool = True
+    normalised: bool = False
 
     @property
     def width(self) -> int:
