@@ -228,7 +228,7 @@ def prune(
     if not _removes(state.plan):
         raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
-        state = apply_repairs(at_the_end, state, state, state.plan, statistics, settings)
+        state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
     if "predicted loss" in state.plan.notes:
         notes[-1]["loss"] = Divergence(model, settings.guard or settings.fitting or ())(state.model)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
@@ -325,7 +325,8 @@ def _split_repairs(
 ) -> tuple[tuple[Repair, ...], tuple[Repair, ...]]:
     """Return the repairs after each step, and those at the end.
 
-    The trials of a tolerance are judged without training; only the accepted one is fine-tuned.
+    The trials of a tolerance are judged without training; only the accepted one is fine-tuned.  The repairs
+    at the end get a plan without merges, because each step has folded its own.
     """
     late = tuple(x for x in repairs if schedule.restarts and isinstance(x, Finetune))
     return tuple(x for x in repairs if x not in late), late

@@ -16,6 +16,7 @@ from secateur.structures.matroid.activations import (
     ridge_leverages,
 )
 from secateur.structures.matroid.base import Circuit, FiniteMatroid
+from secateur.structures.matroid.dependence import RowBasis, row_basis
 from secateur.structures.matroid.exchange import exchange_units
 from secateur.structures.matroid.interval import Decorated, IntervalMatroid
 from secateur.structures.matroid.linear import LinearMatroid, RankVerdict
@@ -29,7 +30,6 @@ from secateur.structures.matroid.parametrize import (
     parametrize_linear,
     tp_exponential,
 )
-from secateur.structures.matroid.row_basis import RowBasis, row_basis
 from secateur.structures.matroid.sliding import WindowRanks, window_ranks
 from secateur.structures.matroid.tail import Tail, tail_partition
 
