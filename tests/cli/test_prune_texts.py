@@ -67,12 +67,13 @@ def test_the_result_is_a_folder_that_transformers_loads(llama: Path) -> None:
     assert again.exit_code == 2 and "holds files" in again.stderr
 
 
-def test_uneven_layers_are_saved_by_secateur_itself(llama: Path) -> None:
+def test_uneven_layers_are_filled_up_with_zeros(llama: Path) -> None:
     plain = ("--method", "magnitude", "--repair", "none", "--scope", "global", "--uneven")
     done = prune(*TEXTS, *plain, "--out", "small")
-    assert done.exit_code == 0 and "that secateur.load reads" in done.stderr, done.output
+    assert done.exit_code == 0 and "filled up with units of zeros" in done.stderr, done.output
     kept = {name: group["kept"] for name, group in load_report("small").groups.items() if "mlp" in name}
     assert len(set(kept.values())) == 2
+    assert LlamaForCausalLM.from_pretrained("small").config.intermediate_size == max(kept.values())
 
 
 def test_without_another_text_the_output_says_so(llama: Path) -> None:

@@ -381,8 +381,12 @@ def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | 
     try:
         result.save_pretrained(folder, tokens)
     except (InputError, ExactnessError) as error:
-        warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
-        return False
+        try:
+            result.save_pretrained(folder, tokens, uneven="pad")
+        except (InputError, ExactnessError):
+            warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
+            return False
+        warn(f"filled up with units of zeros, so the folder has more parameters than the report: {error}")
     (folder / REPORT).write_text(result.report.to_json(), encoding="utf-8")
     page = write_html(result.report, folder / "report.html")
     print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
