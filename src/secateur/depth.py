@@ -16,6 +16,7 @@ from secateur.execution import tensors_by_name
 from secateur.latency_budget import with_tables
 from secateur.repair.loss_curves import Divergence
 from secateur.tracing.trace import trace
+from secateur.views import view
 
 __all__ = ["find_least_needed_blocks", "trace_without_blocks"]
 
@@ -59,7 +60,7 @@ def trace_without_blocks(
     blocks: int | Sequence[str],
     budget: Budget,
     batches: Sequence[Any] | None,
-    call: tuple[Any, Any, Any],
+    call: tuple[Any, ...],
     check: bool = True,
 ) -> tuple[nn.Module, PruningGraph, Budget, tuple[str, ...]]:
     """Take out blocks, and trace what is left.
@@ -69,7 +70,7 @@ def trace_without_blocks(
         blocks: Names of blocks, or how many; 0 or an empty list for none.
         budget: What stays of the whole model.
         batches: Batches to find the least needed blocks on, if `blocks` is a number.
-        call: Example inputs, ignored layers and example keywords, as `trace` takes them.
+        call: Example inputs and what follows them, as `trace` takes them.
         check: Whether to compare what is left with the model whose blocks are zero.
 
     Returns:
@@ -88,7 +89,8 @@ def trace_without_blocks(
     shares = with_shares(whole, budget)
     if count and batches is None:
         raise InputError(f"blocks={count} finds the least needed blocks by trial: pass data=batches")
-    names = find_least_needed_blocks(model, batches or (), count) if count else tuple(blocks)  # type: ignore[arg-type]
+    seen = view(model, whole.interface)
+    names = find_least_needed_blocks(seen, batches or (), count) if count else tuple(blocks)  # type: ignore[arg-type]
     left = drop_blocks(model, names, *((whole.example_inputs, whole.example_kwargs) if check else ()))
     graph = trace(left, *call).with_even_layers(budget.even)
     # Units are counted without the blocks' own.

@@ -29,6 +29,7 @@ __all__ = [
     "evaluating",
     "explain_errors",
     "floating_outputs",
+    "is_cache",
     "logits",
     "named_logits",
     "read_batches",
@@ -290,7 +291,7 @@ def floating_outputs(output: Any) -> list[Tensor]:
     fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", None)
     if fields and not isinstance(output, (Tensor, tuple, list)):
         output = {name: x for name, x in fields.items() if name not in ("loss", "past_key_values")}
-    leaves = tree_leaves(output, is_leaf=lambda x: type(x).__name__.endswith("Cache"))
+    leaves = tree_leaves(output, is_leaf=is_cache)
     tensors = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
     if not tensors:
         raise InputError(
@@ -298,6 +299,11 @@ def floating_outputs(output: Any) -> list[Tensor]:
             "metric of your own"
         )
     return tensors
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether a value is a cache of keys and values as Hugging Face has them."""
+    return type(value).__name__.endswith("Cache")
 
 
 def logits(output: Any) -> Tensor:

@@ -42,6 +42,7 @@ from secateur.measure.latency import latency, resize_batch, using_threads
 from secateur.measure.layer_shapes import TimedLayer, find_timed_layers
 from secateur.measure.layer_table import measure_layers
 from secateur.repair.sequence import Pruned
+from secateur.views import as_called
 
 __all__ = ["RelativeTime", "fit_rest", "note_prediction", "remove_within", "time_models", "with_tables"]
 
@@ -169,8 +170,9 @@ def _time_smallest(
 ) -> RelativeTime | None:
     """Measure the network with the fewest units that a budget allows; None if it does not run."""
     removed = {name: units for name, units in keep.items() if len(units) < graph.group(name).size}
+    plan = Plan(graph, "", removed)
     try:
-        return time_models(model, shrink(model, Plan(graph, "", removed), check=False), graph, budget)
+        return time_models(model, as_called(shrink(model, plan, check=False), plan), graph, budget)
     except SecateurError as error:
         warnings.warn(
             f"the smallest network does not run ({error}): the time outside of the layers is taken in "
@@ -337,7 +339,7 @@ def remove_within(
 def _attempt(goal: Budget, step: Plan, after: Pruned, model: nn.Module, graph: PruningGraph) -> _Attempt:
     parts = _latencies(goal)
     amounts = [predicted_latency(graph, part) for part in parts]
-    times = tuple(time_models(model, after.model, graph, part) for part in parts)
+    times = tuple(time_models(model, as_called(after.model, after.plan), graph, part) for part in parts)
     predicted, whole = (tuple(amount(keep) for amount in amounts) for keep in (after.plan.keep, {}))
     return _Attempt(goal, step, after, predicted, whole, times)
 

@@ -1,12 +1,14 @@
-"""A progress bar on a terminal's standard error."""
+"""What a user sees of the time: a progress bar on a terminal's standard error, and seconds by stage."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress_bar"]
+__all__ = ["Stopwatch", "progress_bar"]
 
 
 @contextmanager
@@ -41,3 +43,27 @@ def progress_bar(what: str, total: float, shown: bool = True) -> Iterator[Callab
         )
     finally:
         bar.stop()
+
+
+class Stopwatch:
+    """Adds up the seconds that stages take.
+
+    Example:
+        >>> stopwatch = Stopwatch()
+        >>> with stopwatch("plan"): pass
+        >>> list(stopwatch.seconds)
+        ['plan']
+    """
+
+    def __init__(self) -> None:
+        """Start with no stages."""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

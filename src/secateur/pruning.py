@@ -37,10 +37,11 @@ from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.methods.contract import check_step, needs_of
+from secateur.progress import Stopwatch
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.loss_curves import Divergence, with_loss_curves
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
-from secateur.report import Stopwatch, start_report
+from secateur.report import start_report
 from secateur.result import Result
 from secateur.schedule import (
     OneShot,
@@ -53,6 +54,7 @@ from secateur.schedule import (
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
 from secateur.tracing.trace import freeze_groups, traced_model
+from secateur.views import view
 
 __all__ = ["Result", "StepInfo", "plan", "prune"]
 
@@ -127,7 +129,7 @@ def plan(
     _check_data(chosen, needs, batches)
     budget = with_shares(graph, with_tables(budget, model, graph))
     settings = _repair_settings((), model, batches, loss, seed, False, by_loss is not None)
-    statistics = _collect(model, graph, settings, needs, by_loss)
+    statistics = _collect(view(model, graph.interface), graph, settings, needs, by_loss)
     return note_prediction(chosen.plan(graph, statistics, budget), budget)
 
 
@@ -145,6 +147,8 @@ def prune(
     ignored_layers: Iterable[str | nn.Module] = (),
     blocks: int | Sequence[str] = 0,
     example_kwargs: Mapping[str, Any] | None = None,
+    outputs: str | int | Iterable[str | int] | None = None,
+    states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
     check: bool = True,
     check_device: str | torch.device | None = None,
     progress: bool = True,
@@ -174,6 +178,8 @@ def prune(
         blocks: Whole blocks that go first: names (see `drop_blocks`), or how many, the least needed by
             trial on the data.  What is left has other numbers, which `ignored_layers` refers to.
         example_kwargs: More keyword arguments of the model.
+        outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
+        states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.
         progress: Whether to show progress on a terminal.
@@ -199,18 +205,18 @@ def prune(
     needs = needs_of(chosen, budget) | repair_needs(repairs)
     each_step, at_the_end = _split_repairs(repairs, schedule)
     clock = Stopwatch()
-    call = example_inputs, ignored_layers, example_kwargs
+    call = example_inputs, ignored_layers, example_kwargs, outputs, states
     with clock("trace"):
         left, graph, shares, gone = trace_without_blocks(model, blocks, budget, batches, call, check)
     settings = _repair_settings(repairs, left, batches, loss, seed, progress, by_loss is not None)
     start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
-    inexact: dict[str, str] = {}
-    judge, notes, refusal = schedule.judge(model), [], NothingToPrune("the schedule has no steps")
+    inexact, notes = dict[str, str](), list[dict[str, Any]]()
+    judge, refusal = schedule.judge(view(model, graph.interface)), NothingToPrune("the schedule has no steps")
     for number, goal in enumerate(schedule.goals(shares), 1):
         before = start if schedule.restarts else state
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
-                statistics = _collect(before.model, before.graph, settings, needs, by_loss)
+                statistics = _collect(before.view(), before.graph, settings, needs, by_loss)
         decide = partial(_decide, chosen, graph, statistics, state, schedule)
         remove = partial(_remove, decide, start, before, inexact, clock, check, check_device)
         step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
@@ -221,7 +227,7 @@ def prune(
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
         after = _call_back(callback, after, graph, number, schedule)
-        notes.append(describe_step(number, goal, after.model, after.plan, judge))
+        notes.append(describe_step(number, goal, after.view(), after.plan, judge))
         if not notes[-1].get("accepted", True):
             break
         state = after
@@ -229,10 +235,8 @@ def prune(
         raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
-    if "predicted loss" in state.plan.notes:
-        notes[-1]["loss"] = Divergence(model, settings.guard or settings.fitting or ())(state.model)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
-    return _result(replace(start, model=model), state, budget, inexact, {**how, "seconds": clock.seconds})
+    return _result(model, state, budget, inexact, settings, {**how, "seconds": clock.seconds})
 
 
 def _defaults(
@@ -372,7 +376,7 @@ def _decide(
     except NothingToPrune as refusal:
         return refusal
     check_step(method, step)
-    if not _removes(step):
+    if not (step.keep or step.masks):
         return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
     if schedule.restarts and count_left(graph, step) == count_left(graph, state.plan):
         return NothingToPrune(f"{budget} removes no more than the step before")
@@ -389,17 +393,16 @@ def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device
     It is always made from the original, which knows its class and its sizes; then it gets the weights of
     the model before the step.
     """
-    again = _removes(before.plan)
     whole = _whole_plan(before, step)
     small = shrink(start.model, whole, check=check, check_device=check_device)
-    if again:
+    if before.plan.keep or before.plan.masks:
         copy_kept_tensors(before.model, small, before.graph, step.keep)
         small = zero_masked(small, whole)
     return Pruned(small, restrict(whole.graph, whole.keep), whole)
 
 
 def _whole_plan(before: Pruned, step: Plan) -> Plan:
-    return compose(before.plan, step) if _removes(before.plan) else step
+    return compose(before.plan, step) if before.plan.keep or before.plan.masks else step
 
 
 def _inexact_groups(
@@ -431,7 +434,7 @@ def _call_back(
 
 
 def _result(
-    start: Pruned, state: Pruned, budget: Budget, inexact: Mapping[str, str], how: Mapping[str, Any]
+    original: nn.Module, state: Pruned, budget: Budget, inexact: Any, settings: RepairSettings, how: Any
 ) -> Result:
     """Return the result of a pruning, with what its report says about how it came about."""
     notes = {**state.plan.notes, "schedule": how["schedule"]}
@@ -439,10 +442,13 @@ def _result(
         notes["blocks gone"] = state.plan.blocks
     if inexact:
         notes["inexact groups"] = inexact
-    if any("loss" in step for step in how["steps"][-1:]):
-        notes["measured loss"] = how["steps"][-1]["loss"]
+    if "predicted loss" in notes:
+        divergence = Divergence(
+            view(original, state.graph.interface), settings.guard or settings.fitting or ()
+        )
+        notes["measured loss"] = how["steps"][-1]["loss"] = divergence(state.view())
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}
     decided = replace(state.plan, budget=repr(budget), notes=notes)
-    report = start_report(start.model, state.model, decided, state.folds, state.training, **how)
-    return Result(state.model, decided, report, state.plan.graph, start.model)
+    report = start_report(original, state.model, decided, state.folds, state.training, **how)
+    return Result(state.model, decided, report, state.plan.graph, original)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 
 from secateur.allocation.schedule import removed_by_kind
 from secateur.batches import few_tokens, split_batch
-from secateur.core import InputError, Plan, PruningGraph
+from secateur.core import InputError, Plan
+from secateur.core.indices import kept_states
 from secateur.core.jsonable import plain, versions
 from secateur.core.markdown import markdown_table
 from secateur.execution import device_and_dtype
@@ -25,8 +24,9 @@ from secateur.measure.cost import ModelCost, cost
 from secateur.measure.generation import TokenRates, token_rates
 from secateur.measure.latency import Timing, describe_latency, latency, try_sizes
 from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
+from secateur.views import as_called, narrow_example, view
 
-__all__ = ["Measurement", "Report", "Stopwatch", "measure", "start_report"]
+__all__ = ["Measurement", "Report", "measure", "start_report"]
 
 METRIC_BY_DEFAULT = "accuracy"
 CHANGES = 9  # lines of before and after in a summary
@@ -81,6 +81,7 @@ class Report:
             the parameters that go if only these units go ("parameters"); a weight between two kinds counts
             in both.
         masks: By weight, the single weights it had ("weights") and those that stayed ("kept").
+        interface: Which outputs count, if not all do, and what became of the states, line by line.
         frozen: Axes from which nothing was removed, each with its reason.
         notes: The plan's notes.
         folds: What fold and refit report, by weight: errors, and what was undone.
@@ -108,6 +109,7 @@ class Report:
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     kinds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     masks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    interface: Sequence[str] = ()
     frozen: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     folds: Mapping[str, Any] = field(default_factory=dict)
@@ -187,6 +189,7 @@ class Report:
                 *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
                 *(f"{describe_latency(note)}.\n" for note in self.notes.get("latency", ())),
                 *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if len(by_kind) > 1 else []),
+                *([f"{'; '.join(self.interface)}.", ""] if self.interface else []),
                 markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
                 "",
                 f"{self.device}, {self.dtype}, {self.threads} threads; {environment}",
@@ -214,6 +217,7 @@ class Report:
             lines.append(f"  whole blocks gone: {len(blocks)}; see report.notes")
         if len(self.kinds) > 1:
             lines.append(f"  {self._kinds()}")
+        lines += [f"  {line}" for line in self.interface]
         if "measured loss" in self.notes:
             predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
             foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
@@ -295,19 +299,19 @@ def start_report(
     """
     graph = plan.graph
     device, dtype = device_and_dtype(model)
-    arguments = graph.example_inputs, graph.example_kwargs
     return Report(
         model=type(model).__name__,
         method=plan.method,
         budget=plan.budget,
         metric=None,
-        before=Measurement(cost(model, *arguments, graph.embeddings())),
-        after=Measurement(cost(pruned, *arguments, graph.embeddings())),
+        before=Measurement(cost(model, graph.example_inputs, graph.example_kwargs, graph.embeddings())),
+        after=Measurement(cost(pruned, *narrow_example(graph, plan.keep), graph.embeddings())),
         groups={
             g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
         },
         kinds=removed_by_kind(plan),
         masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in plan.masks.items()},
+        interface=graph.interface.summary(kept_states(graph, plan.keep)),
         frozen=[asdict(axis) for axis in graph.frozen],
         notes={key: note for key, note in plan.notes.items() if key != "steps"},
         folds=folds,
@@ -323,7 +327,7 @@ def measure(
     report: Report,
     model: nn.Module,
     pruned: nn.Module,
-    graph: PruningGraph,
+    plan: Plan,
     holdout: Sequence[Any] | None = None,
     metric: str | Metric | None = None,
     *,
@@ -334,16 +338,18 @@ def measure(
 ) -> Report:
     """Return the report with a metric, the agreement and latencies of both models; see `Result.measure`."""
     started = time.perf_counter()
+    graph = plan.graph
     args, kwargs = graph.example_inputs, graph.example_kwargs
+    seen, small = view(model, graph.interface), view(pruned, graph.interface, plan)
     try_sizes(model, args, kwargs, batch_sizes, batch_axis)
-    both = {"before": model, "after": pruned}
+    both = {"before": model, "after": as_called(pruned, plan)}
     if holdout is None and (metric is not None or name is not None):
         raise InputError(f"the metric {metric!r} needs batches: give measure(holdout, metric)")
     if holdout is not None and metric is None and _has_classes(holdout):
         metric = METRIC_BY_DEFAULT
     values = {
-        when: None if holdout is None or metric is None else evaluate(x, holdout, metric, original=model)
-        for when, x in both.items()
+        when: None if holdout is None or metric is None else evaluate(x, holdout, metric, original=seen)
+        for when, x in {"before": seen, "after": small}.items()
     }
     latencies: Mapping[str, tuple[Timing, ...]] = {"before": (), "after": ()}
     if batch_sizes:
@@ -353,7 +359,7 @@ def measure(
     rates: Mapping[str, TokenRates] = {} if prompt is None else token_rates(both, prompt)
     batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
     # Another pass over all tokens of a text would cost as much as its perplexity.
-    compared = agreement(model, pruned, batches if name is None else few_tokens(batches), named)
+    compared = agreement(seen, small, batches if name is None else few_tokens(batches), named)
     earlier = 0.0 if name is None else report.seconds.get("measure", 0.0)
 
     def measured(when: str, before: Measurement) -> Measurement:
@@ -373,30 +379,6 @@ def measure(
     )
 
 
-class Stopwatch:
-    """Adds up the seconds that stages take.
-
-    Example:
-        >>> stopwatch = Stopwatch()
-        >>> with stopwatch("plan"): pass
-        >>> list(stopwatch.seconds)
-        ['plan']
-    """
-
-    def __init__(self) -> None:
-        """Start with no stages."""
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-
 _COSTS = {
     "parameters": "parameters",
     "body": "parameters without embeddings",
@@ -409,6 +391,7 @@ _FREE = (
     "groups",
     "kinds",
     "masks",
+    "interface",
     "frozen",
     "notes",
     "folds",

@@ -14,6 +14,7 @@ from secateur.core import Plan, PruningGraph, StoreError
 from secateur.formats import store
 from secateur.measure.metrics import Metric
 from secateur.report import Report, measure
+from secateur.views import narrow_example
 
 __all__ = ["Result", "load_report"]
 
@@ -69,7 +70,7 @@ class Result:
             self.report,
             self.original,
             self.model,
-            self.graph,
+            self.plan,
             None if holdout is None else as_batches(holdout),
             metric,
             batch_sizes=batch_sizes if latency else (),
@@ -156,7 +157,8 @@ class Result:
         """
         from secateur.formats.onnx import export_any_batch  # onnx is an extra
 
-        example = self.graph.example_inputs if self.graph.example_inputs else dict(self.graph.example_kwargs)
+        args, kwargs = narrow_example(self.graph, self.plan.keep)
+        example = args if args else dict(kwargs)
         return export_any_batch(self.model, example, path)
 
     def __repr__(self) -> str:

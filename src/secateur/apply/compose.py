@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, SizeAttribute, Slot
+from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, Slot
+from secateur.core.graph import Sized
 from secateur.core.indices import check_units, kept_axes, kept_positions, kept_shapes, removed_units
+from secateur.views import narrow_example
 
 __all__ = ["compose", "narrow_masks", "restrict"]
 
@@ -28,9 +30,20 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     left = kept_axes(graph, keep)
     groups = tuple(_restrict_group(group, keep.get(group.name), left) for group in graph.groups)
     sizes = tuple(_restrict_size(size, graph, keep) for size in graph.sizes)
+    interface = graph.interface.with_axes(lambda axis: _restrict_size(axis, graph, keep))
+    args, kwargs = narrow_example(graph, keep)
     convolved = {size.module: size.value for size in sizes if size.attribute == "groups"}
     layers = tuple(replace(x, groups=convolved.get(x.name, x.groups)) for x in graph.layers)
-    return replace(graph, groups=groups, layers=layers, sizes=sizes, shapes=kept_shapes(graph, keep))
+    return replace(
+        graph,
+        groups=groups,
+        layers=layers,
+        sizes=sizes,
+        shapes=kept_shapes(graph, keep),
+        interface=interface,
+        example_inputs=args,
+        example_kwargs=kwargs,
+    )
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -81,7 +94,7 @@ def _restrict_group(group: Group, kept: IntArray | None, left: Mapping[Axis, Boo
     return replace(group, size=len(units), slots=slots)
 
 
-def _restrict_size(size: SizeAttribute, graph: PruningGraph, keep: Mapping[str, IntArray]) -> SizeAttribute:
+def _restrict_size(size: Sized, graph: PruningGraph, keep: Mapping[str, IntArray]) -> Sized:
     gone = [removed_units(graph.group(name).size, keep.get(name)) for name in size.groups]
     length = max([size.value, *(int(position.max(initial=-1)) + 1 for _, position in size.index)])
     owners = ((position, dead[unit]) for (unit, position), dead in zip(size.index, gone, strict=True))

@@ -23,6 +23,7 @@ from secateur.tracing.export import (
 )
 from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
+from secateur.views import as_called, narrow_example, view
 
 __all__ = ["deviation", "in_float64", "is_exact", "run_float64", "verify", "verify_call"]
 
@@ -134,7 +135,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
         ExactnessError: If the deviation exceeds 1e-10 (in float32 3.5e-4) or the shrunk model does not run;
             the message names the operation.
     """
-    compared = _compare(masked, small, *_example(plan), device)
+    compared = _compare(*_seen(masked, small, plan), *_example(plan), device)
     kind = str(compared.dtype).removeprefix("torch.")
     if compared.error is not None:
         where = _diagnose(masked, small, plan)
@@ -148,16 +149,16 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
             f"{kind}; at most {BOUNDS[compared.dtype]:.2g} is accepted). {_diagnose(masked, small, plan)}. "
             "Your model is unchanged; name the layer in ignored_layers to leave it whole"
         )
-    _check_runs(masked, small, *_example(plan))
+    _check_runs(masked, as_called(small, plan), *_example(plan))
     return compared.deviation
 
 
 def is_exact(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> bool:
     """Return whether `verify` accepts a shrunk model, without a search for the cause if it does not."""
     try:
-        if not _compare(masked, small, *_example(plan), device).passes:
+        if not _compare(*_seen(masked, small, plan), *_example(plan), device).passes:
             return False
-        _check_runs(masked, small, *_example(plan))
+        _check_runs(masked, as_called(small, plan), *_example(plan))
     except ExactnessError:
         return False
     return True
@@ -191,6 +192,12 @@ def verify_call(
         raise ExactnessError(f"{what} {how}. Your model is unchanged") from error
     _check_runs(masked, small, args, kwargs)
     return compared.deviation
+
+
+def _seen(masked: nn.Module, small: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Module]:
+    """Return views of both models, which take the same inputs and give what must be equal."""
+    interface = plan.graph.interface
+    return view(masked, interface, masked=plan), view(small, interface, plan)
 
 
 def _example(plan: Plan) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -269,15 +276,16 @@ def _check_device(device: Any) -> torch.device:
 
 def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     """Run both graphs side by side and name the first operation with an unexpected result."""
-    args, kwargs = plan.graph.example_inputs, plan.graph.example_kwargs
+    args, kwargs = narrow_example(plan.graph, plan.keep, masked=True)
+    narrow = narrow_example(plan.graph, plan.keep)
     try:
-        shrunk = export_model(small, args, kwargs)
+        shrunk = export_model(small, *narrow)
     except CaptureError as error:
         return f"It fails at {user_code_line(error.__cause__ or error) or 'a line that is not known'}"
-    labelled = export_with_labels(masked, args, kwargs)
+    labelled = export_with_labels(masked, args, kwargs, plan.graph.interface)
     whole, dead = labelled.exported, _dead_atoms(labelled, plan)
     expected = _values(whole, masked, args, kwargs)
-    actual = _values(shrunk, small, args, kwargs)
+    actual = _values(shrunk, small, *narrow)
     for node, other in zip(whole.graph_module.graph.nodes, shrunk.graph_module.graph.nodes, strict=False):
         if node.target != other.target and node.op == "call_function":
             return f"From {node.target} at {source_line(node)} on, it takes another path"

@@ -18,8 +18,11 @@ from secateur.cli.options import (
     ExampleShape,
     IgnoredLayers,
     ModelName,
+    OutputNames,
+    StatePairs,
     Strict,
     WeightsFile,
+    make_interface,
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table
@@ -43,6 +46,8 @@ def inspect_command(
     example_shape: ExampleShape = None,
     data: DataName = None,
     ignore: IgnoredLayers = None,
+    output: OutputNames = None,
+    state: StatePairs = None,
     everything: Annotated[
         bool, typer.Option("--all", help="List every tensor of each group and every frozen axis.")
     ] = False,
@@ -72,12 +77,14 @@ def inspect_command(
     """
     batches = make_data(data) if data else Batches()
     network, example = prepare_model(model, weights, strict, example_shape, batches)
+    if sensitivity and (output or state):
+        raise InputError("--sensitivity looks at all outputs: leave --output and --state out")
     if sensitivity:
         print_sensitivity(network, example, batches, ignore or (), method, latency_batch, out)
         return
     if out is not None or latency_batch is not None or method != "matroid":
         raise InputError("--out, --method and --latency-batch belong to --sensitivity")
-    graph = trace(network, example, ignored_layers=ignore or ())
+    graph = trace(network, example, ignored_layers=ignore or (), **make_interface(output, state))
     (print_everything if everything else print_summary)(graph)
 
 

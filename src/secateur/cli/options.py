@@ -28,11 +28,14 @@ __all__ = [
     "Latency",
     "LearningRate",
     "ModelName",
+    "OutputNames",
     "ScopeName",
     "Seed",
+    "StatePairs",
     "Strict",
     "WeightsFile",
     "check_writable",
+    "make_interface",
     "prepare_model",
 ]
 
@@ -77,6 +80,22 @@ IgnoredLayers = Annotated[
     typer.Option(
         help="Layer, parameter, group, pattern, or kind of groups (kind:hidden) whose units all stay; may be "
         "repeated."
+    ),
+]
+OutputNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        help="Output that counts, if not all do: a field, an index or a path, as in logits, 0 or past.0; may "
+        "be repeated. The others may lose units.",
+    ),
+]
+StatePairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        help="INPUT=OUTPUT: an input whose next value the model returns, as in h=hidden or 1=1; may be "
+        "repeated. Both shrink with the units on them.",
     ),
 ]
 ScopeName = Annotated[
@@ -134,6 +153,20 @@ def prepare_model(
         raise InputError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
     try_inputs(model, example)
     return model, example
+
+
+def make_interface(outputs: list[str] | None, states: list[str] | None) -> dict[str, Any]:
+    """Return the arguments `outputs` and `states` of `prune` for ``--output`` and ``--state``.
+
+    Example:
+        >>> make_interface(["logits"], ["h=hidden", "1=past.0"])
+        {'outputs': ['logits'], 'states': {'h': 'hidden', '1': 'past.0'}}
+    """
+    pairs = [text.split("=") for text in states or ()]
+    for text, pair in zip(states or (), pairs, strict=True):
+        if len(pair) != 2 or not all(pair):
+            raise InputError(f"--state takes INPUT=OUTPUT, as in h=hidden or 1=1; got {text!r}")
+    return {"outputs": outputs or None, "states": dict(pairs) or None}
 
 
 def check_writable(folder: Path) -> None:

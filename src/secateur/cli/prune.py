@@ -21,11 +21,14 @@ from secateur.cli.options import (
     Latency,
     LearningRate,
     ModelName,
+    OutputNames,
     ScopeName,
     Seed,
+    StatePairs,
     Strict,
     WeightsFile,
     check_writable,
+    make_interface,
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table, warn
@@ -208,6 +211,8 @@ def prune_command(
     strict: Strict = True,
     example_shape: ExampleShape = None,
     ignore: IgnoredLayers = None,
+    output: OutputNames = None,
+    state: StatePairs = None,
     cut: CutKinds = None,
     device: DeviceName = "cpu",
     seed: Seed = 0,
@@ -241,6 +246,7 @@ def prune_command(
         schedule=_make_schedule(steps, tolerance, batches.holdout, judge),
         loss=user_loss,
         ignored_layers=[*(ignore or ()), *_whole_by_default(original, cut or ())],
+        **make_interface(output, state),
         seed=seed,
     )
     result = _measure(result, batches.holdout, judge, latency, read)

@@ -29,6 +29,7 @@ from secateur.core.graph import (
     SizeAttribute,
     Slot,
 )
+from secateur.core.interface import Interface, State, StateAxis
 from secateur.core.latency_table import LatencyTable, LayerTimes
 from secateur.core.plan import Merge, Plan
 from secateur.core.statistics import LossCurve, Moments, Statistics
@@ -45,6 +46,7 @@ __all__ = [
     "Group",
     "InputError",
     "IntArray",
+    "Interface",
     "Kind",
     "Latency",
     "LatencyTable",
@@ -64,6 +66,8 @@ __all__ = [
     "SecateurError",
     "SizeAttribute",
     "Slot",
+    "State",
+    "StateAxis",
     "Statistics",
     "StoreError",
     "Units",

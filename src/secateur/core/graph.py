@@ -6,12 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.core.errors import InputError, unknown
+from secateur.core.interface import Interface, StateAxis
 
 __all__ = [
     "KINDS",
@@ -184,6 +185,9 @@ class SizeAttribute:
         return f"SizeAttribute({self.module}.{self.attribute} = {self.value}, of {', '.join(self.groups)})"
 
 
+Sized = TypeVar("Sized", SizeAttribute, StateAxis)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningGraph:
     """The units of a traced model, and what stays: a value, independent of the model.
@@ -213,6 +217,7 @@ class PruningGraph:
     sizes: tuple[SizeAttribute, ...] = ()
     equal_counts: tuple[tuple[str, ...], ...] = ()
     element_sizes: Mapping[str, int] = field(default_factory=dict)
+    interface: Interface = field(default_factory=Interface)
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -315,19 +320,14 @@ class PruningGraph:
             for slot in group.slots
             if group.name in names and slot.tensor in self.parameters and len(self.shapes[slot.tensor]) > 1
         )
-        sizes = []
-        for size in self.sizes:
-            pairs = [(n, i) for n, i in zip(size.groups, size.index, strict=True) if n not in names]
-            if pairs:
-                sizes.append(
-                    replace(size, groups=tuple(n for n, _ in pairs), index=tuple(i for _, i in pairs))
-                )
+        sizes = (_without(size, names) for size in self.sizes)
         return replace(
             self,
             groups=left,
             frozen=(*self.frozen, *(Frozen(*axis, reason) for axis in frozen if axis not in owned)),
-            sizes=tuple(sizes),
+            sizes=tuple(size for size in sizes if size is not None),
             equal_counts=tuple(tied for tied in self.equal_counts if tied not in whole),
+            interface=self.interface.with_axes(lambda axis: _without(axis, names)),
         )
 
     def embeddings(self) -> frozenset[str]:
@@ -345,6 +345,7 @@ class PruningGraph:
         lines = [f"{len(self.groups)} groups, {self._units()} units"]
         lines += [f"  {g.name}: {g.size} units ({g.kind}) on {g.axes(4)}" for g in self.groups]
         lines += [f"equally many units stay in {', '.join(names)}" for names in self.equal_counts]
+        lines += self.interface.summary()
         lines += [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen)]
         return "\n".join(lines)
 
@@ -383,6 +384,14 @@ def _place(group: Group) -> tuple[Any, ...]:
     return tuple(
         sorted((LAYER_NUMBER.sub("*", s.tensor), s.axis, s.role, s.index.shape[1:]) for s in group.slots)
     )
+
+
+def _without(sized: Sized, names: Collection[str]) -> Sized | None:
+    """Return a size or an axis of a state without the units of these groups; None if no others are left."""
+    pairs = [(n, i) for n, i in zip(sized.groups, sized.index, strict=True) if n not in names]
+    if not pairs:
+        return None
+    return replace(sized, groups=tuple(n for n, _ in pairs), index=tuple(i for _, i in pairs))
 
 
 def _paired(

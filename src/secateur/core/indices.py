@@ -16,7 +16,15 @@ from secateur.core.errors import PlanError
 if TYPE_CHECKING:
     from secateur.core.graph import BoolArray, IntArray, PruningGraph
 
-__all__ = ["check_units", "kept_axes", "kept_indices", "kept_positions", "kept_shapes", "removed_units"]
+__all__ = [
+    "check_units",
+    "kept_axes",
+    "kept_indices",
+    "kept_positions",
+    "kept_shapes",
+    "kept_states",
+    "removed_units",
+]
 
 
 def check_units(group: str, size: int, kept: Any) -> IntArray:
@@ -125,3 +133,16 @@ def kept_shapes(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str, 
         name: tuple(lengths.get((name, axis), n) for axis, n in enumerate(shape))
         for name, shape in graph.shapes.items()
     }
+
+
+def kept_states(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[tuple[int, int], IntArray]:
+    """Return (number of a state, axis) -> positions that stay, for every axis of a state that loses any."""
+    kept = {}
+    for number, state in enumerate(graph.interface.states):
+        for axis in state.axes:
+            gone = [removed_units(graph.group(name).size, keep.get(name)) for name in axis.groups]
+            owners = ((index[1], dead[index[0]]) for index, dead in zip(axis.index, gone, strict=True))
+            stays = kept_positions(axis.value, owners)
+            if not stays.all():
+                kept[number, axis.axis] = np.flatnonzero(stays)
+    return kept

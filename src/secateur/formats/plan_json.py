@@ -22,13 +22,39 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.core import Frozen, Group, Layer, Merge, Plan, PlanError, PruningGraph, SizeAttribute, Slot
+from secateur.core import (
+    Frozen,
+    Group,
+    Interface,
+    Layer,
+    Merge,
+    Plan,
+    PlanError,
+    PruningGraph,
+    SizeAttribute,
+    Slot,
+    State,
+    StateAxis,
+)
 
 __all__ = ["Arrays", "decode_value", "encode_value", "plan_digest", "plan_from_json", "plan_to_json"]
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {
-    kind.__name__: kind for kind in (Frozen, Group, Layer, Merge, PruningGraph, Plan, SizeAttribute, Slot)
+    kind.__name__: kind
+    for kind in (
+        Frozen,
+        Group,
+        Interface,
+        Layer,
+        Merge,
+        PruningGraph,
+        Plan,
+        SizeAttribute,
+        Slot,
+        State,
+        StateAxis,
+    )
 }
 LARGEST = 2**26  # integers in all runs together: a short document must not fill the memory
 DECODING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)

@@ -34,6 +34,7 @@ from secateur.formats import model_tensors
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.paths import flush, to_path
 from secateur.formats.plan_json import decode_value, encode_value
+from secateur.views import narrow_example
 
 __all__ = ["DOCUMENT", "REPORT", "load", "load_plan", "read_report", "save"]
 
@@ -80,7 +81,7 @@ def save(
         "about": plan.explain().splitlines(),
         "versions": dict(versions or {}),
         "model": model_tensors.describe_model(model),
-        "fingerprint": take_fingerprint(model, plan.graph.example_inputs, plan.graph.example_kwargs),
+        "fingerprint": take_fingerprint(model, *narrow_example(plan.graph, plan.keep)),
         "plan": document,
         "report": report,
     }

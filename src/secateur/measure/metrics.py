@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from secateur.batches import IGNORED, next_tokens, predicts_next_token
 from secateur.core import InputError, unknown
-from secateur.execution import call, evaluating, floating_outputs, logits, read_batches
+from secateur.execution import call, evaluating, floating_outputs, is_cache, logits, read_batches
 from secateur.statistics.loss import class_axis, class_scores
+from secateur.views import as_returned_by
 
 __all__ = [
     "METRICS",
@@ -216,6 +218,7 @@ def agreement(
     with evaluating(original), evaluating(model):
         for _, args, named, targets in read_batches(batches, original):
             outputs = [call(m, args, {**named, **(kwargs or {})}) for m in (original, model)]
+            outputs[0] = as_returned_by(model, outputs[0])
             wanted, given = (_comparable(output) for output in outputs)
             _check_shapes(wanted, given)
             largest = _maxima(largest, [a - b for a, b in zip(wanted, given, strict=True)])
@@ -260,23 +263,33 @@ def distance_from(original: nn.Module, batches: Iterable[Any]) -> Callable[[nn.M
         0.0
     """
     batches = list(batches)
-    wanted = list(_outputs(original, batches))
-    scales = [sum(map(_squares, outputs)) or 1.0 for outputs in zip(*wanted, strict=True)]
+    wanted = [_on_cpu(output) for output in _outputs(original, batches)]
 
     def distance(model: nn.Module) -> float:
-        total = [0.0] * len(scales)
-        for a, b in zip(wanted, _outputs(model, batches), strict=True):
+        far: list[list[float]] = []
+        sizes: list[list[float]] = []
+        for goal, output in zip(wanted, _outputs(model, batches), strict=True):
+            a, b = _comparable(as_returned_by(model, goal)), _comparable(output)
             _check_shapes(a, b)
-            total = [t + _squares(x - y) for t, x, y in zip(total, a, b, strict=True)]
-        return sum(t / scale for t, scale in zip(total, scales, strict=True)) / len(scales)
+            far.append([_squares(x - y) for x, y in zip(a, b, strict=True)])
+            sizes.append([_squares(x) for x in a])
+        sums = zip(map(sum, zip(*far, strict=True)), map(sum, zip(*sizes, strict=True)), strict=True)
+        relative = [total / (scale or 1.0) for total, scale in sums]
+        return sum(relative) / len(relative)
 
     return distance
 
 
-def _outputs(model: nn.Module, batches: Iterable[Any]) -> Iterator[list[Tensor]]:
+def _outputs(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     with evaluating(model):
         for _, args, kwargs, _ in read_batches(batches, model):
-            yield _comparable(call(model, args, kwargs))
+            yield call(model, args, kwargs)
+
+
+def _on_cpu(output: Any) -> Any:
+    """Return an output on the CPU; caches, which are not compared, stay where they are."""
+    _comparable(output)  # reports NaN early
+    return tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, output, is_leaf=is_cache)
 
 
 def _comparable(output: Any) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import split_batch
-from secateur.core import InputError
+from secateur.core import InputError, Interface, Plan
 from secateur.execution import (
     all_finite,
     call,
@@ -36,6 +36,7 @@ from secateur.repair.checkpoint import Checkpoint, fingerprint, hash_tensors
 from secateur.repair.features import Features, check_features, following
 from secateur.repair.training import Limits, TrainingState, learning_rate
 from secateur.statistics.loss import Loss, check_loss, default_loss, distillation_loss
+from secateur.views import as_returned_by, view, without_view
 
 __all__ = ["AfterEpoch", "AfterStep", "History", "adam", "finetune", "have_targets"]
 
@@ -79,6 +80,7 @@ def finetune(
     minutes: float | None = None,
     lr: float = LEARNING_RATE,
     masks: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
     features: Sequence[str] = (),
@@ -120,6 +122,8 @@ def finetune(
         minutes: Time after which the training stops, if it has not stopped before.
         lr: Largest learning rate.
         masks: Weight name -> boolean array of its shape, True where the weight stays.
+        plan: What went from the original model.  It says which outputs count, and which states of the batches
+            shrink.
         loss: Callable (output, targets) -> scalar tensor; by default the cross-entropy for class numbers and
             the mean squared error for floating targets.
         teacher: Model whose outputs are the targets, in evaluation mode; it is not changed.
@@ -160,10 +164,11 @@ def finetune(
     _check_calls(optimizer=optimizer, loss=loss, after_epoch=after_epoch, after_step=after_step)
     _check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
     data = list(batches) if isinstance(batches, Iterator) else batches
-    tuned = duplicate(model)
+    interface = Interface() if plan is None else plan.graph.interface
+    tuned = duplicate(view(model, interface, plan))
     with ExitStack() as stack:
         if teacher is not None:
-            stack.enter_context(evaluating(teacher))
+            teacher = stack.enter_context(evaluating(view(teacher, interface)))
         for context in (_training(tuned, teacher is not None), _in_float32(tuned), _seeded(tuned, seed)):
             stack.enter_context(context)
         followed = stack.enter_context(following(features, tuned, teacher))
@@ -187,7 +192,7 @@ def finetune(
         if file is not None:
             file.save(state)
     names = () if followed is None else followed.names
-    return tuned, History(tuple(state.losses), lr, seed, state.elapsed(), names)
+    return without_view(tuned), History(tuple(state.losses), lr, seed, state.elapsed(), names)
 
 
 def have_targets(batches: Iterable[Any], model: nn.Module) -> bool:
@@ -357,7 +362,7 @@ def _loss(
             return loss(output, targets)
     if teacher is not None:
         with torch.no_grad():
-            wanted = call(teacher, args, kwargs)
+            wanted = as_returned_by(model, call(teacher, args, kwargs))
         value = distillation_loss(output, wanted, targets)
         return value if followed is None else value + followed.loss()
     if targets is None:

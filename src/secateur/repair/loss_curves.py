@@ -22,6 +22,7 @@ from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import distillation_loss
+from secateur.views import as_returned_by, view
 
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
 
@@ -59,7 +60,7 @@ class Divergence:
         """Return the mean divergence over the batches."""
         outputs = _outputs(model, [batch for batch, _ in self._goals])
         losses = [
-            float(distillation_loss(output, goal, targets))
+            float(distillation_loss(output, as_returned_by(model, goal), targets))
             for (_, output, targets), (_, goal) in zip(outputs, self._goals, strict=True)
         ]
         return sum(losses) / len(losses)
@@ -108,6 +109,7 @@ def measure_loss_curves(
     sets = graph.counted_together()
     batches, shares = _affordable(batches, len(sets))
     ridges = (RIDGE,) if shares is FEW else RIDGES
+    model = view(model, graph.interface)
     divergence = Divergence(model, batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
     curves = dict(known or {})
@@ -121,7 +123,7 @@ def measure_loss_curves(
             for count in counts:
                 keep = {group.name: _best(scores[group.name], count) for group in groups}
                 plan = Plan(graph, "trial", keep)
-                trial = mask(model, plan)
+                trial = view(mask(model, plan), graph.interface, masked=plan)
                 if folded:
                     fold_masked(model, trial, plan, statistics, guard, ridges)
                 losses.append(divergence(trial))

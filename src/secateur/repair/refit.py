@@ -41,6 +41,7 @@ from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep, ver
 from secateur.repair.weight_fit import WeightFit
 from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
+from secateur.views import view, without_view
 
 __all__ = ["MEMORY", "refit"]
 
@@ -93,6 +94,7 @@ def refit(
         >>> bool((better(x) - mlp(x)).square().sum() < (small(x) - mlp(x)).square().sum())
         True
     """
+    model, small = view(model, plan.graph.interface), view(small, plan.graph.interface, plan)
     batches = [Batch(*b[:3]) for b in read_batches(fitting, model)]
     fitted = len(batches)
     for where, args, kwargs, _ in read_batches(guard, model) if guard else ():
@@ -106,8 +108,8 @@ def refit(
         notes = {
             k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in walk.notes.items()
         }
-        return duplicate(small), notes
-    return repaired, walk.notes
+        return without_view(duplicate(small)), notes
+    return without_view(repaired), walk.notes
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
+from secateur.views import view, without_view
 
 __all__ = ["Pruned", "RepairSettings", "apply_repairs", "zero_masked"]
 
@@ -42,6 +43,10 @@ class Pruned:
     plan: Plan
     folds: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def view(self, compared: Plan | None = None) -> nn.Module:
+        """Return the model as it is called and compared; see `secateur.views.view`."""
+        return view(self.model, self.graph.interface, self.plan, compared=compared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +108,13 @@ def _fold(
 ) -> Pruned:
     held_out = judge = None
     if settings.guard:
-        held_out = collect_statistics(before.model, before.graph, settings.guard, {"gram"}, settings.seed)
-        judge = distance_from(before.model, few_tokens(settings.guard))
+        seen = before.view()
+        held_out = collect_statistics(seen, before.graph, settings.guard, {"gram"}, settings.seed)
+        distance = distance_from(seen, few_tokens(settings.guard))
+
+        def judge(model: nn.Module) -> float:
+            return distance(replace(after, model=model).view(step))
+
     model, notes = fold(before.model, after.model, step, statistics, held_out, judge)
     return replace(after, model=zero_masked(model, after.plan), folds=notes)
 
@@ -130,7 +140,7 @@ def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Prun
         teacher = bool(repair.features) or no_labels
     model = after.model
     if teacher and not after.folds and has_statistics(model):
-        model = update_bn(model, batches)  # those of training do not fit, and would stay
+        model = without_view(update_bn(after.view(), batches))  # those of training do not fit, and would stay
     model, history = finetune(
         model,
         batches,
@@ -142,6 +152,7 @@ def _finetune(repair: Finetune, after: Pruned, settings: RepairSettings) -> Prun
         teacher=settings.original if teacher else None,
         features=repair.features,
         masks=narrow_masks(after.plan),
+        plan=after.plan,
         seed=settings.seed,
         progress=settings.progress,
     )

@@ -54,6 +54,11 @@ class ExportedModel:
     parameters: Mapping[str, str]
     constants: Mapping[str, Any]
 
+    def user_inputs(self) -> list[Node]:
+        """Return the graph's inputs that are the user's, in order."""
+        inputs = (node for node in self.graph_module.graph.nodes if node.op == "placeholder")
+        return [x for x in inputs if x.name not in self.parameters and x.name not in self.constants]
+
 
 def copy_sharing_tensors(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
     """Copy the module tree in evaluation mode; parameters and buffers are shared, not copied.

@@ -14,9 +14,10 @@ from secateur.core import Frozen, Group, Kind, Role, SizeAttribute, Slot
 from secateur.tracing.empty_axes import find_needed_atoms
 from secateur.tracing.equal_lengths import equally_long, tie_uncountable
 from secateur.tracing.kinds import KindFinder
+from secateur.tracing.labels import Label
 from secateur.tracing.propagate import Propagation, TensorAxes
 
-__all__ = ["Tensors", "UnitFamily", "find_equal_counts", "find_frozen", "find_groups", "find_sizes"]
+__all__ = ["Owners", "Tensors", "UnitFamily", "find_equal_counts", "find_frozen", "find_groups", "find_sizes"]
 
 Ints = NDArray[np.int64]
 
@@ -244,21 +245,41 @@ def find_equal_counts(
 
 def find_sizes(propagation: Propagation, families: Sequence[UnitFamily]) -> tuple[SizeAttribute, ...]:
     """Return the attributes that state lengths, with the positions of their axes that each unit owns."""
-    group_of = np.full(propagation.algebra.size, -1)
-    unit_of = np.full(propagation.algebra.size, -1)
-    for number, family in enumerate(families):
-        group_of[family.roots] = number
-        unit_of[family.roots] = np.arange(len(family.roots))
+    owners = Owners(propagation, families)
     sizes: dict[tuple[str, str], SizeAttribute] = {}
     for module, attribute, value, label, source in propagation.size_attributes:
-        label = propagation.algebra.normal(label)
-        if label is None or (module, attribute) in sizes:
-            continue
-        position, column = np.nonzero(group_of[label] >= 0)
-        atoms = label[position, column]
-        numbers = np.unique(group_of[atoms])
-        index = tuple(np.stack([unit_of[atoms], position])[:, group_of[atoms] == n] for n in numbers)
-        if len(numbers):
-            names = tuple(families[n].group.name for n in numbers)
-            sizes[module, attribute] = SizeAttribute(module, attribute, value, names, index, source)
+        if (module, attribute) not in sizes:
+            names, index = owners.of(label)
+            if names:
+                sizes[module, attribute] = SizeAttribute(module, attribute, value, names, index, source)
     return tuple(sizes.values())
+
+
+class Owners:
+    """Which units own which positions of an axis.
+
+    Args:
+        propagation: After all labels have passed through the graph.
+        families: The groups.
+    """
+
+    def __init__(self, propagation: Propagation, families: Sequence[UnitFamily]) -> None:
+        """Number the groups and units."""
+        self._algebra, self._families = propagation.algebra, families
+        self._group = np.full(propagation.algebra.size, -1)
+        self._unit = np.full(propagation.algebra.size, -1)
+        for number, family in enumerate(families):
+            self._group[family.roots] = number
+            self._unit[family.roots] = np.arange(len(family.roots))
+
+    def of(self, label: Label) -> tuple[tuple[str, ...], tuple[Ints, ...]]:
+        """Return the names of the groups on an axis, and for each its units and their positions, [2, m]."""
+        label = self._algebra.normal(label)
+        if label is None:
+            return (), ()
+        position, column = np.nonzero(self._group[label] >= 0)
+        atoms = label[position, column]
+        group, unit = self._group[atoms], self._unit[atoms]
+        numbers = np.unique(group)
+        index = tuple(np.stack([unit, position])[:, group == n] for n in numbers)
+        return tuple(self._families[n].group.name for n in numbers), index

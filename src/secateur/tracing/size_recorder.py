@@ -32,7 +32,7 @@ class TensorOrigin:
         frames: ``file:line`` of the call and its callers, innermost first; empty for a parameter.
         module: Name of the module.
         shape: Shape of the tensor.
-        name: Name of the parameter or buffer that it is, or "".
+        name: Name of the parameter, buffer or state that it is, or "".
     """
 
     frames: tuple[str, ...]
@@ -57,7 +57,7 @@ class SizedCall:
 class _SizeRecorder(TorchFunctionMode):
     """Records the integers in calls by their lines of code; sizes read from tensors become `TracedInt`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, states: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.calls: dict[CodeLocation, list[SizedCall]] = defaultdict(list)
         self.origins = WeakIdKeyDictionary()
@@ -66,7 +66,7 @@ class _SizeRecorder(TorchFunctionMode):
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
             module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
-        for named in (model.named_parameters(), model.named_buffers()):
+        for named in (model.named_parameters(), model.named_buffers(), states.items()):
             for name, t in named:
                 self.origins[t] = TensorOrigin((), "", tuple(t.shape), name)
 
@@ -159,10 +159,24 @@ class RecordedSizes:
     equalities: list[tuple[Expression, Expression]]
 
 
-def record_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RecordedSizes:
-    """Run a copy of the model once; return the sizes that its code passed and compared."""
+def record_sizes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], states: Mapping[str, Tensor]
+) -> RecordedSizes:
+    """Run a copy of the model once; return the sizes that its code passed and compared.
+
+    Args:
+        model: The model.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        states: Those of the inputs on whose axes units lie, by the names that their origins get.
+    """
     copy = copy_sharing_tensors(model)
     trace_attributes(copy)
-    with _SizeRecorder(copy) as recorder, torch.no_grad(), without_fused_attention(), exporting_flag_set():
+    with (
+        _SizeRecorder(copy, states) as recorder,
+        torch.no_grad(),
+        without_fused_attention(),
+        exporting_flag_set(),
+    ):
         copy(*args, **kwargs)
     return RecordedSizes(recorder.calls, recorder.equalities)

@@ -18,11 +18,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from secateur.tracing.equal_lengths import equally_long
 from secateur.tracing.export import FRAME, ExportedModel, module_of, shapes_in
@@ -38,13 +39,27 @@ TRIALS = 16  # random removals under which every computed size must come out rig
 
 
 def match_sizes(
-    exported: ExportedModel, propagation: Propagation, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    exported: ExportedModel,
+    propagation: Propagation,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    states: Collection[str] = (),
 ) -> None:
-    """Tie every size in the graph to what it comes from, or freeze its axis."""
+    """Tie every size in the graph to what it comes from, or freeze its axis.
+
+    Args:
+        exported: The exported model.
+        propagation: After the labels have passed through the graph.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        states: Names of the graph's inputs that are states.
+    """
     labelled = any(propagation.algebra.normal(x.label) is not None for x in propagation.explicit_sizes)
     numbers = list(_length_like_numbers(exported, propagation))
     if labelled or numbers:
-        matcher = _SizeMatcher(exported, propagation, record_sizes(exported.model, args, kwargs))
+        inputs = zip(exported.user_inputs(), tree_leaves((args, dict(kwargs))), strict=False)
+        known = {f"input {node.name}": x for node, x in inputs if node.name in states}
+        matcher = _SizeMatcher(exported, propagation, record_sizes(exported.model, args, kwargs, known))
         matcher.run()
         for node, value in numbers:
             matcher.freeze_lengths_behind(node, value)
@@ -82,7 +97,8 @@ class _SizeMatcher:
         self.calls, self.equalities = recorded.calls, recorded.equalities
         self.nodes = {node.name: node for node in _all_nodes(exported.graph_module)}
         inputs = {n.name: n for n in exported.graph_module.graph.nodes if n.op == "placeholder"}
-        self.parameters = {name: inputs[node] for node, name in exported.parameters.items() if node in inputs}
+        self.inputs = {name: inputs[node] for node, name in exported.parameters.items() if node in inputs}
+        self.inputs |= {f"input {node.name}": node for node in exported.user_inputs()}
         self.by_line: dict[CodeLocation, list[Any]] = defaultdict(list)
         for node in self.nodes.values():
             self.by_line[module_of(node)[0], innermost_line(node)].append(node)
@@ -218,7 +234,7 @@ class _SizeMatcher:
         origin, axis = leaf[1], leaf[2]
         if origin is None:
             return [None]
-        nodes = [self.parameters[origin.name]] if origin.name in self.parameters else self._nodes_at(origin)
+        nodes = [self.inputs[origin.name]] if origin.name in self.inputs else self._nodes_at(origin)
         labels = [
             s.labels[axis] for n in nodes for s in _states(self.states.get(n.name)) if s.shape == origin.shape
         ]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
-from secateur.core import InputError, Layer, PruningGraph
+from secateur.core import InputError, Interface, Layer, PruningGraph
+from secateur.core.interface import check_outputs, check_states
 from secateur.execution import tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.equal_lengths import tie_uncountable
@@ -47,6 +48,7 @@ from secateur.tracing.ignored import (
     freeze_ignored_groups,
     freeze_ignored_layers,
 )
+from secateur.tracing.ports import Ports, find_ports, find_state_axes
 from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules import RULES
 from secateur.tracing.sizes import match_sizes
@@ -76,6 +78,8 @@ def trace(
     example_inputs: Any,
     ignored_layers: Iterable[str | nn.Module] = (),
     example_kwargs: Mapping[str, Any] | None = None,
+    outputs: str | int | Iterable[str | int] | None = None,
+    states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
 ) -> PruningGraph:
     """Find the groups of units that can be removed from a model.
 
@@ -90,10 +94,16 @@ def trace(
             groups (`secateur.core.KINDS`) such as ``"kind:hidden"``.  The units that a layer makes stay;
             it may still read fewer.
         example_kwargs: Keyword inputs.
+        outputs: The outputs that count, if not all do: names of fields, indices, or paths such as
+            ``"past.0"``.  The others may lose units or change, and nothing compares them.
+        states: Inputs whose next values the model returns, as in ``{"h": "hidden"}`` or ``[(1, 1)]``: name or
+            index of the argument, and path of the output.  Both shrink with the units on them.  A tuple
+            stands for the tensors in it.  The example inputs must hold every state.
 
     Raises:
         CaptureError: If torch.export cannot export the model.
-        InputError: If the inputs are invalid, or an entry of `ignored_layers` matches nothing.
+        InputError: If the inputs are invalid, or an entry of `ignored_layers`, `outputs` or `states` matches
+            nothing.
 
     Example:
         >>> from torch import nn
@@ -105,9 +115,10 @@ def trace(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     args, kwargs = as_call(example_inputs, example_kwargs)
-    _, propagation, tensors, families = _analyse(
-        model, args, kwargs, find_ignored_layers(model, ignored_layers)
-    )
+    counted, pairs = check_outputs(outputs), check_states(states)
+    ignored = find_ignored_layers(model, ignored_layers)
+    found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
+    propagation, tensors, families = found.propagation, found.tensors, found.families
     graph = PruningGraph(
         groups=tuple(f.group for f in families),
         frozen=find_frozen(propagation, tensors),
@@ -118,6 +129,7 @@ def trace(
         sizes=find_sizes(propagation, families),
         equal_counts=find_equal_counts(propagation, families),
         element_sizes={name: x.element_size() for name, x in tensors_by_name(model).items()},
+        interface=found.interface,
         example_inputs=args,
         example_kwargs=kwargs,
     )
@@ -175,15 +187,20 @@ class LabelledExport:
     atoms: int
 
 
-def export_with_labels(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LabelledExport:
+def export_with_labels(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], interface: Interface
+) -> LabelledExport:
     """Export a model and label every operation, to find where a shrunk model goes wrong.
 
     Raises:
         CaptureError: If torch.export cannot export the model.
     """
-    exported, propagation, _, families = _analyse(model, args, kwargs, ())
+    pairs = [(state.taken, state.returned) for state in interface.states]
+    ports = find_ports(model, args, kwargs, interface.outputs, pairs)
+    found = _analyse(model, args, kwargs, (), ports)
+    propagation = found.propagation
     states = {name: _in_free_atoms(propagation, state) for name, state in propagation.states.items()}
-    return LabelledExport(exported, states, families, propagation.algebra.size)
+    return LabelledExport(found.exported, states, found.families, propagation.algebra.size)
 
 
 def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -196,20 +213,41 @@ def as_call(inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple
     return tuple(inputs) if several else (inputs,), dict(kwargs or {})
 
 
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    """What an analysis found."""
+
+    exported: ExportedModel
+    propagation: Propagation
+    tensors: Tensors
+    families: list[UnitFamily]
+    interface: Interface
+
+
 def _analyse(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], ignored: Sequence[IgnoredLayer]
-) -> tuple[ExportedModel, Propagation, Tensors, list[UnitFamily]]:
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    ignored: Sequence[IgnoredLayer],
+    ports: Ports,
+) -> _Analysis:
     """Export a model, carry labels through it, and collect the groups."""
     exported = export_model(model, args, kwargs)
     norms = frozenset(name for name, module in model.named_modules() if norm_form(module) is not None)
-    propagation = Propagation(batch=_batch_size(args, kwargs), norms=norms)
-    tensors = _label_tensors(model, propagation)
-    _propagate(exported, propagation, tensors)
+    # States that are 0 at dead indices allow more.  They must then be so at every step.
+    for zero in (True, False):
+        propagation = Propagation(batch=_batch_size(args, kwargs), norms=norms)
+        tensors = _label_tensors(model, propagation)
+        states = ports.label_states(exported, propagation, zero)
+        outputs = _propagate(exported, propagation, tensors, ports, states)
+        if ports.zero_again(outputs, states, propagation):
+            break
     freeze_ignored_layers(propagation, tensors, ignored)
     tie_uncountable(propagation)
-    match_sizes(exported, propagation, args, kwargs)
+    match_sizes(exported, propagation, args, kwargs, states)
     families = freeze_ignored_groups(propagation, find_groups(propagation, tensors), ignored)
-    return exported, propagation, tensors, families
+    interface = find_state_axes(ports, states, propagation, families)
+    return _Analysis(exported, propagation, tensors, families, interface)
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -232,12 +270,18 @@ def _label_tensors(model: nn.Module, propagation: Propagation) -> Tensors:
     return Tensors(states, frozenset(n for n, _ in model.named_parameters()))
 
 
-def _propagate(exported: ExportedModel, propagation: Propagation, tensors: Tensors) -> None:
-    """Carry the labels through the graph; freeze outputs and unused parameters."""
+def _propagate(
+    exported: ExportedModel,
+    propagation: Propagation,
+    tensors: Tensors,
+    ports: Ports,
+    states: Mapping[str, TensorAxes],
+) -> list[Any]:
+    """Carry the labels through the graph; freeze outputs and unused parameters; return the outputs."""
     used = set()
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = dict(states)
     for node in exported.graph_module.graph.nodes:
-        if node.op != "placeholder":
+        if node.op != "placeholder" or node.name in states:
             continue
         name = exported.parameters.get(node.name)
         if name is not None and name in tensors.states:
@@ -246,15 +290,16 @@ def _propagate(exported: ExportedModel, propagation: Propagation, tensors: Tenso
         else:
             data = node.name not in exported.constants
             inputs[node.name] = _unlabelled(propagation, node.meta.get("val"), data)
-    outputs = run_graph(exported.graph_module, inputs, propagation)
+    outputs = list(run_graph(exported.graph_module, inputs, propagation))
     propagation.enter_node("output", ("", ""), "it is an output of the model", "")
-    for state in _tensor_axes(outputs):
-        for label in (*state.labels, *state.rows):
+    for axes in ports.close(outputs, states, propagation):
+        for label in (*axes.labels, *axes.rows):
             propagation.algebra.freeze(label, "an output of the model")
     for name, state in tensors.states.items():
         if name not in used:
             for label in state.labels:
                 propagation.algebra.freeze(label, "not used in the traced forward pass")
+    return outputs
 
 
 def _unlabelled(propagation: Propagation, value: Any, data: bool) -> Any:
