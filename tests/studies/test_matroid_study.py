@@ -59,6 +59,9 @@ def test_permuting_the_units_keeps_the_function_and_loses_the_result(fifty):
     assert curve(net, "matroid", net.tail.tail)[2] == 0
     assert controls["permuted"]["change"] < -5
     assert controls["partition"]["exact tail"] == controls["partition"]["zero biases"]
+    within = controls["within the tail"]
+    assert within["index"] == within["most-windows"] == within["smallest norm"] == 0
+    assert within["random"] < -5
     assert controls["merged"]["change"] == 0
     assert controls["merged"]["kept"] < 50
 

@@ -12,13 +12,14 @@ from sklearn.datasets import make_moons
 
 from secateur.structures.matroid import parallel_rows, tail_partition
 from secateur.structures.matroid.parametrize import Kind
-from secateur_studies.matroid.post import FRACTIONS, Post, accuracy, curve, moons, train
+from secateur.structures.matroid.tail import Order
+from secateur_studies.matroid.post import FRACTIONS, Ints, Post, accuracy, curve, moons, train
 
 __all__ = ["check_network", "check_real_moons", "check_untrained", "merge_multiples"]
 
 Row = dict[str, Any]
 PARTITION, UNTRAINED, PERMUTED, MERGED = "partition", "untrained", "permuted", "merged"
-FRESH, REAL = "fresh test set", "real moons"
+FRESH, REAL, WITHIN = "fresh test set", "real moons", "within the tail"
 PERMUTATIONS = 20
 TOLERANCES = (1e-12, 1e-6)
 _AT_75 = FRACTIONS.index(0.75)
@@ -47,6 +48,7 @@ def check_network(net: Post) -> Iterator[Row]:
         other = net.permute(generator.permutation(len(net.w2)))
         changes.append(curve(other, "matroid", other.tail.tail)[_AT_75])
     yield common | {"part": PERMUTED, "change": float(np.mean(changes)), "worst": min(changes)}
+    yield common | {"part": WITHIN} | _choose_within_tail(net)
     fresh = moons(np.random.default_rng(10_000 + net.seed))
     yield common | {
         "part": FRESH,
@@ -54,6 +56,28 @@ def check_network(net: Post) -> Iterator[Row]:
         "change": curve(net, "matroid", tail.tail, fresh)[_AT_75],
     }
     yield from (common | merge_multiples(net, tolerance) for tolerance in TOLERANCES)
+
+
+def _choose_within_tail(net: Post) -> Row:
+    """Return the changes of accuracy for 75 % of the tail, chosen in several ways."""
+    tail, before, everything = net.tail, accuracy(net), np.arange(len(net.w2))
+    count = round(0.75 * len(tail.tail))
+    orders: tuple[Order, ...] = ("index", "most-windows", "outermost")
+    sets: dict[str, list[Ints]] = {order: [tail.removal_order(order)[:count]] for order in orders}
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(net.w1[tail.tail], axis=1)
+    sets["smallest norm"] = [tail.tail[np.argsort(norms, kind="stable")][:count]]
+    generator = np.random.default_rng(net.seed)
+    sets["random"] = [generator.permutation(tail.tail)[:count] for _ in range(PERMUTATIONS)]
+    changes = {
+        name: 100 * float(np.mean([accuracy(net, np.setdiff1d(everything, gone)) for gone in drawn]) - before)
+        for name, drawn in sets.items()
+    }
+    rank = int(np.linalg.matrix_rank(net.rows))
+    windows = np.lib.stride_tricks.sliding_window_view(net.rows, rank, axis=0)
+    deficient = np.linalg.matrix_rank(windows) < rank
+    unscaled = np.unique(np.flatnonzero(deficient)[:, None] + np.arange(rank))
+    return changes | {"rank of unscaled rows": rank, "tail of unscaled rows": len(unscaled)}
 
 
 def merge_multiples(net: Post, tolerance: float) -> Row:

@@ -24,6 +24,7 @@ __all__ = [
     "FRACTIONS",
     "MODES",
     "SEEDS",
+    "Ints",
     "Post",
     "accuracy",
     "curve",
