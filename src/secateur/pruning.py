@@ -163,8 +163,8 @@ def prune(
     Args:
         model: Any module that `torch.export` can export.
         example_inputs: What the model is called with: a tensor, a tuple, or a dict of keyword arguments.
-        budget: How much stays: `Units`, `Params`, `Macs`, `Bytes` or `Weights`, or a list of them, which must
-            all hold.  Optional with a `Tolerance`.
+        budget: How much stays: `Units`, `Params`, `Macs`, `Bytes`, `Latency` or `Weights`, or a list of them,
+            which must all hold.  Optional with a `Tolerance`.
         data: Batches to calibrate, repair and fine-tune on: a DataLoader, pairs (inputs, targets), tensors
             or dicts.  A repair keeps a fifth of them apart to judge itself.
         method: Name in `METHODS`, a class, or an instance.
