@@ -30,8 +30,8 @@ def find_function(name: str) -> Callable[..., Any]:
     place, colon, function = name.rpartition(":")
     if not (colon and place and function):
         raise InputError(
-            f"{name!r} has the wrong form: write package.module:function or file.py:function; a model may also "
-            "be a folder or a GGUF file of transformers"
+            f"{name!r} has the wrong form: write package.module:function or file.py:function; a model may "
+            "also be a folder or a GGUF file of transformers"
         )
     module = run_user_code(f"importing {place}", lambda: _import(place))
     value = getattr(module, function, None)
