@@ -395,14 +395,14 @@ def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device
     """
     whole = _whole_plan(before, step)
     small = shrink(start.model, whole, check=check, check_device=check_device)
-    if before.plan.keep or before.plan.masks:
+    if _removes(before.plan):
         copy_kept_tensors(before.model, small, before.graph, step.keep)
         small = zero_masked(small, whole)
     return Pruned(small, restrict(whole.graph, whole.keep), whole)
 
 
 def _whole_plan(before: Pruned, step: Plan) -> Plan:
-    return compose(before.plan, step) if before.plan.keep or before.plan.masks else step
+    return compose(before.plan, step) if _removes(before.plan) else step
 
 
 def _inexact_groups(
