@@ -49,7 +49,8 @@ def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: in
             except (InputError, RuntimeError):
                 continue  # the last of its stack, or others need it
         if not losses:
-            raise InputError(f"{count} blocks cannot go: {len(found)} of {len(find_blocks(model))} can")
+            total = len(find_blocks(model))
+            raise InputError(f"blocks={count} is too many: {len(found)} of the {total} blocks can go")
         found.append(min(losses, key=losses.__getitem__))
         left.remove(found[-1])
     return tuple(found)

@@ -265,7 +265,7 @@ class Report:
                 ("prefill", before.prefill, after.prefill),
                 ("decode", before.decode, after.decode),
             ):
-                rows.append((f"tokens per second, {what}", f"{slow:.4g}", f"{fast:.4g}", _ratio(fast, slow)))
+                rows.append((f"tokens per second, {what}", _rate(slow), _rate(fast), _ratio(fast, slow)))
         return rows
 
     def _agreement(self) -> str:
@@ -422,6 +422,10 @@ def _has(note: Any, what: str) -> bool:
 
 def _ratio(before: float, after: float) -> float | None:
     return before / after if after else None
+
+
+def _rate(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _milliseconds(x: Timing) -> str:

@@ -280,8 +280,9 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         raise
     except ValueError as error:
         raise InputError(
-            f"a budget is written {name}=NUMBER, as in {name}=0.5, or with layers or patterns of them, as in "
-            f"units=layer1.*:0.75,fc:0.5; got {spec!r}"
+            f"a budget is written {name}=NUMBER, as in {name}=0.5, with a unit, as in bytes=20MB or "
+            f"latency=12ms, or with layers or patterns of them, as in units=layer1.*:0.75,fc:0.5; "
+            f"got {spec!r}"
         ) from error
     kind: Any = BUDGETS[name]
     if kind is not Weights:

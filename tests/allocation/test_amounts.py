@@ -16,7 +16,7 @@ from torch import nn
 import secateur as sc
 from secateur.allocation import Amounts, allocate, reached, with_shares
 from secateur.allocation.least_loss import predicted_losses
-from secateur.core import InputError, LossCurve
+from secateur.core import InputError, LossCurve, NothingToPrune
 from secateur.core.budget import as_budget
 from secateur.measure.cost import nbytes
 
@@ -109,3 +109,8 @@ def test_steps_reach_several_budgets() -> None:
 def test_a_graph_without_types_has_no_bytes() -> None:
     with pytest.raises(InputError, match="trace again"):
         with_shares(mlp([3, 4, 2]), sc.Bytes(megabytes=1))
+
+
+def test_a_limit_that_the_network_is_within_is_refused() -> None:
+    with pytest.raises(NothingToPrune, match=r"already within Bytes\(megabytes=20\)"):
+        sc.prune(network(), X, sc.Bytes(megabytes=20), method="magnitude", progress=False)

@@ -29,6 +29,11 @@ def test_a_power_law_is_found_again() -> None:
     assert losses[0] > 2 * losses[10]  # nothing was tried there
 
 
+def test_a_group_of_one_unit_has_no_trials_and_costs_all() -> None:
+    """After a step, a group may have one unit left."""
+    assert predicted_losses(LossCurve(1, (), ()), ruin=3.0).tolist() == [3.0, 0.0]
+
+
 def test_what_was_not_tried_is_not_free() -> None:
     losses = predicted_losses(LossCurve(256, (154, 26), (1e-12, 1e-9)), ruin=4.0)
     assert losses[26] == pytest.approx(1e-9, rel=1e-6)
@@ -80,6 +85,13 @@ def test_the_group_that_costs_least_gives_most(budget) -> None:
     even = allocate(graph, type(budget)(0.6, scope="layer"))
     predicted = sum(predicted_losses(losses[n])[even.counts[n]] for n in names)
     assert found.loss < predicted
+
+
+def test_a_group_with_one_unit_left_stays() -> None:
+    graph = mlp([8, 1, 20, 3])
+    first, second = (group.name for group in graph.groups)
+    found = allocate(graph, Params(0.6), losses={first: LossCurve(1, (), ()), second: curve(20, 1.0)})
+    assert found.counts[first] == 1 and found.counts[second] < 20
 
 
 def test_without_losses_auto_is_the_same_share_everywhere() -> None:

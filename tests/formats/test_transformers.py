@@ -312,6 +312,35 @@ def test_bad_places_are_refused_and_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "empty" / "deep" / "out" / "config.json").exists()
 
 
+def test_heads_whose_length_the_config_omits(tmp_path: Path) -> None:
+    """The config of Qwen 2 omits the length of a head, and heads of another length fit the shapes, too."""
+    options = {**BASE, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**options)).eval()
+    ids = {"input_ids": torch.randint(90, (2, 9))}
+    heads = [group.name for group in sc.trace(model, ids).by_kind()["heads"]]
+    halves = sc.Units(dict.fromkeys(heads, 0.5))
+    result = sc.prune(model, ids, halves, method="magnitude", progress=False)
+    assert result.save_pretrained(tmp_path / "out") < 1e-5
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (2, 2, 8)
+
+
+def test_sizes_with_which_the_class_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, plan = halved("llama")
+
+    def fail(*_: Any) -> None:
+        raise InputError("the sizes of two tensors must match")
+
+    outputs = folders._outputs
+    monkeypatch.setattr(
+        folders, "_outputs", lambda model, plan: outputs(model, plan) if model is small else fail()
+    )
+    with pytest.raises(ExactnessError, match=r"cannot run: a size in the config.*result\.save"):
+        folders.save_pretrained(tmp_path / "out", small, plan)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, plan = halved("gemma3_text")
 
@@ -324,7 +353,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monk
             folders.save_pretrained(tmp_path / "out", small, plan)
     with monkeypatch.context() as patch:
         patch.setattr("secateur.formats.plain_model.correct_embedding_scale", lambda *_: None)
-        with pytest.raises(ExactnessError, match="computes something else"):
+        with pytest.raises(ExactnessError, match="has outputs that differ"):
             folders.save_pretrained(tmp_path / "out", small, plan)
     assert list(tmp_path.iterdir()) == []
 

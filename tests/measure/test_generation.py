@@ -24,3 +24,5 @@ def test_only_language_models_and_single_prompts() -> None:
         token_rates({"a": nn.Linear(2, 2)}, torch.ones(1, 4, dtype=torch.long))
     with pytest.raises(InputError, match="one sequence"):
         token_rates({"a": tiny_llama()}, torch.ones(2, 4, dtype=torch.long))
+    with pytest.raises(InputError, match=r"a tensor of token numbers.*got str"):
+        token_rates({"a": tiny_llama()}, "once upon a time")  # type: ignore[arg-type]

@@ -124,6 +124,15 @@ class _Attention(nn.Module):
         return functional.scaled_dot_product_attention(q, k, k, is_causal=causal)
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped products")
+def test_grouped_products_of_experts() -> None:
+    class Experts(nn.Module):
+        def forward(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            return torch._grouped_mm(rows, weights, torch.tensor([2, 5, 8], dtype=torch.int32))
+
+    assert macs(Experts(), (torch.ones(8, 16), torch.ones(3, 16, 24))) == 8 * 16 * 24
+
+
 def test_attention() -> None:
     batch, heads, queries, keys, width = 2, 3, 4, 5, 6
     q, k = torch.randn(batch, heads, queries, width), torch.randn(batch, heads, keys, width)

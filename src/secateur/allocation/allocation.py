@@ -281,7 +281,7 @@ def _loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndar
     if names[0] not in losses:
         raise InputError(f"no measured loss of {names[0]!r}; given: {', '.join(map(repr, losses))}")
     curve = losses[names[0]]
-    ruin = max(max(other.losses) for other in losses.values())
+    ruin = max((loss for other in losses.values() for loss in other.losses), default=0.0)
     return predicted_losses(curve, ruin).repeat(len(names))[: len(names) * curve.size + 1]
 
 

@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.allocation.cost import CostModel, counted_amount
-from secateur.core import Budget, InputError, IntArray, Latency, LatencyTable, PruningGraph, Units
+from secateur.core import (
+    Budget,
+    InputError,
+    IntArray,
+    Latency,
+    LatencyTable,
+    NothingToPrune,
+    PruningGraph,
+    Units,
+)
 from secateur.core.budget import as_budget
 
 __all__ = ["Amounts", "measured_table", "predicted_latency", "widths_step", "with_shares"]
@@ -83,6 +92,9 @@ def widths_step(budget: Budget) -> int:
 def with_shares(graph: PruningGraph, budget: Budget) -> Budget:
     """Return the budget with a share in place of every limit.
 
+    Raises:
+        NothingToPrune: If the whole network is within every limit.
+
     Example:
         >>> from secateur.core import Bytes
         >>> graph = PruningGraph((), (), (), {"w": (4, 3)}, ("w",), element_sizes={"w": 2})
@@ -92,4 +104,9 @@ def with_shares(graph: PruningGraph, budget: Budget) -> Budget:
     if all(part.limit is None for part in budget.parts):
         return budget
     totals = Amounts(graph, budget).whole
-    return as_budget([part.as_share(total) for part, total in zip(budget.parts, totals, strict=True)])
+    shares = as_budget([part.as_share(total) for part, total in zip(budget.parts, totals, strict=True)])
+    if all(part.keep == 1 for part in shares.parts):
+        raise NothingToPrune(
+            f"the network is already within {budget}: nothing has to go. Give a smaller budget"
+        )
+    return shares

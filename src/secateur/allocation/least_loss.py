@@ -43,6 +43,8 @@ def predicted_losses(curve: LossCurve, ruin: float = 0.0) -> Floats:
         >>> predicted_losses(LossCurve(5, (4, 3, 1), (0.1, 0.4, 1.6))).round(2).tolist()
         [23.28, 1.6, 0.9, 0.4, 0.1, 0.0]
     """
+    if not curve.counts:  # a group of one unit, of which nothing can go in a trial
+        return np.append(np.full(curve.size, max(ruin, SMALL)), 0.0)
     gone = curve.size - np.array(curve.counts, dtype=float)
     order = np.argsort(gone)
     gone, losses = gone[order], np.maximum.accumulate(np.maximum(np.array(curve.losses)[order], SMALL))

@@ -141,7 +141,8 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
         where = _diagnose(masked, small, plan)
         raise ExactnessError(
             f"the shrunk model does not run: {type(compared.error).__name__}: {compared.error}. {where}. "
-            "Your model is unchanged; name the layer in ignored_layers to leave it whole"
+            "Your model is unchanged; name the layer in ignored_layers to leave it whole, or keep "
+            "counts that the operation takes (round_to=8)"
         ) from compared.error
     if not compared.passes:
         raise ExactnessError(

@@ -208,7 +208,7 @@ class Params(Budget):
         """Check the arguments."""
         super().__post_init__()
         if self.of not in COUNTED:
-            raise InputError(unknown("what to count", str(self.of), list(COUNTED)))
+            raise InputError(unknown("choice of parameters", str(self.of), list(COUNTED)))
 
 
 @dataclass(frozen=True, repr=False)

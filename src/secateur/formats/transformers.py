@@ -77,10 +77,10 @@ def save_pretrained(
                 _write_companions(draft, model, tokenizer)
                 _publish(draft, place)
                 return difference
+    how = "cannot run" if best == float("inf") else f"has outputs that differ by {best:.1e} of the largest"
     raise ExactnessError(
-        f"{type(model).__name__} with the sizes of the pruned model computes something else: outputs differ "
-        f"by {best:.1e} of the largest. A size in the config changes more than shapes. {place} was not "
-        "written; result.save keeps any plan"
+        f"{type(model).__name__} with the sizes of the pruned model {how}: a size in the config changes more "
+        f"than shapes. {place} was not written; result.save keeps any plan"
     )
 
 
@@ -164,7 +164,11 @@ def _compare(draft: Path, model: Any, plan: Plan) -> float:
     loaded = loaded.to(model.device, dtype)
     loaded.set_attn_implementation(model.config._attn_implementation)
     reference = duplicate(model).to(dtype) if model.dtype in HALF else model
-    difference = deviation(*(_outputs(m, plan) for m in (reference, loaded)))
+    expected = _outputs(reference, plan)
+    try:
+        difference = deviation(expected, _outputs(loaded, plan))
+    except InputError:  # all shapes fit, but not what the class computes: four heads of 3 instead of two of 6
+        return float("inf")
     if _tolerance(model) < difference < ROUNDING:
         # A deep network with rescaled weights may differ by its own rounding: float64 takes that away.
         inputs = plan.graph.example_inputs, plan.graph.example_kwargs

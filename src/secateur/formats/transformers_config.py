@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,11 +67,20 @@ class ConfigSearch:
         decide: the caller compares the outputs.
         """
         self._names = [name for name in self._names if self._effect({}, name)]
-        for values in self._solve({}):
+        implied = self._implied()
+        for values in chain(self._solve({}), self._solve(implied) if implied else ()):
             config = self._with(values)
             self.refused = _refusal(config)
             if self.refused is None:
                 yield config
+
+    def _implied(self) -> dict[str, int]:
+        """Return the optional integers that the class reads and the config omits, at their present values.
+
+        With the length of a head fixed, the number of heads changes the queries alone (Qwen 2).
+        """
+        listed = self.config.to_dict()
+        return {x: self._value({}, x) for x in OPTIONAL if x in self._names and x not in listed}
 
     def explain(self) -> str:
         """Say which axis no config states, after a search without result."""

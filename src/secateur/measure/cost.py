@@ -1,9 +1,9 @@
 """The cost of a model: parameters, bytes, and the multiply-accumulates of one forward pass.
 
 `torch.utils.flop_counter` counts the multiply-accumulates in a real forward pass, at the level of ATen
-operations.  It knows matrix products, convolutions and attention; recurrent kernels, products with vectors
-and trilinear forms are added here.  Attention is counted as its two full matrix products, masked or not.
-Element-wise work is not counted.
+operations.  It knows matrix products, convolutions and attention; recurrent kernels, products with
+vectors, grouped products and trilinear forms are added here.  Attention is counted as its two full matrix
+products, masked or not.  Element-wise work is not counted.
 """
 
 from __future__ import annotations
@@ -148,6 +148,11 @@ def _trilinear(
     return 2 * math.prod(map(max, broadcast))
 
 
+def _grouped_mm(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    # Every row of a, or with two axes of b every column of b, meets one matrix.
+    return 2 * math.prod(a[-2:] if len(b) == 2 else a) * b[-1]
+
+
 _FORMULAS = {
     aten.mkldnn_rnn_layer: _mkldnn_rnn,
     aten._cudnn_rnn: _fused_rnn,
@@ -158,6 +163,8 @@ _FORMULAS = {
     aten.addbmm: _addbmm,
     aten._trilinear: _trilinear,
 }
+if hasattr(aten, "_grouped_mm"):  # newer versions of torch; mixtures of experts use it
+    _FORMULAS[aten._grouped_mm] = _grouped_mm
 
 
 def _counter() -> FlopCounterMode:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from secateur.execution import device_of, evaluating
 
 __all__ = ["TokenRates", "token_rates"]
 
-ROUNDS = 2
+ROUNDS = 3
 LONGEST = 256  # tokens of the prompt
 NEW_TOKENS = 16
 
@@ -55,12 +54,16 @@ def token_rates(
         models: Models by name, on one device.
         prompt: Token numbers [1, length]; the first 256 are used.
         new: Tokens to write after the prompt.
-        rounds: How often each model is measured; the rates are medians.
+        rounds: How often each model is measured; the shortest time counts, because other processes only add.
 
     Raises:
         InputError: If a model is not a causal language model of transformers, or the prompt is not one
             sequence.
     """
+    if not isinstance(prompt, Tensor):
+        raise InputError(
+            f"the prompt must be a tensor of token numbers [1, length]; got {type(prompt).__name__}"
+        )
     if prompt.ndim != 2 or prompt.shape[0] != 1 or prompt.shape[1] < 1 or new < 1 or rounds < 1:
         raise InputError(f"the prompt must be one sequence [1, length]; got {tuple(prompt.shape)}")
     for model in models.values():
@@ -72,7 +75,7 @@ def token_rates(
         for model in models.values():
             stack.enter_context(evaluating(model))
         for model in models.values():
-            _time_once(model, prompt[:, :1].to(device_of(model)), 1)  # the first call is slow
+            _time_once(model, prompt.to(device_of(model)), 1)  # the first call with these sizes is slow
         for _ in range(rounds):
             for name, model in models.items():
                 seconds[name].append(_time_once(model, prompt.to(device_of(model)), new))
@@ -80,7 +83,7 @@ def token_rates(
 
 
 def _rates(pairs: list[tuple[float, float]], length: int, new: int) -> TokenRates:
-    prefill, decode = (median(times) for times in zip(*pairs, strict=True))
+    prefill, decode = (min(times) for times in zip(*pairs, strict=True))
     return TokenRates(length / prefill, new / decode, length, new, torch.get_num_threads())
 
 

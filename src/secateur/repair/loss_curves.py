@@ -63,7 +63,7 @@ class Divergence:
             float(distillation_loss(output, as_returned_by(model, goal), targets))
             for (_, output, targets), (_, goal) in zip(outputs, self._goals, strict=True)
         ]
-        return sum(losses) / len(losses)
+        return max(0.0, sum(losses) / len(losses))  # rounding can take it just below zero
 
 
 def _outputs(model: nn.Module, batches: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -181,7 +181,10 @@ def checked_batches(
         raise InputError(f"{what}: data is an iterable of (inputs, targets); got {type(batches).__name__}")
     for where, args, kwargs, targets in read_batches(batches, model):
         if targets is None and "images" in wanted:
-            raise InputError(f"images: {where} has no targets")
+            raise InputError(
+                f"{where} has no targets, but the method looks at inputs by their class (images): give "
+                "batches (inputs, targets)"
+            )
         yield where, args, kwargs, targets
 
 
