@@ -155,7 +155,7 @@ def _check_device(budget: Latency, model: nn.Module) -> torch.device:
     try:
         device = device_and_dtype(model)[0] if budget.device is None else torch.device(budget.device)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(
             f"{budget} cannot be measured on {budget.device!r}: {str(error).splitlines()[0]}. Name a device "
             f"of this machine, such as 'cpu'"

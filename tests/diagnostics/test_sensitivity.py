@@ -70,6 +70,8 @@ def test_a_budget_by_hand(found: Sensitivities) -> None:
     }
     with pytest.raises(InputError, match="the least is"):
         found.within(min(losses) / 2)
+    with pytest.raises(InputError, match="a divergence is a number"):
+        found.within("small")  # type: ignore[arg-type]
 
 
 def test_tables_have_a_row_for_each_group_and_each_trial(found: Sensitivities) -> None:

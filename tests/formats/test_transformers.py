@@ -289,7 +289,18 @@ def test_a_tokenizer_may_be_given(tmp_path: Path) -> None:
         assert transformers.AutoTokenizer.from_pretrained(tmp_path / name)("b").input_ids == [4]
     with pytest.raises(InputError, match="tokenizer must be"):
         folders.save_pretrained(tmp_path / "third", small, plan, str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"tokenizer must be.*got 3"):
+        folders.save_pretrained(tmp_path / "third", small, plan, 3)
     assert not (tmp_path / "third").exists()
+
+
+def test_a_model_without_a_folder_takes_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "LICENSE").write_text("of another project")
+    monkeypatch.chdir(tmp_path)
+    folders.save_pretrained(tmp_path / "out", *halved("llama"))
+    assert not (tmp_path / "out" / "LICENSE").exists()
 
 
 # --- bad input

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,10 @@ class Sensitivities:
         """Return the budget that removes of each group the most that costs at most this divergence alone.
 
         Raises:
-            InputError: If every removal that was tried costs more.
+            InputError: If the divergence is not a number, or every removal that was tried costs more.
         """
+        if isinstance(loss, bool) or not isinstance(loss, Real):
+            raise InputError(f"a divergence is a number, such as 0.05; got {loss!r}")
         keep = {}
         for name, group in self.groups.items():
             fitting = [n for n, x in zip(group.counts, group.losses, strict=True) if x <= loss]

@@ -33,7 +33,9 @@ def find_tokenizer(model: Any, tokenizer: Any = None) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise InputError(f"no tokenizer in {tokenizer}: {error}") from error
+            raise InputError(
+                f"no tokenizer in {tokenizer}: name a folder that has a tokenizer.json"
+            ) from error
     kind = _document(tokenizer)["model"]["type"] if hasattr(tokenizer, "backend_tokenizer") else "slow"
     if kind != "BPE":
         raise InputError(f"GGUF files take fast BPE tokenizers; got {type(tokenizer).__name__} ({kind})")

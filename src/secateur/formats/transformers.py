@@ -189,14 +189,15 @@ def _tolerance(model: Any) -> float:
 
 def _write_companions(draft: Path, model: Any, tokenizer: Any) -> None:
     """Write the tokenizer; without one, copy the files that belong to it from the original's folder."""
-    if tokenizer is not None and not isinstance(tokenizer, (str, Path)):
+    if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(draft)
         return
-    source = to_path(tokenizer or getattr(model.config, "_name_or_path", "") or "")
-    if tokenizer is not None and not source.is_dir():
+    if tokenizer is not None and not (isinstance(tokenizer, (str, Path)) and Path(tokenizer).is_dir()):
         raise InputError(f"tokenizer must be a tokenizer of transformers or its folder; got {tokenizer!r}")
-    if not str(source) or not source.is_dir():
+    name = tokenizer or getattr(model.config, "_name_or_path", "")
+    if not name or not Path(name).is_dir():  # the empty path would be the working directory
         return
+    source = Path(name)
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             target = draft / path.relative_to(source)

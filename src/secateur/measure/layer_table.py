@@ -79,7 +79,7 @@ def _knots(length: int, narrows: bool) -> list[int]:
 
     Example:
         >>> _knots(256, True), _knots(20, True), _knots(3, False)
-        ([32, 64, 128, 256], [5, 8, 20], [3])
+        ([32, 64, 128, 256], [2, 5, 8, 20], [3])
     """
     if not narrows:
         return [length]
