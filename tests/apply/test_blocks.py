@@ -132,7 +132,7 @@ def test_bad_names_are_errors(names: Any, problem: str) -> None:
 def test_the_least_needed_blocks_are_found_by_trial() -> None:
     model = Stack()
     assert find_least_needed_blocks(model, [X], 2) == ("blocks.1", "blocks.3")
-    with pytest.raises(InputError, match="3 of 4"):
+    with pytest.raises(InputError, match="3 of the 4"):
         find_least_needed_blocks(model, [X], 4)
 
 
