@@ -94,7 +94,7 @@ class Report:
         threads: Threads that torch used within an operation.
         device: The model's device.
         dtype: The model's dtype.
-        memory: Peak resident memory of the process so far, in bytes; None where the system does not give it.
+        peak_memory: Of the process so far, resident, in bytes; None where the system does not give it.
     """
 
     model: str
@@ -122,7 +122,7 @@ class Report:
     threads: int = field(default_factory=torch.get_num_threads)
     device: str = "cpu"
     dtype: str = "float32"
-    memory: int | None = None
+    peak_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Make what methods and repairs filled in plain, so that the report survives JSON unchanged."""
@@ -229,7 +229,7 @@ class Report:
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
         spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
-        memory = "" if self.memory is None else f"; peak memory {self.memory / 2**30:.2f} GiB"
+        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
         return "\n".join([*lines, f"  time: {spent}{memory}"])
 
     def _kinds(self) -> str:
@@ -318,7 +318,7 @@ def start_report(
         finetune=training,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        memory=peak_memory(),
+        peak_memory=peak_memory(),
         **how,
     )
 
@@ -375,7 +375,7 @@ def measure(
         after=measured("after", report.after),
         agreement=compared,
         seconds={**report.seconds, "measure": earlier + time.perf_counter() - started},
-        memory=peak_memory(),
+        peak_memory=peak_memory(),
     )
 
 

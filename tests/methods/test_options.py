@@ -49,7 +49,7 @@ def test_every_value_of_every_option_is_taken_or_refused_by_name(method, option)
     [
         ("matroid:share=abc", r"Matroid\.share is a number; got 'abc'"),
         ("matroid:exact=no", r"Matroid\.exact is True or False; got 'no'"),
-        ("matroid:ground=row", r"Matroid\.ground is 'activations', 'rows' or 'windows'; got 'row'"),
+        ("matroid:ground=row", r"'activations', 'rows', 'patterns' or 'windows'; got 'row'"),
         ("matroid:box=0", r"Matroid\.box is a tuple of 2 values such as \(0\.0, 1\.0\); got 0"),
         ("spectral:allocation=x", r"'erk', 'global' or None; got 'x'"),
         ("mip:threshold=True", r"MIP\.threshold is a number or None; got True"),

@@ -48,7 +48,7 @@ LABELS = {
     "body_before": "parameters without embeddings before",
     "decode": "tokens per second, decode",
     "decode_before": "tokens per second, decode, before",
-    "memory": "peak memory, bytes",
+    "peak_memory": "peak memory, bytes",
     "prefill": "tokens per second, prefill",
     "prefill_before": "tokens per second, prefill, before",
     "parameters_before": "parameters before",
