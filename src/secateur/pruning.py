@@ -108,6 +108,7 @@ def plan(
         NothingToPrune: If nothing can go; the message says what is frozen and why.
 
     Example:
+        >>> from secateur.tracing.trace import trace
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> graph = trace(mlp, torch.ones(2, 4))
         >>> [len(kept) for kept in plan(graph, "magnitude", Units(0.5)).keep.values()]
