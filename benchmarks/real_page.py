@@ -139,29 +139,21 @@ def _section(network: Network, rows: list[Row]) -> str:
 
 def _choices(rows: list[Row]) -> str:
     """Return the table of criteria and allocations, which the defaults were chosen by."""
-    refitted = [row for row in rows if row["repair"] == "refit" and row["keep"] == COMPARED]
-    refitted = [row for row in refitted if row["method"] != "torch-pruning"]
-    found = dict.fromkeys(
-        (_default(row["method"], "matroid"), _default(row["scope"], "loss")) for row in refitted
-    )
+    refitted: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["repair"] == "refit" and row["keep"] == COMPARED and row["method"] != "torch-pruning":
+            default = {"method": "matroid", "scope": "loss"}
+            method, scope = (default[key] if row[key] == "default" else row[key] for key in default)
+            refitted[method, scope].append(row)
     table = []
-    for method, scope in sorted(found):
+    for (method, scope), found in sorted(refitted.items()):
         line = {"criterion": method, "scope": scope}
         for name, network in NETWORKS.items():
-            given = [
-                row
-                for row in refitted
-                if row["network"] == name
-                and (_default(row["method"], "matroid"), _default(row["scope"], "loss")) == (method, scope)
-            ]
             metric = next(iter(network.metrics))
+            given = [row for row in found if row["network"] == name]
             line[f"{network.title}, {network.metrics[metric]}"] = _spread(given, metric)
         table.append(line)
     return CHOICES.format(_percent(COMPARED)) + markdown_table(table) + "\n"
-
-
-def _default(value: str, meaning: str) -> str:
-    return meaning if value == "default" else value
 
 
 def _metric_table(cells: Rows, metric: str) -> str:
