@@ -186,12 +186,12 @@ def split_off_guard(batches: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any
     if len(batches) > 1:
         count = len(batches) - max(1, len(batches) // 5)
         if isinstance(batches, (list, tuple)):
-            return batches[:count], _LastBatches(batches[count:], count)
+            return batches[:count], _NumberedBatches(batches[count:], count)
         state = torch.get_rng_state()
         fitting, judging = (
             _LoaderPart(batches, *ends, state) for ends in ((0, count), (count, len(batches)))
         )
-        return cast("Sequence[Any]", fitting), _LastBatches(judging, count)
+        return cast("Sequence[Any]", fitting), _NumberedBatches(judging, count)
     (batch,) = batches
     batch = dict(batch) if isinstance(batch, Mapping) else batch
     rows = {x.shape[0] if x.ndim else 0 for x in tree_leaves(batch) if isinstance(x, Tensor)}
@@ -214,7 +214,7 @@ def few_tokens(batches: Sequence[Any], limit: int = 1024) -> Sequence[Any]:
         >>> few_tokens([torch.zeros(8, 512, dtype=torch.int64)] * 2)[0].shape
         torch.Size([2, 512])
     """
-    few = _LastBatches((), getattr(batches, "first_number", 0))
+    few = _NumberedBatches((), getattr(batches, "first_number", 0))
     for batch in batches:
         tokens = _tokens_of(batch)
         if tokens is None:
@@ -248,8 +248,8 @@ def _first_rows(batch: Any, rows: int, of: int) -> Any:
     return batch if rows == of else first(batch)
 
 
-class _LastBatches(list[Any]):
-    """The last of some batches, with the number of the first of them for messages."""
+class _NumberedBatches(list[Any]):
+    """A part of some batches, with the number of its first one for messages."""
 
     def __init__(self, batches: Iterable[Any], first_number: int) -> None:
         super().__init__(batches)
