@@ -26,7 +26,7 @@ from secateur.core import InputError, NothingToPrune, Plan, PruningGraph
 from secateur.formats.plan_json import plan_from_json, plan_to_json
 from secateur.formats.store import load_plan
 from secateur.measure import metrics
-from secateur.pruning import StepInfo
+from secateur.pruning_step import StepInfo
 from secateur.repair.sequence import zero_masked
 from secateur.report import Report
 from secateur.result import load_report

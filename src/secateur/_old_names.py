@@ -38,7 +38,7 @@ MOVED_NAMES = {
     "Report": "secateur.report",
     "Size": "secateur.core:SizeAttribute",
     "Slot": "secateur.core",
-    "Step": "secateur.pruning:StepInfo",
+    "Step": "secateur.pruning_step:StepInfo",
     "StoreError": "secateur.core",
     "accuracy": "secateur.measure.metrics",
     "agreement": "secateur.measure.metrics",

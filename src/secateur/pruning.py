@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,10 @@ import torch
 from torch import nn
 
 from secateur.allocation.amounts import with_shares
-from secateur.allocation.schedule import reached, remaining_budget
-from secateur.apply.compose import compose, restrict
-from secateur.apply.inexact_groups import find_inexact_groups
-from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors, shorten
-from secateur.apply.shrink import shrink
+from secateur.allocation.schedule import reached
 from secateur.batches import as_batches, split_off_guard
 from secateur.core import (
     Budget,
-    ExactnessError,
     InputError,
     NothingToPrune,
     Plan,
@@ -30,56 +25,26 @@ from secateur.core import (
     Weights,
 )
 from secateur.core.budget import BY_LOSS, as_budget
-from secateur.core.indices import kept_shapes
 from secateur.depth import trace_without_blocks
 from secateur.execution import check_seed
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
-from secateur.methods.contract import check_step, needs_of
+from secateur.methods.contract import needs_of
 from secateur.progress import Stopwatch
+from secateur.pruning_step import Callback, call_back, decide, remove_units
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.loss_curves import Divergence, with_loss_curves
-from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs, zero_masked
+from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs
 from secateur.report import start_report
 from secateur.result import Result
-from secateur.schedule import (
-    OneShot,
-    Schedule,
-    Tolerance,
-    count_left,
-    describe_step,
-    nothing_accepted,
-)
+from secateur.schedule import OneShot, Schedule, Tolerance, describe_step, nothing_accepted
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
-from secateur.tracing.trace import freeze_groups, traced_model
+from secateur.tracing.trace import traced_model
 from secateur.views import view
 
-__all__ = ["Result", "StepInfo", "plan", "prune"]
-
-INEXACT = "without its units the shrunk model fails the exactness check"
-
-
-@dataclass(frozen=True, eq=False)
-class StepInfo:
-    """What a callback gets after each step.
-
-    Attributes:
-        number: Number of the step, from 1.
-        of: Number of steps; None if the schedule decides on the way.
-        model: The model now.
-        plan: All that has gone so far, as one plan on the original model: ``shrink(initial, step.plan)``
-            rewinds to an initial or early state of the original class.
-    """
-
-    number: int
-    of: int | None
-    model: nn.Module
-    plan: Plan
-
-
-Callback = Callable[[StepInfo], nn.Module | None]
+__all__ = ["Result", "plan", "prune"]
 
 
 def plan(
@@ -218,8 +183,8 @@ def prune(
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
                 statistics = _collect(before.view(), before.graph, settings, needs, by_loss)
-        decide = partial(_decide, chosen, graph, statistics, state, schedule)
-        remove = partial(_remove, decide, start, before, inexact, clock, check, check_device)
+        decide_now = partial(decide, chosen, graph, statistics, state, schedule)
+        remove = partial(remove_units, decide_now, start, before, inexact, clock, check, check_device)
         step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
         if isinstance(step_plan, NothingToPrune):
             refusal = step_plan
@@ -227,12 +192,12 @@ def prune(
             continue
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
-        after = _call_back(callback, after, graph, number, schedule)
+        after = call_back(callback, after, graph, number, schedule)
         notes.append(describe_step(number, goal, after.view(), after.plan, judge))
         if not notes[-1].get("accepted", True):
             break
         state = after
-    if not _removes(state.plan):
+    if not state.plan.removes:
         raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
@@ -335,103 +300,6 @@ def _split_repairs(
     """
     late = tuple(x for x in repairs if schedule.restarts and isinstance(x, Finetune))
     return tuple(x for x in repairs if x not in late), late
-
-
-def _remove(
-    decide: Callable[[Budget, PruningGraph, Mapping[str, str]], Plan | NothingToPrune],
-    start: Pruned,
-    before: Pruned,
-    inexact: dict[str, str],
-    clock: Stopwatch,
-    check: bool,
-    check_device: Any,
-    goal: Budget,
-) -> tuple[Plan | NothingToPrune, Pruned]:
-    """Decide and shrink, again with fewer groups as long as some fail the check; `inexact` gets them."""
-    while True:
-        with clock("plan"):
-            step = decide(goal, freeze_groups(before.graph, inexact, INEXACT), inexact)
-        if isinstance(step, NothingToPrune):
-            return step, before
-        with clock("shrink"):
-            try:
-                return step, _shrink(start, before, step, check, check_device)
-            except ExactnessError as error:
-                inexact |= _inexact_groups(error, start, before, step, check_device)
-
-
-def _decide(
-    method: Method,
-    original: PruningGraph,
-    statistics: Statistics,
-    state: Pruned,
-    schedule: Schedule,
-    goal: Budget,
-    graph: PruningGraph,
-    inexact: Mapping[str, str],
-) -> Plan | NothingToPrune:
-    """Return what a step removes, or the reason why it removes nothing (more than the step before)."""
-    budget = remaining_budget(freeze_groups(original, inexact, INEXACT), graph, goal)
-    try:
-        step = method.plan(graph, statistics, budget)
-    except NothingToPrune as refusal:
-        return refusal
-    check_step(method, step)
-    if not (step.keep or step.masks):
-        return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
-    if schedule.restarts and count_left(graph, step) == count_left(graph, state.plan):
-        return NothingToPrune(f"{budget} removes no more than the step before")
-    return step
-
-
-def _removes(plan: Plan) -> bool:
-    return bool(plan.keep or plan.masks or plan.blocks)
-
-
-def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device: Any) -> Pruned:
-    """Return the model without what a step removes.
-
-    It is always made from the original, which knows its class and its sizes; then it gets the weights of
-    the model before the step.
-    """
-    whole = _whole_plan(before, step)
-    small = shrink(start.model, whole, check=check, check_device=check_device)
-    if _removes(before.plan):
-        copy_kept_tensors(before.model, small, before.graph, step.keep)
-        small = zero_masked(small, whole)
-    return Pruned(small, restrict(whole.graph, whole.keep), whole)
-
-
-def _whole_plan(before: Pruned, step: Plan) -> Plan:
-    return compose(before.plan, step) if _removes(before.plan) else step
-
-
-def _inexact_groups(
-    error: ExactnessError, start: Pruned, before: Pruned, step: Plan, check_device: Any
-) -> dict[str, str]:
-    """Return the groups of a step that fail the check, each with the reason; raise the error if all do."""
-    whole = _whole_plan(before, step)
-    names = find_inexact_groups(start.model, whole, before.plan.keep, check_device)
-    if len(names) in (0, len(step.keep)):
-        raise error
-    listed = shorten([repr(name) for name in names])
-    warnings.warn(f"groups that fail the exactness check stay whole: {listed}. {error}", stacklevel=3)
-    return dict.fromkeys(names, str(error))
-
-
-def _call_back(
-    callback: Callback | None, after: Pruned, graph: PruningGraph, number: int, schedule: Schedule
-) -> Pruned:
-    """Return the state with the model that the callback changed or returned."""
-    if callback is None:
-        return after
-    returned = callback(StepInfo(number, getattr(schedule, "count", None), after.model, after.plan))
-    model = after.model if returned is None else returned
-    if not isinstance(model, nn.Module):
-        raise InputError(f"a callback must return a torch.nn.Module or None; got {type(model).__name__}")
-    remedy = "Return the step's model, or shrink(initial, step.plan)"
-    check_shapes(model, kept_shapes(graph, after.plan.keep), "the callback's model", remedy)
-    return replace(after, model=zero_masked(model, after.plan))
 
 
 def _result(

@@ -98,6 +98,11 @@ class Plan:
                     f"{list(counts.values())}"
                 )
 
+    @property
+    def removes(self) -> bool:
+        """Whether anything goes."""
+        return bool(self.keep or self.masks or self.blocks)
+
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of a group's removed units."""
         size = self.graph.group(group).size
