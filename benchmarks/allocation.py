@@ -1,7 +1,8 @@
-"""How well the predicted loss of a plan orders plans, and what scopes do at equal multiply-accumulates.
+"""How well the predicted loss of a plan orders plans, and what scopes do at equal cost.
 
     python benchmarks/allocation.py plans vit                   # random plans: predicted and measured loss
     python benchmarks/allocation.py scopes vit --keeps 0.7,0.5  # one criterion and one repair, every scope
+    python benchmarks/allocation.py scopes vit --time           # the same at equal measured time
     python benchmarks/allocation.py solver --count 100          # the integer program
 
 The networks are those of `benchmarks/real.py`; the results are lines of JSON.
@@ -14,11 +15,14 @@ import json
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from processor_time import PROCESSOR_TIME, use_processor_time
 from real_networks import NETWORKS
 from real_trial import Decided
 from scipy.stats import spearmanr
@@ -30,12 +34,15 @@ from secateur.allocation.counts import AllowedCounts
 from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
 from secateur.allocation.program import solve_program
 from secateur.apply.mask import mask
+from secateur.apply.shrink import shrink
 from secateur.batches import split_off_guard
-from secateur.core import Plan, PruningGraph, Statistics
+from secateur.core import Budget, NothingToPrune, Plan, PruningGraph, Statistics
+from secateur.latency_budget import remove_within, time_models, with_tables
 from secateur.methods import find_method
 from secateur.methods.contract import needs_of
 from secateur.repair.fold import fold_masked
 from secateur.repair.loss_curves import RIDGES, Divergence, with_loss_curves
+from secateur.repair.sequence import Pruned
 from secateur.specs import Batches
 from secateur.statistics.collect import collect_statistics
 
@@ -61,6 +68,19 @@ class Case:
         start = time.process_time()
         self.statistics: Statistics = with_loss_curves(statistics, self.scores, *where)
         self.seconds = time.process_time() - start
+
+    def plan(self, budget: Budget) -> Plan:
+        """Return the plan for a budget; of milliseconds, the one whose measured network keeps it."""
+
+        def remove(goal: Budget) -> tuple[Plan | NothingToPrune, Pruned]:
+            step = self.method.plan(self.graph, self.statistics, goal)
+            return step, Pruned(shrink(self.model, step, check=False), self.graph, step)
+
+        whole = Pruned(self.model, self.graph, Plan(self.graph, self.method.name))
+        plan = remove_within(budget, remove, whole)[0]
+        if isinstance(plan, NothingToPrune):
+            raise plan
+        return plan
 
 
 def measure_plans(case: Case, count: int) -> Iterator[dict[str, Any]]:
@@ -96,26 +116,43 @@ def measure_plans(case: Case, count: int) -> Iterator[dict[str, Any]]:
     }
 
 
-def measure_scopes(case: Case, keeps: list[float], scopes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the metrics of one criterion and one repair under every scope, at equal multiply-accumulates."""
+def measure_scopes(
+    case: Case, keeps: list[float], scopes: list[str], in_time: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the metrics of one criterion and one repair under every scope, at equal cost.
+
+    Args:
+        case: The network.
+        keeps: Shares of the cost that stay.
+        scopes: The scopes.
+        in_time: Whether the cost is the measured time at batch 1 with one thread; each plan is corrected
+            until its network keeps it.  Otherwise it is the multiply-accumulates.
+    """
     measure = case.entry.measurer(case.model)
+    budget: Budget = sc.Latency(0.5, batch=1, threads=1) if in_time else sc.Macs(0.5)
+    with_table = with_tables(budget, case.model, case.graph)
     for keep in keeps:
         for scope in scopes:
-            budget = sc.Macs(keep, scope=scope)
+            budget = replace(with_table, keep=keep, scope=scope)
             start = time.process_time()
-            plan = case.method.plan(case.graph, case.statistics, budget)
+            plan = case.plan(budget)
             seconds = time.process_time() - start
-            chosen = Decided(plan, plan.method)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 result = sc.prune(
-                    case.model, case.example, sc.Macs(keep, "layer"), case.calibration, method=chosen
+                    case.model,
+                    case.example,
+                    sc.Macs(keep, "layer"),
+                    case.calibration,
+                    method=Decided(plan, plan.method),
                 )
             divergence = Divergence(case.model, case.guard or [])(result.model)
+            row = {"keep": keep, "scope": scope}
+            if isinstance(budget, sc.Latency):
+                row["time"] = round(time_models(case.model, result.model, case.graph, budget).ratio, 4)
             yield {
-                "keep": keep,
-                "scope": scope,
-                "macs": round(plan.notes["reached"]["macs"], 4),
+                **row,
+                "macs": round(result.report.after.cost.macs / result.report.before.cost.macs, 4),
                 "predicted": plan.notes.get("predicted loss"),
                 "divergence": divergence,
                 **measure(result.model),
@@ -199,8 +236,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="random plans, or groups of the solver")
     parser.add_argument("--keeps", default="0.7,0.5", help="shares of the multiply-accumulates")
     parser.add_argument("--scopes", default=",".join(SCOPES))
+    parser.add_argument("--time", action="store_true", help="scopes at equal time, not multiply-accumulates")
+    parser.add_argument("--processor-time", action="store_true", help=PROCESSOR_TIME)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.processor_time:
+        use_processor_time()
     if options.what == "solver":
         rows = time_solver(options.count, 3)
     else:
@@ -210,7 +252,7 @@ def main() -> None:
             rows = measure_plans(case, options.count)
         else:
             keeps = [float(x) for x in options.keeps.split(",")]
-            rows = measure_scopes(case, keeps, options.scopes.split(","))
+            rows = measure_scopes(case, keeps, options.scopes.split(","), options.time)
     for row in rows:
         print(json.dumps(row), flush=True)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processor_time import PROCESSOR_TIME, use_processor_time
 from torch import Tensor, nn
 
 import secateur as sc
@@ -156,12 +157,16 @@ def main() -> None:
     parser.add_argument("--keep", default="0.7,0.5", help="shares of the time, with commas")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--scope", default="layer", help="layer, global or erk")
+    parser.add_argument("--processor-time", action="store_true", help=PROCESSOR_TIME)
     parser.add_argument("--table", type=Path, help="print a file of such lines as Markdown instead")
     options = parser.parse_args()
     if options.table:
         print(table(options.table.read_text().splitlines()))
         return
     warnings.filterwarnings("ignore", "without data")
+    if options.processor_time:
+        use_processor_time()
+        options.threads = 1
     for name in options.networks.split(","):
         for batch in map(int, options.batches.split(",")):
             for keep in map(float, options.keep.split(",")):
