@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 from torch import nn
 
 from secateur.allocation.amounts import with_shares
+from secateur.allocation.block_choice import choose_blocks
 from secateur.allocation.schedule import remaining_budget
 from secateur.apply.blocks import drop_blocks, find_blocks
-from secateur.core import Budget, InputError, Latency, PruningGraph, Units
+from secateur.core import Budget, InputError, Latency, LossCurve, Plan, PruningGraph, Units
+from secateur.core.budget import as_budget
 from secateur.execution import tensors_by_name
-from secateur.latency_budget import with_tables
+from secateur.latency_budget import TOLERANCE, time_models, with_tables
 from secateur.repair.loss_curves import Divergence
 from secateur.tracing.trace import trace
-from secateur.views import view
+from secateur.views import as_called, view
 
-__all__ = ["find_least_needed_blocks", "trace_without_blocks"]
+__all__ = ["find_least_needed_blocks", "latency_notes", "measure_blocks", "trace_without_blocks"]
 
 
 def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: int) -> tuple[str, ...]:
@@ -56,52 +59,119 @@ def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: in
     return tuple(found)
 
 
+def measure_blocks(model: nn.Module, batches: Sequence[Any]) -> dict[str, float]:
+    """Return, for every block that may go, the divergence of the network without it.
+
+    The block of each stack that is needed most is not among them, because one must stay.
+
+    Args:
+        model: The model; it is not changed.
+        batches: Batches of inputs; no labels are needed.
+    """
+    divergence = Divergence(model, batches)
+    shared = {id(tensor): tensor for tensor in tensors_by_name(model).values()}
+    stacks: dict[str, dict[str, float]] = {}
+    for name in find_blocks(model):
+        try:
+            loss = divergence(drop_blocks(model, [name], replaced=shared))
+        except (InputError, RuntimeError):
+            continue  # others need it
+        stacks.setdefault(name.rpartition(".")[0], {})[name] = loss
+    for losses in stacks.values():
+        del losses[max(losses, key=losses.__getitem__)]
+    return {name: loss for losses in stacks.values() for name, loss in losses.items()}
+
+
 def trace_without_blocks(
     model: nn.Module,
-    blocks: int | Sequence[str],
+    blocks: int | str | Sequence[str],
     budget: Budget,
     batches: Sequence[Any] | None,
     call: tuple[Any, ...],
+    measure_losses: Callable[[PruningGraph], Mapping[str, LossCurve]],
     check: bool = True,
 ) -> tuple[nn.Module, PruningGraph, Budget, tuple[str, ...]]:
     """Take out blocks, and trace what is left.
 
     Args:
         model: The model; it is not changed.
-        blocks: Names of blocks, or how many; 0 or an empty list for none.
+        blocks: Names of blocks, or how many, or ``"auto"``; 0 or an empty list for none.
         budget: What stays of the whole model.
-        batches: Batches to find the least needed blocks on, if `blocks` is a number.
+        batches: Batches to find the least needed blocks on, unless `blocks` has names.
         call: Example inputs and what follows them, as `trace` takes them.
+        measure_losses: The graph of the whole model -> what removing units of its groups costs; for "auto".
         check: Whether to compare what is left with the model whose blocks are zero.
 
     Returns:
         The model without the blocks, its graph, the budget as shares of what it has, and the blocks' names.
 
     Raises:
-        InputError: If `blocks` names no blocks, or is a number and there are no batches.
+        InputError: If `blocks` is invalid, or has no names and there are no batches.
         ExactnessError: If leaving out a block is not exact.
     """
-    count = _count(blocks)
+    _check(blocks, batches)
     whole = trace(model, *call).with_even_layers(budget.even)
+    shares = with_shares(whole, with_tables(budget, model, whole))
     if not blocks:
-        return model, whole, with_shares(whole, with_tables(budget, model, whole)), ()
-    if any(isinstance(part, Latency) for part in budget.parts):
-        raise InputError(f"{budget!r} measures layers: give prune the model that drop_blocks leaves")
-    shares = with_shares(whole, budget)
-    if count and batches is None:
-        raise InputError(f"blocks={count} finds the least needed blocks by trial: pass data=batches")
+        return model, whole, shares, ()
     seen = view(model, whole.interface)
-    names = find_least_needed_blocks(seen, batches or (), count) if count else tuple(blocks)  # type: ignore[arg-type]
+    if blocks == "auto":
+        losses = measure_losses(whole)
+        names = choose_blocks(whole, shares, losses, measure_blocks(seen, batches or ()))
+    elif isinstance(blocks, Integral):
+        names = find_least_needed_blocks(seen, batches or (), int(blocks))
+    else:
+        names = tuple(blocks)  # type: ignore[arg-type]
+    if not names:
+        return model, whole, shares, ()
     left = drop_blocks(model, names, *((whole.example_inputs, whole.example_kwargs) if check else ()))
     graph = trace(left, *call).with_even_layers(budget.even)
+    parts = [_remaining(part, model, left, whole, graph) for part in shares.parts]
+    return left, graph, with_tables(as_budget(parts), left, graph), names
+
+
+def _remaining(
+    part: Budget, model: nn.Module, left: nn.Module, whole: PruningGraph, graph: PruningGraph
+) -> Budget:
+    """Return what a budget on the whole model asks of the model that is left."""
+    if isinstance(part, Latency):
+        keep = min(1.0, part.keep / time_models(model, left, whole, part).ratio)
+        return replace(part, keep=keep, table=None)
     # Units are counted without the blocks' own.
-    return left, graph, shares if isinstance(shares, Units) else remaining_budget(whole, graph, shares), names
+    return part if isinstance(part, Units) else remaining_budget(whole, graph, part)
 
 
-def _count(blocks: Any) -> int:
-    """Return the number of blocks if it is given, or 0 if names are."""
-    if isinstance(blocks, Integral) and not isinstance(blocks, bool) and int(blocks) >= 0:
-        return int(blocks)
-    if not isinstance(blocks, Sequence) or isinstance(blocks, str):
-        raise InputError(f"blocks must be a number of blocks or a list of their names; got {blocks!r}")
-    return 0
+def latency_notes(
+    notes: Sequence[Mapping[str, Any]], budget: Budget, original: nn.Module, small: nn.Module, plan: Plan
+) -> list[dict[str, Any]]:
+    """Return the notes on a budget of milliseconds with the times of the model that still had the blocks.
+
+    Args:
+        notes: What `remove_within` noted, beside the model without the blocks.
+        budget: The user's budget.
+        original: The user's model.
+        small: The pruned model.
+        plan: The plan, with the blocks.
+    """
+    latencies = [part for part in budget.parts if isinstance(part, Latency)]
+    told = []
+    for note, part in zip(notes, latencies, strict=True):
+        times = time_models(original, as_called(small, plan), plan.graph, part)
+        target = part.keep * times.original if part.milliseconds is None else part.milliseconds
+        holds = times.milliseconds <= target * (1 + TOLERANCE)
+        figures = {"original": times.original, "target": target, "measured": times.milliseconds}
+        reasons = {} if holds else {"in the way": note.get("in the way", ["two measurements differ"])}
+        told.append({**note, **figures, "holds": holds, **reasons})
+    return told
+
+
+def _check(blocks: Any, batches: Sequence[Any] | None) -> None:
+    """Raise `InputError` if `blocks` is no number, no list and not "auto", or needs batches."""
+    number = isinstance(blocks, Integral) and not isinstance(blocks, bool) and int(blocks) >= 0
+    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
+    if not (number or listed or blocks == "auto"):
+        raise InputError(
+            f"blocks must be a number of blocks, a list of their names, or 'auto'; got {blocks!r}"
+        )
+    if batches is None and not listed and blocks != 0:
+        raise InputError(f"blocks={blocks!r} finds the least needed blocks by trial: pass data=batches")

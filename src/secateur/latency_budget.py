@@ -44,7 +44,15 @@ from secateur.measure.layer_table import measure_layers
 from secateur.repair.sequence import Pruned
 from secateur.views import as_called
 
-__all__ = ["RelativeTime", "fit_rest", "note_prediction", "remove_within", "time_models", "with_tables"]
+__all__ = [
+    "TOLERANCE",
+    "RelativeTime",
+    "fit_rest",
+    "note_prediction",
+    "remove_within",
+    "time_models",
+    "with_tables",
+]
 
 TOLERANCE = 0.05  # relative distance from the budget at which it holds
 CLOSE = 0.025  # at which it is corrected no further: a second measurement differs a little

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from secateur.batches import as_batches, split_off_guard
 from secateur.core import (
     Budget,
     InputError,
+    LossCurve,
     NothingToPrune,
     Plan,
     PruningGraph,
@@ -25,7 +26,7 @@ from secateur.core import (
     Weights,
 )
 from secateur.core.budget import BY_LOSS, as_budget
-from secateur.depth import trace_without_blocks
+from secateur.depth import latency_notes, trace_without_blocks
 from secateur.execution import check_seed
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
@@ -90,12 +91,12 @@ def plan(
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     graph = graph.with_even_layers(budget.even)
     batches = None if data is None else as_batches(data)
-    by_loss = _by_loss(chosen, budget, batches)
-    needs = needs_of(chosen, budget) | ({"gram"} if by_loss else set())
-    _check_data(chosen, needs, batches)
+    recipe = _recipe(model, chosen, budget, batches, (), loss, seed)
+    if recipe.by_loss is not None:  # its trials are folded
+        recipe = replace(recipe, needs=recipe.needs | {"gram"})
+    _check_data(chosen, recipe.needs, batches)
     budget = with_shares(graph, with_tables(budget, model, graph))
-    settings = _repair_settings((), model, batches, loss, seed, False, by_loss is not None)
-    statistics = _collect(view(model, graph.interface), graph, settings, needs, by_loss)
+    statistics = recipe.collect(view(model, graph.interface), graph)
     return note_prediction(chosen.plan(graph, statistics, budget), budget)
 
 
@@ -111,7 +112,7 @@ def prune(
     callback: Callback | None = None,
     loss: Loss | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
-    blocks: int | Sequence[str] = 0,
+    blocks: int | str | Sequence[str] = 0,
     example_kwargs: Mapping[str, Any] | None = None,
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
@@ -142,7 +143,8 @@ def prune(
         ignored_layers: Modules, or names or patterns of modules, parameters or groups, or kinds of groups
             (``"kind:hidden"``), whose units all stay.
         blocks: Whole blocks that go first: names (see `drop_blocks`), or how many, the least needed by
-            trial on the data.  What is left has other numbers, which `ignored_layers` refers to.
+            trial on the data, or "auto": those that the integer program drops, which weighs blocks against
+            units.  What is left has other numbers, which `ignored_layers` refers to.
         example_kwargs: More keyword arguments of the model.
         outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
@@ -167,14 +169,14 @@ def prune(
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget)
-    by_loss = _by_loss(chosen, budget, batches)
-    needs = needs_of(chosen, budget) | repair_needs(repairs)
+    recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
-    clock = Stopwatch()
-    call = example_inputs, ignored_layers, example_kwargs, outputs, states
+    clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states)
     with clock("trace"):
-        left, graph, shares, gone = trace_without_blocks(model, blocks, budget, batches, call, check)
-    settings = _repair_settings(repairs, left, batches, loss, seed, progress, by_loss is not None)
+        left, graph, shares, gone = trace_without_blocks(
+            model, blocks, budget, batches, call, recipe.group_losses, check
+        )
+    settings = replace(recipe.settings, original=left)
     start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
     inexact, notes = dict[str, str](), list[dict[str, Any]]()
     judge, refusal = schedule.judge(view(model, graph.interface)), NothingToPrune("the schedule has no steps")
@@ -182,7 +184,7 @@ def prune(
         before = start if schedule.restarts else state
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
-                statistics = _collect(before.view(), before.graph, settings, needs, by_loss)
+                statistics = recipe.collect(before.view(), before.graph)
         decide_now = partial(decide, chosen, graph, statistics, state, schedule)
         remove = partial(remove_units, decide_now, start, before, inexact, clock, check, check_device)
         step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
@@ -201,7 +203,7 @@ def prune(
         raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
-    how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes, "seed": seed}
+    how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes}
     return _result(model, state, budget, inexact, settings, {**how, "seconds": clock.seconds})
 
 
@@ -258,36 +260,55 @@ def _by_loss(method: Method, budget: Budget, batches: Any) -> SetMethod | None:
     return orders if budget.scope in ("auto", *BY_LOSS) and batches is not None else None
 
 
-def _collect(
-    model: nn.Module,
-    graph: PruningGraph,
-    settings: RepairSettings,
-    needs: Iterable[str],
-    by_loss: SetMethod | None,
-) -> Statistics:
-    """Collect what the method and the repairs look at."""
-    statistics = collect_statistics(model, graph, settings.fitting, needs, settings.seed, loss=settings.loss)
-    if by_loss is None:
-        return statistics
-    scores = by_loss.unit_scores(graph, statistics)
-    where = model, graph, settings.fitting or (), settings.guard
-    return with_loss_curves(statistics, scores, *where, settings.progress)
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """What a pruning looks at and on which batches.
+
+    Attributes:
+        budget: The user's budget.
+        needs: What the method and the repairs look at.
+        by_loss: The method that orders the units, if the losses of the groups decide the counts.
+        settings: The model and the batches; some are kept apart to judge a fold and measure losses.
+    """
+
+    budget: Budget
+    needs: frozenset[str]
+    by_loss: SetMethod | None
+    settings: RepairSettings
+
+    def collect(self, model: nn.Module, graph: PruningGraph) -> Statistics:
+        """Collect what the method and the repairs look at."""
+        x = self.settings
+        statistics = collect_statistics(model, graph, x.fitting, self.needs, x.seed, loss=x.loss)
+        if self.by_loss is None:
+            return statistics
+        scores = self.by_loss.unit_scores(graph, statistics)
+        return with_loss_curves(statistics, scores, model, graph, x.fitting or (), x.guard, x.progress)
+
+    def group_losses(self, graph: PruningGraph) -> Mapping[str, LossCurve]:
+        """Measure what removing units of each group costs; raise `InputError` if nothing orders units."""
+        if self.by_loss is None:
+            raise InputError(f"blocks='auto' weighs blocks against units: {self.budget} needs scope='loss'")
+        return self.collect(view(self.settings.original, graph.interface), graph).losses
 
 
-def _repair_settings(
-    repairs: Sequence[Repair],
+def _recipe(
     model: nn.Module,
+    method: Method,
+    budget: Budget,
     batches: Any,
+    repairs: Sequence[Repair],
     loss: Loss | None,
     seed: int,
-    progress: bool,
-    by_loss: bool,
-) -> RepairSettings:
-    """Return what repairs need; a fold and measured losses are judged on batches kept apart."""
-    fitting, guard = (batches, None)
+    progress: bool = False,
+) -> _Recipe:
+    by_loss = _by_loss(method, budget, batches)
+    needs = needs_of(method, budget) | repair_needs(repairs)
+    fitting, guard = batches, None
     if batches and (by_loss or repair_needs(repairs)):
         fitting, guard = split_off_guard(batches)
-    return RepairSettings(model, fitting, guard, batches, loss, seed, progress)
+    settings = RepairSettings(model, fitting, guard, batches, loss, seed, progress)
+    return _Recipe(budget, frozenset(needs), by_loss, settings)
 
 
 def _split_repairs(
@@ -309,6 +330,8 @@ def _result(
     notes = {**state.plan.notes, "schedule": how["schedule"]}
     if state.plan.blocks:
         notes["blocks gone"] = state.plan.blocks
+        if "latency" in notes:
+            notes["latency"] = latency_notes(notes["latency"], budget, original, state.model, state.plan)
     if inexact:
         notes["inexact groups"] = inexact
     if "predicted loss" in notes:
@@ -319,5 +342,7 @@ def _result(
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}
     decided = replace(state.plan, budget=repr(budget), notes=notes)
-    report = start_report(original, state.model, decided, state.folds, state.training, **how)
+    report = start_report(
+        original, state.model, decided, state.folds, state.training, seed=settings.seed, **how
+    )
     return Result(state.model, decided, report, state.plan.graph, original)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur import Params, Units, load, mask, prune, shrink
 from secateur.apply.blocks import drop_blocks, find_blocks
 from secateur.core import ExactnessError, InputError, Plan, PlanError
-from secateur.depth import find_least_needed_blocks
+from secateur.depth import find_least_needed_blocks, measure_blocks
 from secateur.tracing.trace import trace
 from secateur.zoo import resnet20
 
@@ -159,6 +159,20 @@ def test_blocks_alone_may_meet_a_budget(tmp_path: Path) -> None:
     assert len(result.model.blocks) == 2 and not result.plan.keep
     result.save(tmp_path)
     assert torch.equal(load(tmp_path, Stack)(X), drop_blocks(model, ["blocks.0", "blocks.2"])(X))
+
+
+def test_the_program_weighs_blocks_against_units() -> None:
+    torch.manual_seed(0)
+    model, batches = Stack((1.0, 1e-4, 2.0, 0.5)).eval(), [X, X + 1, X - 1]
+    result = prune(model, X, Params(0.7), batches, blocks="auto", progress=False)
+    assert result.plan.blocks == ("blocks.1",) and numbers(result.model) <= 0.7 * numbers(model)
+    assert measure_blocks(model, batches).keys() < {f"blocks.{i}" for i in range(4)}
+    needed = prune(
+        Stack((3.0, 3.0, 3.0, 3.0)).eval(), X, Params(0.95), batches, blocks="auto", progress=False
+    )
+    assert needed.plan.blocks == ()
+    with pytest.raises(InputError, match="scope"):
+        prune(model, X, Params(0.7, "layer"), batches, blocks="auto", progress=False)
 
 
 @pytest.mark.parametrize("blocks", [-1, 1.5, True, "blocks.0", None])

@@ -40,7 +40,15 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 
-__all__ = ["Allocation", "allocate", "allowed_counts", "make_equal", "prunable", "weight_sizes"]
+__all__ = [
+    "Allocation",
+    "allocate",
+    "allowed_counts",
+    "loss_by_count",
+    "make_equal",
+    "prunable",
+    "weight_sizes",
+]
 
 Scores = Mapping[str, Tensor]
 
@@ -230,7 +238,7 @@ def _allocate_units(
             return float((amounts(counts) / targets).max())
 
         if budget.scope in BY_LOSS:
-            curves = [_loss_by_count(losses, names) for names in sets]
+            curves = [loss_by_count(losses, names) for names in sets]
             counts = counts_of_least_loss(allowed, curves, excess, 1.0)
             if budget.scope == "program":
                 costs = [counted_terms(graph, part) for part in budget.parts]
@@ -276,7 +284,7 @@ def _targets(budget: Budget, total: np.ndarray) -> np.ndarray:
     return np.array([round_half_up(x) if unit else x for unit, x in zip(units, targets, strict=True)], float)
 
 
-def _loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndarray:
+def loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndarray:
     """Return the loss by the number of units that groups of equal counts keep together."""
     if names[0] not in losses:
         raise InputError(f"no measured loss of {names[0]!r}; given: {', '.join(map(repr, losses))}")

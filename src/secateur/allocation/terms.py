@@ -16,7 +16,7 @@ three groups meet (concatenations), it is taken as linear in the length of the c
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import comb, perm, prod
@@ -100,8 +100,13 @@ class CostTerms:
         )
 
 
-def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
+def counted_terms(graph: PruningGraph, budget: Budget, tensors: Collection[str] | None = None) -> CostTerms:
     """Return what a budget counts, of units, parameters, bytes, MACs or milliseconds, as terms.
+
+    Args:
+        graph: A traced network.
+        budget: The budget.
+        tensors: Names of tensors, if only these count: no units, and no time outside of layers.
 
     Example:
         >>> from secateur.core import Group, Layer, Slot
@@ -116,21 +121,25 @@ def counted_terms(graph: PruningGraph, budget: Budget) -> CostTerms:
     if isinstance(budget, Units):
         units: dict[Monomial, float] = {((s[0].name, 1),): float(len(s)) for s in graph.counted_together()}
         return _as_terms(units, True)
+    if isinstance(budget, Latency):
+        return _latency_terms(graph, measured_table(budget), tensors)
+    weights: Mapping[str, float] = layer_uses(graph)
     if isinstance(budget, Params):
         without = graph.embeddings() if budget.of == "body" else ()
-        sizes = size_terms(graph, {name: 1.0 for name in graph.parameters if name not in without})
-        return replace(sizes, constant=0.0) if budget.of == "prunable" else sizes
-    if isinstance(budget, Latency):
-        return _latency_terms(graph, measured_table(budget))
-    if isinstance(budget, Bytes):
-        return size_terms(graph, graph.element_sizes)
-    return size_terms(graph, layer_uses(graph))
+        weights = {name: 1.0 for name in graph.parameters if name not in without}
+    elif isinstance(budget, Bytes):
+        weights = graph.element_sizes
+    counted = {name: x for name, x in weights.items() if tensors is None or name in tensors}
+    sizes = size_terms(graph, counted)
+    prunable = isinstance(budget, Params) and budget.of == "prunable"
+    return replace(sizes, constant=0.0) if prunable else sizes
 
 
-def _latency_terms(graph: PruningGraph, table: LatencyTable) -> CostTerms:
-    terms = CostTerms(table.constant, ())
+def _latency_terms(graph: PruningGraph, table: LatencyTable, tensors: Collection[str] | None) -> CostTerms:
+    terms = CostTerms(table.constant if tensors is None else 0.0, ())
     for layer in table.layers:
-        terms += length_terms(graph, layer.weight, layer.axes, partial(_scaled, layer, table.scale))
+        if tensors is None or layer.weight in tensors:
+            terms += length_terms(graph, layer.weight, layer.axes, partial(_scaled, layer, table.scale))
     return terms
 
 
