@@ -14,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import latency_budget
+from secateur import depth, latency_budget
 from secateur.allocation import allocate, counted_terms, predicted_latency
 from secateur.cli import main as cli
 from secateur.core import InputError, LatencyTable, LayerTimes, PruningGraph
@@ -123,6 +123,35 @@ def test_milliseconds_are_a_share_of_the_original(machine: Machine) -> None:
     assert machine.network(result.model, X[:1]) <= 0.63 * whole
     assert result.report.budget == f"Latency(milliseconds={0.6 * whole!r})"
     assert result.plan.notes["latency"][0]["target"] == pytest.approx(0.6 * whole)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.outer(self.inner(x).relu())
+
+
+@pytest.mark.parametrize("blocks", [1, "auto", ["2.1"]])
+def test_blocks_go_before_units_do(machine: Machine, monkeypatch: pytest.MonkeyPatch, blocks: Any) -> None:
+    """What is asked for, and what the report says, is the time of the model that has its blocks."""
+    monkeypatch.setattr(depth, "time_models", lambda *a: machine.time_models(*a))
+    stack = nn.Sequential(*(Residual() for _ in range(4)))
+    with torch.no_grad():
+        stack[1].outer.weight.mul_(1e-5)
+        stack[1].outer.bias.zero_()
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), stack, nn.AdaptiveAvgPool2d(1))
+    batches = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    whole = machine.network(model, X[:1])
+    for budget in (sc.Latency(0.6), sc.Latency(milliseconds=0.6 * whole)):
+        result = prune(model, budget, data=batches, blocks=blocks)
+        left = machine.network(result.model, X[:1])
+        (note,) = result.report.notes["latency"]
+        assert result.plan.blocks == ("2.1",) and 0.5 * whole <= left <= 0.63 * whole
+        assert note["holds"] and note["original"] == pytest.approx(whole)
+        assert note["measured"] == pytest.approx(left) and note["target"] == pytest.approx(0.6 * whole)
 
 
 @pytest.mark.parametrize("scope", ["auto", "program"])

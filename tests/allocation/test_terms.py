@@ -136,6 +136,13 @@ def test_a_function_of_a_long_concatenation_is_linear_in_its_length() -> None:
         assert curved(counts) == pytest.approx((24**2 + (n - 24) * (24 + 12)) * m)
 
 
+def test_a_layer_without_groups_is_a_constant() -> None:
+    """Scope "program" under milliseconds met such layers as terms of no group, and stopped."""
+    graph = PruningGraph((), (), (Layer("layer", "linear", "w"),), {"w": (4, 6)}, ("w",))
+    terms = length_terms(graph, "w", (1, 0), lambda n, m: n + 10 * m)
+    assert terms.terms == () and terms.constant == 46.0
+
+
 def test_a_network_without_groups_costs_a_constant() -> None:
     found = counted_terms(PruningGraph((), (), (), {"w": (3, 2)}, ("w",)), Params(0.5))
     assert (found.constant, found.terms, found({})) == (6.0, (), 6.0)

@@ -193,7 +193,8 @@ def length_terms(
     whole = [float(graph.shapes[tensor][axis]) for axis in axes]
     terms = _composed(lengths, whole, function)
     single = len(_groups(*lengths)) <= MOST
-    return CostTerms(0.0, tuple(terms), exact and single)
+    constant = sum((float(term.function()) for term in terms if not term.groups), 0.0)
+    return CostTerms(constant, tuple(term for term in terms if term.groups), exact and single)
 
 
 def _composed(lengths: list[Polynomial], whole: list[float], function: Callable[..., Any]) -> list[Term]:
