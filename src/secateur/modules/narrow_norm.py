@@ -207,10 +207,17 @@ def norm_tensors(module: Any) -> tuple[Tensor | None, Tensor | None, float | Non
     return getattr(module, "weight", None), getattr(module, "bias", None), eps
 
 
+def _float32_copy(module: nn.Module) -> nn.Module:
+    """Copy a module to the CPU; one on the meta device gets any values."""
+    copied = copy.deepcopy(module)
+    on_meta = any(p.is_meta for p in copied.parameters())
+    return (copied.to_empty(device="cpu") if on_meta else copied.cpu()).float()
+
+
 def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | None:
     """Return the form that gives the results of a float32 copy with random gains."""
     generator = torch.Generator().manual_seed(0)
-    trial: Any = copy.deepcopy(module).cpu().float()
+    trial: Any = _float32_copy(module)
     with torch.no_grad():
         for tensor in trial.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
@@ -236,7 +243,7 @@ def _response_by_trial(module: nn.Module) -> ResponseForm | None:
     if len(names) != 2 or any(True for _ in (*module.children(), *module.buffers())):
         return None
     generator = torch.Generator().manual_seed(0)
-    trial = copy.deepcopy(module).cpu().float()
+    trial = _float32_copy(module)
     eps = getattr(module, "eps", 1e-6)
     with torch.no_grad():
         for tensor in trial.parameters():

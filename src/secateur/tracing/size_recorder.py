@@ -8,12 +8,15 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.tracing.export import copy_sharing_tensors, exporting_flag_set, without_fused_attention
@@ -170,9 +173,14 @@ def record_sizes(
         kwargs: Keyword inputs.
         states: Those of the inputs on whose axes units lie, by the names that their origins get.
     """
-    copy = copy_sharing_tensors(model)
+    # On the meta device no code can branch on values, as transformers does; libraries know of fake tensors.
+    fake = FakeTensorMode() if any(p.is_meta for p in model.parameters()) else None
+    copy = copy_sharing_tensors(model, {} if fake is None else _fakes(model, fake))
     trace_attributes(copy)
+    if fake is not None:
+        args, kwargs, states = tree_map_only(Tensor, fake.from_tensor, (args, dict(kwargs), dict(states)))
     with (
+        fake or nullcontext(),
         _SizeRecorder(copy, states) as recorder,
         torch.no_grad(),
         without_fused_attention(),
@@ -180,3 +188,8 @@ def record_sizes(
     ):
         copy(*args, **kwargs)
     return RecordedSizes(recorder.calls, recorder.equalities)
+
+
+def _fakes(model: nn.Module, fake: FakeTensorMode) -> dict[int, Tensor]:
+    """Return, by id, tensors without values that stand for the parameters and buffers of a model."""
+    return {id(t): fake.from_tensor(t) for t in (*model.parameters(), *model.buffers())}
