@@ -33,6 +33,7 @@ from secateur.html import (
     write_text,
 )
 from secateur.html.confidence_intervals import mean_interval, seed_intervals
+from secateur.html.page import page_content
 from secateur.html.page_data import page_data
 from secateur.html.plot_styles import repair_fills
 from secateur.html.section import chapters, diagnostic_sections
@@ -188,6 +189,18 @@ def test_report_writes_its_own_page(tmp_path: Path) -> None:
         and "an output of the model" in page
         and "Before and after" in page
     )
+
+
+def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    time = {"batch": 32, "original": 12.0, "target": 6.0, "predicted": 5.75, "measured": 6.25, "holds": True}
+    run = good(notes={"predicted loss": 0.125, "measured loss": 0.25, "latency": [time]})
+    numbered = [part for _, parts in page_content([run])["chapters"] for part in parts]
+    (section,) = [section for _, section in numbered if section.title == "Predicted and measured"]
+    loss, milliseconds = section.rows
+    assert (loss["predicted"], loss["measured"]) == (0.125, 0.25)
+    assert milliseconds["what"] == "ms at batch 32" and milliseconds["budget"] == 6.0
+    assert "Predicted and measured" in write_html(run, tmp_path / "page.html").read_text()
+    assert "Predicted and measured" not in write_html(good(), tmp_path / "page.html").read_text()
 
 
 def test_sections_alone_make_a_page(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -89,7 +89,7 @@ def page_content(runs: Sequence[Row], sections: Sequence[Section] = ()) -> dict[
     """Return what the template needs to know about runs and sections."""
     rows = [flatten(run) for run in runs]
     overview = _before_and_after(rows)
-    every = [*overview, *sections, *diagnostic_sections(runs)]
+    every = [*overview, *_predictions(runs), *sections, *diagnostic_sections(runs)]
     reports = [(row, run) for row, run in zip(rows, runs, strict=True) if is_report(run)]
     details = [(run_label(row), _details(run)) for row, run in reports]
     return {
@@ -146,6 +146,28 @@ def _before_and_after(rows: Sequence[Row]) -> list[Section]:
         if value is not None and row.get(key_before(key)) is not None
     ]
     return [Section("Before and after", rows=table)] if len(rows) == 1 and table else []
+
+
+def _predictions(runs: Sequence[Row]) -> list[Section]:
+    """Return the section on what plans predicted, of losses and milliseconds, beside what was measured."""
+    table: list[dict[str, Any]] = []
+    for run in runs:
+        notes = run.get("notes")
+        if not isinstance(notes, Mapping):
+            continue
+        label = run_label(flatten(run))
+        if {"predicted loss", "measured loss"} <= notes.keys():
+            losses = {"predicted": notes["predicted loss"], "measured": notes["measured loss"]}
+            table.append({"run": label, "what": "divergence of the outputs", "before": 0.0, **losses})
+        for note in notes.get("latency", ()):
+            times = {key: note[key] for key in ("predicted", "measured")}
+            what = {"what": f"ms at batch {note['batch']}", "before": note["original"]}
+            table.append({"run": label, **what, "budget": note["target"], **times})
+    text = (
+        "A loss is predicted as the sum over groups that were pruned alone, a time by a table of measured "
+        "layers. Where a time differs, the plan was corrected by measuring the pruned network."
+    )
+    return [Section("Predicted and measured", text, rows=table)] if table else []
 
 
 def _details(run: Row) -> list[tuple[str, str]]:
