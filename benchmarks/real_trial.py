@@ -130,7 +130,7 @@ def _secateur(
     result = sc.prune(
         model,
         Batches(calibration).example(model),
-        sc.Macs(keep) if scope == "default" else sc.Macs(keep, scope=scope),
+        sc.Macs(keep) if scope == "default" or made else sc.Macs(keep, scope=scope),
         calibration,
         method=chosen if made is None else Decided(made[0], made[0].method),
         repair=repair,
