@@ -91,6 +91,19 @@ def test_the_residual_stream_is_cut_if_asked_for(llama: Path) -> None:
     assert done.exit_code == 2 and "'hidden'" in done.stderr
 
 
+@pytest.mark.parametrize("blocks", ["1", "auto", "model.layers.0"])
+def test_whole_blocks_go_first(llama: Path, blocks: str) -> None:
+    plain = ("--method", "matroid", "--repair", "none", "--budget", "params=0.8,of=body")
+    done = prune(*TEXTS, *plain, "--blocks", blocks, "--out", "small")
+    assert done.exit_code == 0, done.output
+    gone = load_report("small").notes.get("blocks gone", ())
+    small = LlamaForCausalLM.from_pretrained("small")
+    assert small.config.num_hidden_layers == len(small.model.layers) == 2 - len(gone)
+    assert len(gone) == 1 or blocks == "auto"
+    done = prune(*TEXTS, *plain, "--blocks", "model.layers.7")
+    assert done.exit_code == 2 and "no block 'model.layers.7'" in done.stderr
+
+
 def test_the_tokenizer_may_be_elsewhere(llama: Path) -> None:
     make_tokenizer(280).save_pretrained("other")
     for file in llama.glob("tokenizer*"):

@@ -34,8 +34,10 @@ __all__ = [
     "StatePairs",
     "Strict",
     "WeightsFile",
+    "WholeBlocks",
     "check_writable",
     "make_interface",
+    "parse_blocks",
     "prepare_model",
 ]
 
@@ -96,6 +98,14 @@ StatePairs = Annotated[
         "--state",
         help="INPUT=OUTPUT: an input whose next value the model returns, as in h=hidden or 1=1; may be "
         "repeated. Both shrink with the units on them.",
+    ),
+]
+WholeBlocks = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks",
+        help="Whole blocks that go before units do: how many (the least needed, by trial), their names with "
+        "commas, or auto (the integer program weighs them against units).",
     ),
 ]
 ScopeName = Annotated[
@@ -167,6 +177,18 @@ def make_interface(outputs: list[str] | None, states: list[str] | None) -> dict[
         if len(pair) != 2 or not all(pair):
             raise InputError(f"--state takes INPUT=OUTPUT, as in h=hidden or 1=1; got {text!r}")
     return {"outputs": outputs or None, "states": dict(pairs) or None}
+
+
+def parse_blocks(text: str | None) -> int | str | list[str]:
+    """Return the argument `blocks` of `prune` for ``--blocks``.
+
+    Example:
+        >>> parse_blocks(None), parse_blocks("2"), parse_blocks("auto"), parse_blocks("layers.0,layers.3")
+        (0, 2, 'auto', ['layers.0', 'layers.3'])
+    """
+    if text is None or text == "auto":
+        return text or 0
+    return int(text) if text.isdecimal() else text.split(",")
 
 
 def check_writable(folder: Path) -> None:

@@ -27,8 +27,10 @@ from secateur.cli.options import (
     StatePairs,
     Strict,
     WeightsFile,
+    WholeBlocks,
     check_writable,
     make_interface,
+    parse_blocks,
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table, warn
@@ -214,6 +216,7 @@ def prune_command(
     output: OutputNames = None,
     state: StatePairs = None,
     cut: CutKinds = None,
+    blocks: WholeBlocks = None,
     device: DeviceName = "cpu",
     seed: Seed = 0,
     explain: Explain = False,
@@ -246,6 +249,7 @@ def prune_command(
         schedule=_make_schedule(steps, tolerance, batches.holdout, judge),
         loss=user_loss,
         ignored_layers=[*(ignore or ()), *_whole_by_default(original, cut or ())],
+        blocks=parse_blocks(blocks),
         **make_interface(output, state),
         seed=seed,
     )
