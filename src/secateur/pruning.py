@@ -338,6 +338,8 @@ def _result(
         divergence = Divergence(
             view(original, state.graph.interface), settings.guard or settings.fitting or ()
         )
+        if state.plan.blocks:  # the prediction is that of units alone
+            notes["predicted loss"] += divergence(view(settings.original, state.graph.interface))
         notes["measured loss"] = how["steps"][-1]["loss"] = divergence(state.view())
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}

@@ -166,6 +166,7 @@ def test_the_program_weighs_blocks_against_units() -> None:
     model, batches = Stack((1.0, 1e-4, 2.0, 0.5)).eval(), [X, X + 1, X - 1]
     result = prune(model, X, Params(0.7), batches, blocks="auto", progress=False)
     assert result.plan.blocks == ("blocks.1",) and numbers(result.model) <= 0.7 * numbers(model)
+    assert result.plan.notes["predicted loss"] > measure_blocks(model, batches)["blocks.1"]
     assert measure_blocks(model, batches).keys() < {f"blocks.{i}" for i in range(4)}
     needed = prune(
         Stack((3.0, 3.0, 3.0, 3.0)).eval(), X, Params(0.95), batches, blocks="auto", progress=False
