@@ -282,7 +282,7 @@ def row(
 
 ENTRIES = (
     row("Fused qkv (timm)", Fused, units=62),
-    row("Fused qkv, reshape by input width", FusedWidth, units=34),
+    row("Fused qkv, reshape by input width", FusedWidth, units=38),
     row("Separate q, k, v", Separate, units=62),
     row("Einsum attention", Einsum, units=62),
     row("Grouped queries, repeat_interleave", Interleaved, 2, units=62),

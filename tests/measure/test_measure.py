@@ -113,6 +113,18 @@ class _Products(nn.Module):
         return (batched + contracted + matrix_vector).sum() + torch.dot(x[0, 0], x[0, 1])
 
 
+def test_parameters_as_inputs_of_modules_do_not_disturb_the_count() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(self.token.reshape(1, 4).expand(2, 4)) + x
+
+    assert macs(Token(), torch.ones(2, 3)) == 2 * 4 * 3
+
+
 def test_products() -> None:
     x = torch.randn(3, 2, 5)
     assert macs(_Products(), x) == 4 * 5 + 2 * (3 * 2 * 4 * 5) + 5

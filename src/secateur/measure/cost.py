@@ -8,6 +8,7 @@ products, masked or not.  Element-wise work is not counted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,5 +168,16 @@ if hasattr(aten, "_grouped_mm"):  # newer versions of torch; mixtures of experts
     _FORMULAS[aten._grouped_mm] = _grouped_mm
 
 
+class _WholeModel(contextlib.nullcontext[None]):
+    """Stands for the tracker of modules, whose hooks fail on parameters that a module gets as inputs."""
+
+    parents = ("Global",)
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
+
+
 def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter.mod_tracker = _WholeModel()  # type: ignore[assignment]
+    return counter

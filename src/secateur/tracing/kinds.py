@@ -57,13 +57,13 @@ class KindFinder:
         first, attention = int(atoms[0]), self._attention
         if any(layer.kind == "recurrent" for _, layer in made):
             return "recurrent"
+        convolutions = sum(layer.kind.startswith("conv") for _, layer in (*made, *read))
+        if _is_residual(made, read):  # before heads: the stream may be tied to them in blocks
+            return "channels" if 2 * convolutions > len(made) + len(read) else "hidden"
         if first in attention.shared:
             return "key-value groups"
         if first in attention.heads:
             return "heads"
-        convolutions = sum(layer.kind.startswith("conv") for _, layer in (*made, *read))
-        if _is_residual(made, read):
-            return "channels" if 2 * convolutions > len(made) + len(read) else "hidden"
         if first in attention.positions:
             return "head positions"
         if first in self._experts and not made:

@@ -5,6 +5,7 @@ See `sizes` for what the records are used for.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -162,6 +163,24 @@ class RecordedSizes:
     equalities: list[tuple[Expression, Expression]]
 
 
+@contextlib.contextmanager
+def _without_einops_cache() -> Iterator[None]:
+    """Make einops compute its shapes anew: those that it keeps hold plain integers of an earlier call."""
+    einops: Any = sys.modules.get("einops.einops")
+    cached: Any = getattr(einops, EINOPS_CACHE, None)
+    if not hasattr(cached, "__wrapped__"):
+        yield
+        return
+    setattr(einops, EINOPS_CACHE, cached.__wrapped__)
+    try:
+        yield
+    finally:
+        setattr(einops, EINOPS_CACHE, cached)
+
+
+EINOPS_CACHE = "_reconstruct_from_shape"
+
+
 def record_sizes(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], states: Mapping[str, Tensor]
 ) -> RecordedSizes:
@@ -182,6 +201,7 @@ def record_sizes(
     with (
         fake or nullcontext(),
         _SizeRecorder(copy, states) as recorder,
+        _without_einops_cache(),
         torch.no_grad(),
         without_fused_attention(),
         exporting_flag_set(),

@@ -105,6 +105,7 @@ class _SizeMatcher:
         self.axes_of: dict[Expression, list[tuple[ExplicitSize, str]]] = defaultdict(list)
         self.computed: list[tuple[ExplicitSize, Expression, str]] = []
         self._dead: Any = None
+        self._tied: set[tuple[ExplicitSize, Expression]] = set()
 
     def run(self) -> None:
         """Match every size, tie the axes that share an attribute, then test what is computed."""
@@ -124,11 +125,11 @@ class _SizeMatcher:
         line, module = innermost_line(node), module_of(node)[0]
         if module in self.propagation.norms:
             return  # NarrowNorm replaces the module when it narrows, and keeps the number
-        for call in self.calls.get((module, line), []):
-            for n in call.sizes:
-                for leaf in leaves(expression_of(n)) if n == value else ():
-                    for label in self._labels(leaf):
-                        self._freeze(label, "its length enters the computation as a number", line)
+        numbers = [n for call in self.calls.get((module, line), []) for n in call.sizes if n == value]
+        for expression in map(expression_of, numbers):
+            for leaf in () if self._is_constant(expression) else leaves(expression):
+                for label in self._labels(leaf):
+                    self._freeze(label, "its length enters the computation as a number", line)
 
     def _match(self, size: ExplicitSize) -> None:
         """Find the expressions that a size argument may come from."""
@@ -185,6 +186,11 @@ class _SizeMatcher:
         """
         if self._follows(size, expression):
             return False
+        if (size, expression) not in self._tied:
+            self._tied.add((size, expression))
+            self._tie_factors(size, expression, line)
+            if self._follows(size, expression):
+                return True
         changed = self._freeze(
             size.label, f"its size {size.size} is computed in a way that does not follow", line
         )
@@ -195,6 +201,49 @@ class _SizeMatcher:
                         label, "a size is computed from it in a way that does not follow", line
                     )
         return changed
+
+    def _tie_factors(self, size: ExplicitSize, expression: Expression, line: str) -> None:
+        """Tie the axes whose lengths a size is the product or the quotient of.
+
+        If C // heads states the length of a head, the C features must be (head, position) like those of the
+        attention: they go in blocks, with the heads.
+        """
+        self.algebra.why = f"tied by the size {size.size} that is computed from it ({line})"
+        length = _length(size)
+        if expression[0] == "floordiv":
+            whole, divisor = (self._product(x) for x in expression[1:])
+            if whole and divisor and whole[0] is not None and whole[1] == divisor[1] * length:
+                self.algebra.equate(whole[0], self.algebra.merge(*divisor, size.label, length))
+        else:
+            product = self._product(expression)
+            if product and product[0] is not None and product[1] == length:
+                self.algebra.equate(product[0], size.label)
+
+    def _product(self, expression: Expression) -> tuple[Label, int] | None:
+        """Return label and length of the axis that a product of lengths counts; None if it is no product."""
+        if expression[0] == "number":
+            return None, expression[1]
+        if expression[0] in ("attr", "shape"):
+            first, *others = self._labels(expression)
+            for other in others:
+                self.algebra.equate(first, other)
+            return self.algebra.normal(first), expression[3]
+        if expression[0] != "mul":
+            return None
+        outer, inner = map(self._product, expression[1:])
+        if outer is None or inner is None:
+            return None
+        return self.algebra.merge(*outer, *inner), outer[1] * inner[1]
+
+    def _is_constant(self, expression: Expression) -> bool:
+        """Return whether no random removal changes a number that is computed from lengths."""
+        axes = {leaf: self._labels(leaf) for leaf in leaves(expression)}
+        return all(
+            evaluate_expression(part, values.__getitem__) == evaluate_expression(part, lambda leaf: leaf[3])
+            for dead in self._trials()
+            for values in _lengths(axes, dead)
+            for part in (expression[1:] if expression[0] == "value" else [expression])
+        )
 
     def _follows(self, size: ExplicitSize, expression: Expression) -> bool:
         """Return whether the computed size is the length of its axis under random removals.
@@ -208,10 +257,7 @@ class _SizeMatcher:
             return True
         for dead in self._trials():
             expected = _alive(label, dead, size.size)
-            for choice in itertools.product(*axes.values()):
-                values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
-                if not (expected and all(values.values())):
-                    continue  # an axis would be empty: no plan removes all units
+            for values in _lengths(axes, dead) if expected else ():
                 if evaluate_expression(expression, values.__getitem__) != expected:
                     return False
         return True
@@ -255,6 +301,17 @@ class _SizeMatcher:
 
 def _states(state: Any) -> list[TensorAxes]:
     return [s for s in (state if isinstance(state, (list, tuple)) else [state]) if isinstance(s, TensorAxes)]
+
+
+def _lengths(axes: Mapping[Expression, list[Label]], dead: Any) -> Iterator[dict[Expression, int]]:
+    """Yield the lengths after a removal, for every choice of the labels that the axes may have.
+
+    A choice that leaves an axis empty is left out: no plan removes all units.
+    """
+    for choice in itertools.product(*axes.values()):
+        values = {leaf: _alive(x, dead, leaf[3]) for leaf, x in zip(axes, choice, strict=True)}
+        if all(values.values()):
+            yield values
 
 
 def _alive(label: Label, dead: Any, length: int) -> int:

@@ -20,7 +20,7 @@ Expression = tuple[Any, ...]
 """How a number was computed.
 
 One of ("attr", module, name, n), ("shape", origin, axis, n), ("number", n), (operation, left, right); or
-("value", expression) for a number that is not an integer.
+("value", expressions...) for a number that is not an integer, of the integers that it was computed from.
 """
 
 
@@ -112,9 +112,17 @@ def _to_float(name: str) -> Callable[[TracedInt, Any], Any]:
         value = getattr(int, name, getattr(float, name))(int(self), other)
         if value is NotImplemented:
             value = getattr(float, name)(float(self), other)
-        return TracedFloat(value, ("value", self.expression)) if isinstance(value, (int, float)) else value
+        origin = ("value", *_integers(self), *_integers(other))
+        return TracedFloat(value, origin) if isinstance(value, (int, float)) else value
 
     return method
+
+
+def _integers(n: Any) -> tuple[Expression, ...]:
+    """Return the integers that a number was computed from; none if it is a plain number."""
+    if isinstance(n, TracedFloat):
+        return n.expression[1:]
+    return (n.expression,) if isinstance(n, TracedInt) else ()
 
 
 def _power(reflected: bool) -> Callable[[TracedInt, Any], Any]:

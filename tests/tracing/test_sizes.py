@@ -1,0 +1,85 @@
+"""Sizes that the code computes: axes are tied so that every size comes out right, or they stay whole."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.apply.shrink import shrink
+from secateur.core import Plan, PruningGraph
+from secateur.tracing.trace import trace
+
+
+class Heads(nn.Module):
+    """A residual stream with attention whose sizes are computed from its width."""
+
+    def __init__(self, split: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.split = 4, split
+        self.first, self.last = nn.Linear(5, 24), nn.Linear(24, 3)
+        self.q, self.k, self.v, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        b, n, c = x.shape
+        q, k, v = (self.split(f(x), self.heads) for f in (self.q, self.k, self.v))
+        scores = (q @ k.transpose(-2, -1)) * (c // self.heads) ** -0.5
+        return self.last(x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c)))
+
+
+def by_width(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def check(model: nn.Module, x: Tensor) -> PruningGraph:
+    """Remove half of the units; `shrink` raises if the result is not the masked model."""
+    graph = trace(model, x)
+    small = shrink(model, Plan(graph, "test", {g.name: np.arange(g.size)[::2] for g in graph.groups}))
+    assert small(x[:1]).shape == model(x[:1]).shape
+    return graph
+
+
+def test_a_stream_whose_width_sizes_the_heads_goes_in_blocks_with_them() -> None:
+    graph = check(Heads(by_width).double(), torch.randn(2, 6, 5).double())
+    assert [(g.size, g.kind) for g in graph.groups] == [(4, "hidden")]
+    widths = {(s.tensor, s.axis): s.index.shape[1] for s in graph.groups[0].slots}
+    assert widths["first.weight", 0] == widths["q.weight", 0] == widths["out.weight", 0] == 6
+
+
+@pytest.mark.parametrize("made", ["number", "sum"])
+def test_a_size_of_another_form_freezes(made: str) -> None:
+    def split(x: Tensor, heads: int) -> Tensor:
+        inner = 24 // heads if made == "number" else (x.shape[2] + heads - 4) // heads
+        return x.reshape(x.shape[0], x.shape[1], heads, inner).transpose(1, 2)
+
+    graph = trace(Heads(split).double(), torch.randn(2, 6, 5).double())
+    assert not graph.groups
+    assert any("does not follow" in f.reason or "written in the code" in f.reason for f in graph.frozen)
+
+
+def test_sizes_that_einops_remembers_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shapes that einops keeps hold the plain numbers of an earlier call."""
+    einops = types.ModuleType("einops.einops")
+
+    def shapes(sizes: tuple[int, ...], heads: int) -> tuple[int, ...]:
+        b, n, c = sizes
+        return b, n, heads, c // heads
+
+    einops._reconstruct_from_shape = functools.lru_cache(shapes)
+    monkeypatch.setitem(sys.modules, "einops.einops", einops)
+
+    def split(x: Tensor, heads: int) -> Tensor:
+        return x.reshape(einops._reconstruct_from_shape(x.shape, heads)).transpose(1, 2)
+
+    model = Heads(split).double()
+    x = torch.randn(2, 6, 5).double()
+    model(x)
+    assert [g.size for g in check(model, x).groups] == [4]
+    assert hasattr(einops._reconstruct_from_shape, "cache_info")
