@@ -2,7 +2,7 @@
 
     python benchmarks/allocation.py plans vit                   # random plans: predicted and measured loss
     python benchmarks/allocation.py scopes vit --keeps 0.7,0.5  # one criterion and one repair, every scope
-    python benchmarks/allocation.py scopes vit --time           # the same at equal measured time
+    python benchmarks/allocation.py scopes vit --time 64        # the same at equal time of 64 examples
     python benchmarks/allocation.py solver --count 100          # the integer program
 
 The networks are those of `benchmarks/real.py`; the results are lines of JSON.
@@ -117,7 +117,7 @@ def measure_plans(case: Case, count: int) -> Iterator[dict[str, Any]]:
 
 
 def measure_scopes(
-    case: Case, keeps: list[float], scopes: list[str], in_time: bool
+    case: Case, keeps: list[float], scopes: list[str], batch: int | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the metrics of one criterion and one repair under every scope, at equal cost.
 
@@ -125,11 +125,11 @@ def measure_scopes(
         case: The network.
         keeps: Shares of the cost that stay.
         scopes: The scopes.
-        in_time: Whether the cost is the measured time at batch 1 with one thread; each plan is corrected
-            until its network keeps it.  Otherwise it is the multiply-accumulates.
+        batch: Examples in a pass of one thread whose measured time is the cost; each plan is corrected until
+            its network keeps it.  None: the cost is the multiply-accumulates.
     """
     measure = case.entry.measurer(case.model)
-    budget: Budget = sc.Latency(0.5, batch=1, threads=1) if in_time else sc.Macs(0.5)
+    budget: Budget = sc.Latency(0.5, batch=batch, threads=1) if batch else sc.Macs(0.5)
     with_table = with_tables(budget, case.model, case.graph)
     for keep in keeps:
         for scope in scopes:
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="random plans, or groups of the solver")
     parser.add_argument("--keeps", default="0.7,0.5", help="shares of the multiply-accumulates")
     parser.add_argument("--scopes", default=",".join(SCOPES))
-    parser.add_argument("--time", action="store_true", help="scopes at equal time, not multiply-accumulates")
+    parser.add_argument("--time", type=int, help="scopes at equal time of so many examples, not MACs")
     parser.add_argument("--processor-time", action="store_true", help=PROCESSOR_TIME)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
