@@ -31,39 +31,19 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
 from secateur.core.indices import kept_indices
+from secateur.repair.regression import Fit, OutputError, Regression
 from secateur.repair.weight_matrix import as_matrix, in_axis_of, set_matrix
 
 __all__ = ["FARTHER", "NO_BETTER", "fold", "fold_masked", "merge"]
 
 Kept = Mapping[str, Mapping[int, IntArray]]
+Fits = tuple[tuple[IntArray, Fit], ...]  # output rows, and the fit that holds for them
 Judge = Callable[[nn.Module], float]
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0)  # relative to the mean variance of the kept features
 FARTHER = "the whole model came out farther from the original"
 TIED = "the same weight also produces these units (tied)"
 NO_BETTER = "no better on the batches kept apart"
 TINY = 1e-300
-PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """How the removed features of a consumer follow from its kept ones.
-
-    Attributes:
-        kept: Feature numbers K.
-        removed: Feature numbers R.
-        coefficients: C, float64 [R, K].
-        offset: c, float64 [R]; 0 if the layer has no bias to take it.
-        dead: Number of removed features that are 0 on the data.
-        parallel: Number of removed features that are multiples of a kept one on the data.
-    """
-
-    kept: IntArray
-    removed: IntArray
-    coefficients: Tensor
-    offset: Tensor
-    dead: int = 0
-    parallel: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +54,7 @@ class Consumer:
         layer: The layer.
         matrix: Its original weight as [out, in, taps], float64.
         taps: Kernel positions that the feature numbers of the fits count; 1 if all positions share a fit.
-        fits: Output rows, and the fit that holds for them: one pair for each group of a convolution.
+        fits: One pair for each group of a convolution.
         note: What the report says about it.
         better: Whether the fold is better than none on the held-out batches.
     """
@@ -82,7 +62,7 @@ class Consumer:
     layer: Layer
     matrix: Tensor
     taps: int
-    fits: tuple[tuple[IntArray, Fit], ...]
+    fits: Fits
     note: Mapping[str, Any]
     better: bool
 
@@ -266,37 +246,68 @@ def _fit_consumer(
     merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
-    blocks = list(_blocks(layer, matrix))
+    groups = [
+        (rows, features, _regression(moments, features, alive, merged, centred))
+        for rows, features in _blocks(layer, matrix)
+    ]
 
-    def errors(of: Callable[..., Any], where: Moments, fits: Sequence[Fit]) -> Any:
-        pairs = zip(blocks, fits, strict=True)
-        return sum(of(matrix[rows], where, features, fit) for (rows, features), fit in pairs)
+    def fits(ridge: float) -> Fits:
+        return tuple((rows, regression.fit(ridge)) for rows, _, regression in groups)
 
-    def by_rows(fits: Sequence[Fit]) -> tuple[tuple[IntArray, Fit], ...]:
-        return tuple(zip((rows for rows, _ in blocks), fits, strict=True))
+    def errors(where: Moments) -> _OutputErrors:
+        return _OutputErrors([_output_error(matrix[rows], where, *x) for rows, *x in groups])
 
-    fits, chosen, least = list[Fit](), ridges[0], np.inf
-    for ridge in ridges if check is not None else ridges[:1]:
-        trial = [_fit(moments, features, alive, merged, centred, ridge) for _, features in blocks]
-        if check is None and not noted:  # least squares gain on their own data
-            return Consumer(layer, matrix, moments.taps, by_rows(trial), {}, True)
-        error = errors(_folded_error, check or moments, trial)
-        if not fits or error < least:
-            fits, chosen, least = trial, ridge, error
-        elif error > least:
-            break  # the error falls with the ridge up to the best one, and rises from there on
-    if not noted:
-        better = not least >= errors(_plain_errors, check or moments, fits)[0] > 0
-        return Consumer(layer, matrix, moments.taps, by_rows(fits), {}, better)
-    plain, total = errors(_plain_errors, moments, fits)
-    note: dict[str, Any] = {"plain": float(plain / max(total, TINY))}
-    note |= {"folded": float(errors(_folded_error, moments, fits) / max(total, TINY)), "ridge": chosen}
-    if check is not None:
-        plain, total = errors(_plain_errors, check, fits)
-        note["held_out"] = float(least / max(total, TINY))
-    note["dead"], note["parallel"] = sum(f.dead for f in fits), sum(f.parallel for f in fits)
-    better = not least >= plain > 0
-    return Consumer(layer, matrix, moments.taps, by_rows(fits), note, better)
+    if check is None and not noted:  # least squares gain on their own data
+        return Consumer(layer, matrix, moments.taps, fits(ridges[0]), {}, True)
+    judge = errors(check or moments)
+    ridge, least, best = _least(fits, judge, ridges if check is not None else ridges[:1])
+    better = not least >= judge.plain() > 0
+    note: dict[str, Any] = {}
+    if noted:
+        fitted = judge if check is None else errors(moments)
+        total = max(fitted.total(), TINY)
+        note |= {"plain": fitted.plain() / total, "folded": fitted.folded(best) / total, "ridge": ridge}
+        note |= {} if check is None else {"held_out": least / max(judge.total(), TINY)}
+        note |= {"dead": sum(fit.dead for _, fit in best), "parallel": sum(fit.parallel for _, fit in best)}
+    return Consumer(layer, matrix, moments.taps, best, note, better)
+
+
+@dataclass(frozen=True)
+class _OutputErrors:
+    """The output errors of all groups of a convolution."""
+
+    parts: Sequence[OutputError]
+
+    def plain(self) -> float:
+        return sum(part.plain for part in self.parts)
+
+    def total(self) -> float:
+        return sum(part.total() for part in self.parts)
+
+    def folded(self, fits: Fits) -> float:
+        return sum(part.folded(fit) for part, (_, fit) in zip(self.parts, fits, strict=True))
+
+
+def _least(
+    fits: Callable[[float], Fits], judge: _OutputErrors, ridges: Sequence[float]
+) -> tuple[float, float, Fits]:
+    """Return the ridge of the least error, the error and the fits.
+
+    The error falls with the ridge up to the best one, and rises from there on: search from the middle.
+    """
+    at = middle = len(ridges) // 2
+    best = fits(ridges[at])
+    least = judge.folded(best)
+    for step in (1, -1):
+        while 0 <= at + step < len(ridges):
+            trial = fits(ridges[at + step])
+            error = judge.folded(trial)
+            if not error < least:
+                break
+            at, best, least = at + step, trial, error
+        if at > middle:
+            break
+    return ridges[at], least, best
 
 
 def _blocks(layer: Layer, matrix: Tensor) -> Iterator[tuple[IntArray, IntArray]]:
@@ -316,9 +327,9 @@ def _merged_features(plan: Plan, layer: Layer) -> IntArray:
     return np.concatenate(features)
 
 
-def _fit(
-    moments: Moments, features: IntArray, alive: Any, merged: IntArray, centred: bool, relative_ridge: float
-) -> Fit:
+def _regression(
+    moments: Moments, features: IntArray, alive: Any, merged: IntArray, centred: bool
+) -> Regression:
     """Express the removed features, taps included, by the kept ones, from the Gram matrix.
 
     Args:
@@ -327,46 +338,11 @@ def _fit(
         alive: Boolean, which of them stay.
         merged: Removed features that are folded already.
         centred: Whether the layer has a bias to take a constant.
-        relative_ridge: Ridge relative to the mean variance of the kept features.
     """
     removed = np.setdiff1d(np.flatnonzero(~alive), merged)
-    K, R = (_with_taps(f, moments.taps) for f in (np.flatnonzero(alive), removed))
+    kept, removed = (_with_taps(f, moments.taps) for f in (np.flatnonzero(alive), removed))
     gram, mean = _gram_and_mean(moments, features)
-    mean = mean if centred else torch.zeros_like(mean)
-    covariance = gram - torch.outer(mean, mean)
-    k, r = (torch.from_numpy(i).to(gram.device) for i in (K, R))
-    S_KK, S_RK = covariance[k][:, k], covariance[r][:, k]
-    C = torch.zeros_like(S_RK)
-    second = gram.diagonal()
-    floor = (1e-24 * second.max()).clamp_min(torch.finfo(second.dtype).tiny)
-    dead = second[r] <= floor
-    parallel = torch.zeros_like(dead)
-    if len(K) and len(R):
-        parallel = _fit_multiples(gram, k, r, dead, C)
-        rest = ~(dead | parallel)
-        # The covariance of constant features is rounding error, of this size; the matrix must stay definite.
-        noise = 16 * torch.finfo(gram.dtype).eps * second[k].sum()
-        ridge = (relative_ridge * S_KK.diagonal().mean()).clamp_min(noise).clamp_min(floor)
-        A = S_KK + ridge * torch.eye(len(K), dtype=S_KK.dtype, device=S_KK.device)
-        C[rest] = torch.cholesky_solve(S_RK[rest].T, torch.linalg.cholesky(A)).T
-    # A dead feature and a multiple of a kept one have no constant part to give to the bias.
-    offset = torch.where(dead | parallel, 0.0, mean[r] - C @ mean[k])
-    return Fit(K, R, C, offset, int(dead.sum()), int(parallel.sum()))
-
-
-def _fit_multiples(gram: Tensor, k: Tensor, r: Tensor, dead: Tensor, C: Tensor) -> Tensor:
-    """Set the coefficients of features that are a positive multiple of a kept one; return which they are.
-
-    x_r = a x_k on the data exactly if cos^2 = E[x_r x_k]^2 / (E[x_r^2] E[x_k^2]) is 1; then
-    a = E[x_r x_k] / E[x_k^2].
-    """
-    products, removed, kept = gram[r][:, k], gram[r, r], gram[k, k]
-    scale = (removed[:, None] * kept[None]).clamp_min(torch.finfo(gram.dtype).tiny)
-    best, partner = (products.clamp_min(0).square() / scale).max(1)
-    multiples = (1 - best <= PARALLEL) & ~dead
-    rows = multiples.nonzero()[:, 0]
-    C[rows, partner[rows]] = products[rows, partner[rows]] / kept[partner[rows]]
-    return multiples
+    return Regression(gram, mean if centred else torch.zeros_like(mean), kept, removed)
 
 
 def _with_taps(features: IntArray, taps: int) -> IntArray:
@@ -390,24 +366,12 @@ def _outputs_by_input(matrix: Tensor, moments: Moments) -> Tensor:
     return W if moments.gram is None else W.to(moments.gram.device)
 
 
-def _plain_errors(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> Any:
-    """Return the mean squared output error W_R x_R without the fold, and the output's mean square."""
-    gram, _ = _gram_and_mean(moments, features)
-    W, r = _outputs_by_input(matrix, moments), torch.from_numpy(fit.removed).to(gram.device)
-    W_R = W[:, r]
-    return np.array([float((W_R @ gram[r][:, r] * W_R).sum()), float((W @ gram * W).sum())])
-
-
-def _folded_error(matrix: Tensor, moments: Moments, features: IntArray, fit: Fit) -> float:
-    """Return the mean squared output error with the fold, D x - W_R c, with D_R = W_R and D_K = -W_R C."""
+def _output_error(
+    matrix: Tensor, moments: Moments, features: IntArray, regression: Regression
+) -> OutputError:
+    """Return the error of some output rows on the data of some moments."""
     gram, mean = _gram_and_mean(moments, features)
-    W = _outputs_by_input(matrix, moments)
-    r, k = (torch.from_numpy(i).to(gram.device) for i in (fit.removed, fit.kept))
-    D = torch.zeros_like(W)
-    D[:, r] = W[:, r]
-    D[:, k] -= W[:, r] @ fit.coefficients.to(gram.device)
-    shift = W[:, r] @ fit.offset.to(gram.device)
-    return float((D @ gram * D).sum() - 2 * (D @ mean * shift).sum() + shift.square().sum())
+    return OutputError(_outputs_by_input(matrix, moments), gram, mean, regression.kept, regression.removed)
 
 
 def _add_fit(

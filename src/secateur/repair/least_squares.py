@@ -20,10 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RIDGES", "InputSums", "TargetSums", "WeightSolution", "solve"]
+__all__ = ["RIDGES", "InputSums", "OriginalSums", "TargetSums", "WeightSolution", "solve"]
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FIRST = 2  # the ridge that the search starts from
 ROWS = 4096  # in one product
+COLUMNS = 256  # of a product with itself that are made at once
 TINY = 1e-300
 
 
@@ -42,15 +44,19 @@ class InputSums:
         self.shift = first.mean(0) if centred else first.new_zeros(blocks, features)
         self._gram = first.new_zeros(blocks, features, features, dtype=torch.float64)
         self._sum = first.new_zeros(blocks, features, dtype=torch.float64)
+        self._second: Tensor | None = None
         self._factors: dict[float, Tensor | None] = {}
 
     def add(self, z: Tensor) -> None:
         """Add rows [n, blocks, features]."""
         for part in z.split(ROWS):
             rows = (part - self.shift).transpose(0, 1)
-            self._gram += (rows.mT @ rows).double()
+            for start in range(0, rows.shape[2], COLUMNS):  # the other triangle is the same
+                stop = start + COLUMNS
+                self._gram[:, start:stop, start:] += (rows[..., start:stop].mT @ rows[..., start:]).double()
             self._sum += rows.sum(1).double()
         self.count += len(z)
+        self._second = None
 
     def mean(self) -> Tensor:
         """Return the mean of the rows less the shift [blocks, features]."""
@@ -58,12 +64,14 @@ class InputSums:
 
     def second(self) -> Tensor:
         """Return the mean of z z^T less the shift [blocks, features, features]."""
-        return self._gram / self.count
+        if self._second is None:
+            self._second = (self._gram.triu() + self._gram.triu(1).mT) / self.count
+        return self._second
 
     def covariance(self) -> Tensor:
         """Return S [blocks, features, features]."""
         mean = self.mean()
-        return self.second() - mean[:, :, None] * mean[:, None, :] if self.centred else self.second()
+        return self.second() - mean[:, :, None] * mean[:, None, :] if self.centred else self.second().clone()
 
     def factor(self, ridge: float) -> Tensor | None:
         """Return the Cholesky factor of S + r s I, or None if rounding makes it indefinite."""
@@ -103,6 +111,10 @@ class TargetSums:
             self._square += goals.square().sum((1, 2)).double()
         self.count += len(z)
 
+    def set(self, count: int, cross: Tensor, summed: Tensor, square: Tensor) -> None:
+        """Take the number of pairs, the sums of t z^T, of t, and in each block of |t|^2, less the shifts."""
+        self.count, self._cross, self._sum, self._square = count, cross, summed, square
+
     def finite(self) -> bool:
         """Return whether the sums are finite."""
         return bool(self._cross.isfinite().all()) and bool(self._square.isfinite().all())
@@ -136,6 +148,44 @@ class TargetSums:
         mixed = (V * (self._cross / self.count)).sum((1, 2)) + (d * t).sum(1)
         linear = 2 * (d * (V @ z[:, :, None])[:, :, 0]).sum(1) - 2 * mixed
         return (quadratic + linear + self._square / self.count).clamp_min(0)
+
+
+class OriginalSums:
+    """Sums over the pairs of rows z and rows x of the original, from which those for any t = W x follow.
+
+    Several weights read the same rows, or a weight has more outputs than x has features: then it is cheaper
+    not to make the targets.
+
+    Args:
+        inputs: The sums over z.
+        first: Some of the rows x [n, blocks, features].
+    """
+
+    def __init__(self, inputs: InputSums, first: Tensor) -> None:
+        """Start without rows."""
+        self._inputs, self._x = inputs, InputSums(first, inputs.centred)
+        sizes = (*first.shape[1:], inputs.shift.shape[1])
+        self._cross = first.new_zeros(sizes, dtype=torch.float64)
+
+    def add(self, z: Tensor, x: Tensor) -> None:
+        """Add pairs of rows."""
+        for part, other in zip(z.split(ROWS), x.split(ROWS), strict=True):
+            rows = (part - self._inputs.shift).transpose(0, 1)
+            self._cross += ((other - self._x.shift).transpose(0, 1).mT @ rows).double()
+        self._x.add(x)
+
+    def targets(self, W: Tensor) -> TargetSums:
+        """Return the sums over z and t = W x, for a weight [blocks, outputs, features] in float64."""
+        first = (W @ self._x.shift.to(W)[:, :, None])[:, :, 0]
+        targets = TargetSums(self._inputs, first[None])
+        x, count = self._x, self._x.count
+        squares = ((W @ x.second()) * W).sum((1, 2)) * count
+        targets.set(count, W @ self._cross, count * (W @ x.mean()[:, :, None])[:, :, 0], squares)
+        return targets
+
+    def finite(self) -> bool:
+        """Return whether the sums are finite."""
+        return bool(self._cross.isfinite().all()) and bool(self._x.second().isfinite().all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,22 +231,29 @@ def solve(fitting: TargetSums, apart: TargetSums | None, V: Tensor, c: Tensor) -
     rest = fitting.cross() - V @ inputs.covariance()
     before = check.error(V, c)
     best_V, best_c, best = V, c, before
-    chosen, last = torch.full_like(before, torch.inf), torch.full_like(before, torch.inf)
-    for ridge in RIDGES:
-        factor = inputs.factor(ridge)
-        if factor is None:
-            continue
-        trial = V + torch.cholesky_solve(rest.mT, factor).mT
-        constant = _constant(fitting, trial) if inputs.centred else c
-        error = check.error(trial, constant)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_V = torch.where(better[:, None, None], trial, best_V)
-        best_c = torch.where(better[:, None], constant, best_c)
-        chosen = torch.where(better, ridge, chosen)
-        if bool((error > last).all()):
-            break  # the error falls with the ridge up to the best one, and rises from there on
-        last = error
+    chosen = last = start = torch.full_like(before, torch.inf)
+    # The error falls with the ridge up to the best one, and rises from there on: search from the middle.
+    for ridges in (RIDGES[FIRST:], RIDGES[FIRST - 1 :: -1]):
+        for ridge in ridges:
+            factor = inputs.factor(ridge)
+            if factor is None:
+                continue
+            trial = V + torch.cholesky_solve(rest.mT, factor).mT
+            constant = _constant(fitting, trial) if inputs.centred else c
+            error = check.error(trial, constant)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_V = torch.where(better[:, None, None], trial, best_V)
+            best_c = torch.where(better[:, None], constant, best_c)
+            chosen = torch.where(better, ridge, chosen)
+            if ridge == RIDGES[FIRST]:
+                start = error
+            if bool((error > last).all()):
+                break
+            last = error
+        last = start
+        if bool((chosen > RIDGES[FIRST]).all()):
+            break
     scale = max(check.square(), TINY)
     return WeightSolution(best_V, best_c, chosen, float(before.sum()) / scale, float(best.sum()) / scale)
 

@@ -35,10 +35,9 @@ from secateur.measure.metrics import distance_from
 from secateur.progress import progress_bar
 from secateur.repair.batchnorm import NormInput, norm_layers
 from secateur.repair.fold import FARTHER, NO_BETTER
-from secateur.repair.least_squares import InputSums
 from secateur.repair.spill import Spill
 from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep, version_of
-from secateur.repair.weight_fit import WeightFit
+from secateur.repair.weight_fit import SharedSums, WeightFit
 from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
 from secateur.views import view, without_view
@@ -146,7 +145,7 @@ class _Refit:
         """Walk once, and a second time if weights were solved from several calls."""
         observed = self._observed(self.before), self._observed(self.after)
         # The longest one shows best how often a weight is used.
-        longest = max(self.batches, key=_size)
+        longest = _one_sequence(max(self.batches, key=_size))
         outlined = outline(self.model, observed[0], longest)
         several = {k for k, calls in outlined.calls.items() if calls > 1 and k in self.layers}
         fits: dict[str, WeightFit] = {}
@@ -225,7 +224,7 @@ class _Refit:
         fit.add(cut)
         if not fit.finite():
             self._refuse_nan(cut)
-        self._inputs.put(cut, fit.inputs)
+        self._inputs.put(cut, fit.sums)
         self._finish(cut.key, fit)
 
     def _fit(self, key: str, outlined: Outline, cut: Cut | None = None) -> WeightFit:
@@ -240,8 +239,8 @@ class _Refit:
         centred = takes_constant and layer.kind != "conv_transpose"
         weights = self.before[layer.weight], self.after[layer.weight]
         kept = self.kept_of(layer.weight, out, weights[0].shape[out])
-        inputs = None if cut is None else self._inputs.get(cut, centred)
-        return WeightFit(layer, weights, biases if centred else None, kept, centred, self.fitted, inputs)
+        shared = None if cut is None else self._inputs.get(cut, centred)
+        return WeightFit(layer, weights, biases if centred else None, kept, centred, self.fitted, shared)
 
     def _finish(self, key: str, fit: WeightFit) -> None:
         note = fit.solve()
@@ -278,6 +277,15 @@ def _size(batch: Batch) -> int:
     return sum(x.numel() for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor))
 
 
+def _one_sequence(batch: Batch) -> Batch:
+    """Return a batch of tokens with its first sequence only, which uses the weights as all do."""
+    where, args, kwargs = batch
+    if args and kwargs:
+        return batch
+    [few] = few_tokens([kwargs or args], 1)
+    return Batch(where, (), few) if kwargs else Batch(where, few, kwargs)
+
+
 def _same(pair: Pair) -> bool:
     return pair.x.x.shape == pair.z.x.shape and torch.equal(pair.x.x, pair.z.x)
 
@@ -287,23 +295,28 @@ class _LastInputs:
 
     def __init__(self) -> None:
         self._tensors: list[weakref.ref[Tensor]] = []
-        self._sums: tuple[InputSums, InputSums] | None = None
+        self._sums: SharedSums | None = None
         self._form: Any = None
 
     @staticmethod
     def _form_of(cut: Cut) -> Any:
         # The version counts the writes into a tensor.
-        return [(pair.batch, pair.z.axis, pair.z.window, version_of(pair.z.x)) for pair in cut.pairs]
+        return [
+            (pair.batch, entry.axis, entry.window, version_of(entry.x))
+            for pair in cut.pairs
+            for entry in (pair.x, pair.z)
+        ]
 
-    def get(self, cut: Cut, centred: bool) -> tuple[InputSums, InputSums] | None:
+    def get(self, cut: Cut, centred: bool) -> SharedSums | None:
         """Return the sums if a cut has the same inputs."""
-        tensors = [pair.z.x for pair in cut.pairs]
+        tensors = [entry.x for pair in cut.pairs for entry in (pair.x, pair.z)]
         same = len(tensors) == len(self._tensors) and self._form == self._form_of(cut)
         same = same and all(a() is b for a, b in zip(self._tensors, tensors, strict=True))
-        return self._sums if same and self._sums is not None and self._sums[0].centred == centred else None
+        fits = self._sums is not None and self._sums.inputs[0].centred == centred
+        return self._sums if same and fits else None
 
-    def put(self, cut: Cut, sums: tuple[InputSums, InputSums] | None) -> None:
+    def put(self, cut: Cut, sums: SharedSums | None) -> None:
         """Remember the sums of a cut."""
-        self._tensors = [weakref.ref(pair.z.x) for pair in cut.pairs]
+        self._tensors = [weakref.ref(entry.x) for pair in cut.pairs for entry in (pair.x, pair.z)]
         self._form = self._form_of(cut)
         self._sums = sums

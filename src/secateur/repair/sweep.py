@@ -315,10 +315,14 @@ def sweep(
     try:
         for number in range(len(batches)):
             yield from walk.advance(number)
+        once = dict(outlined.calls) == dict.fromkeys(observed[0], 1)
+        last = next(reversed(outlined.calls), "") if once else ""
         while pairs := walk.first():
-            yield Cut(pairs[0].x.key, pairs, spill)
-            numbers = [pair.batch for pair in pairs]
+            key, numbers = pairs[0].x.key, [pair.batch for pair in pairs]
+            yield Cut(key, pairs, spill)
             pairs.clear()
+            if key == last and len(numbers) == len(batches):
+                return  # what comes after the last weight, such as logits, nobody looks at
             for number in numbers:
                 yield from walk.advance(number)
     finally:

@@ -23,6 +23,7 @@ from secateur.statistics.activation_sample import ActivationSample
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
+from secateur.statistics.token_gates import TokenGates
 from secateur.statistics.unit_gates import Gates
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
@@ -120,7 +121,7 @@ class _Pass:
         self.sample = ActivationSample(graph) if "activations" in wanted else None
         self._model, self._graph, self._wanted, self._loss = model, graph, wanted, loss
         self._generator = torch.Generator().manual_seed(seed)
-        self._gates: Gates | None = None
+        self._gates: Gates | TokenGates | None = None
 
     def __call__(
         self, where: str, args: Args, kwargs: Kwargs, targets: Any, moments: Mapping[str, InputMoments]
@@ -146,8 +147,12 @@ class _Pass:
             gradient = gradients(self._model, args, kwargs, targets, self._loss)
             self._add(self.gradients, gradient, where, args, kwargs)
         if "taylor" in self._wanted:
-            self._gates = self._gates or Gates(self._model, self._graph, self._loss)
+            self._gates = self._gates or self._make_gates(targets, self._loss)
             self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
+
+    def _make_gates(self, targets: Any, loss: Loss) -> Gates | TokenGates:
+        kind = TokenGates if TokenGates.apply_to(self._model, self._graph, targets) else Gates
+        return kind(self._model, self._graph, loss)
 
     def _recorder(self, moments: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
         def record(entry: WeightInput) -> None:

@@ -1,0 +1,138 @@
+"""The removed features of a layer as a linear function of the kept ones, from their Gram matrix.
+
+Letters as in `fold`: K and R are the numbers of the kept and the removed features, m their means, S their
+covariance.  Least squares gives C = S_RK (S_KK + ridge)^-1 and c = m_R - C m_K.
+
+What does not depend on the ridge is computed once: for n features and o outputs, k of the features kept, one
+ridge costs k^3 / 3 + 2 k^2 (n - k) + 2 o k n operations, the factor, C and the error of the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.core import IntArray
+
+__all__ = ["Fit", "OutputError", "Regression"]
+
+PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How the removed features of a consumer follow from its kept ones.
+
+    Attributes:
+        kept: Feature numbers K.
+        removed: Feature numbers R.
+        coefficients: C, float64 [R, K].
+        offset: c, float64 [R]; 0 if the layer has no bias to take it.
+        dead: Number of removed features that are 0 on the data.
+        parallel: Number of removed features that are multiples of a kept one on the data.
+    """
+
+    kept: IntArray
+    removed: IntArray
+    coefficients: Tensor
+    offset: Tensor
+    dead: int = 0
+    parallel: int = 0
+
+
+class Regression:
+    """Fits of the removed features for any ridge.
+
+    Args:
+        gram: Second moments of all features, float64.
+        mean: Their means; zeros if the layer cannot take a constant.
+        kept: Feature numbers K.
+        removed: Feature numbers R.
+    """
+
+    def __init__(self, gram: Tensor, mean: Tensor, kept: IntArray, removed: IntArray) -> None:
+        """Find dead features and multiples, which need no least squares."""
+        self.kept, self.removed = kept, removed
+        k, r = (torch.from_numpy(i).to(gram.device) for i in (kept, removed))
+        self._means = mean[k], mean[r]
+        products, second = gram[r][:, k], gram.diagonal()
+        self._S_RK = products - torch.outer(mean[r], mean[k])
+        self._S_KK = gram[k][:, k] - torch.outer(mean[k], mean[k])
+        self._floor = (1e-24 * second.max()).clamp_min(torch.finfo(second.dtype).tiny)
+        # The covariance of constant features is rounding error, of this size; the matrix must stay definite.
+        self._noise = 16 * torch.finfo(gram.dtype).eps * second[k].sum()
+        self._known = torch.zeros_like(self._S_RK)
+        self._dead = second[r] <= self._floor
+        self._parallel = torch.zeros_like(self._dead)
+        if len(kept) and len(removed):
+            self._parallel = _set_multiples(products, second[r], second[k], self._dead, self._known)
+
+    def fit(self, ridge: float) -> Fit:
+        """Return the fit for a ridge relative to the mean variance of the kept features."""
+        C = self._known.clone()
+        exact = self._dead | self._parallel
+        if C.numel():
+            A = self._S_KK.clone()
+            size = ridge * A.diagonal().mean()
+            A.diagonal().add_(size.clamp_min(self._noise).clamp_min(self._floor))
+            C[~exact] = torch.cholesky_solve(self._S_RK[~exact].T, torch.linalg.cholesky(A)).T
+        # A dead feature and a multiple of a kept one have no constant part to give to the bias.
+        offset = torch.where(exact, 0.0, self._means[1] - C @ self._means[0])
+        counts = int(self._dead.sum()), int(self._parallel.sum())
+        return Fit(self.kept, self.removed, C, offset, *counts)
+
+
+def _set_multiples(products: Tensor, removed: Tensor, kept: Tensor, dead: Tensor, C: Tensor) -> Tensor:
+    """Set the coefficients of features that are a positive multiple of a kept one; return which they are.
+
+    x_r = a x_k on the data exactly if cos^2 = E[x_r x_k]^2 / (E[x_r^2] E[x_k^2]) is 1; then
+    a = E[x_r x_k] / E[x_k^2].
+
+    Args:
+        products: E[x_r x_k] [R, K].
+        removed: E[x_r^2].
+        kept: E[x_k^2].
+        dead: Which removed features are 0.
+        C: The coefficients, changed in place.
+    """
+    scale = (removed[:, None] * kept[None]).clamp_min(torch.finfo(products.dtype).tiny)
+    best, partner = (products.clamp_min(0).square() / scale).max(1)
+    multiples = (1 - best <= PARALLEL) & ~dead
+    rows = multiples.nonzero()[:, 0]
+    C[rows, partner[rows]] = products[rows, partner[rows]] / kept[partner[rows]]
+    return multiples
+
+
+class OutputError:
+    """The mean squared error of a layer's output without removed features, plain or with a fit.
+
+    Args:
+        W: The weight [outputs, features].
+        gram: Second moments of all features on the data that judges.
+        mean: Their means.
+        kept: Feature numbers K.
+        removed: Feature numbers R.
+    """
+
+    def __init__(self, W: Tensor, gram: Tensor, mean: Tensor, kept: IntArray, removed: IntArray) -> None:
+        """Compute what all fits share."""
+        k, r = (torch.from_numpy(i).to(gram.device) for i in (kept, removed))
+        self._W_K, self._W_R = W[:, k], W[:, r]
+        self._means, self._gram_K = (mean[k], mean[r]), gram[k][:, k]
+        self._cross = self._W_R @ gram[r][:, k]
+        self.plain = float((self._W_R @ gram[r][:, r] * self._W_R).sum())
+
+    def total(self) -> float:
+        """Return the mean square of the output."""
+        kept = (self._W_K @ self._gram_K * self._W_K).sum()
+        return self.plain + float(kept + 2 * (self._cross * self._W_K).sum())
+
+    def folded(self, fit: Fit) -> float:
+        """Return the error with a fit: the mean square of W_R (x_R - C x_K - c)."""
+        M = self._W_R @ fit.coefficients.to(self._W_R.device)
+        shift = self._W_R @ fit.offset.to(self._W_R.device)
+        quadratic = self.plain + float((M @ self._gram_K * M - 2 * self._cross * M).sum())
+        mean = self._W_R @ self._means[1] - M @ self._means[0]
+        return quadratic + float((shift * (shift - 2 * mean)).sum())

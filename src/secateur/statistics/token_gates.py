@@ -1,0 +1,98 @@
+"""Derivatives of a language model's loss by gates on units, one for each token.
+
+Each token of a text has a loss of its own, so the tokens are the examples of a causal language model.  A gate
+z_tu multiplies unit u where a weight reads it at token t; the derivative of the loss by it is the sum of
+x * d loss / d x over the features x that the unit is there.  One backward pass gives all of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from secateur.batches import predicts_next_token
+from secateur.core import PruningGraph
+from secateur.statistics.loss import Loss
+from secateur.statistics.weight_inputs import InputHooks, WeightInput
+
+__all__ = ["TokenGates"]
+
+
+class TokenGates:
+    """Derivatives of the loss by a gate on each unit, one for each token.
+
+    Args:
+        model: A causal language model.
+        graph: Its trace.
+        loss: (outputs, targets) -> mean over the tokens.
+    """
+
+    def __init__(self, model: nn.Module, graph: PruningGraph, loss: Loss) -> None:
+        """Find the features that each unit is."""
+        self._model, self._loss = model, loss
+        self._parameters = {k: p.detach() for k, p in model.named_parameters()}
+        self._units: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+        self._weights: dict[str, tuple[Tensor, int]] = {}
+        for group in graph.groups:
+            for layer, slot in graph.consumers(group):
+                key, weight = graph.input_key(layer), self._parameters[layer.weight]
+                self._weights[key] = weight, slot.axis
+                self._units[key].append((group.name, torch.from_numpy(slot.index).to(weight.device)))
+
+    @staticmethod
+    def apply_to(model: nn.Module, graph: PruningGraph, targets: Any) -> bool:
+        """Return whether the tokens are examples, and matrices read all units."""
+        read = [graph.consumers(group) for group in graph.groups]
+        matrices = all(
+            layers and all(len(graph.shapes[layer.weight]) == 2 for layer, _ in layers) for layers in read
+        )
+        tokens = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
+        return predicts_next_token(model) and tokens and matrices
+
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Return, by group, the sum over the tokens of (d loss / d gate)^2, float64 [units]."""
+        total: dict[str, Tensor] = {}
+        for row in range(len(targets)):  # what a backward pass keeps of one sequence is large enough
+
+            def one(x: Any, row: int = row) -> Any:
+                batched = isinstance(x, Tensor) and x.ndim and len(x) == len(targets)
+                return x[row : row + 1] if batched else x
+
+            given = tuple(map(one, args)), {name: one(x) for name, x in kwargs.items()}
+            for name, squares in self._squares(*given, one(targets)).items():
+                total[name] = total[name] + squares if name in total else squares
+        return total
+
+    def _squares(self, args: Any, kwargs: Any, targets: Tensor) -> dict[str, Tensor]:
+        reads: list[tuple[str, Tensor]] = []
+
+        def gate(read: WeightInput) -> Tensor:
+            x = read.x.movedim(read.axis, -1)
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            reads.append((read.key, x))
+            return x.movedim(-1, read.axis)
+
+        with torch.enable_grad(), InputHooks(self._weights, gate):
+            loss = self._loss(functional_call(self._model, self._parameters, args, kwargs), targets)
+        derivatives = torch.autograd.grad(loss, [x for _, x in reads], allow_unused=True)
+        terms: dict[tuple[str, torch.Size], Tensor] = {}
+        for (key, x), derivative in zip(reads, derivatives, strict=True):
+            if derivative is None:
+                continue
+            products = x.detach() * derivative
+            for name, index in self._units[key]:
+                term = products[..., index].sum(-1).double()
+                where = name, term.shape  # what several weights read at a token adds up
+                terms[where] = terms[where] + term if where in terms else term
+        squares: dict[str, Tensor] = {}
+        for (name, _), term in terms.items():
+            square = term.square().flatten(0, -2).sum(0)
+            squares[name] = squares[name] + square if name in squares else square
+        return squares
