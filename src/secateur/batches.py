@@ -22,6 +22,7 @@ __all__ = [
     "as_batches",
     "few_tokens",
     "next_tokens",
+    "own_tokens",
     "predicts_next_token",
     "split_batch",
     "split_off_guard",
@@ -137,6 +138,16 @@ def next_tokens(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.nn.functional.pad(shifted, (0, 1), value=IGNORED)[..., 1:]
 
 
+def own_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the next tokens of a batch of tokens, or None if it is something else."""
+    tokens = args[0] if len(args) == 1 else None
+    if not args and predicts_next_token(model):
+        tokens = kwargs.get("input_ids")
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
+        return None
+    return next_tokens(tokens, kwargs.get("attention_mask"))
+
+
 def as_batches(data: Iterable[Any]) -> Sequence[Any]:
     """Return data as batches that can be counted and iterated again and again.
 
@@ -205,14 +216,14 @@ def split_off_guard(batches: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any
     return select(slice(cut)), select(slice(cut, None))
 
 
-def few_tokens(batches: Sequence[Any], limit: int = 1024) -> Sequence[Any]:
+def few_tokens(batches: Sequence[Any], limit: int = 512) -> Sequence[Any]:
     """Return the first sequences of batches of tokens, as many as have `limit` tokens; at least one.
 
     One look at a whole language model needs no more.  Other batches are returned as they are.
 
     Example:
-        >>> few_tokens([torch.zeros(8, 512, dtype=torch.int64)] * 2)[0].shape
-        torch.Size([2, 512])
+        >>> few_tokens([torch.zeros(8, 256, dtype=torch.int64)] * 2)[0].shape
+        torch.Size([2, 256])
     """
     few = _NumberedBatches((), getattr(batches, "first_number", 0))
     for batch in batches:

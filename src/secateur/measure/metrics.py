@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from secateur.batches import IGNORED, next_tokens, predicts_next_token
+from secateur.batches import IGNORED, own_tokens
 from secateur.core import InputError, unknown
 from secateur.execution import call, evaluating, floating_outputs, is_cache, logits, read_batches
 from secateur.statistics.loss import class_axis, class_scores
@@ -321,7 +321,7 @@ def _scores_and_targets(
     with evaluating(model):
         for where, args, kwargs, targets in read_batches(batches, model):
             if targets is None and language:
-                targets = _own_tokens(model, args, kwargs)
+                targets = own_tokens(model, args, kwargs)
             _check_class_numbers(metric, where, targets)
             scores = logits(call(model, args, kwargs))
             _check_nan(scores)
@@ -337,16 +337,6 @@ def _check_class_numbers(metric: str, where: str, targets: Any) -> None:
         f"{'no targets' if targets is None else given}: a batch is (inputs, targets) or a mapping with "
         "'labels'. The metric 'agreement' needs no targets; a callable (model, batches) -> float may be given"
     )
-
-
-def _own_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Return the next tokens of a batch of tokens, or None if it is something else."""
-    tokens = args[0] if len(args) == 1 else None
-    if not args and predicts_next_token(model):
-        tokens = kwargs.get("input_ids")
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.ndim != 2:
-        return None
-    return next_tokens(tokens, kwargs.get("attention_mask"))
 
 
 def _not_empty(total: int) -> int:

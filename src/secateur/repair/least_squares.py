@@ -23,7 +23,7 @@ from torch import Tensor
 __all__ = ["RIDGES", "InputSums", "OriginalSums", "TargetSums", "WeightSolution", "solve"]
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-FIRST = 2  # the ridge that the search starts from
+FIRST = 4  # number of the ridge that the search starts from
 ROWS = 4096  # in one product
 COLUMNS = 256  # of a product with itself that are made at once
 TINY = 1e-300

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.batches import own_tokens, predicts_next_token
 from secateur.core import InputError, Layer, Moments, PruningGraph, Statistics, unknown
 from secateur.execution import (
     all_finite,
@@ -23,7 +24,7 @@ from secateur.statistics.activation_sample import ActivationSample
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
-from secateur.statistics.token_gates import TokenGates
+from secateur.statistics.token_gates import TokenGates, takes_token_gates
 from secateur.statistics.unit_gates import Gates
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
@@ -137,7 +138,12 @@ class _Pass:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
 
     def _derive(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
-        """Add the derivatives of the loss; without targets, of a random projection of the outputs."""
+        """Add the derivatives of the loss.
+
+        Without targets it is that of the next tokens, or else of a random projection of the outputs.
+        """
+        if targets is None and self._loss in (None, default_loss) and predicts_next_token(self._model):
+            targets = own_tokens(self._model, args, kwargs)
         if self._loss is None:
             self._loss = projection_loss if targets is None else default_loss
         if self._loss is projection_loss:
@@ -151,7 +157,9 @@ class _Pass:
             self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
 
     def _make_gates(self, targets: Any, loss: Loss) -> Gates | TokenGates:
-        kind = TokenGates if TokenGates.apply_to(self._model, self._graph, targets) else Gates
+        read = all(self._graph.consumers(group) for group in self._graph.groups)
+        tokens = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
+        kind = TokenGates if read and tokens and takes_token_gates(self._model) else Gates
         return kind(self._model, self._graph, loss)
 
     def _recorder(self, moments: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:

@@ -20,7 +20,12 @@ from secateur.core import PruningGraph
 from secateur.statistics.loss import Loss
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
-__all__ = ["TokenGates"]
+__all__ = ["TokenGates", "takes_token_gates"]
+
+
+def takes_token_gates(model: Any) -> bool:
+    """Return whether a model is a causal language model without stacked experts: its weights are matrices."""
+    return predicts_next_token(model) and all(x.ndim <= 2 for x in model.parameters())
 
 
 class TokenGates:
@@ -43,16 +48,6 @@ class TokenGates:
                 key, weight = graph.input_key(layer), self._parameters[layer.weight]
                 self._weights[key] = weight, slot.axis
                 self._units[key].append((group.name, torch.from_numpy(slot.index).to(weight.device)))
-
-    @staticmethod
-    def apply_to(model: nn.Module, graph: PruningGraph, targets: Any) -> bool:
-        """Return whether the tokens are examples, and matrices read all units."""
-        read = [graph.consumers(group) for group in graph.groups]
-        matrices = all(
-            layers and all(len(graph.shapes[layer.weight]) == 2 for layer, _ in layers) for layers in read
-        )
-        tokens = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
-        return predicts_next_token(model) and tokens and matrices
 
     def __call__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Tensor
