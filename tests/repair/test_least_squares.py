@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.repair.least_squares import RIDGES, InputSums, TargetSums, solve
+from secateur.repair.least_squares import RIDGES, InputSums, OriginalSums, TargetSums, solve
 
 
 def sums(z: Tensor, t: Tensor, centred: bool) -> TargetSums:
@@ -94,3 +94,23 @@ def test_dead_and_duplicated_features_do_no_harm() -> None:
     assert bool(found.V.isfinite().all()) and found.after < found.before
     one = solve(sums(z[:1], t[:1], True), None, V, c)  # a single row has no covariance
     assert bool(one.V.isfinite().all())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_sums_over_the_original_give_those_of_any_target(centred: bool) -> None:
+    z, x, V, c = problem(0, features=6)
+    W = torch.randn(2, 3, x.shape[2], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = sums(z, torch.einsum("nbf,bof->nbo", x, W), centred)
+    inputs = InputSums(z[:9], centred)
+    originals = OriginalSums(inputs, x[:9])
+    for part, other in zip(z.split(40), x.split(40), strict=True):
+        inputs.add(part)
+        originals.add(part, other)
+    found = originals.targets(W)
+    torch.testing.assert_close(found.cross(), expected.cross())
+    torch.testing.assert_close(found.mean() + found.shift, expected.mean() + expected.shift)
+    torch.testing.assert_close(found.error(V, c), expected.error(V, c))
+    assert found.count == expected.count and abs(found.square() / expected.square() - 1) < 1e-9
+    assert found.finite() and originals.finite()
+    originals.add(z[:1], torch.full_like(x[:1], torch.nan))
+    assert not originals.finite()

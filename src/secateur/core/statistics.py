@@ -65,7 +65,8 @@ class Statistics:
         weights: Every parameter and buffer, detached, by its first name.
         moments: By consuming weight (`PruningGraph.input_key`): its input (needs "moments", "gram").
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
-        taylor: By group: sum over examples of (d loss / d gate of the unit)^2 (needs "taylor").
+        taylor: By group: sum over examples (tokens of a causal language model) of
+            (d loss / d gate of the unit)^2 (needs "taylor").
         flow: Called with masks by weight name (may be empty), returns |theta * dR/dtheta| of
             SynFlow's objective R for the masked network; with `neutral_bn=True` BatchNorm is as at
             initialisation (needs "flow").

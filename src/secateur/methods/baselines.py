@@ -254,6 +254,7 @@ class Sensitivity(ScoreMethod):
 class Taylor(ScoreMethod):
     """The first-order change of the loss when a gate on the unit closes, squared, summed over examples.
 
+    The examples of a causal language model are its tokens, of which each has a loss of its own.
     For single weights, the square of gradient times weight, which ranks as SNIP does.
     """
 

@@ -246,16 +246,15 @@ def _fit_consumer(
     merged = _merged_features(plan, layer)
     # A transposed convolution gives each output its own taps: a constant input is no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
-    groups = [
-        (rows, features, _regression(moments, features, alive, merged, centred))
-        for rows, features in _blocks(layer, matrix)
-    ]
+    blocks = list(_blocks(layer, matrix))
+    regressions = [_regression(moments, features, alive, merged, centred) for _, features in blocks]
 
     def fits(ridge: float) -> Fits:
-        return tuple((rows, regression.fit(ridge)) for rows, _, regression in groups)
+        return tuple((rows, x.fit(ridge)) for (rows, _), x in zip(blocks, regressions, strict=True))
 
     def errors(where: Moments) -> _OutputErrors:
-        return _OutputErrors([_output_error(matrix[rows], where, *x) for rows, *x in groups])
+        pairs = zip(blocks, regressions, strict=True)
+        return _OutputErrors([_output_error(matrix[rows], where, x, r) for (rows, x), r in pairs])
 
     if check is None and not noted:  # least squares gain on their own data
         return Consumer(layer, matrix, moments.taps, fits(ridges[0]), {}, True)

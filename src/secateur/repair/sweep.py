@@ -316,7 +316,7 @@ def sweep(
         for number in range(len(batches)):
             yield from walk.advance(number)
         once = dict(outlined.calls) == dict.fromkeys(observed[0], 1)
-        last = next(reversed(outlined.calls), "") if once else ""
+        last = list(outlined.calls)[-1] if once and outlined.calls else ""
         while pairs := walk.first():
             key, numbers = pairs[0].x.key, [pair.batch for pair in pairs]
             yield Cut(key, pairs, spill)
