@@ -171,6 +171,61 @@ def test_network_graph_merges_residual_additions_and_gates() -> None:
     assert set(found.nodes.values()) == {5 + 6 + 3}
 
 
+GROUPED = {
+    "groups": [(3, 8, 1), (8, 8, 4), (8, 12, 2), (12, 6, 1)],
+    "wide groups": [(3, 12, 1), (12, 6, 3), (6, 6, 3), (6, 9, 3)],
+    "depthwise": [(3, 6, 1), (6, 6, 6), (6, 4, 1), (4, 4, 4), (4, 4, 4), (4, 5, 1)],
+    "multiplier": [(3, 4, 1), (4, 8, 4), (8, 8, 8), (8, 5, 1)],
+}
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+def test_network_graph_keeps_apart_what_grouped_convolutions_couple(kind: str) -> None:
+    """Tracing couples channel i of every group; the nodes of the graph are the channels."""
+    convs = [nn.Conv2d(i, o, 3, groups=g, padding=1) for i, o, g in GROUPED[kind]]
+    layers = [x for conv in convs for x in (conv, nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(convs[-1].out_channels * 9, 3))
+    graph, statistics = setting(model, convs[0].in_channels, 3, 3)
+    names = [name for name, p in model.named_parameters() if p.dim() > 1]
+    links = [
+        Link(
+            model.get_parameter(name).detach().abs(),
+            i,
+            i + 1,
+            getattr(model[int(name.split(".")[0])], "groups", 1),
+        )
+        for i, name in enumerate(names)
+    ]
+    truth = chain_resistance(links)
+    found = network_leverages(graph, edge_scores(graph, statistics, "magnitude"))
+    for name, values in zip(names, truth.leverage(links), strict=True):
+        assert torch.allclose(found.values[name], values, rtol=1e-5)
+    assert set(found.nodes.values()) == {truth.nodes}
+
+
+class DepthwiseBranch(nn.Module):
+    """A residual branch that starts with a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 3, padding=1, groups=5)
+        self.wide, self.back, self.head = nn.Conv2d(5, 7, 1), nn.Conv2d(7, 5, 1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.back(self.wide(self.depthwise(x)).relu()))
+
+
+def test_a_depthwise_convolution_in_a_residual_branch_is_a_bridge_of_its_own() -> None:
+    """It reads a stream that more is added to: its channels get ends of their own, and leverages of 1."""
+    model = DepthwiseBranch()
+    graph, statistics = setting(model, 3, 4, 4)
+    found = network_leverages(graph, edge_scores(graph, statistics, "magnitude"))
+    w = model.depthwise.weight.detach().abs()
+    assert torch.allclose(found.values["depthwise.weight"], w / w.sum((1, 2, 3), keepdim=True), rtol=1e-5)
+    assert set(found.nodes.values()) == {3 + 5 + 7 + 2 + 2 * 5}
+
+
 def test_layer_graphs_follow_groups_and_gates() -> None:
     recurrent = zoo.lstm(hidden=6, side=5, classes=3)
     graph, statistics = setting(recurrent, 1, 5, 5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.core import InputError, Layer, PruningGraph
+from secateur.methods.spectral.features import axis_features
 from secateur.structures import spectral
 
 __all__ = ["Leverages", "layer_leverages", "network_leverages", "unfold"]
@@ -81,10 +82,17 @@ def _resistances(name: str, scores: Tensor, tol: float) -> spectral.Resistance:
 def network_leverages(graph: PruningGraph, scores: Mapping[str, Tensor]) -> Leverages:
     """Compute the leverages in the graph of the whole network (Algorithm 1), exactly.
 
-    Nodes are the units of the traced groups, and the features of frozen axes.  Coupled features (residual
-    additions, flattened copies, the gates of a recurrent unit) are one node, as are all taps of a kernel.
+    Nodes are the units of the traced groups, and the features of frozen axes.  Features that residual
+    additions, flattened copies or the gates of a recurrent unit make one are one node, as are all taps of a
+    kernel; the channels that a grouped convolution couples stay apart (`features`).
     """
-    links = {name: _link(graph, _layer(graph, name), value) for name, value in scores.items()}
+    layers = tuple(_layer(graph, name) for name in scores)
+    ends = {axis: torch.from_numpy(nodes) for axis, nodes in axis_features(graph, layers).items()}
+    links = {
+        # Resistances do not depend on the direction, so axis 0 may be either end.
+        x.weight: spectral.Link(scores[x.weight], ends[x.weight, 1], ends[x.weight, 0], x.groups)
+        for x in layers
+    }
     try:
         resistance = spectral.chain_resistance(list(links.values()))
     except (ArithmeticError, ValueError) as error:
@@ -96,37 +104,3 @@ def network_leverages(graph: PruningGraph, scores: Mapping[str, Tensor]) -> Leve
 
 def _layer(graph: PruningGraph, weight: str) -> Layer:
     return next(x for x in graph.prunable_weights() if x.weight == weight)
-
-
-def _link(graph: PruningGraph, layer: Layer, scores: Tensor) -> spectral.Link:
-    """Connect the features along axes 0 and 1; resistances do not depend on the direction."""
-    rows = _features(graph, layer, 0)
-    width = graph.shapes[layer.weight][1]
-    # A depthwise convolution couples its input and output channels, so both ends are the same nodes.
-    depthwise = layer.groups > 1 and width == 1 and layer.groups == len(rows)
-    return spectral.Link(scores, rows if depthwise else _features(graph, layer, 1), rows, layer.groups)
-
-
-def _features(graph: PruningGraph, layer: Layer, axis: int) -> Tensor:
-    """Return (level, node) of each feature along an axis [features, 2].
-
-    A feature of a group's unit has the group's number as level and the unit as node.  Other features are
-    nodes of a level that belongs to this axis alone.  Axis 1 of a grouped convolution covers the inputs of
-    one of its groups, so its features are repeated for each.
-    """
-    width = graph.shapes[layer.weight][axis]
-    copies = layer.groups if axis == 1 else 1
-    level = 2 * len(graph.groups) + 2 * [x.weight for x in graph.layers].index(layer.weight) + axis
-    nodes = torch.arange(width * copies)
-    ends = torch.stack([torch.full_like(nodes, level), nodes], 1)
-    # Units of two groups may share an index (heads, and dimensions in them).  The larger group comes last
-    # and wins, because its units are finer.
-    for number, group in sorted(enumerate(graph.groups), key=lambda x: x[1].size):
-        for slot in group.slots:
-            if (slot.tensor, slot.axis) == (layer.weight, axis):
-                index, unit = torch.as_tensor(slot.index), torch.arange(group.size)[:, None]
-                for g in range(copies):
-                    ends[index + g * width] = torch.stack(
-                        [torch.full_like(index, number), unit.expand_as(index)], -1
-                    )
-    return ends
