@@ -217,7 +217,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for module in MOVED_MODULES:
         importlib.import_module(module)
-    from secateur.network.scale import scaled
+    from secateur.network.surgery import shrink
 assert len(caught) == len(MOVED_MODULES), [str(x.message) for x in caught]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -64,7 +64,6 @@ MOVED_MODULES = {
     "secateur.finetune": "secateur.repair.finetune",
     "secateur.network": "secateur.tracing",
     "secateur.network.decoupled": "secateur.statistics.auxiliary_heads",
-    "secateur.network.scale": "secateur.apply.scale",
     "secateur.network.surgery": "secateur.apply.shrink",
     "secateur.network.trace": "secateur.tracing.trace",
     "secateur.analysis": "secateur.measure",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur import zoo
+from secateur.apply.compose import compose
 from secateur.apply.mask import mask
-from secateur.apply.scale import scaled
 from secateur.apply.shrink import shrink
-from secateur.core import InputError, Plan, PruningGraph, Units, Weights
+from secateur.core import InputError, NothingToPrune, Plan, PlanError, PruningGraph, Units, Weights
+from secateur.methods import prune_every
 from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.spectral import Link, chain_resistance, connectivity, layer_graph, leverage
@@ -143,6 +148,28 @@ def test_missing_or_dead_evidence_is_an_error() -> None:
 def by_hand(model: nn.Module, links: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
     parts = [Link(model.get_parameter(x).detach().abs(), s, t) for x, (s, t) in links.items()]
     return dict(zip(links, chain_resistance(parts).leverage(parts), strict=True))
+
+
+class WithEmptyHead(nn.Module):
+    """A second head without outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.none = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+        self.none.weight, self.none.bias = nn.Parameter(torch.empty(0, 8)), nn.Parameter(torch.empty(0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.a(x).relu()
+        return self.b(x), self.none(x)
+
+
+@pytest.mark.parametrize("kind", ["layer", "network"])
+def test_layers_without_entries_are_passed_over(kind: Any) -> None:
+    model, x = WithEmptyHead().eval(), torch.randn(5, 6)
+    graph = trace(model, x)
+    statistics = collect_statistics(model, graph, [x], set())
+    plan = Spectral(graph=kind).plan(graph, statistics, Weights(0.5))
+    assert kept(plan) == {"a.weight": 24, "b.weight": 12}
 
 
 def test_network_graph_contracts_what_tracing_couples() -> None:
@@ -295,6 +322,12 @@ def test_patterns(pattern: str) -> None:
         Spectral(pattern=pattern).plan(graph, statistics, Weights(0.3))
 
 
+def test_a_pattern_that_fits_no_width_says_so() -> None:
+    graph, statistics = setting(zoo.mlp((63, 31, 3)), 63)
+    with pytest.raises(NothingToPrune, match=r"multiples of 4, and the layers have .*: 63, .*: 31"):
+        Spectral(pattern="2:4").plan(graph, statistics, Weights(0.5))
+
+
 def test_reweighting_keeps_the_expected_output() -> None:
     """Over many seeds, kept weights times their factors average to the weights."""
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -302,12 +335,59 @@ def test_reweighting_keeps_the_expected_output() -> None:
     graph, statistics = setting(model, 6)
     for seed in range(draws):
         own = type(statistics)(weights=statistics.weights, seed=seed)
-        plan = Spectral().plan(graph, own, Weights(0.4))
-        factors = Spectral().factors(graph, own, plan)
-        mean += scaled(mask(model, plan), factors)[0].weight.detach() / draws
-    p = 1 / torch.where(torch.from_numpy(plan.masks["0.weight"]), factors["0.weight"], torch.nan)
+        plan = Spectral(reweight=True).plan(graph, own, Weights(0.4))
+        mean += mask(model, plan)[0].weight.detach() / draws
     assert ((mean - w).abs() <= 0.25 * w.abs() + 0.02).all()
-    assert float(p.nan_to_num(1).min()) > 0
+    assert plan.factors["0.weight"].min() == 1
+    assert (plan.factors["0.weight"][~plan.masks["0.weight"]] == 1).all()
+
+
+def test_factors_travel_with_the_plan(tmp_path: Path) -> None:
+    """A reweighted sparsifier is masked, shrunk, saved, loaded and trained like any other pruned model."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(4, 6)
+    method = Spectral(reweight=True)
+    result = sc.prune(model, x, Weights(0.4), method=method, repair=None)
+    plain = mask(model, replace(result.plan, factors={}))
+    for name, factor in result.plan.factors.items():
+        expected = plain.get_parameter(name) * torch.from_numpy(factor).float()
+        assert torch.equal(result.model.get_parameter(name), expected)
+    result.save(tmp_path / "run")
+    loaded = sc.load(tmp_path / "run", lambda: copy.deepcopy(model))
+    assert torch.equal(loaded(x), result.model(x))
+    trained, _ = sc.finetune(loaded, [(x, torch.tensor([0, 1, 2, 0]))], epochs=2, masks=result.plan.masks)
+    for name, stays in result.plan.masks.items():
+        assert not trained.get_parameter(name)[~torch.from_numpy(stays)].any()
+    graph = sc.trace(model, x)
+    with pytest.raises(PlanError, match="cannot follow another"):
+        compose(Plan(graph, "none"), result.plan)
+    with pytest.raises(PlanError, match="shape of its mask"):
+        replace(result.plan, masks={})
+    with pytest.raises(InputError, match="only masks are applied"):
+        prune_every(1, method, graph, Weights(0.4))(1, model)
+    with pytest.raises(PlanError, match="prune in one step"):
+        sc.prune(model, x, Weights(0.4), method=method, repair=None, schedule=sc.Steps(2))
+
+
+def test_epsilon_is_the_input_of_algorithm_2() -> None:
+    graph, statistics = setting(MLP, 12)
+    leverages = Spectral().leverages(graph, statistics)
+    mean, draws = dict.fromkeys(leverages.values, 0.0), 40
+    for mode in ("paper", "systematic"):
+        for seed in range(draws // 2):
+            own = type(statistics)(weights=statistics.weights, seed=seed)
+            plan = Spectral(epsilon=2.5, mode=mode).plan(graph, own, Weights(0.01))
+            for name in mean:
+                mean[name] += plan.masks[name].sum() / draws
+    for name, lev in leverages.values.items():
+        p = (5 * math.log(leverages.nodes[name]) * lev.double() / 2.5**2).clamp(max=1)
+        assert mean[name] == pytest.approx(
+            float(p.sum()), abs=4 * float((p * (1 - p)).sum() / draws) ** 0.5 + 0.5
+        )
+    with pytest.raises(InputError, match="less than Weights"):
+        Spectral(epsilon=9.0).plan(graph, statistics, Weights(0.9))
+    with pytest.raises(NothingToPrune):
+        Spectral(epsilon=0.01).plan(graph, statistics, Weights(0.01))
 
 
 def test_connectivity_survives_where_greedy_collapses() -> None:
@@ -339,6 +419,11 @@ def test_connectivity_survives_where_greedy_collapses() -> None:
         ({"rounds": 5}, "synflow"),
         ({"pattern": "4:2"}, "pattern"),
         ({"pattern": "half"}, "pattern"),
+        ({"epsilon": 0.0}, "positive"),
+        ({"epsilon": 0.5, "allocation": "erk"}, "decides how many"),
+        ({"epsilon": 0.5, "mode": "top"}, "decides how many"),
+        ({"epsilon": 0.5, "pattern": "2:4"}, "decides how many"),
+        ({"reweight": True, "mode": "coverage"}, "probabilities"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], match: str) -> None:

@@ -254,3 +254,16 @@ def test_connectivity_of_simple_graphs() -> None:
 def test_bad_requests_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         sparsify(torch.ones(4, 3), **{"generator": gen(0), **options})
+
+
+def test_certain_edges_stay_in_the_papers_mode() -> None:
+    """A bridge has p = 1 and stays (nearly) always, because epsilon is lowered and not the probabilities."""
+    S = torch.zeros(9, 9)
+    S[:5, :5] = torch.rand(5, 5, generator=torch.Generator().manual_seed(1)) + 0.5
+    S[5:, 5:] = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)) + 0.5
+    S[0, 8] = 0.01
+    stays = [
+        bool(sparsify(S, 30, mode="paper", generator=torch.Generator().manual_seed(seed)).mask[0, 8])
+        for seed in range(300)
+    ]
+    assert sum(stays) >= 0.95 * len(stays)

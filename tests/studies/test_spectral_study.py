@@ -181,6 +181,12 @@ def test_the_papers_settings_run(tmp_path: Path) -> None:
     assert not torch.equal(trained[0].weight, model[0].weight)
     widths = [m.out_channels for m in make_network("VGG-16", data, FULL, 0) if isinstance(m, torch.nn.Conv2d)]
     assert widths == [64, 64, 128, 128, 256, 256, 256, *[512] * 6]
+    whole = load_data("VGG-16", folders, TINY, 0)
+    assert len(data.parts["train"][1]) == sum(len(whole.parts[p][1]) for p in whole.parts if p != "test")
+    residual = make_network("ResNet-20", data, FULL, 0)
+    norm = next(m.weight.detach() for m in residual.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert 0 < norm.min() < norm.max() < 1
+    assert any(m.kernel_size == (1, 1) for m in residual.modules() if isinstance(m, torch.nn.Conv2d))
     (row,) = experiments.figure2(
         "VGG-16", 0, scale.to_json(), folders, "figure 2", "synflow", "greedy", [0.05]
     )

@@ -104,15 +104,15 @@ def _parametrized(graph: PruningGraph) -> str:
 
 
 def weight_sizes(graph: PruningGraph) -> dict[str, int]:
-    """Return the number of entries of each weight that a mask may zero, tied weights once.
+    """Return the number of entries of each weight that a mask may zero, tied weights once, no empty ones.
 
     Raises:
         NothingToPrune: If there are none.
     """
-    names = dict.fromkeys(layer.weight for layer in graph.prunable_weights())
-    if not names:
+    sizes = {x.weight: int(np.prod(graph.shapes[x.weight])) for x in graph.prunable_weights()}
+    if not any(sizes.values()):
         raise NothingToPrune("no layer has a weight matrix to mask\n" + graph.describe_frozen())
-    return {name: int(np.prod(graph.shapes[name])) for name in names}
+    return {name: size for name, size in sizes.items() if size}
 
 
 def make_equal(graph: PruningGraph, counts: Mapping[str, int]) -> dict[str, int]:

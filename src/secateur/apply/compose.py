@@ -49,12 +49,17 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
 def compose(first: Plan, second: Plan) -> Plan:
     """Return two plans as one, where the second refers to the network that the first leaves.
 
-    A weight stays if it stays in both masks.  Merges are left out: they hold for the weights of one step
-    and were applied in that step.  Budget and notes are those of the second plan.
+    A weight stays if it stays in both masks.  Factors are those of the first plan.  Merges are left out: they
+    hold for the weights of one step and were applied in that step.  Budget and notes are those of the second
+    plan.
 
     Raises:
-        PlanError: If the second plan does not fit what the first leaves.
+        PlanError: If the second plan does not fit what the first leaves, or has factors.
     """
+    if second.factors:
+        raise PlanError(
+            "a plan that rescales the weights that stay (factors) cannot follow another: prune in one step"
+        )
     graph = first.graph
     keep = dict(first.keep)
     for name, kept in second.keep.items():
@@ -70,7 +75,9 @@ def compose(first: Plan, second: Plan) -> Plan:
                 f"the mask of {name!r} has shape {mask.shape}; the first plan leaves {tuple(map(len, axes))}"
             )
         whole[np.ix_(*axes)] &= mask
-    return replace(second, graph=graph, keep=keep, masks=masks, merges={}, blocks=first.blocks)
+    return replace(
+        second, graph=graph, keep=keep, masks=masks, merges={}, blocks=first.blocks, factors=first.factors
+    )
 
 
 def narrow_masks(plan: Plan) -> dict[str, BoolArray]:

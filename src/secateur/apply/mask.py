@@ -23,6 +23,7 @@ __all__ = ["keep_masked", "mask", "masked_weights", "zero_weights"]
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model in which everything that the plan removes is zero.
 
+    Weights that stay are multiplied by the plan's factors, if it has any.
     Shapes stay, and nothing gets faster; only whole blocks that the plan drops are gone.  Buffers of
     floating numbers are masked like parameters: a table of positions that is added to the features must be
     zero where the features are.  Other buffers stay.  In training, zeroed weights become nonzero again
@@ -50,6 +51,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         factors[name] = factors.get(name, torch.ones_like(stays)) * stays
     # Not a product: 0 * inf is NaN.
     values = {name: torch.where(factor != 0, tensors[name].detach(), 0) for name, factor in factors.items()}
+    for name, scale in plan.factors.items():
+        values[name] = values[name] * torch.from_numpy(np.array(scale)).to(values[name])
     return copy_with(model, tensors, values)
 
 

@@ -57,10 +57,12 @@ class Plan:
         notes: The reasons, JSON-able: by group or weight name, or about the whole.
         blocks: Names of whole blocks of the original model that go before anything else
             (`secateur.apply.blocks`); the graph is that of the model without them.
+        factors: Weight name -> float64 factors of its shape for the weights that stay, if the method rescales
+            them (a sparsifier: 1 / probability).  Only masked weights have factors.
 
     Raises:
-        PlanError: If the units of `keep` are not units of the graph, each once, rising, or if groups of
-            `PruningGraph.equal_counts` keep unequal numbers.
+        PlanError: If the units of `keep` are not units of the graph, each once, rising, if groups of
+            `PruningGraph.equal_counts` keep unequal numbers, or if factors do not fit the masks.
     """
 
     graph: PruningGraph
@@ -72,6 +74,7 @@ class Plan:
     seed: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the units.
@@ -82,6 +85,11 @@ class Plan:
         """
         if isinstance(self.blocks, str) or not all(isinstance(name, str) for name in self.blocks):
             raise PlanError(f"blocks must be names of blocks; got {self.blocks!r}")
+        for name, factor in self.factors.items():
+            if name not in self.masks or self.masks[name].shape != factor.shape:
+                raise PlanError(f"the factors of {name!r}, {factor.shape}, must have the shape of its mask")
+            if not (np.isfinite(factor).all() and (factor != 0).all()):
+                raise PlanError(f"the factors of {name!r} must be finite and not 0: a mask zeroes weights")
         if not isinstance(self.keep, Mapping):
             raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
         sizes = {group.name: group.size for group in self.graph.groups} if self.keep else {}

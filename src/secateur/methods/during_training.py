@@ -64,7 +64,13 @@ def prune_every(
             for named in (model.named_parameters(), model.named_buffers())
             for name, p in named
         }
-        masks = method.plan(graph, Statistics(tensors, seed=seed), budget).masks
+        plan = method.plan(graph, Statistics(tensors, seed=seed), budget)
+        if plan.factors:
+            raise InputError(
+                f"{method.name!r} rescales the weights that stay: during training only masks are applied, so "
+                "leave its option reweight at False"
+            )
+        masks = plan.masks
         if persist:
             return masks
         with torch.no_grad():

@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from secateur.apply.mask import mask
-from secateur.apply.scale import scaled
 from secateur.apply.shrink import shrink
 from secateur.core import Plan, PruningGraph, Statistics, Units, Weights
 from secateur.data import Dataset
@@ -246,11 +245,10 @@ def _prune_weights(
         LEVERAGE: Spectral(mode="top", allocation="global", score="activation", power=2),
     }
     plans = {name: method.plan(graph, statistics, budget) for name, method in methods.items()}
-    drawn = Spectral(allocation="one-epsilon")
-    plans["one epsilon"] = drawn.plan(graph, statistics, budget)
+    for name, reweight in {"one epsilon": False, "one epsilon, times 1 / p": True}.items():
+        drawn = Spectral(allocation="one-epsilon", reweight=reweight)
+        plans[name] = drawn.plan(graph, statistics, budget)
     yield from ((name, mask(model, plan)) for name, plan in plans.items())
-    factors = drawn.factors(graph, statistics, plans["one epsilon"])
-    yield "one epsilon, times 1 / p", scaled(mask(model, plans["one epsilon"]), factors)
     yield "|w| input", apply_masks(rank_weights(graph, statistics, budget, "activation"))
     sizes = plans[LEVERAGE].masks
     yield "magnitude, sizes of leverage", apply_masks(with_sizes(sizes, graph, statistics, "magnitude"))

@@ -1,9 +1,10 @@
 """Networks, data and training of the spectral study.
 
 The paper (appendix A, after Frankle et al. 2021) uses SGD with momentum, batches of 256 and a weight decay of
-1e-4. CIFAR: 160 epochs from a learning rate of 0.1, divided by ten at epochs 80 and 120, with images flipped
-and shifted by up to 4 pixels. Tiny ImageNet: 200 epochs from 0.2, divided by ten at epochs 100 and 150, with
-crops of scale 0.1 to 1.
+1e-4, weights from Kaiming's normal distribution, BatchNorm scales from U(0, 1), and all of the training
+images. CIFAR: 160 epochs from a learning rate of 0.1, divided by ten at epochs 80 and 120, with images
+flipped and shifted by up to 4 pixels. Tiny ImageNet: 200 epochs from 0.2, divided by ten at epochs 100 and
+150, with crops of scale 0.1 to 1.
 """
 
 from __future__ import annotations
@@ -105,12 +106,26 @@ def make_network(net: str, data: Dataset, scale: Scale, seed: int) -> nn.Module:
     }
     if net not in kinds:
         raise InputError(unknown("network", net, list(kinds)))
-    return kinds[net]().eval()
+    model = kinds[net]()
+    if scale.paper:
+        _initialise_as_published(model, seed)
+    return model.eval()
 
 
 def _resnet(build: Callable[..., nn.Module], full: int, data: Dataset, scale: Scale, seed: int) -> nn.Module:
     width = max(4, round(64 * scale.width)) if scale.width < 1 else full
-    return build(width=width, channels=data.shape[0], classes=data.classes, seed=seed)
+    projected = {"shortcut": "projection"} if scale.paper and build is resnet20 else {}
+    return build(width=width, channels=data.shape[0], classes=data.classes, seed=seed, **projected)
+
+
+def _initialise_as_published(model: nn.Module, seed: int) -> None:
+    """Initialise in place as OpenLTH does."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, generator=generator)
 
 
 def load_data(net: str, folders: Mapping[str, str | Path], scale: Scale, seed: int) -> Dataset:
@@ -121,7 +136,15 @@ def load_data(net: str, folders: Mapping[str, str | Path], scale: Scale, seed: i
         data = read(folders[name], seed=seed)
     else:
         data = fashion(seed=seed) if fashion_available() else digits(seed)
+    data = _with_all_for_training(data) if scale.paper else data
     return data if scale.side is None else _resize(data, scale.side)
+
+
+def _with_all_for_training(data: Dataset) -> Dataset:
+    """Add what is set apart for calibration and selection to the training part."""
+    apart = [part for name, part in data.parts.items() if name != "test"]
+    x, y = (torch.cat(tensors) for tensors in zip(*apart, strict=True))
+    return replace(data, parts={**data.parts, "train": (x, y)})
 
 
 def _resize(data: Dataset, side: int) -> Dataset:

@@ -3,7 +3,8 @@
 Algorithm 2 scores the weights, takes each layer's scores as a bipartite graph, and keeps a weight with
 probability min(1, 5 ln n * leverage * epsilon); Algorithm 1 does so on the graph of the whole network.
 Options cover what the paper leaves open: one epsilon for all layers or one for each, and how the exact
-number is reached.  `Spectral.factors` returns 1 / probability, by which the paper's masks are not scaled.
+number is reached.  The paper's masks leave out the factors 1 / probability of Algorithm 1; ``reweight=True``
+puts them into the plan.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class Spectral(ScoreMethod):
         graph: "layer" (Algorithm 2) or "network" (Algorithm 1).
         mode: "systematic": exact counts and probabilities; "paper": independent draws topped up; "coverage":
             grown for connectivity, not random; "top": largest leverage.
+        epsilon: Algorithm 2's own input: each layer keeps an edge with probability min(1, 5 ln n * leverage /
+            epsilon^2), and the counts follow.  The appendix writes epsilon for 1 / epsilon^2.  The budget is
+            then the least share to keep: use ``Weights(0.01)`` for epsilon alone.
+        reweight: Multiply the weights that stay by 1 / probability, as Algorithm 1 does; `Plan.factors` has
+            the factors, and `sc.mask`, `sc.shrink` and saved results apply them.
         pattern: "2:4" and the like: of every m weights along the input axis the n of largest leverage stay,
             and the budget must ask for the share n / m.
         rounds: Rounds of SynFlow: the share falls geometrically, and each round scores what is left.
@@ -72,6 +78,8 @@ class Spectral(ScoreMethod):
     allocation: Spread | None = None
     graph: Literal["layer", "network"] = "layer"
     mode: Choose = "systematic"
+    epsilon: float | None = None
+    reweight: bool = False
     pattern: str | None = None
     rounds: int = 1
     over: Literal["producers", "consumers", "both"] = "both"
@@ -93,6 +101,25 @@ class Spectral(ScoreMethod):
             raise InputError("mode='coverage' grows each layer's graph: use it with graph='layer'")
         if self.pattern is not None:
             _pattern(self.pattern)
+        self._check_draws()
+
+    def _check_draws(self) -> None:
+        """Check the options that need probabilities."""
+        drawn = self.mode in ("systematic", "paper") and self.pattern is None
+        if self.reweight and not drawn:
+            raise InputError(
+                "Spectral.reweight divides by probabilities: it needs mode='systematic' or "
+                "'paper', and no pattern"
+            )
+        if self.epsilon is None:
+            return
+        if not (0 < self.epsilon < float("inf")):
+            raise InputError(f"Spectral.epsilon must be positive; got {self.epsilon!r}")
+        if not drawn or self.allocation is not None or self.rounds > 1:
+            raise InputError(
+                "Spectral.epsilon decides how many weights each layer keeps: use it with mode='systematic' "
+                "or 'paper', rounds=1, and without allocation and pattern"
+            )
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return what the score needs."""
@@ -142,28 +169,20 @@ class Spectral(ScoreMethod):
             }
         return self._plan(graph, budget, statistics.seed, masks, leverages, allocation)
 
-    def factors(self, graph: PruningGraph, statistics: Statistics, plan: Plan) -> dict[str, Tensor]:
-        """Return the factors of the kept weights that make the sparsifier unbiased: 1 / probability.
-
-        The paper's masks do not use them; `secateur.apply.scale.scaled` applies them.
-
-        Args:
-            graph: The traced network, unpruned.
-            statistics: The statistics of the plan.
-            plan: A plan of this method for single weights.
-
-        Returns:
-            By masked weight, in its shape; 1 if the weight goes or was certain to stay.
-        """
-        leverages = self.leverages(graph, statistics)
+    def _factors(self, masks: Mapping[str, Tensor], leverages: Leverages) -> dict[str, Tensor]:
+        """Return 1 / probability for the weights that stay, 1 for the others."""
         factors = {}
-        for name, mask in plan.masks.items():
-            lev, stays = leverages.values[name], torch.as_tensor(mask, device=leverages.values[name].device)
-            count = min(int(mask.sum()), int((lev > 0).sum()))
-            epsilon = spectral.epsilon_for_count([lev], [leverages.nodes[name]], count)
-            p = spectral.inclusion(lev, leverages.nodes[name], epsilon)
+        for name, stays in masks.items():
+            lev, nodes = leverages.values[name], leverages.nodes[name]
+            count = min(int(stays.sum()), int((lev > 0).sum()))
+            epsilon = self._parameter() or spectral.epsilon_for_count([lev], [nodes], count)
+            p = spectral.inclusion(lev, nodes, epsilon)
             factors[name] = torch.where(stays & (p > 0), 1 / p.clamp_min(1e-300), 1.0)
         return factors
+
+    def _parameter(self) -> float | None:
+        """Return the appendix's parameter, epsilon^-2, if the counts follow from epsilon."""
+        return None if self.epsilon is None else self.epsilon**-2
 
     def _allocate(self, graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:
         drawn = self.mode in ("systematic", "paper")
@@ -172,11 +191,28 @@ class Spectral(ScoreMethod):
             "erk": "erk",
             "global": "one-epsilon" if drawn else "global",
         }
+        if self.epsilon is not None:
+            return self._expected(graph, budget, leverages)
         spread = self.allocation or by_scope[budget.scope]
         if spread == "one-epsilon":
             return _one_epsilon(graph, budget, leverages)
         scope: Any = {"uniform": "layer", "erk": "erk", "global": "global"}[spread]
         return allocate(graph, replace(budget, scope=scope), leverages.values)
+
+    def _expected(self, graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:
+        """Return the numbers of weights that epsilon keeps on average, rounded."""
+        counts = {
+            name: round(float(spectral.inclusion(lev, leverages.nodes[name], self._parameter() or 0).sum()))
+            for name, lev in leverages.values.items()
+        }
+        total = sum(lev.numel() for lev in leverages.values.values())
+        share = sum(counts.values()) / total
+        if share < budget.keep:
+            raise InputError(
+                f"epsilon={self.epsilon} keeps {share:.3g} of the weights on average, less than {budget} "
+                "allows; use a smaller epsilon, or a smaller budget such as Weights(0.01)"
+            )
+        return Allocation(counts, "weights", budget.keep, share)
 
     def _mask(
         self, graph: PruningGraph, seed: int, name: str, count: int, scores: Tensor, leverages: Leverages
@@ -184,7 +220,7 @@ class Spectral(ScoreMethod):
         """Choose the weights of one layer; weights of score 0 are not edges and come last, in order."""
         lev = leverages.values[name]
         edges = int((lev > 0).sum())
-        if self.mode == "top" or count >= edges:
+        if self.mode == "top" or (count >= edges and self.epsilon is None):
             return top(lev, count)
         layer = graph.layer(name)
         bipartite, named_seed = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
@@ -193,7 +229,8 @@ class Spectral(ScoreMethod):
             return bipartite.fold(spectral.sparsify(bipartite.scores, count, mode="coverage").mask)
         kept = spectral.sparsify(
             bipartite.scores,
-            count,
+            count if self.epsilon is None else None,
+            epsilon=self._parameter(),
             mode=self.mode,
             generator=generator,
             leverages=unfold(layer, lev).scores,
@@ -210,6 +247,12 @@ class Spectral(ScoreMethod):
             name: top_of_every(leverages.values[name], n, m, graph.layer(name).in_axis or 0)
             for name in weight_sizes(graph)
         }
+        if all(bool(mask.all()) for mask in masks.values()):
+            widths = {name: graph.shapes[name][graph.layer(name).in_axis or 0] for name in masks}
+            raise NothingToPrune(
+                f"pattern {self.pattern!r} removes nothing: it needs inputs in multiples of {m}, and the "
+                f"layers have {widths}; drop the pattern, or use another one"
+            )
         kept = {name: int(mask.sum()) for name, mask in masks.items()}
         total = sum(mask.numel() for mask in masks.values())
         allocation = Allocation(kept, "weights", budget.keep, sum(kept.values()) / total)
@@ -230,8 +273,13 @@ class Spectral(ScoreMethod):
                 f"{budget} removes nothing: the counts are {dict(allocation.counts)}; keep less"
             )
         notes: dict[str, Any] = {name: dict(leverages.notes.get(name, {})) for name in zeroed}
-        notes["reached"] = {"weights": allocation.reached}
-        return Plan(graph, self.name, {}, zeroed, {}, repr(budget), seed, notes)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        notes["reached"] = {"weights": kept / sum(mask.numel() for mask in masks.values())}
+        factors: dict[str, Any] = {}
+        if self.reweight:
+            scaled = self._factors({name: masks[name] for name in zeroed}, leverages)
+            factors = {name: factor.cpu().numpy() for name, factor in scaled.items()}
+        return Plan(graph, self.name, {}, zeroed, {}, repr(budget), seed, notes, factors=factors)
 
 
 def _one_epsilon(graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:

@@ -135,8 +135,11 @@ def sparsify(
     nodes = nodes or scores.shape[-1] + scores.shape[-2]
     epsilon = epsilon if count is None else epsilon_for_count([lev], [nodes], count)
     p = inclusion(lev, nodes, epsilon or 0.0)
-    draw = _draw_as_published if mode == "paper" else _draw_systematic
-    mask = draw(p.flatten(), count, generator).view(scores.shape)
+    if mode == "paper":
+        low = p if count is None else inclusion(lev, nodes, _slightly_below(lev, nodes, p, count))
+        mask = _draw_as_published(low.flatten(), count, generator).view(scores.shape)
+    else:
+        mask = _draw_systematic(p.flatten(), count, generator).view(scores.shape)
     scale = torch.where(mask, 1 / p, 1.0) if mode == "reweighted" else torch.ones_like(p)
     return Sparsifier(mask, p, scale.to(scores.dtype), float(epsilon or 0.0))
 
@@ -180,12 +183,20 @@ def _draw_systematic(p: Tensor, count: int | None, generator: torch.Generator | 
     return mask
 
 
-def _draw_as_published(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
-    """Draw independently, two standard deviations below the count, then fix the count uniformly."""
-    if count is None:
-        return _draw_uniform(len(p), generator, p.device) < p
+def _slightly_below(lev: Tensor, nodes: int, p: Tensor, count: int) -> float:
+    """Return the epsilon whose expected number is two standard deviations below the count (Appendix A).
+
+    Edges with p = 1 stay certain at the lower epsilon as long as it allows, unlike under a common factor.
+    """
     spread = 2 * math.sqrt(float((p * (1 - p)).sum()))
-    drawn = _draw_uniform(len(p), generator, p.device) < p * (max(count / 2, count - spread) / count)
+    return epsilon_for_count([lev], [nodes], max(count / 2, count - spread))
+
+
+def _draw_as_published(p: Tensor, count: int | None, generator: torch.Generator | None) -> Tensor:
+    """Draw independently, then fix the count, if there is one, by uniform draws."""
+    drawn = _draw_uniform(len(p), generator, p.device) < p
+    if count is None:
+        return drawn
     surplus = int(drawn.sum()) - count
     pool = torch.nonzero(drawn if surplus > 0 else (p > 0) & ~drawn).flatten()
     drawn[pool[torch.randperm(len(pool), generator=generator)[: abs(surplus)].to(p.device)]] = surplus < 0
