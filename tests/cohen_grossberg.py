@@ -1,20 +1,22 @@
 """Cohen-Grossberg networks: dx_i/dt = -a_i(x_i) + sum_j w_ij f_j(x_j) + I_i.
 
 M. Cohen and S. Grossberg, Absolute stability of global pattern formation and parallel memory storage by
-competitive neural networks, IEEE Trans. SMC 13, 1983.  Here a_i(x) = d_i x with d_i > 0, f = tanh, and I_i is
-an affine function of the input.  For symmetric w the energy
+competitive neural networks, IEEE Trans. SMC 13, 1983.  Here a_i(x) = d_i a(x) with d_i > 0, a and f are any
+smooth functions of single elements (by default a(x) = x and f = tanh), and I_i is an affine function of the
+input.  For symmetric w and rising f the energy
 
-    V(x) = sum_i d_i (x_i tanh(x_i) - log cosh(x_i)) - f(x)^T w f(x) / 2 - I^T f(x)
+    V(x) = sum_i d_i (integral of a(s) f'(s) from 0 to x_i) - f(x)^T w f(x) / 2 - I^T f(x)
 
-never increases: dV/dt = -sum_i f'(x_i) (dx_i/dt)^2, since d_i times the integral of s f'(s) from 0 to x is
-the first term.
+never increases: dV/dt = -sum_i f'(x_i) (dx_i/dt)^2.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,8 @@ from torch.nn import functional as F
 from secateur.core import InputError, unknown
 
 __all__ = ["CohenGrossberg", "CohenGrossbergSystem"]
+
+Elementwise = Callable[[Tensor], Tensor]
 
 
 class CohenGrossberg(nn.Module):
@@ -32,6 +36,8 @@ class CohenGrossberg(nn.Module):
         hidden_size: Units n.
         dt: Time of a step; one step for each element of the sequence.
         method: "euler" or "rk4" (the input is held during the step).
+        decay: The function a.
+        activation: The function f.
 
     Shapes: input [batch, time, input_size] -> outputs f(x) [batch, time, n] and final x [batch, n].
 
@@ -45,14 +51,22 @@ class CohenGrossberg(nn.Module):
         (torch.Size([2, 7, 5]), torch.Size([2, 5]))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, dt: float = 0.1, method: str = "euler") -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        dt: float = 0.1,
+        method: str = "euler",
+        decay: Elementwise = torch.clone,
+        activation: Elementwise = torch.tanh,
+    ) -> None:
         """Draw weights as `nn.RNN` does; decays start at 1."""
         super().__init__()
         if input_size < 1 or hidden_size < 1 or not dt > 0:
             raise InputError(f"sizes and dt must be positive; got {input_size}, {hidden_size} and dt={dt}")
         if method not in ("euler", "rk4"):
             raise InputError(unknown("integration method", method, ["euler", "rk4"]))
-        self.dt, self.method = dt, method
+        self.dt, self.method, self.a, self.f = dt, method, decay, activation
         bound = 1 / math.sqrt(hidden_size)
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size).uniform_(-bound, bound))
         self.weight_hh = nn.Parameter(torch.empty(hidden_size, hidden_size).uniform_(-bound, bound))
@@ -64,13 +78,13 @@ class CohenGrossberg(nn.Module):
         """Number of units that there are now."""
         return len(self.weight_hh)
 
-    def decay(self) -> Tensor:
+    def rates(self) -> Tensor:
         """Return d > 0, [n]."""
         return F.softplus(self.raw_decay)
 
     def field(self, x: Tensor, drive: Tensor) -> Tensor:
         """Return dx/dt at x [..., n] for the drive I [..., n]."""
-        return drive - self.decay() * x + F.linear(x.tanh(), self.weight_hh)
+        return drive - self.rates() * self.a(x) + F.linear(self.f(x), self.weight_hh)
 
     def step(self, x: Tensor, drive: Tensor) -> Tensor:
         """Return x one step later."""
@@ -96,10 +110,20 @@ class CohenGrossberg(nn.Module):
 
     def energy(self, x: Tensor, drive: Tensor) -> Tensor:
         """Return V(x) [...] for x [..., n]; it falls along trajectories if `weight_hh` is symmetric."""
-        f = x.tanh()
-        log_cosh = x.abs() + F.softplus(-2 * x.abs()) - math.log(2)
+        f = self.f(x)
         wf = F.linear(f, self.weight_hh)
-        return (self.decay() * (x * f - log_cosh) - f * wf / 2 - drive * f).sum(-1)
+        return (self.rates() * self._integral(x) - f * wf / 2 - drive * f).sum(-1)
+
+    def _integral(self, x: Tensor) -> Tensor:
+        """Integrate a(s) f'(s) from 0 to x by Gauss and Legendre's rule."""
+        nodes, weights = (torch.from_numpy(part).to(x) for part in np.polynomial.legendre.leggauss(48))
+        s = x[..., None] * (nodes + 1) / 2
+        return x / 2 * (self.a(s) * _slope(self.f, s) * weights).sum(-1)
+
+
+def _slope(function: Elementwise, x: Tensor) -> Tensor:
+    """Return the derivative of a function of single elements."""
+    return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +155,8 @@ class CohenGrossbergSystem:
         return self.layer.step(x, self._drive(u))
 
     def _field_jacobian(self, x: Tensor) -> Tensor:
-        slope = 1 - x.tanh() ** 2
-        return self.layer.weight_hh.detach() * slope - torch.diag(self.layer.decay().detach())
+        gain, decay = _slope(self.layer.f, x), _slope(self.layer.a, x)
+        return self.layer.weight_hh.detach() * gain - torch.diag(self.layer.rates().detach() * decay)
 
     def jacobian(self, x: Tensor, u: Tensor | None) -> Tensor:
         """Return 1 + h A(x) for Euler; for Runge-Kutta the same stages applied to the derivative."""

@@ -133,6 +133,17 @@ def test_windows_are_the_ranks_of_neighbours() -> None:
     assert column(section, "part") == ["tail" if count else "essential" for count in counts]
 
 
+def test_facts_on_the_rows_are_those_of_the_structures() -> None:
+    model = with_equal_rows()
+    section = diagnosed(model, "matroid", labelled(6))[1]["Matroid of the rows of group 0"]
+    facts = {row["fact"]: row["value"] for row in section["rows"]}
+    assert (facts["rank"], facts["uniform"]) == ("7", "no")
+    assert facts["dimension of its positroid cell"].endswith("of 35")
+    assert sum(map(int, facts["maximal minors of [W | b], + / 0 / -"].split(" / "))) == 792
+    assert facts["W is totally positive"] == "no"
+    assert facts["regions of the arrangement"].startswith("not counted: ")
+
+
 def test_diagnostics_of_windows_show_the_tail_of_the_plan() -> None:
     for exact in (False, True):
         method = sc.methods.Matroid(ground="windows", exact=exact)

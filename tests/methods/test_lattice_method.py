@@ -12,6 +12,7 @@ from cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from secateur import zoo
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import (
@@ -30,6 +31,7 @@ from secateur.methods.lattice.connection_strength import across, entering, onto_
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.statistics.collect import collect_statistics
+from secateur.structures.order import Poset, feedback_operator, strongest_edges
 from secateur.tracing.trace import trace
 from secateur_studies.lattice.dynamics import lyapunov_spectrum
 
@@ -119,6 +121,76 @@ def test_algorithm_1_keeps_irreducible_units_then_those_of_largest_mu():
     assert other.plan(graph, statistics, Units(0.4)).keep["rnn"].tolist() == [0, 4]
     alone = Lattice(adjacency="weights", density=0.25, prefer="neither", centrality="in-strength")
     assert alone.plan(graph, statistics, Units(0.4)).keep["rnn"].tolist() == [3, 4]
+
+
+def test_tau_is_the_threshold_of_algorithm_1():
+    """Irreducible units stay; of the others those with mu of at least tau, and what the budget asks for."""
+    W = np.zeros((5, 5))
+    for i, j, w in ((0, 1, 1.0), (1, 2, 1.0), (2, 4, 1.0), (0, 3, 2.0), (3, 4, 3.0)):
+        W[i, j] = w
+    graph, statistics = traced(recurrent_weights(W), 4, 7, 3)
+    for tau, keep, kept in ((0.2, 0.01, None), (0.3, 0.01, [0, 1, 2, 3])):
+        method = Lattice(adjacency="weights", density=0.25, centrality="mu", tau=tau)
+        if kept is None:
+            with pytest.raises(NothingToPrune):
+                method.plan(graph, statistics, Units(keep))
+        else:
+            assert method.plan(graph, statistics, Units(keep)).keep["rnn"].tolist() == kept
+            masks = method.plan(graph, statistics, Weights(keep)).masks
+            assert np.flatnonzero(masks["rnn.weight_hh_l0"].all(1)).tolist() == kept
+    literal = Lattice(adjacency="binary", centrality="mu", tau=100.0)
+    mask_of_algorithm_2 = literal.plan(graph, statistics, Weights(0.01)).masks["rnn.weight_hh_l0"]
+    assert mask_of_algorithm_2.all(1).tolist() == [True, True, True, False, False]
+    assert not mask_of_algorithm_2[3:].any()
+
+
+def test_the_moebius_function_of_the_lattice_is_not_that_of_the_poset():
+    """Line 3 of Algorithm 1: 0, 1 < 2, 3 < 4 has two more elements in its completion."""
+    W = np.zeros((5, 5))
+    for i, j in ((0, 2), (0, 3), (1, 2), (1, 3), (2, 4), (3, 4)):
+        W[i, j] = 1
+    graph, statistics = traced(recurrent_weights(W), 4, 7, 3)
+    order = Lattice(adjacency="weights", density=0.3).orders(graph, statistics)["rnn"]
+    completion = order.poset.completion()
+    assert order.centrality("moebius").tolist() == [1, 1, 1, 1, 1]
+    assert order.centrality("lattice-moebius").tolist() == [1, 1, 0, 0, 0]
+    full = completion.lattice.moebius()
+    assert order.centrality("lattice-moebius").tolist() == np.abs(full[0, completion.embedding]).tolist()
+
+
+def test_top_down_feedback_is_one_digraph_and_units_go_exactly():
+    """Definition III.4: both layers, what the upper one reads, and what it feeds back."""
+    model = zoo.top_down(6, side=5, classes=3).double().eval()
+    graph, statistics = traced(model, 4, 1, 5, 5)
+    lower, upper = graph.groups
+    whole = across(graph, statistics, [lower, upper])
+    assert whole[:6, 6:].all()  # bottom-up
+    back = model.lower.weight_ih.detach()[:, 5:].reshape(3, 6, 6).square().sum(0).sqrt().T.numpy()
+    assert np.allclose(whole[6:, :6], back)
+    plan = Lattice(adjacency="weights", span="network", density=0.1).plan(graph, statistics, Units(0.5))
+    assert {name: len(kept) for name, kept in plan.keep.items()} == {lower.name: 3, upper.name: 3}
+    x = torch.randn(3, 1, 5, 5, dtype=torch.float64)
+    assert (shrink(model, plan)(x) - mask(model, plan)(x)).abs().max() < 1e-14
+
+
+def test_the_operator_of_a_network_keeps_meets_and_not_always_joins():
+    """Definition III.4 assumes both; T is derived from the feedback weights."""
+    joins_kept = []
+    for seed in range(12):
+        model = zoo.top_down(5, side=4, classes=2, seed=seed).eval()
+        graph, statistics = traced(model, 2, 1, 4, 4)
+        lower, upper = graph.groups
+        whole = across(graph, statistics, [lower, upper])
+        cut = [strongest_edges(part, 0.3) for part in (whole[:5, :5], whole[5:, 5:])]
+        below, above = (Poset.from_digraph(edges).completion() for edges in cut)
+        T = feedback_operator(above, below, whole[5:, :5] > np.quantile(whole[5:, :5], 0.8))
+        lattice, elements = below.lattice, range(len(below))
+        pairs = [(x, a, b) for x in range(len(above)) for a in elements for b in elements]
+        assert all(T[x, lattice.meet(a, b)] == lattice.meet(T[x, a], T[x, b]) for x, a, b in pairs)
+        joins_kept.append(
+            all(T[x, lattice.join(a, b)] == lattice.join(T[x, a], T[x, b]) for x, a, b in pairs)
+        )
+    assert 0 < sum(joins_kept) < len(joins_kept)
 
 
 def test_units_on_a_cycle_are_one_element():
@@ -487,11 +559,13 @@ def test_a_packed_example_input_is_refused_and_a_padded_one_will_do():
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4"])
-def test_cohen_grossberg_units_go_exactly_and_the_smaller_layer_is_a_smaller_system(method):
+@pytest.mark.parametrize("activation", [torch.tanh, torch.sigmoid])
+def test_cohen_grossberg_units_go_exactly_and_the_smaller_layer_is_a_smaller_system(method, activation):
     class Reader(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.fc = CohenGrossberg(3, 8, dt=0.2, method=method), nn.Linear(8, 2)
+            self.layer = CohenGrossberg(3, 8, dt=0.2, method=method, activation=activation)
+            self.fc = nn.Linear(8, 2)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.layer(x)[0])

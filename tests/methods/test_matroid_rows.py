@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from secateur.apply.shrink import shrink
-from secateur.core import NothingToPrune, Plan, Units
+from secateur.core import InputError, NothingToPrune, Plan, Units
+from secateur.methods import MIP
 from secateur.methods.matroid import Matroid
 from secateur.repair.fold import merge
 from secateur.statistics.collect import collect_statistics
@@ -169,3 +170,64 @@ def test_the_function_stays_under_every_budget(seed, keep):
     plan = plan_of(model, rows(seed), keep)
     small = check_same(model, plan, rows(seed + 100))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def leaky(*widths: int, activation: type[nn.Module] = nn.LeakyReLU, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b), nn.PReLU(b) if activation is nn.PReLU else activation()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.PReLU])
+def test_leaky_units_merge_with_multiples_of_the_same_slope(activation):
+    """A leaky ReLU is positively homogeneous, but no unit of it is ever dead."""
+    model = leaky(4, 10, 8, 3, activation=activation)
+    for layer in (model[0], model[2]):
+        for i, scale in ((3, 2.5), (6, 0.4)):
+            layer.weight[i], layer.bias[i] = scale * layer.weight[1], scale * layer.bias[1]
+        layer.weight[5], layer.bias[5] = -2 * layer.weight[1], -2 * layer.bias[1]
+    model[0].weight[7], model[0].bias[7] = 0, -3.0
+    expected = {"0": [3, 6, 7], "2": [3, 6]}
+    if activation is nn.PReLU:
+        model[1].weight[6] = 0.7
+        expected["0"] = [3, 7]
+    plan = plan_of(model, rows())
+    assert {name: plan.removed(name).tolist() for name in plan.keep} == expected
+    assert plan.notes["0"]["dead"] == 0
+    assert plan.notes["0"]["holds"] == plan.notes["2"]["holds"] == "for every input"
+    check_same(model, plan, rows(2))
+
+
+@torch.no_grad()
+def test_leaky_units_on_one_side_of_their_kink_are_affine():
+    """On a box, units that stay below 0 are as affine as units that stay above it."""
+    model = leaky(3, 12, 2)
+    model[0].bias[:6], model[0].bias[6:] = 20, -20
+    plan = plan_of(model, rows(features=3), domain="box", box=(-1.0, 1.0))
+    assert len(plan.keep["0"]) == 3
+    x = 2 * torch.rand(50, 3, dtype=torch.float64) - 1
+    small = merge(model, shrink(model, plan), plan)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_leaky_units_of_one_pattern_and_slope_follow_from_a_basis():
+    model, x = leaky(3, 80, 2, activation=nn.PReLU), rows(samples=2, features=3)
+    model[1].weight[::2] = 0.5
+    method = Matroid(ground="patterns")
+    graph = trace(model, x[:2])
+    statistics = collect_statistics(model, graph, [(x, torch.zeros(2).long())], method.needs(Units(0.01)))
+    plan = method.plan(graph, statistics, Units(0.01))
+    small = merge(model, shrink(model, plan), plan)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_integer_program_refuses_slopes_by_name():
+    model, x = leaky(4, 6, 3), rows()
+    graph = trace(model, x[:2])
+    statistics = collect_statistics(model, graph, [(x, torch.arange(200) % 3)], {"chain", "images"})
+    with pytest.raises(InputError, match=r"'0.weight'.*slope"):
+        MIP().plan(graph, statistics, Units(0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -143,17 +144,26 @@ def test_bad_trajectories_are_refused(options, message):
         lyapunov_spectrum(Map(1, lambda x: 3 * x**3), vector(9), steps=20)
 
 
-def network(weight: torch.Tensor, method: str, dt: float) -> CohenGrossberg:
-    layer = CohenGrossberg(1, len(weight), dt=dt, method=method).double()
+def network(weight: torch.Tensor, method: str, dt: float, **functions: Any) -> CohenGrossberg:
+    layer = CohenGrossberg(1, len(weight), dt=dt, method=method, **functions).double()
     with torch.no_grad():
         layer.weight_hh.copy_(weight)
     return layer
 
 
+DYNAMICS = {
+    "linear decay, tanh": {},
+    "cubic decay, sigmoid": {"decay": lambda x: x + x**3, "activation": torch.sigmoid},
+    "sinh, softplus": {"decay": torch.sinh, "activation": nn.functional.softplus},
+}
+
+
 @pytest.mark.parametrize("method", ["euler", "rk4"])
-def test_symmetric_cohen_grossberg_converges_with_falling_energy(method):
+@pytest.mark.parametrize("kind", ["linear decay, tanh", "cubic decay, sigmoid"])
+def test_symmetric_cohen_grossberg_converges_with_falling_energy(method, kind):
+    """For any decay and rising activation, as the theory says."""
     W = torch.randn(8, 8, dtype=D, generator=torch.Generator().manual_seed(3))
-    layer = network(W + W.T, method, dt=0.02)
+    layer = network(W + W.T, method, dt=0.02, **DYNAMICS[kind])
     drive = torch.randn(8, dtype=D, generator=torch.Generator().manual_seed(4))
     x, energies = torch.randn(8, dtype=D), []
     with torch.no_grad():
@@ -165,13 +175,15 @@ def test_symmetric_cohen_grossberg_converges_with_falling_energy(method):
     assert lyapunov_spectrum(CohenGrossbergSystem(layer), x, steps=200).largest < 0
 
 
-def test_energy_has_the_derivative_of_the_theory():
+@pytest.mark.parametrize("kind", DYNAMICS)
+def test_energy_has_the_derivative_of_the_theory(kind):
     W = torch.randn(5, 5, dtype=D)
-    layer = network(W + W.T, "rk4", 0.01)
+    layer = network(W + W.T, "rk4", 0.01, **DYNAMICS[kind])
     x, drive = torch.randn(5, dtype=D, requires_grad=True), torch.randn(5, dtype=D)
     (gradient,) = torch.autograd.grad(layer.energy(x, drive), x)
     field = layer.field(x, drive)
-    assert torch.allclose(gradient, -(1 - x.tanh() ** 2) * field, atol=1e-12)
+    (slope,) = torch.autograd.grad(layer.f(x).sum(), x)
+    assert torch.allclose(gradient, -slope * field, atol=1e-12)
 
 
 def test_asymmetric_cohen_grossberg_runs_on_a_limit_cycle_with_exponent_0():
@@ -182,10 +194,24 @@ def test_asymmetric_cohen_grossberg_runs_on_a_limit_cycle_with_exponent_0():
 
 
 @pytest.mark.parametrize("method", ["euler", "rk4"])
-def test_cohen_grossberg_jacobian_equals_automatic_differentiation(method):
-    system = CohenGrossbergSystem(CohenGrossberg(3, 6, dt=0.3, method=method).double())
+@pytest.mark.parametrize("kind", DYNAMICS)
+def test_cohen_grossberg_jacobian_equals_automatic_differentiation(method, kind):
+    layer = CohenGrossberg(3, 6, dt=0.3, method=method, **DYNAMICS[kind])
+    system = CohenGrossbergSystem(layer.double())
     x, u = torch.randn(6, dtype=D), torch.randn(3, dtype=D)
     assert torch.allclose(system.jacobian(x, u), autodiff_jacobian(system, x, u), atol=1e-13)
+
+
+def test_the_exponent_is_not_continuous_in_the_threshold():
+    """Arxiv 2502.16525, "Continuity of the Lyapunov exponent": f_tau jumps where tau passes a weight."""
+    W, start, largest = torch.tensor([[0.5, 1.0], [1.0, 0.5]], dtype=D), vector(0.3, 0.2), []
+    for tau in (0.4999, 0.5001):
+        pruned = torch.where(W.abs() < tau, 0.0, W)
+        largest.append(
+            lyapunov_spectrum(Map(2, lambda x, w=pruned: torch.tanh(w @ x)), start, steps=2000).largest
+        )
+    assert largest[0] == pytest.approx(-0.931, abs=2e-3)
+    assert abs(largest[1]) < 5e-3
 
 
 def test_runge_kutta_is_of_fourth_order_and_euler_of_first():

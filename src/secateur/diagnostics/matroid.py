@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,19 @@ from secateur.diagnostics.figures import (
 )
 from secateur.methods.matroid.activations import basis_order
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
-from secateur.structures.matroid import IntervalMatroid, tail_partition, window_ranks
+from secateur.structures.matroid import (
+    IntervalMatroid,
+    LinearMatroid,
+    TooMany,
+    cell_dimension,
+    count_regions,
+    is_positroid,
+    is_totally_positive,
+    is_uniform,
+    maximal_minor_signs,
+    tail_partition,
+    window_ranks,
+)
 from secateur.structures.matroid.sliding import normalized_rows
 
 __all__ = ["clip_line", "matroid_sections"]
@@ -36,6 +48,7 @@ __all__ = ["clip_line", "matroid_sections"]
 Floats = NDArray[np.float64]
 MOST_ENTRIES = 1_000_000
 MOST_LINES = 60
+MOST_SETS = 5_000  # sets, minors or restrictions to count; rational arithmetic takes a second
 CURVE_POINTS = 200
 MOST_CLASSES = 10
 LEAST_RESIDUAL = 1e-9  # a logarithmic axis cannot show 0
@@ -58,6 +71,7 @@ def matroid_sections(context: DiagnosticContext) -> list[Json]:
             skipped[group.name] = reason.removeprefix(f"{group.name}: ")
         else:
             sections += [*_arrangement(context, group, rows), _windows(context, group, rows)]
+            sections.append(_positroid(context, group, rows))
     return sections + not_drawn(skipped, "Rows [W | b] of ")
 
 
@@ -237,6 +251,41 @@ def _windows(context: DiagnosticContext, group: Group, rows: Floats) -> Json:
     drawn = figure(traces, "unit, in the order of the layer", label, yaxis=yaxis)
     title = f"Windows of rows of group {group.name}, and their tail"
     return section(title, text, table, drawn, layer=group.name)
+
+
+def _positroid(context: DiagnosticContext, group: Group, rows: Floats) -> Json:
+    """List exact facts on the rows' matroid, signs and hyperplanes, where these are few enough."""
+    linear, interval = LinearMatroid(rows, exact=True), IntervalMatroid(rows)
+    n, k = len(rows), interval.rank
+    kept = rows[context.kept_units(group)]
+    facts = {
+        "rank": lambda: k,
+        "uniform": lambda: is_uniform(linear, MOST_SETS),
+        "positroid, in the order of the layer": lambda: is_positroid(linear, MOST_SETS),
+        "dimension of its positroid cell": lambda: f"{cell_dimension(interval)} of {k * (n - k)}",
+        "W is totally positive": lambda: is_totally_positive(rows[:, :-1], MOST_SETS),
+        "maximal minors of [W | b], + / 0 / -": lambda: "{0.positive} / {0.zero} / {0.negative}".format(
+            maximal_minor_signs(rows, MOST_SETS)
+        ),
+        "regions of the arrangement": lambda: count_regions(rows, MOST_SETS),
+        "regions, kept units": lambda: count_regions(kept, MOST_SETS),
+    }
+    table = [{"fact": name, "value": _or_too_many(value)} for name, value in facts.items()]
+    text = (
+        "The rows as exact rationals. Uniform: any rows as many as the rank are independent. Positroid: the "
+        "matroid has all bases that its Grassmann necklace allows; this depends on the order of the units. A "
+        "point of the totally non-negative Grassmannian has no maximal minors of both signs. Regions: the pieces, "
+        "each with its own set of active units, into which the hyperplanes cut the input space (Zaslavsky)."
+    )
+    return section(f"Matroid of the rows of group {group.name}", text, table, None, layer=group.name)
+
+
+def _or_too_many(value: Callable[[], Any]) -> str:
+    try:
+        result = value()
+    except TooMany as error:
+        return f"not counted: {error}"
+    return {True: "yes", False: "no"}[result] if isinstance(result, bool) else str(result)
 
 
 def _ranks_of_windows(rows: Floats, rank: int, exact: bool, rtol: float | None) -> list[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -240,12 +240,12 @@ def _part(block: DecoupledBlock, a: Tensor, labels: Tensor) -> Part:
         raise InputError(f"no ReLU follows the convolution of {block.weight!r}: its units have no score")
     units = np.repeat(np.arange(a.shape[1]), a[0, 0].numel())
     renamed = [_renamed(step, block) if isinstance(step, ReLU) else step for step in steps[1:]]
-    chain = Chain((ReLU(block.weight, units), *renamed), first.width).fuse()
+    chain = Chain((replace(first, name=block.weight, units=units, scored=True), *renamed), first.width).fuse()
     return Part(block.weight, chain, flatten_images(a), labels.detach().cpu().numpy())
 
 
 def _renamed(step: ReLU, block: DecoupledBlock) -> ReLU:
     """Name a later ReLU as in the model; ReLUs of the auxiliary network are not scored."""
     if block.auxiliary is not None or step.name not in block.names:
-        return ReLU(step.name, step.units, False)
-    return ReLU(block.names[step.name], step.units)
+        return replace(step, scored=False)
+    return replace(step, name=block.names[step.name], scored=True)

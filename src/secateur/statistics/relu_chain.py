@@ -53,7 +53,8 @@ _IDENTITY = {
     "lift_fresh_copy",
 }
 _RESHAPE = {"view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten"}
-_RELU = {"relu", "relu_"}
+_LEAKY = {"leaky_relu", "leaky_relu_", "prelu"}
+_RELU = {"relu", "relu_"} | _LEAKY
 _AXES = {"linear": 1, "conv2d": 3, "max_pool2d": 3, "avg_pool2d": 3, "adaptive_avg_pool2d": 3}
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_size"}
 
@@ -97,9 +98,9 @@ def affine_relu_chain(
 ) -> Chain:
     """Return the affine-ReLU chain that a sequential model computes in evaluation mode.
 
-    Supported are Linear, Conv2d, BatchNorm, ReLU, max and average pooling, flattening and dropout (which
-    does nothing in evaluation mode), as modules or as functions.  A ReLU is named after the weight tensor
-    that produces its units.  A final log-softmax is omitted: scores do not change.
+    Supported are Linear, Conv2d, BatchNorm, ReLU, LeakyReLU, PReLU, max and average pooling, flattening and
+    dropout (which does nothing in evaluation mode), as modules or as functions.  A ReLU is named after the
+    weight tensor that produces its units.  A final log-softmax is omitted: scores do not change.
 
     Args:
         model: The module; it is not changed.
@@ -190,7 +191,8 @@ def _operations(exported: ExportedModel) -> list[_Operation]:
         listed = "; ".join(dict.fromkeys(refused[:5]))
         raise InputError(
             f"{type(model).__name__} is not an affine-ReLU chain: {listed}. Supported are Linear, Conv2d, "
-            "BatchNorm, ReLU, max and average pooling, flattening and dropout, one after the other"
+            "BatchNorm, ReLU, LeakyReLU, PReLU, max and average pooling, flattening and dropout, one after "
+            "the other"
         )
     return [op for op in operations if op.name != "log_softmax"]
 
@@ -287,8 +289,17 @@ def _relu(op: _Operation, producer: str, channels: int, unscored: Sequence[str])
     # Flattened maps are channel by channel, so the values of one channel are adjacent.
     width = math.prod(op.before)
     if not producer:
-        return ReLU(f"input of {op.where}", np.arange(width), False)
-    return ReLU(producer, np.repeat(np.arange(channels), width // channels), producer not in unscored)
+        return ReLU(f"input of {op.where}", np.arange(width), False, slopes=_slopes(op))
+    units = np.repeat(np.arange(channels), width // channels)
+    return ReLU(producer, units, producer not in unscored, slopes=_slopes(op))
+
+
+def _slopes(op: _Operation) -> np.ndarray | None:
+    """Return the slope for negative inputs at every coordinate; PReLU has one, or one a channel."""
+    if op.name not in _LEAKY:
+        return None
+    slopes = np.atleast_1d(np.asarray(op.arg(0, 0.01), float))
+    return np.repeat(slopes, math.prod(op.before) // len(slopes))
 
 
 def _linear(op: _Operation) -> Affine:

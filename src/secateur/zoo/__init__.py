@@ -6,7 +6,7 @@ attribute `example_inputs` that fits its default sizes.  Images are [batch, chan
 
 from secateur.zoo.plain import lenet5, mlp, small_cnn, vgg11, vgg16, vgg_small
 from secateur.zoo.residual import resnet18, resnet20
-from secateur.zoo.sequence import gru, lstm, transformer
+from secateur.zoo.sequence import gru, lstm, top_down, transformer
 from secateur.zoo.training import Trained, train
 
 ZOO = {
@@ -20,6 +20,7 @@ ZOO = {
     "resnet18": resnet18,
     "lstm": lstm,
     "gru": gru,
+    "top_down": top_down,
     "transformer": transformer,
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "resnet18",
     "resnet20",
     "small_cnn",
+    "top_down",
     "train",
     "transformer",
     "vgg11",

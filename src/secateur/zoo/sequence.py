@@ -1,4 +1,4 @@
-"""Sequence classifiers that read an image row by row: LSTM, GRU, and a small transformer."""
+"""Sequence classifiers that read an image row by row: recurrent layers and a small transformer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from secateur.core import InputError
 from secateur.zoo.factory import factory
 
-__all__ = ["RowRecurrent", "RowTransformer", "gru", "lstm", "transformer"]
+__all__ = ["RowRecurrent", "RowTransformer", "TopDown", "gru", "lstm", "top_down", "transformer"]
 
 Cell = type[nn.LSTM] | type[nn.GRU]
 
@@ -26,6 +26,29 @@ class RowRecurrent(nn.Module):
         """Map [batch, 1, rows, side] to [batch, classes]."""
         outputs, _ = self.rnn(x.squeeze(1))
         return self.fc(outputs[:, -1])
+
+
+class TopDown(nn.Module):
+    """Two recurrent layers over the rows of an image; the upper one feeds back to the lower one.
+
+    The lower layer reads a row and the state that the upper layer had one step before.
+    """
+
+    def __init__(self, side: int, hidden: int, classes: int) -> None:
+        """Build both layers, their learned first states, and the classifier."""
+        super().__init__()
+        self.lower, self.upper = nn.GRUCell(side + hidden, hidden), nn.GRUCell(hidden, hidden)
+        self.lower_start, self.upper_start = (nn.Parameter(torch.zeros(1, hidden)) for _ in range(2))
+        self.fc = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, 1, rows, side] to [batch, classes]."""
+        lower = self.lower_start.expand(len(x), -1)
+        upper = self.upper_start.expand(len(x), -1)
+        for row in x.squeeze(1).unbind(1):
+            lower = self.lower(torch.cat([row, upper], 1), lower)
+            upper = self.upper(lower, upper)
+        return self.fc(upper)
 
 
 class RowTransformer(nn.Module):
@@ -68,6 +91,12 @@ def gru(
 ) -> RowRecurrent:
     """Return a GRU that reads an image row by row."""
     return RowRecurrent(nn.GRU, side, hidden, layers, classes)
+
+
+@factory(1, 28, 28)
+def top_down(hidden: int = 32, *, side: int = 28, classes: int = 10, seed: int = 0) -> TopDown:
+    """Return two recurrent layers with top-down feedback that read an image row by row."""
+    return TopDown(side, hidden, classes)
 
 
 @factory(1, 28, 28)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.allocation import allocate, prunable, ranked
+from secateur.allocation import Allocation, allocate, make_equal, prunable, ranked
 from secateur.core import Budget, Group, InputError, Layer, Plan, PruningGraph, Statistics, Weights
 from secateur.methods.base import ScoreMethod, Scores, best, unit_plan
 from secateur.methods.lattice.unit_order import UnitOrder, drawn, from_data, group_order, over_network
@@ -48,15 +48,21 @@ class Lattice(ScoreMethod):
         span: For weights, ``"layer"``: each group by itself; ``"network"``: one digraph over all groups.
         density: For weights, share of the possible edges in the digraph; the strongest are taken.
         centrality: ``"in-strength"``: what enters a unit; ``"mu"``: its inverse, the paper's;
-            ``"out-strength"``; ``"moebius"``: |mu(0, x)|, Moebius function; for data also ``"flow"``:
-            out-strength times the root mean square of the activation; ``"gap"``: the sequence in which units
-            become redundant.  By default ``"flow"`` for data, else ``"in-strength"``.
+            ``"out-strength"``; ``"moebius"``: |mu(0, x)| by the Moebius function of the poset;
+            ``"lattice-moebius"``: the same in its completion, as in line 3 of Algorithm 1, if that has at
+            most 100,000 elements; for data also ``"flow"``: out-strength times the root mean square of the
+            activation; ``"gap"``: the sequence in which units become redundant.  By default ``"flow"`` for
+            data, else ``"in-strength"``.
+        tau: The threshold of Algorithm 1: units that are not irreducible and whose centrality is below it go,
+            but never more than the budget allows: use ``Units(0.01)`` for tau alone.  Not for data.
         prefer: Which units stay first: irreducible ones (as in the paper), reducible ones, or neither.
         include_top: For weights, count a greatest element as irreducible.
         quantile: For data, a unit fires where its absolute activation is above this quantile of the group's.
         tolerance: For data, share of the objects in which an extent may differ from an intersection.
 
-    Budgets in `Weights` zero rows of the recurrent matrices only, as the paper does; the units stay.
+    Budgets in `Weights` zero rows of the recurrent matrices only, as the paper does; the units stay.  With
+    ``"binary"`` and no tau they zero single entries, drawn with the density, as the sparsities of Table I
+    suggest; with tau, the rows of the first half stay.
 
     Example:
         >>> from secateur.core import Units
@@ -69,7 +75,10 @@ class Lattice(ScoreMethod):
     reading: Literal["condensed", "unrolled"] = "condensed"
     span: Literal["layer", "network"] = "layer"
     density: float = 0.03
-    centrality: Literal["flow", "in-strength", "out-strength", "mu", "moebius", "gap"] | None = None
+    centrality: (
+        Literal["flow", "in-strength", "out-strength", "mu", "moebius", "lattice-moebius", "gap"] | None
+    ) = None
+    tau: float | None = None
     prefer: Literal["irreducible", "reducible", "neither"] = "irreducible"
     include_top: bool = False
     quantile: float = 0.8
@@ -86,10 +95,18 @@ class Lattice(ScoreMethod):
                 f"density must be in (0, 1], quantile in (0, 1) and tolerance in [0, 1); got {self.density}, "
                 f"{self.quantile} and {self.tolerance}"
             )
-        drawn_lack = {"flow", "gap", "moebius"}
+        drawn_lack = {"flow", "gap", "moebius", "lattice-moebius"}
         lacking = {"weights": {"flow", "gap"}, "binary": drawn_lack, "continuous": drawn_lack}
         if self.centrality in lacking.get(self.adjacency, ()):
             raise InputError(f"adjacency={self.adjacency!r} has no centrality {self.centrality!r}")
+        if self.tau is not None and (
+            not self.tau > 0 or self.adjacency == "data" or self.prefer != "irreducible"
+        ):
+            raise InputError(
+                "tau must be positive, and removes reducible units of small centrality: use it with "
+                f"adjacency='weights', 'binary' or 'continuous' and prefer='irreducible'; got "
+                f"tau={self.tau!r}, adjacency={self.adjacency!r} and prefer={self.prefer!r}"
+            )
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return the activations if the order comes from data."""
@@ -103,13 +120,32 @@ class Lattice(ScoreMethod):
         """Rank, keep the best, and describe the order in the notes."""
         orders = self.orders(graph, statistics)
         scores = {name: self._score(order) for name, order in orders.items()}
-        allocation = allocate(graph, budget, scores, statistics.losses)
+        allocation = self._allocate(graph, budget, scores, orders, statistics)
         choice = best(scores, allocation.counts)
         plan = unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
         return replace(plan, notes={**plan.notes, **_order_notes(orders)})
 
+    def _allocate(
+        self,
+        graph: PruningGraph,
+        budget: Budget,
+        scores: Scores,
+        orders: Mapping[str, UnitOrder],
+        statistics: Statistics,
+    ) -> Allocation:
+        """Return the budget's counts, at least those that tau keeps."""
+        allocation = allocate(graph, budget, scores, statistics.losses)
+        if self.tau is None:
+            return allocation
+        counts = {n: max(count, self._count_above(orders[n])) for n, count in allocation.counts.items()}
+        return replace(allocation, counts=make_equal(graph, counts))
+
+    def _count_above(self, order: UnitOrder) -> int:
+        """Count the units that Algorithm 1 keeps: irreducible ones, and those of centrality tau or more."""
+        return int((order.irreducible | (order.centrality(str(self.centrality)) >= (self.tau or 0))).sum())
+
     def plan_weights(self, graph: PruningGraph, statistics: Statistics, budget: Weights) -> Plan:
-        """Zero rows of the recurrent matrices; for "binary", single entries drawn with the density."""
+        """Zero rows of the recurrent matrices; for "binary" without tau, single entries."""
         orders = self.orders(graph, statistics)
         masks: dict[str, NDArray[np.bool_]] = {}
         for group in prunable(graph):
@@ -165,7 +201,9 @@ class Lattice(ScoreMethod):
         return torch.from_numpy(rank)
 
     def _rows(self, order: UnitOrder, group: Group, density: float) -> NDArray[np.bool_]:
-        kept = ranked(self._score(order))[: max(1, round(density * group.size))]
+        count = max(1, round(density * group.size))
+        count = count if self.tau is None else max(count, self._count_above(order))
+        kept = ranked(self._score(order))[:count]
         rows = np.zeros(group.size, np.bool_)
         rows[kept] = True
         return rows
@@ -179,7 +217,7 @@ class Lattice(ScoreMethod):
         density: float,
     ) -> NDArray[np.bool_]:
         shape = graph.shapes[layer.weight]
-        if self.adjacency == "binary":
+        if self.adjacency == "binary" and self.tau is None:
             generator = np.random.default_rng([statistics.seed, zlib.crc32(layer.weight.encode())])
             drawn_entries = generator.random((shape[0] // layer.gates, shape[1])) < density
             return np.tile(drawn_entries, (layer.gates, 1))

@@ -14,6 +14,7 @@ from scipy import sparse
 from secateur.core import Group, InputError, PruningGraph, Statistics
 from secateur.methods.lattice.connection_strength import across, entering, onto_consumers, within
 from secateur.structures.order import (
+    CompletionTooLarge,
     Poset,
     attribute_order,
     density_profile,
@@ -61,17 +62,19 @@ class UnitOrder:
     active: FloatArray | None = None
 
     def centrality(self, name: str) -> FloatArray:
-        """Return "in-strength", "out-strength", "mu", "moebius", "flow" or "gap", as `Lattice` names them.
+        """Return the centrality of each unit, by its name in `Lattice`.
 
         Raises:
-            InputError: If the order has no such centrality, or a Moebius value exceeds the 64-bit integers.
+            InputError: If the order has no such centrality, a Moebius value exceeds the 64-bit integers, or
+                the lattice has too many elements for its Moebius function.
         """
         if name == "mu":
             return np.divide(1.0, self.enters, out=np.full(len(self.enters), np.inf), where=self.enters > 0)
-        if name == "moebius" and self.poset is not None and self.element is not None:
+        if name in ("moebius", "lattice-moebius") and self.poset is not None and self.element is not None:
             try:
-                return np.abs(self.poset.moebius_from_bottom())[self.element].astype(np.float64)
-            except OverflowError as error:
+                whole = self.poset if name == "moebius" else self.poset.completion()
+                return np.abs(whole.moebius_from_bottom())[self.element].astype(np.float64)
+            except (OverflowError, CompletionTooLarge) as error:
                 raise InputError(f"{error}; rank by another centrality") from error
         flow = None if self.active is None else self.leaves * self.active
         known = {"in-strength": self.enters, "out-strength": self.leaves, "gap": self.place, "flow": flow}

@@ -3,9 +3,10 @@
 relu(c z) = c relu(z) for c > 0, so rows of [W | b] that are positive multiples merge, everywhere.  Units that
 stay on one side of their kink over a whole domain are 0 or affine there; affine units whose rows of W depend
 on others' follow from them and a constant, on that domain.  Behind a ReLU some units stay on one side for
-every input, because what they read is never negative.  Units that nobody reads go, too.  Nothing else is
-exact everywhere: linear dependence of three or more rows says nothing about ReLU units that switch (Serra et
-al. 2020 for the lossless cases; Kim et al. 2020 for merging).
+every input, because what they read is never negative.  Units that nobody reads go, too.  The same holds for
+leaky and parametric ReLUs, among units of one slope, but they are never dead: on the negative side they are
+affine.  Nothing else is exact everywhere: linear dependence of three or more rows says nothing about ReLU
+units that switch (Serra et al. 2020 for the lossless cases; Kim et al. 2020 for merging).
 
 It does say something about units that switch together.  Units of one pattern, one vector of signs over the
 data, are all 0 or all affine at each input of the data; if their rows satisfy w_r = C w_K, so do their
@@ -69,6 +70,7 @@ class _Stage:
         blank: Units that read nothing.
         signs: Whether each unit is on, at all its places for all examples, [units, places * examples]; None
             if only positive multiples may merge.
+        slopes: Factor of negative inputs of each unit, [units]; 0 for ReLUs.
     """
 
     rows: Floats
@@ -76,6 +78,17 @@ class _Stage:
     upper: Floats
     blank: NDArray[np.bool_]
     signs: NDArray[np.bool_] | None
+    slopes: Floats
+
+    @property
+    def dead(self) -> NDArray[np.bool_]:
+        """Units that are always 0."""
+        return (self.upper <= 0) & (self.slopes == 0)
+
+    @property
+    def affine(self) -> NDArray[np.bool_]:
+        """Units that stay on one side of their kink and are not 0."""
+        return (self.lower >= 0) | ((self.upper <= 0) & (self.slopes != 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,14 +256,15 @@ def _stage(before: Affine, relu: ReLU, low: Floats, high: Floats, patterns: bool
     below = low.min(0)[order].reshape(relu.size, places).min(1)
     above = high.max(0)[order].reshape(relu.size, places).max(1)
     signs = (low.T[order] > 0).reshape(relu.size, -1) if patterns else None
-    return _Stage(rows, below, above, ~W.any(axis=1), signs)
+    slopes = np.zeros(relu.size) if relu.slopes is None else relu.slopes[order][::places]
+    return _Stage(rows, below, above, ~W.any(axis=1), signs, slopes)
 
 
 def _express(
     stage: _Stage, unread: NDArray[np.bool_], constants_fit: bool, tolerance: float
 ) -> tuple[dict[int, Expression], dict[str, Any]]:
     """Express dead and unread units, then parallel or equally switching ones, then affine ones."""
-    dead = np.flatnonzero(stage.upper <= 0)
+    dead = np.flatnonzero(stage.dead)
     alone = np.setdiff1d(np.flatnonzero(unread), dead)
     express: dict[int, Expression] = {int(i): ({}, 0.0) for i in (*dead, *alone)}
     note: dict[str, Any] = {"ground": "rows", "dead": len(dead), "unread": len(alone)}
@@ -260,7 +274,7 @@ def _express(
         express = {i: _substitute(e, affine) for i, e in express.items()} | affine
     else:
         affine = _always_active(stage, express, tolerance) if constants_fit else {}
-        apart = stage.lower >= 0 if constants_fit else np.zeros(len(stage.lower), bool)
+        apart = stage.affine if constants_fit else np.zeros(len(stage.lower), bool)
         note |= {"ground": "patterns"} | _switch_together(stage, apart, tolerance, express)
         express |= affine
     note["always active"] = len(affine)
@@ -273,8 +287,12 @@ def _merge_multiples(stage: _Stage, tolerance: float, express: dict[int, Express
     parallels = parallel_rows(stage.rows, tolerance=tolerance)
     before = len(express)
     for members, scales in zip(parallels.classes, parallels.scales, strict=True):
-        left = [(i, c) for i, c in zip(members, scales, strict=True) if i not in express]
-        express |= {i: ({left[0][0]: c / left[0][1]}, 0.0) for i, c in left[1:]}
+        leaders: dict[float, tuple[int, float]] = {}  # by slope
+        for i, c in zip(members, scales, strict=True):
+            if i not in express:
+                leader, scale = leaders.setdefault(float(stage.slopes[i]), (i, c))
+                if leader != i:
+                    express[i] = ({leader: c / scale}, 0.0)
     return parallels.deviation, len(express) - before
 
 
@@ -291,9 +309,8 @@ def _switch_together(
     """
     units = np.array([i for i in np.flatnonzero(~apart) if int(i) not in express], dtype=np.int64)
     signs = np.zeros((len(stage.lower), 1), bool) if stage.signs is None else stage.signs
-    _, pattern, sizes = np.unique(
-        np.packbits(signs[units], axis=1), axis=0, return_inverse=True, return_counts=True
-    )
+    alike = np.hstack([np.packbits(signs, axis=1), stage.slopes[:, None]])  # signs and slope
+    _, pattern, sizes = np.unique(alike[units], axis=0, return_inverse=True, return_counts=True)
     deviation, before = 0.0, len(express)
     for number in np.flatnonzero(sizes > 1):
         members = units[pattern.ravel() == number]
@@ -312,7 +329,7 @@ def _offer(express: Mapping[int, Expression], note: Mapping[str, Any], size: int
 
 def _holds_everywhere(stage: _Stage, unread: NDArray[np.bool_], note: Mapping[str, Any]) -> bool:
     """Return whether nothing rests on the bounds, save for units that read nothing."""
-    dead = (stage.upper <= 0) & ~unread
+    dead = stage.dead & ~unread
     rests = note["always active"] + note.get("dependent", 0)
     return rests == 0 and bool(stage.blank[dead].all())
 
@@ -328,8 +345,9 @@ def _substitute(expression: Expression, affine: Mapping[int, Expression]) -> Exp
 
 def _always_active(stage: _Stage, taken: Mapping[int, object], tolerance: float) -> dict[int, Expression]:
     """Express affine units by a basis of their rows of W and a constant."""
-    active = np.array([i for i in np.flatnonzero(stage.lower >= 0) if int(i) not in taken], dtype=np.int64)
-    w, b = stage.rows[active, :-1], stage.rows[active, -1]
+    active = np.array([i for i in np.flatnonzero(stage.affine) if int(i) not in taken], dtype=np.int64)
+    gain = np.where(stage.lower[active] >= 0, 1.0, stage.slopes[active])
+    w, b = gain[:, None] * stage.rows[active, :-1], gain * stage.rows[active, -1]
     if not w.any():  # all are constant
         return {int(i): ({}, float(constant)) for i, constant in zip(active, b, strict=True)}
     basis = row_basis(w, tolerance)

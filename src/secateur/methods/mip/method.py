@@ -28,10 +28,11 @@ __all__ = ["MIP", "group_scores"]
 
 @dataclass(frozen=True, kw_only=True)
 class MIP(ScoreMethod):
-    """Scores of a mixed-integer program over the network and a few calibration images.
+    """Scores of a mixed-integer program over the network and a few images; for reproduction, see docs/mip.md.
 
-    Works on sequential networks of Linear, Conv2d, BatchNorm, ReLU and pooling.  A group needs a score: it
-    must be produced by a layer with a ReLU, or ignored in tracing.
+    At a given share of units they are no better than simple criteria.  Works on sequential networks of
+    Linear, Conv2d, BatchNorm, ReLU and pooling.  A group needs a score: it must be produced by a layer with a
+    ReLU, or ignored in tracing.
 
     Args:
         lam: Weight of the softmax loss against sparsity; 5 as published, 1 at initialisation.

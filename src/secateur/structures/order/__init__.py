@@ -13,6 +13,7 @@ from secateur.structures.order.digraph import (
     strongest_edges,
     unroll,
 )
+from secateur.structures.order.feedback import feedback_operator
 from secateur.structures.order.laws import (
     Violation,
     modular_violation,
@@ -34,6 +35,7 @@ __all__ = [
     "decompose",
     "density_profile",
     "eliminate_attributes",
+    "feedback_operator",
     "modular_violation",
     "strongest_edges",
     "unroll",

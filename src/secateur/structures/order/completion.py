@@ -63,6 +63,16 @@ class Completion:
         """Return the members of a lower cut, ascending."""
         return np.flatnonzero(bitset.unpack(self.bits[[element]], len(self.poset))[0])
 
+    def moebius_from_bottom(self) -> NDArray[np.int64]:
+        """Return mu(0, x) by the Moebius function of the lattice, for every element x of the poset [n].
+
+        It differs from that of the poset, which has fewer elements between 0 and x.
+
+        Raises:
+            OverflowError: If a value does not fit in 64 bits.
+        """
+        return self.lattice.moebius_from_bottom()[self.embedding]
+
     @cached_property
     def lattice(self) -> Poset:
         """The completion as a poset of its own (inclusion of cuts); needs m * m bytes."""

@@ -1,7 +1,9 @@
 """Decomposition into independent parts, solved in parallel (arXiv 2502.16525, Corollary III.1).
 
 A poset whose comparability graph is disconnected is the disjoint sum of its parts.  The parts are found
-before any closure is taken, so k equal parts need a k-th of the work and memory, even on one core.
+before any closure is taken, so k equal parts need a k-th of the memory for their bit sets.  It is not faster:
+the whole is as sparse as its parts, and finding and copying these costs more than their closures save
+(benchmarks/order.py; 8 equal parts of 4,096 vertices: 0.049 CPU s, the whole 0.030 to 0.035).
 """
 
 from __future__ import annotations

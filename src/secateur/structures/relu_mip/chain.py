@@ -54,17 +54,28 @@ class Affine:
 class ReLU:
     """max(a, 0), coordinate by coordinate, and the unit that each coordinate belongs to.
 
+    With slopes it is a leaky or parametric ReLU: max(a, 0) + slope * min(a, 0).
+
     Attributes:
         name: Name of the layer; ReLUs of one name share their scores.
         units: Unit (neuron, or feature map) of every coordinate, [width].
         scored: Whether the units have scores; if not, they stay (s = 1).
         normalised: Whether a normalisation acts on the outputs before a layer reads them.
+        slopes: Factor of negative inputs at every coordinate, [width]; None for 0.
     """
 
     name: str
     units: Int
     scored: bool = True
     normalised: bool = False
+    slopes: Float | None = None
+
+    def __call__(self, a: Float) -> Float:
+        """Map rows of `a` [images, width]."""
+        h = np.maximum(a, 0.0)
+        if self.slopes is not None:
+            np.multiply(a, self.slopes, out=h, where=(a < 0) & (self.slopes != 0))  # 0 * inf is NaN
+        return h
 
     @property
     def width(self) -> int:
@@ -170,7 +181,8 @@ class Chain:
 
         Args:
             x: Inputs [images, inputs].
-            scores: Scores by layer: a ReLU gives max(a - (1 - s) D, 0) instead of max(a, 0).
+            scores: Scores by layer: a ReLU gives max(a - (1 - s) D, 0) instead of max(a, 0).  Only for chains
+                without slopes.
             drops: D by step number, [images, width]; needed with `scores`.
             caps: U by step number: the output of a ReLU is at most s U.
             keep: Units that stay by layer; the others give 0, as in the pruned network.
@@ -182,7 +194,7 @@ class Chain:
             else:
                 if scores is not None and step.scored:
                     h = h - (1 - scores[step.name][step.units]) * (drops or {})[number]
-                h = np.maximum(h, 0)
+                h = step(h)
                 if scores is not None and caps is not None and number in caps:
                     h = np.minimum(h, scores[step.name][step.units] * caps[number])
                 if keep is not None and step.name in keep:

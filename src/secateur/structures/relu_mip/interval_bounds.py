@@ -62,7 +62,15 @@ def step_bounds(step: Step, L: Float, U: Float, D: Float | None = None) -> tuple
         return affine_bounds(step, L, U)
     if isinstance(step, MaxPool):
         return step(L), step(U)
+    if step.slopes is not None:
+        return _leaky_bounds(step, L, U)
     return relu_bounds(L, U, D)
+
+
+def _leaky_bounds(step: ReLU, L: Float, U: Float) -> tuple[Float, Float]:
+    """Return the extremes over [L, U]: at an end, or at the kink if it lies inside."""
+    ends, kink = (step(L), step(U)), np.where((L < 0) & (U > 0), 0.0, step(L))
+    return np.minimum.reduce([*ends, kink]), np.maximum.reduce([*ends, kink])
 
 
 def drops_for(step: ReLU, kind: BoundsKind, nominal: Float, U: Float) -> Float:
@@ -80,6 +88,9 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
             all scores.
         epsilon: Half the width of the published bounds' box; the valid bounds do not use it.
 
+    Raises:
+        ValueError: If an argument is invalid, or a ReLU has slopes: scores are defined for ReLUs.
+
     Example:
         >>> chain = Chain.dense([np.eye(2), np.array([[1.0, -1.0]])], [np.zeros(2), np.zeros(1)])
         >>> result = bounds(chain, np.array([[1.0, 2.0]]), "valid")
@@ -92,6 +103,10 @@ def bounds(chain: Chain, x: Float, kind: BoundsKind = "paper", epsilon: float = 
         raise ValueError(f"bounds must be 'paper', 'valid' or 'free'; got {kind!r}")
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be 0 or more; got {epsilon!r}")
+    if leaky := [step.name for step in chain.steps if isinstance(step, ReLU) and step.slopes is not None]:
+        raise ValueError(
+            f"importance scores are defined for ReLUs; {leaky[0]!r} has a slope below 0 (LeakyReLU, PReLU)"
+        )
     half = epsilon if kind == "paper" else 0.0
     outputs = chain.outputs(x)
     lower, upper, drops = [x - half], [x + half], {}
