@@ -114,6 +114,23 @@ def test_ranks_of_all_subsets(rows, exact):
         assert matroid.rank(subset) == truth.table[subset]
 
 
+@pytest.mark.parametrize("block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 20))])
+def test_1000_linear_matroids_equal_brute_force(block):
+    """Ranks of all subsets, bases, circuits, loops, coloops and closures, exactly and in float64."""
+    for seed in range(50 * block, 50 * (block + 1)):
+        generator = np.random.default_rng(seed)
+        n, d = generator.integers(1, 7), generator.integers(1, 5)
+        rows = generator.integers(-2, 3, (n, d)) * generator.choice([0.0, 0.5, 1.0, -3.0], (n, 1))
+        truth = ByTable(rows)
+        for matroid in (LinearMatroid(rows, exact=True), LinearMatroid(rows)):
+            assert {s: matroid.rank(s) for s in truth.table} == truth.table
+        exact = LinearMatroid(rows, exact=True)
+        assert set(exact.bases()) == set(truth.bases())
+        assert set(exact.circuits()) == set(truth.circuits())
+        assert (exact.loops(), exact.coloops()) == (truth.loops(), truth.coloops())
+        assert all(exact.closure(s) == truth.closure(s) for s in truth.table)
+
+
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(matrices(rows=10))
 def test_everything_derived_agrees_with_the_table(rows):

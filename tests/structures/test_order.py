@@ -98,8 +98,13 @@ def random_digraph(seed: int) -> np.ndarray:
     return a
 
 
-@pytest.mark.parametrize("block", range(10))
-def test_500_random_digraphs_equal_brute_force(block):
+def blocks(fast: int, slow: int) -> list:
+    """Return numbers of blocks of cases; those of `make test-all` only are marked."""
+    return [*range(fast), *(pytest.param(i, marks=pytest.mark.slow) for i in range(fast, fast + slow))]
+
+
+@pytest.mark.parametrize("block", blocks(10, 20))
+def test_1500_random_digraphs_equal_brute_force(block):
     for seed in range(50 * block, 50 * block + 50):
         adjacency = random_digraph(seed)
         component, leq = brute_order(adjacency)
@@ -444,8 +449,8 @@ def _context_of(concepts, table):
     return concepts.Context(objects, attributes, [tuple(map(bool, row)) for row in table])
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_120_contexts_equal_the_concepts_library(block):
+@pytest.mark.parametrize("block", blocks(4, 30))
+def test_1020_contexts_equal_the_concepts_library(block):
     concepts = pytest.importorskip("concepts")
     for seed in range(30 * block, 30 * block + 30):
         rng = np.random.default_rng(seed)

@@ -29,9 +29,12 @@ def small(seed: int) -> np.ndarray:
     return rng.integers(-2, 3, (n, d)).astype(float)
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_500_sequences_equal_the_definitions(block: int) -> None:
-    for seed in range(125 * block, 125 * (block + 1)):
+BLOCKS = [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_1000_sequences_equal_the_definitions(block: int) -> None:
+    for seed in range(50 * block, 50 * (block + 1)):
         rows = small(seed)
         linear, interval = LinearMatroid(rows, exact=True), IntervalMatroid(rows)
         bases = set(linear.bases())

@@ -252,6 +252,13 @@ def test_deeper_and_widening_perceptrons_have_the_literal_optimum(sizes, seed):
     compare(*perceptron(sizes, seed), seed)
 
 
+@pytest.mark.parametrize("block", [pytest.param(i, marks=pytest.mark.slow) for i in range(20)])
+def test_1000_small_perceptrons_have_the_literal_optimum(block):
+    for seed in range(50 * block, 50 * (block + 1)):
+        rng = np.random.default_rng(seed)
+        compare(*perceptron(tuple(rng.integers(2, 5, rng.integers(3, 6)).tolist()), seed), seed)
+
+
 @pytest.mark.parametrize(("pool", "count"), [("average", 8), ("max", 2)])
 def test_convolutional_networks_have_the_literal_optimum(pool, count):
     for seed in range(count):

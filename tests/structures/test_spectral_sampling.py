@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -267,3 +268,20 @@ def test_certain_edges_stay_in_the_papers_mode() -> None:
         for seed in range(300)
     ]
     assert sum(stays) >= 0.95 * len(stays)
+
+
+@pytest.mark.parametrize("block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))])
+def test_cheegers_inequality_on_1000_graphs(block: int) -> None:
+    """Lemma 2.1: lambda_2 / 2 <= conductance <= sqrt(2 lambda_2), by all cuts of connected graphs."""
+    for seed in range(100 * block, 100 * (block + 1)):
+        rng = np.random.default_rng(seed)
+        n1, n2 = rng.integers(2, 6, 2)
+        S = rng.random((n1, n2)) ** 3 + 1e-3
+        A = np.block([[np.zeros((n1, n1)), S], [S.T, np.zeros((n2, n2))]])
+        sides = (np.arange(1, 2 ** (n1 + n2 - 1))[:, None] >> np.arange(n1 + n2)) & 1
+        volume = sides @ A.sum(0)
+        cut = ((sides @ A) * (1 - sides)).sum(1)
+        conductance = (cut / np.minimum(volume, A.sum() - volume)).min()
+        lambda2 = connectivity(torch.from_numpy(S)).lambda2
+        assert lambda2 / 2 <= conductance * (1 + 1e-9)
+        assert conductance <= (2 * lambda2) ** 0.5 * (1 + 1e-9)

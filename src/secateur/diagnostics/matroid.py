@@ -274,8 +274,8 @@ def _positroid(context: DiagnosticContext, group: Group, rows: Floats) -> Json:
     text = (
         "The rows as exact rationals. Uniform: any rows as many as the rank are independent. Positroid: the "
         "matroid has all bases that its Grassmann necklace allows; this depends on the order of the units. A "
-        "point of the totally non-negative Grassmannian has no maximal minors of both signs. Regions: the pieces, "
-        "each with its own set of active units, into which the hyperplanes cut the input space (Zaslavsky)."
+        "point of the totally non-negative Grassmannian has no maximal minors of both signs. Regions: the "
+        "pieces, each with its own set of active units, into which the hyperplanes cut the input space."
     )
     return section(f"Matroid of the rows of group {group.name}", text, table, None, layer=group.name)
 
