@@ -16,8 +16,10 @@ from secateur.structures.matroid import (
     center_gram,
     exchange_units,
     express,
+    gaussian,
     output_error,
     parametrize_linear,
+    tp_exponential,
 )
 
 
@@ -303,7 +305,7 @@ def test_bad_grams_are_refused_in_words(call, message):
         call()
 
 
-@pytest.mark.parametrize("kind", ["tp_exponential", "cauchy"])
+@pytest.mark.parametrize("kind", ["tp_exponential", "cauchy", "gaussian"])
 def test_totally_positive_weights_have_positive_minors(kind):
     layer = parametrize_linear(nn.Linear(3, 6).double(), kind, np.random.default_rng(0))
     w = layer.weight.detach().numpy()
@@ -311,6 +313,14 @@ def test_totally_positive_weights_have_positive_minors(kind):
         for rows in combinations(range(6), size):
             for columns in combinations(range(3), size):
                 assert np.linalg.det(w[np.ix_(rows, columns)]) > 0
+
+
+def test_the_gaussian_kernel_is_the_exponential_with_positive_factors():
+    a, b = torch.linspace(-2, 3, 7).double(), torch.linspace(-1, 2, 4).double()
+    rows, columns = torch.exp(-a.square() / 2), torch.exp(-b.square() / 2)
+    torch.testing.assert_close(gaussian(a, b), rows[:, None] * tp_exponential(a, b) * columns)
+    layer = parametrize_linear(nn.Linear(64, 100).double(), "gaussian", np.random.default_rng(0))
+    assert 0 <= layer.weight.min() < layer.weight.max() <= 1
 
 
 def test_negated_bidiagonal_is_the_product_it_claims():

@@ -256,7 +256,11 @@ def test_deeper_and_widening_perceptrons_have_the_literal_optimum(sizes, seed):
 def test_1000_small_perceptrons_have_the_literal_optimum(block):
     for seed in range(50 * block, 50 * (block + 1)):
         rng = np.random.default_rng(seed)
-        compare(*perceptron(tuple(rng.integers(2, 5, rng.integers(3, 6)).tolist()), seed), seed)
+        sizes = tuple(rng.integers(2, 5, rng.integers(3, 6)).tolist())
+        result, truth = solve_both(*perceptron(sizes, seed), seed)
+        # At this gap the last rounds may stall; the values must be right all the same.
+        assert result.objective == pytest.approx(truth, abs=1e-4)
+        assert result.bound <= truth + 1e-5
 
 
 @pytest.mark.parametrize(("pool", "count"), [("average", 8), ("max", 2)])

@@ -13,6 +13,7 @@ from secateur.core import InputError
 from secateur.data import digits
 from secateur_studies.matroid import STUDY, experiments
 from secateur_studies.matroid.controls import check_network, check_untrained
+from secateur_studies.matroid.harder import _fold, harder_row, load_task, train_harder
 from secateur_studies.matroid.ordinary import find_planted
 from secateur_studies.matroid.post import CRITERIA, SEEDS, Post, accuracy, curve, moons, train
 from secateur_studies.matroid.published import AT_75, FACTS
@@ -118,6 +119,21 @@ def test_findings_set_published_figures_beside_ours(fifty):
     assert {f.name for f in result.figures} == {"figure2", "figure3", "figure4"}
     side = next(f for f in result.figures if f.name == "figure2").figure["data"][0]["z"]
     assert np.shape(side) == (experiments.SIDE, experiments.SIDE)
+
+
+def test_a_fold_of_all_units_is_the_network_and_rows_become_a_table():
+    task = load_task("moons, d = 3", 0)
+    assert [part.shape[0] for part in task] == [400, 400, 1000, 1000]
+    rows = [
+        harder_row("moons, d = 3", mode, seed, epochs=2) for mode in ("gaussian", "cauchy") for seed in (0, 1)
+    ]
+    assert {row["exact tail"] for row in rows} == {0}
+    (table,) = findings(rows).tables
+    assert [(row["kernel"], row["networks"]) for row in table.rows] == [("gaussian", 2), ("cauchy", 2)]
+    net = train_harder("gaussian", task, 0, epochs=2)
+    w2, b2 = _fold(net, net.hidden(task[0]), np.arange(len(net.b1)))
+    whole = net.hidden(task[0]) @ net.w2.T + net.b2
+    assert np.abs(net.hidden(task[0]) @ w2.T + b2 - whole).max() < 1e-3 * np.abs(whole).max()
 
 
 def test_a_run_writes_what_it_finds_and_resumes(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ from secateur.data import load_dataset
 from secateur.structures.matroid.parametrize import Kind
 from secateur_studies.matroid import controls as checks
 from secateur_studies.matroid import ordinary as networks
+from secateur_studies.matroid.harder import harder_row
 from secateur_studies.matroid.post import CRITERIA, FRACTIONS, Post, accuracy, curve, moons, train
 
-__all__ = ["controls", "ordinary", "planted", "post"]
+__all__ = ["controls", "harder", "ordinary", "planted", "post"]
 
 Row = dict[str, Any]
 POST, LINES, PANELS = "post", "figure 1", "figure 2"
@@ -96,6 +97,11 @@ def ordinary(
         model, images, seed, epochs=epochs, limit=limit, tests=tests, draws=draws
     )
     return list(rows)
+
+
+def harder(task: str, mode: Kind, seed: int) -> list[Row]:
+    """Train a network of a structured kernel on a harder task and remove 75 % of its tail."""
+    return [harder_row(task, mode, seed)]
 
 
 def planted(data: str, folder: str | None, seed: int, count: int) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 from secateur.bench import Trial
 from secateur.data import fashion_available
 from secateur_studies.findings import Findings
+from secateur_studies.matroid.harder import KERNELS, TASKS
 from secateur_studies.matroid.ordinary import MODELS
 from secateur_studies.matroid.post import DIMENSIONS, SEEDS
 from secateur_studies.matroid.tables import figures, tables
@@ -16,7 +17,7 @@ from secateur_studies.runner import Study, check_names
 
 __all__ = ["STUDY", "findings", "trials"]
 
-PARTS = ("post", "controls", "ordinary", "planted")
+PARTS = ("post", "controls", "ordinary", "planted", "harder")
 JOBS = "secateur_studies.matroid.experiments"
 TITLE = "Matroid-guided pruning: the post, its limits, and ordinary networks"
 SOURCE = (
@@ -85,6 +86,13 @@ def trials(
         ]
     if "controls" in parts:
         planned += [Trial(f"{JOBS}:controls", {"seed": s, "units": dimensions[-1]}) for s in SEEDS]
+    if "harder" in parts:
+        planned += [
+            Trial(f"{JOBS}:harder", {"task": task, "mode": mode, "seed": s})
+            for task in TASKS
+            for mode in KERNELS
+            for s in range(seed, seed + (5 if seeds is None else seeds))
+        ]
     if "planted" in parts:
         chosen = range(seed, seed + (5 if seeds is None else seeds))
         planned += [Trial(f"{JOBS}:planted", {**images, "seed": s, "count": 40}) for s in chosen]

@@ -2,7 +2,9 @@
 
 Sorted parameters are a_0 = r_0, a_i = a_(i-1) + softplus(r_i).  With increasing a and b,
 exp(a_i b_j) is totally positive, and so is Cauchy's 1 / (a_i + b_j) where a and b are positive; the negated
-bidiagonal B exp(a b^T), B_ii = 1, B_(i+1, i) = (-1)^(i+1) 3/2, is not.
+bidiagonal B exp(a b^T), B_ii = 1, B_(i+1, i) = (-1)^(i+1) 3/2, is not.  The Gaussian exp(-(a_i - b_j)^2 / 2)
+is the exponential kernel with positive row and column factors, exp(-a_i^2 / 2) and exp(-b_j^2 / 2): totally
+positive, and at most 1, so that it trains with many inputs where the exponential overflows.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ __all__ = [
     "Kind",
     "cauchy",
     "draw_raw",
+    "gaussian",
     "increasing",
     "negated_bidiagonal",
     "parametrize_linear",
     "tp_exponential",
 ]
 
-Kind = Literal["tp_exponential", "negated_bidiagonal", "cauchy", "unconstrained"]
+Kind = Literal["tp_exponential", "negated_bidiagonal", "cauchy", "gaussian", "unconstrained"]
 
 BIDIAGONAL = 1.5
 
@@ -39,6 +42,7 @@ _STARTS = {
     "tp_exponential": _EXPONENTIAL,
     "negated_bidiagonal": _EXPONENTIAL,
     "cauchy": ((1.0, 2.0), (0.3, 0.8)),
+    "gaussian": ((-1.0, 0.0), (-3.0, -1.0)),
 }
 
 
@@ -81,10 +85,16 @@ def cauchy(a: Tensor, b: Tensor) -> Tensor:
     return 1.0 / (a[:, None] + b[None, :])
 
 
+def gaussian(a: Tensor, b: Tensor) -> Tensor:
+    """Return exp(-(a_i - b_j)^2 / 2) [n, d]."""
+    return torch.exp(-0.5 * (a[:, None] - b[None, :]).square())
+
+
 KERNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tp_exponential": tp_exponential,
     "negated_bidiagonal": negated_bidiagonal,
     "cauchy": cauchy,
+    "gaussian": gaussian,
 }
 
 
@@ -131,8 +141,8 @@ def parametrize_linear(linear: nn.Linear, kind: Kind, generator: np.random.Gener
 
     Args:
         linear: The layer; its bias is left alone.
-        kind: ``"tp_exponential"``, ``"negated_bidiagonal"``, ``"cauchy"``, or ``"unconstrained"``, which
-            draws the weight from N(0, 2 / d) and leaves it free.
+        kind: ``"tp_exponential"``, ``"negated_bidiagonal"``, ``"cauchy"``, ``"gaussian"``, or
+            ``"unconstrained"``, which draws the weight from N(0, 2 / d) and leaves it free.
         generator: Draws raw a, then raw b.
 
     Raises:
