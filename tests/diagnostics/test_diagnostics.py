@@ -141,7 +141,8 @@ def test_facts_on_the_rows_are_those_of_the_structures() -> None:
     assert facts["dimension of its positroid cell"].endswith("of 35")
     assert sum(map(int, facts["maximal minors of [W | b], + / 0 / -"].split(" / "))) == 792
     assert facts["W is totally positive"] == "no"
-    assert facts["regions of the arrangement"].startswith("not counted: ")
+    # Nine different hyperplanes in general position: the sum of C(9, i) over i = 0 .. 6.
+    assert facts["regions of the arrangement"] == "466"
 
 
 def test_diagnostics_of_windows_show_the_tail_of_the_plan() -> None:

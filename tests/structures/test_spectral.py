@@ -79,7 +79,8 @@ def test_exact_is_the_pseudo_inverse(kind: str, block: int) -> None:
         assert result.foster < 1e-11
         if kind != "decades":
             assert relative(result.values, dense_resistance(S)) < 1e-9
-    assert worst < 1e-8
+    # Over eight decades the pseudo-inverse itself loses digits; see the rational arithmetic below.
+    assert worst < (1e-7 if kind == "decades" else 1e-8)
 
 
 def exact_resistance(S: Tensor, u: int, v: int) -> float:
