@@ -17,6 +17,13 @@ def mlp(activation: type[nn.Module] = nn.ReLU, norm: type[nn.Module] | None = No
     return nn.Sequential(*layers, nn.Linear(20, 6))
 
 
+def weight_normed() -> nn.Sequential:
+    """Convolutions along time, the middle one with a norm for each place in its kernel, as in wav2vec 2.0."""
+    middle = nn.utils.parametrizations.weight_norm(nn.Conv1d(12, 16, 3), dim=2)
+    ends = nn.Conv1d(3, 12, 3), nn.Conv1d(16, 4, 3)
+    return nn.Sequential(ends[0], nn.GELU(), middle, nn.GELU(), ends[1], nn.Flatten(), nn.Linear(24, 5))
+
+
 class LeNet5(nn.Module):
     """LeNet-5 on 32 x 32 inputs; subclasses differ in how they flatten."""
 
@@ -250,6 +257,7 @@ ENTRIES = (
         units=34,
     ),
     Entry("Deep sets", DeepSet, (floats(B, 7, 4),), outputs=("rho.2",), units=62),
+    Entry("Weight-normalised convolution", weight_normed, (floats(B, 3, 12),), outputs=("6",), units=32),
     Entry("Tied autoencoder", Tied, (floats(B, 11),), units=18),
     Entry("A single layer", lambda: nn.Linear(10, 6), TABLE, outputs=("",), refused="an output of the model"),
     Entry("Path chosen by the data", Branching, TABLE, outputs=("a", "b"), refused="data"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
-from secateur.core import Plan, PruningGraph
+from secateur.core import InputError, Plan, PruningGraph
 from secateur.tracing.trace import trace
 
 
@@ -62,6 +62,22 @@ def test_a_size_of_another_form_freezes(made: str) -> None:
     graph = trace(Heads(split).double(), torch.randn(2, 6, 5).double())
     assert not graph.groups
     assert any("does not follow" in f.reason or "written in the code" in f.reason for f in graph.frozen)
+
+
+def test_code_that_takes_plain_integers_only_freezes_what_it_sizes() -> None:
+    def split(x: Tensor, heads: int) -> Tensor:
+        if type(heads) is not int:
+            raise TypeError("a plain integer is needed")
+        return by_width(x, heads)
+
+    graph = trace(Heads(split).double(), torch.randn(2, 6, 5).double())
+    reasons = {f.tensor: f.reason for f in graph.frozen if f.axis == 0}
+    assert "failed: TypeError: a plain integer" in reasons["q.weight"]
+
+
+def test_a_model_that_does_not_run_is_an_error_of_ours_where_outputs_are_named() -> None:
+    with pytest.raises(InputError, match="cannot take the example inputs"):
+        trace(Heads(by_width), torch.randn(2, 6, 4), outputs=0)
 
 
 def test_sizes_that_einops_remembers_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,6 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     with without_fused_attention(), silenced(), torch.enable_grad(), Unpacked():
         try:
             program = torch.export.export(copy_sharing_tensors(model), args, dict(kwargs), strict=False)
-            if _writes_through_views(program.graph_module):
-                program = program.run_decompositions({})
         except Exception as error:
             raise CaptureError(_explain(model, error)) from error
     signature = program.graph_signature
@@ -151,7 +149,7 @@ def _drop_dead_attention(module: GraphModule) -> None:
     """
     for node in reversed(module.graph.nodes):
         attends = module_of(node)[1].endswith(("MultiheadAttention", "SlimAttention"))
-        if node.op == "call_function" and not node.users and attends:
+        if node.op == "call_function" and not node.users and attends and not is_inplace(node):
             module.graph.erase_node(node)
 
 
@@ -218,17 +216,6 @@ def _standard(file: str) -> bool:
     return file.startswith(sysconfig.get_path("stdlib")) and "-packages" not in file
 
 
-def _writes_through_views(module: GraphModule) -> bool:
-    """Return whether an in-place operation changes a tensor of which another node has a view."""
-    for node in module.graph.nodes:
-        if node.op != "call_function" or not is_inplace(node) or not isinstance(node.args[0], Node):
-            continue
-        target = node.args[0]
-        if _is_view(target) or any(_is_view(user) for user in target.users if user is not node):
-            return True
-    return False
-
-
 def is_inplace(node: Node) -> bool:
     """Return whether a node changes its first operand."""
     schema = getattr(node.target, "_schema", None)
@@ -236,13 +223,6 @@ def is_inplace(node: Node) -> bool:
         return False
     info = schema.arguments[0].alias_info
     return bool(info and info.is_write)
-
-
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or is_inplace(node):
-        return False
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 def module_of(node: Node) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, InputError, Interface, State, StateAxis, unknown
 from secateur.core.interface import part_of, paths_of
+from secateur.execution import explain_errors
 from secateur.tracing.export import (
     ExportedModel,
     copy_sharing_tensors,
@@ -138,11 +139,18 @@ def find_ports(
         pairs: Paths of states: (input, output).  What holds several tensors stands for all of them.
 
     Raises:
-        InputError: If a path leads nowhere, outputs hold no floating tensor, or a state has unequal parts.
+        InputError: If the model does not run, a path leads nowhere, outputs hold no floating tensor, or a
+            state has unequal parts.
     """
     if not outputs and not pairs:
         return Ports(Interface())
-    with torch.no_grad(), without_fused_attention(), exporting_flag_set(), torch.random.fork_rng():
+    with (
+        explain_errors("the example inputs", args, kwargs),
+        torch.no_grad(),
+        without_fused_attention(),
+        exporting_flag_set(),
+        torch.random.fork_rng(),
+    ):
         output = copy_sharing_tensors(model)(*args, **kwargs)
     # The same tensor may be in several places, of which one counts.
     args, kwargs, output = tree_map(

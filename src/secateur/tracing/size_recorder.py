@@ -157,10 +157,12 @@ class RecordedSizes:
     Attributes:
         calls: By module and line: the calls that got sizes.
         equalities: Pairs of expressions that the code compared and that were equal.
+        error: Why the pass ended early: code that does not take integers which remember their origin; or "".
     """
 
     calls: Mapping[CodeLocation, list[SizedCall]]
     equalities: list[tuple[Expression, Expression]]
+    error: str = ""
 
 
 @contextlib.contextmanager
@@ -196,6 +198,7 @@ def record_sizes(
     fake = FakeTensorMode() if any(p.is_meta for p in model.parameters()) else None
     copy = copy_sharing_tensors(model, {} if fake is None else _fakes(model, fake))
     trace_attributes(copy)
+    reason = ""
     if fake is not None:
         args, kwargs, states = tree_map_only(Tensor, fake.from_tensor, (args, dict(kwargs), dict(states)))
     with (
@@ -206,8 +209,11 @@ def record_sizes(
         without_fused_attention(),
         exporting_flag_set(),
     ):
-        copy(*args, **kwargs)
-    return RecordedSizes(recorder.calls, recorder.equalities)
+        try:
+            copy(*args, **kwargs)
+        except Exception as error:  # the export ran the same code
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return RecordedSizes(recorder.calls, recorder.equalities, reason)
 
 
 def _fakes(model: nn.Module, fake: FakeTensorMode) -> dict[int, Tensor]:

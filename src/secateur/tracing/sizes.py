@@ -95,6 +95,7 @@ class _SizeMatcher:
         self.propagation, self.algebra = propagation, propagation.algebra
         self.states = propagation.states
         self.calls, self.equalities = recorded.calls, recorded.equalities
+        self.error = f", because recording the sizes failed: {recorded.error}" if recorded.error else ""
         self.nodes = {node.name: node for node in _all_nodes(exported.graph_module)}
         inputs = {n.name: n for n in exported.graph_module.graph.nodes if n.op == "placeholder"}
         self.inputs = {name: inputs[node] for node, name in exported.parameters.items() if node in inputs}
@@ -145,7 +146,7 @@ class _SizeMatcher:
             for n in _candidates(call.sizes, size)
         }
         if not expressions:
-            self._freeze(size.label, f"its size {size.size} cannot be followed", line)
+            self._freeze(size.label, f"its size {size.size} cannot be followed{self.error}", line)
         for expression in expressions:
             if expression[0] == "number":
                 self._freeze(size.label, f"its size {size.size} is written in the code", line)

@@ -23,6 +23,7 @@ from secateur.core import InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
 from secateur.execution import tensors_by_name
 from secateur.modules.narrow_norm import norm_form
+from secateur.tracing.aliases import Aliases
 from secateur.tracing.equal_lengths import tie_uncountable
 from secateur.tracing.export import (
     ExportedModel,
@@ -325,11 +326,13 @@ def run_graph(module: GraphModule, inputs: Mapping[str, Any], propagation: Propa
         The outputs, with `TensorAxes` for tensors.
     """
     values: dict[Node, Any] = {}
+    aliases = Aliases()
 
     def resolve(tree: Any) -> Any:
         return torch.fx.node.map_arg(tree, lambda n: values[n])
 
     for node in module.graph.nodes:
+        aliases.add(node)
         if node.op == "placeholder":
             values[node] = inputs[node.name]
         elif node.op == "output":
@@ -341,10 +344,8 @@ def run_graph(module: GraphModule, inputs: Mapping[str, Any], propagation: Propa
         else:
             propagation.enter_node(node.name, module_of(node), str(node.target), source_line(node))
             values[node] = _apply_rule(node, resolve, propagation)
-            # What an in-place operation writes, later readers of its operand see.
-            while is_inplace(node) and isinstance(node.args[0], Node):
-                values[node.args[0]] = values[node]
-                node = node.args[0]
+            if is_inplace(node) and isinstance(values[node], TensorAxes):
+                aliases.write(node, values, propagation)
         propagation.states[node.name] = values[node]
     return ()
 

@@ -79,6 +79,22 @@ def layer_norm(
     return result if len(out) == 1 else [result] + [propagation.unlabelled(s) for s in out[1:]]
 
 
+@rule("_weight_norm")
+def weight_norm(
+    propagation: Propagation, out: Shapes, v: TensorAxes, g: TensorAxes, dim: int = 0
+) -> TensorAxes:
+    """Give the slices v[i] along an axis the norms g[i].
+
+    Entries that are 0 change no norm, so the other axes may lose them.  A slice of zeros has no direction,
+    so all slices stay.
+    """
+    why = "a slice of zeros cannot be given a norm"
+    propagation.freeze(g, [dim], why)
+    for axis, role in ((0, "out"), (1, "in")):
+        propagation.record_role(v, axis, role)  # type: ignore[arg-type]
+    return propagation.freeze(v, [dim], why).derived()
+
+
 @rule("group_norm")
 def group_norm(
     propagation: Propagation,
