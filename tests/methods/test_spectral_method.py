@@ -21,6 +21,7 @@ from secateur.apply.shrink import shrink
 from secateur.core import InputError, NothingToPrune, Plan, PlanError, PruningGraph, Units, Weights
 from secateur.methods import prune_every
 from secateur.methods.spectral import Spectral, edge_scores, layer_leverages, network_leverages
+from secateur.methods.spectral.connectivity import layer_connectivity
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.spectral import Link, chain_resistance, connectivity, layer_graph, leverage
 from secateur.tracing.trace import trace
@@ -288,6 +289,27 @@ def test_attention_projections_are_graphs_of_their_matrices() -> None:
     name = "1.self_attn.in_proj_weight"
     assert torch.allclose(found.values[name], leverage(w.T).T, rtol=1e-4)
     assert (found.nodes[name], found.nodes["1.self_attn.out_proj.weight"]) == (8 + 24, 16)
+
+
+@pytest.mark.parametrize("mode", ["systematic", "coverage", "top"])
+def test_queries_keys_and_values_of_each_head_are_graphs(mode: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 12, batch_first=True))
+    graph, statistics = setting(model, 5, 6)
+    name = "1.self_attn.in_proj_weight"
+    found = layer_leverages(graph, edge_scores(graph, statistics, "magnitude"), heads=True)
+    w = model[1].self_attn.in_proj_weight.detach().abs()
+    blocks = [leverage(part.T).T for part in w.split(4)]  # 3 x 2 heads of 4
+    assert torch.allclose(found.values[name], torch.cat(blocks), rtol=1e-4)
+    assert (found.nodes[name], found.nodes["1.linear1.weight"]) == (8 + 4, 8 + 12)
+    plan = Spectral(graph="head", mode=mode).plan(graph, statistics, Weights(0.5, scope="layer"))
+    assert kept(plan)[name] == 96
+    weights = model.state_dict()
+    whole = layer_connectivity(graph, weights, heads=True)[name]
+    assert whole.components == 6 and whole.edges == 24 * 8
+    worst = min(connectivity(part.T).lambda2 for part in w.split(4))
+    assert whole.lambda2 == pytest.approx(worst)
+    if mode == "coverage":
+        assert layer_connectivity(graph, weights, plan.masks, heads=True)[name].components == 6
 
 
 def test_units_are_scored_by_the_leverage_of_their_edges() -> None:

@@ -117,13 +117,14 @@ def compare_removals(net: HarderNet, task: Task, seed: int) -> dict[str, Any]:
         "exact tail": len(tail_partition(rows, exact=True).tail),
     }
     count = round(SHARE * len(tail.tail))
-    if not count:
-        return result
     generator = np.random.default_rng(seed)
-    sensitivity = np.linalg.norm(net.w1, axis=1) * np.linalg.norm(net.w2, axis=0)
-    hidden = net.hidden(x)
-    centred = hidden - hidden.mean(0)
-    gram = torch.from_numpy(centred.T @ centred / len(x))
+    with np.errstate(over="ignore", invalid="ignore"):  # entries of the exponential kernel reach 1e300
+        sensitivity = np.linalg.norm(net.w1, axis=1) * np.linalg.norm(net.w2, axis=0)
+        hidden = net.hidden(x)
+        centred = hidden - hidden.mean(0)
+        gram = torch.from_numpy(centred.T @ centred / len(x))
+    if not count or not bool(gram.isfinite().all()):
+        return result
     sets: dict[str, list[Ints]] = {
         "index": [tail.removal_order("index")[:count]],
         "most-windows": [tail.removal_order("most-windows")[:count]],

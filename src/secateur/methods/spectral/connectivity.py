@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from secateur.core import InputError, PruningGraph
-from secateur.structures.spectral import Connectivity, connectivity, layer_graph, sparsifier_quality
+from secateur.methods.spectral.graphs import split_heads, unfold
+from secateur.structures.spectral import Connectivity, connectivity, sparsifier_quality
 
 __all__ = ["condition_number", "layer_connectivity"]
 
 
 def layer_connectivity(
-    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any] | None = None
+    graph: PruningGraph,
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Any] | None = None,
+    heads: bool = False,
 ) -> dict[str, Connectivity]:
     """Measure the graph of |w| of every layer whose weights a mask may zero.
 
@@ -31,6 +35,8 @@ def layer_connectivity(
         graph: The traced network.
         weights: Its tensors by name, as in `model.state_dict()`.
         masks: Boolean masks by weight name; other weights stay whole.
+        heads: Whether the queries, keys and values of each head of attention are graphs of their own:
+            lambda_2 is then that of the worst of them.
 
     Raises:
         InputError: If a weight is missing or has another shape than when traced.
@@ -43,7 +49,7 @@ def layer_connectivity(
         {'0.weight': (1, 24), '2.weight': (1, 12)}
     """
     layers = {}
-    for name, graphs in _graphs(graph, weights, masks or {}).items():
+    for name, graphs in _graphs(graph, weights, masks or {}, heads).items():
         parts = [connectivity(bipartite) for bipartite in graphs]
         layers[name] = Connectivity(
             min(x.lambda2 for x in parts),
@@ -72,7 +78,7 @@ def condition_number(
 
 
 def _graphs(
-    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any]
+    graph: PruningGraph, weights: Mapping[str, Tensor], masks: Mapping[str, Any], heads: bool = False
 ) -> dict[str, Tensor]:
     graphs = {}
     for layer in graph.prunable_weights():
@@ -84,7 +90,5 @@ def _graphs(
         scores = weights[name].detach().abs()
         if name in masks:
             scores = scores * torch.as_tensor(masks[name], device=scores.device)
-        graphs[name] = layer_graph(
-            scores, layer.out_axis or 0, layer.in_axis or 0, layer.groups, layer.gates
-        ).scores
+        graphs[name] = unfold(split_heads(graph, layer) if heads else layer, scores).scores
     return graphs

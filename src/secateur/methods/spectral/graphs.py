@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from secateur.core import InputError, Layer, PruningGraph
 from secateur.methods.spectral.features import axis_features
 from secateur.structures import spectral
 
-__all__ = ["Leverages", "layer_leverages", "network_leverages", "unfold"]
+__all__ = ["Leverages", "layer_leverages", "network_leverages", "split_heads", "unfold"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +37,39 @@ def unfold(layer: Layer, scores: Tensor) -> spectral.LayerGraph:
     return spectral.layer_graph(scores, layer.out_axis or 0, layer.in_axis or 0, layer.groups, layer.gates)
 
 
-def layer_leverages(graph: PruningGraph, scores: Mapping[str, Tensor], tol: float = 1e-2) -> Leverages:
+def split_heads(graph: PruningGraph, layer: Layer) -> Layer:
+    """Return a layer of attention with the queries, keys and values of each head as graphs of their own.
+
+    The traced heads say which outputs belong together; each run of neighbours is a graph.  Layers without
+    heads, and those whose runs differ in length, are returned as they are.
+    """
+    for group in graph.groups:
+        for slot in group.slots if group.kind in ("heads", "key-value groups") else ():
+            if (slot.tensor, slot.axis, slot.role) == (layer.weight, layer.out_axis, "out"):
+                owned = np.sort(slot.index, axis=1)
+                ends = [np.flatnonzero(np.diff(row) > 1) + 1 for row in owned]
+                runs = [run for row, cut in zip(owned, ends, strict=True) for run in np.split(row, cut)]
+                length, size = len(runs[0]), graph.shapes[layer.weight][layer.out_axis or 0]
+                starts = sorted(int(run[0]) for run in runs)
+                if starts == list(range(0, size, length)) and all(len(run) == length for run in runs):
+                    return replace(layer, gates=len(runs))
+    return layer
+
+
+def layer_leverages(
+    graph: PruningGraph, scores: Mapping[str, Tensor], tol: float = 1e-2, heads: bool = False
+) -> Leverages:
     """Compute the leverages layer by layer (Algorithm 2); on a GPU, layers of one shape together.
 
     Args:
         graph: The traced network.
         scores: By weight, non-negative.
         tol: Accepted relative error of the resistances.
+        heads: Whether the queries, keys and values of each head are graphs of their own.
     """
-    graphs = {name: unfold(_layer(graph, name), value) for name, value in scores.items()}
+    layers = {name: _layer(graph, name) for name in scores}
+    layers = {name: split_heads(graph, x) for name, x in layers.items()} if heads else layers
+    graphs = {name: unfold(layers[name], value) for name, value in scores.items()}
     values, notes = {}, {}
     for names in _batches(graphs):
         scores_of = [graphs[name].scores for name in names]

@@ -30,7 +30,13 @@ from secateur.core import (
     Weights,
 )
 from secateur.methods.base import ScoreMethod, Scores
-from secateur.methods.spectral.graphs import Leverages, layer_leverages, network_leverages, unfold
+from secateur.methods.spectral.graphs import (
+    Leverages,
+    layer_leverages,
+    network_leverages,
+    split_heads,
+    unfold,
+)
 from secateur.methods.spectral.scores import NEEDS, EdgeScore, edge_scores
 from secateur.methods.unit_sums import consumer_slots, producer_slots, unit_sums
 from secateur.structures import spectral
@@ -53,7 +59,8 @@ class Spectral(ScoreMethod):
             as it keeps on average; "uniform": the same share; "erk"; "global": leverages ranked together.  By
             default the budget's scope decides: "layer" is uniform, "erk" is erk, and "global" is one-epsilon,
             or global for modes without random draws.
-        graph: "layer" (Algorithm 2) or "network" (Algorithm 1).
+        graph: "layer" (Algorithm 2), "head" (the same, the queries, keys and values of each head of attention
+            as graphs of their own) or "network" (Algorithm 1).
         mode: "systematic": exact counts and probabilities; "paper": independent draws topped up; "coverage":
             grown for connectivity, not random; "top": largest leverage.
         epsilon: Algorithm 2's own input: each layer keeps an edge with probability min(1, 5 ln n * leverage /
@@ -76,7 +83,7 @@ class Spectral(ScoreMethod):
     score: EdgeScore = "magnitude"
     power: float = 1.0
     allocation: Spread | None = None
-    graph: Literal["layer", "network"] = "layer"
+    graph: Literal["layer", "head", "network"] = "layer"
     mode: Choose = "systematic"
     epsilon: float | None = None
     reweight: bool = False
@@ -132,7 +139,7 @@ class Spectral(ScoreMethod):
     def _solve(self, graph: PruningGraph, scores: Scores) -> Leverages:
         if self.graph == "network":
             return network_leverages(graph, scores)
-        return layer_leverages(graph, scores, self.tol)
+        return layer_leverages(graph, scores, self.tol, heads=self.graph == "head")
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Sum the leverages of each unit's edges."""
@@ -222,7 +229,7 @@ class Spectral(ScoreMethod):
         edges = int((lev > 0).sum())
         if self.mode == "top" or (count >= edges and self.epsilon is None):
             return top(lev, count)
-        layer = graph.layer(name)
+        layer = graph.layer(name) if self.graph != "head" else split_heads(graph, graph.layer(name))
         bipartite, named_seed = unfold(layer, scores), zlib.crc32(f"spectral/{seed}/{name}".encode())
         generator = torch.Generator().manual_seed(named_seed)
         if self.mode == "coverage":
