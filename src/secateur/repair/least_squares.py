@@ -58,6 +58,10 @@ class InputSums:
         self.count += len(z)
         self._second = None
 
+    def finite(self) -> bool:
+        """Return whether the sums are finite."""
+        return bool(self._gram.isfinite().all())
+
     def mean(self) -> Tensor:
         """Return the mean of the rows less the shift [blocks, features]."""
         return self._sum / self.count
@@ -185,7 +189,7 @@ class OriginalSums:
 
     def finite(self) -> bool:
         """Return whether the sums are finite."""
-        return bool(self._cross.isfinite().all()) and bool(self._x.second().isfinite().all())
+        return bool(self._cross.isfinite().all()) and self._x.finite()
 
 
 @dataclass(frozen=True, eq=False)
