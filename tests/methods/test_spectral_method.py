@@ -408,6 +408,9 @@ def test_epsilon_is_the_input_of_algorithm_2() -> None:
         )
     with pytest.raises(InputError, match="less than Weights"):
         Spectral(epsilon=9.0).plan(graph, statistics, Weights(0.9))
+    for options in ({"epsilon": 2.5}, {"reweight": True}):
+        with pytest.raises(InputError, match="budget in Weights"):
+            Spectral(**options).plan(graph, statistics, Units(0.5))
     with pytest.raises(NothingToPrune):
         Spectral(epsilon=0.01).plan(graph, statistics, Weights(0.01))
 

@@ -122,9 +122,14 @@ def _harder_rows(rows: Rows) -> list[Row]:
         }
         for name in (*CHANGES, *(f"{change} + fold" for change in CHANGES)):
             change = compare([net[name] for net in nets if name in net])
-            line[name] = None if change is None else str(change).rpartition(" ")[0]
+            line[name] = None if change is None else _interval(change)
         result.append(line)
     return result
+
+
+def _interval(change: Comparison) -> str:
+    interval = "" if change.low is None else f" [{change.low:+.1f}, {change.high:+.1f}]"
+    return f"{change.mean:+.1f}{interval}"
 
 
 def _mean_change(rows: Rows, units: int, criterion: str, fraction: float) -> float | None:

@@ -142,7 +142,13 @@ class Spectral(ScoreMethod):
         return layer_leverages(graph, scores, self.tol, heads=self.graph == "head")
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
-        """Sum the leverages of each unit's edges."""
+        """Sum the leverages of each unit's edges.
+
+        Raises:
+            InputError: If `epsilon` or `reweight` is given, which are for single weights.
+        """
+        if self.epsilon is not None or self.reweight:
+            raise InputError("Spectral.epsilon and reweight are for single weights: use a budget in Weights")
         values = self.leverages(graph, statistics).values
         return {g.name: self._unit_score(graph, g, values) for g in prunable(graph)}
 
