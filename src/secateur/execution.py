@@ -32,6 +32,7 @@ __all__ = [
     "is_cache",
     "logits",
     "named_logits",
+    "plain_tensors",
     "read_batches",
     "tensors_by_name",
     "tensors_of",
@@ -44,6 +45,23 @@ __all__ = [
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer, the objects themselves, by its first name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the floating tensors that modules hold as plain attributes, which are not registered, by name.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> layer.positions = torch.zeros(3)
+        >>> list(plain_tensors(layer))
+        ['positions']
+    """
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) is Tensor and value.is_floating_point()
+    }
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.core import CaptureError, InputError
+from secateur.modules.narrow_norm import NormForm, norm_form
 from secateur.tracing.trace import trace, traced_model
 
 
@@ -267,6 +268,15 @@ def test_a_path_chosen_by_the_data_is_refused_with_its_line(capfd) -> None:
     with pytest.raises(CaptureError, match=r"test_trace.py:\d+.*path depends on values"):
         trace(Net(body), torch.randn(2, 5))
     assert capfd.readouterr() == ("", "")
+
+
+def test_norms_are_recognised_under_another_default_type() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        for norm in (nn.LayerNorm(5), nn.LayerNorm(5, dtype=torch.float32)):
+            assert norm_form(norm) == NormForm(centred=True, shift=0.0, axis=-1)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_layernorm_narrows_when_what_enters_is_zero_where_dead() -> None:

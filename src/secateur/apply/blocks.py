@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.apply.exactness import verify_call
 from secateur.apply.kept_tensors import shorten
 from secateur.core import InputError, Plan, PlanError, unknown
-from secateur.execution import duplicate, tensors_by_name
+from secateur.execution import duplicate, plain_tensors, tensors_by_name
 from secateur.tracing.trace import as_call
 
 __all__ = ["drop_blocks", "find_blocks", "without_blocks"]
@@ -109,7 +109,7 @@ def without_blocks(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         PlanError: If the model does not have these blocks.
     """
-    if not plan.blocks or set(tensors_by_name(model)) == set(plan.graph.shapes):
+    if not plan.blocks or set(tensors_by_name(model)) == set(plan.graph.shapes) - set(plain_tensors(model)):
         return model
     try:
         return drop_blocks(model, plan.blocks)

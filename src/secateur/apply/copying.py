@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from secateur.core import InputError, Plan, PlanError
-from secateur.execution import duplicate, tensors_by_name
+from secateur.execution import duplicate, plain_tensors, tensors_by_name
 
 __all__ = ["check_plan", "check_tensors", "copy_with"]
 
@@ -19,7 +19,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """Return the model's parameters and buffers by first name, after comparing them with the plan's graph.
+    """Return parameters, buffers and plain tensors by first name, after comparing them with the plan's graph.
 
     Raises:
         InputError: If the model is not a module, or the plan not a plan.
@@ -28,7 +28,7 @@ def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     check_plan(plan)
-    tensors = tensors_by_name(model)
+    tensors = {**plain_tensors(model), **tensors_by_name(model)}
     for name, shape in plan.graph.shapes.items():
         if name not in tensors:
             raise PlanError(f"the plan names {name!r}, which {type(model).__name__} does not have")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateur.core import IntArray, PlanError, PruningGraph
 from secateur.core.indices import kept_axes
-from secateur.execution import tensors_of
+from secateur.execution import plain_tensors, tensors_of
 
 __all__ = ["LISTED", "check_shapes", "copy_kept_tensors", "named_tensors", "shorten"]
 
@@ -39,7 +39,8 @@ def check_shapes(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what
     Raises:
         PlanError: If a tensor is missing, has another shape, or is not expected.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    plain = {name: tensor for name, tensor in plain_tensors(model).items() if name in expected}
+    shapes = {name: tuple(tensor.shape) for name, tensor in {**tensors_of(model), **plain}.items()}
     wrong = [
         f"{name!r} is missing"
         if name not in shapes

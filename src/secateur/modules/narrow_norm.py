@@ -207,6 +207,10 @@ def norm_tensors(module: Any) -> tuple[Tensor | None, Tensor | None, float | Non
     return getattr(module, "weight", None), getattr(module, "bias", None), eps
 
 
+# Trials do not depend on torch's default type and device, which a user may have set.
+FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}
+
+
 def _float32_copy(module: nn.Module) -> nn.Module:
     """Copy a module to the CPU; one on the meta device gets any values."""
     copied = copy.deepcopy(module)
@@ -220,9 +224,9 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
     trial: Any = _float32_copy(module)
     with torch.no_grad():
         for tensor in trial.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, **FLOAT32))
         for shape, axis in (((3, 4, width), -1), ((3, width, 4, 5), 1)):
-            x = torch.randn(shape, generator=generator) + 0.5
+            x = torch.randn(shape, generator=generator, **FLOAT32) + 0.5
             x[0] *= 1e-3  # so small that another eps gives other results
             try:
                 result = trial(x)
@@ -247,10 +251,10 @@ def _response_by_trial(module: nn.Module) -> ResponseForm | None:
     eps = getattr(module, "eps", 1e-6)
     with torch.no_grad():
         for tensor in trial.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, **FLOAT32))
         width = trial.get_parameter(names[0]).numel()
         for axis, shape in ((-1, (2, 4, 5, width)), (1, (2, width, 4, 5))):
-            x = torch.randn(shape, generator=generator)
+            x = torch.randn(shape, generator=generator, **FLOAT32)
             try:
                 result = trial(x)
             except (RuntimeError, ValueError, TypeError, IndexError):

@@ -14,6 +14,7 @@ from secateur.execution import (
     all_finite,
     check_seed,
     explain_errors,
+    plain_tensors,
     read_batches,
     tensors_by_name,
     tensors_of,
@@ -286,7 +287,7 @@ def _check_needs(needs: Iterable[str]) -> set[str]:
 
 
 def _check_weights(model: nn.Module, graph: PruningGraph) -> None:
-    tensors = tensors_of(model)
+    tensors = {**plain_tensors(model), **tensors_of(model)}
     for name, shape in graph.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
             here = tuple(tensors[name].shape) if name in tensors else "missing"

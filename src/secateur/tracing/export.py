@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from secateur.core import CaptureError, InputError
-from secateur.execution import duplicate
+from secateur.execution import duplicate, plain_tensors
 from secateur.tracing.packed_sequences import Unpacked, check_not_packed
 from secateur.tracing.unsupported import check_supported
 
@@ -45,8 +45,9 @@ class ExportedModel:
     Attributes:
         model: The user's model (a reference; it is not changed).
         graph_module: The exported graph.
-        parameters: Graph input -> name of the parameter or buffer (the first of tied names).
-        constants: Graph input -> the constant tensor that it holds.  All other inputs are the user's.
+        parameters: Graph input -> name of the parameter, buffer or plain tensor (the first of tied names).
+        constants: Graph input -> the constant tensor that it holds; plain tensors are among them.  All
+            other inputs are the user's.
     """
 
     model: nn.Module
@@ -134,7 +135,9 @@ def export_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     first = first_names(model)
-    constants = {k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()}
+    lifted, plain = signature.inputs_to_lifted_tensor_constants, plain_tensors(model)
+    constants = {k: program.constants[v] for k, v in lifted.items()}
+    names |= {k: v for k, v in lifted.items() if v in plain}
     _drop_dead_attention(program.graph_module)
     return ExportedModel(
         model, program.graph_module, {k: first.get(v, v) for k, v in names.items()}, constants

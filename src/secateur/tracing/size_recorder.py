@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur.execution import plain_tensors
 from secateur.tracing.export import copy_sharing_tensors, exporting_flag_set, without_fused_attention
 from secateur.tracing.symbolic_int import Expression, TracedFloat, TracedInt
 
@@ -70,7 +71,8 @@ class _SizeRecorder(TorchFunctionMode):
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name))
             module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)
-        for named in (model.named_parameters(), model.named_buffers(), states.items()):
+        plain = plain_tensors(model).items()
+        for named in (model.named_parameters(), model.named_buffers(), plain, states.items()):
             for name, t in named:
                 self.origins[t] = TensorOrigin((), "", tuple(t.shape), name)
 

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
-from secateur.execution import tensors_by_name
+from secateur.execution import plain_tensors, tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.aliases import Aliases
 from secateur.tracing.equal_lengths import tie_uncountable
@@ -124,7 +124,7 @@ def trace(
         groups=tuple(f.group for f in families),
         frozen=find_frozen(propagation, tensors),
         layers=tuple(_add_uses(propagation.layers)),
-        shapes={name: state.shape for name, state in tensors.states.items()},
+        shapes=_shapes(model, tensors, families),
         parameters=tuple(n for n, _ in model.named_parameters()),
         aliases={k: v for k, v in first_names(model).items() if k != v},
         sizes=find_sizes(propagation, families),
@@ -238,7 +238,7 @@ def _analyse(
     # States that are 0 at dead indices allow more.  They must then be so at every step.
     for zero in (True, False):
         propagation = Propagation(batch=_batch_size(args, kwargs), norms=norms)
-        tensors = _label_tensors(model, propagation)
+        tensors = _label_tensors(model, exported, propagation)
         states = ports.label_states(exported, propagation, zero)
         outputs = _propagate(exported, propagation, tensors, ports, states)
         if ports.zero_again(outputs, states, propagation):
@@ -256,13 +256,24 @@ def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     return next((t.shape[0] for t in tensors if t.ndim), 1)
 
 
-def _label_tensors(model: nn.Module, propagation: Propagation) -> Tensors:
-    """Give every axis of every parameter and buffer a label of its own.
+def _shapes(model: nn.Module, tensors: Tensors, families: Sequence[UnitFamily]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of parameters and buffers, and of the plain tensors that lose units.
+
+    Other plain tensors may be caches, which a fresh instance does not have.
+    """
+    narrower = {slot.tensor for family in families for slot in family.group.slots}
+    registered = tensors_by_name(model)
+    return {n: s.shape for n, s in tensors.states.items() if n in registered or n in narrower}
+
+
+def _label_tensors(model: nn.Module, exported: ExportedModel, propagation: Propagation) -> Tensors:
+    """Give every axis of parameters, buffers, and plain tensors that are used a label of its own.
 
     `mask` sets floating and complex tensors to 0 at dead indices, and leaves integers and booleans.
     """
     states = {}
-    for named in (model.named_parameters(), model.named_buffers()):
+    plain = {n: x for n, x in plain_tensors(model).items() if n in exported.parameters.values()}
+    for named in (model.named_parameters(), model.named_buffers(), plain.items()):
         for name, tensor in named:
             labels = tuple(propagation.algebra.label(n) for n in tensor.shape)
             shape, n = tuple(tensor.shape), tensor.ndim
