@@ -38,6 +38,7 @@ MAY_IMPORT["html"] = {"core", "formats"}
 MAY_IMPORT["user_code"] = {"core"}
 MAY_IMPORT["pretrained"] = {"core", "user_code"}
 MAY_IMPORT["texts"] = {"core", "batches"}
+MAY_IMPORT["streaming"] = {*MAY_IMPORT}
 MAY_IMPORT["specs"] = {*MAY_IMPORT}
 MAY_IMPORT["bench"] = {*MAY_IMPORT}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.core import InputError
 from secateur.user_code import run_user_code
 
-__all__ = ["is_pretrained", "load_pretrained", "load_tokenizer"]
+__all__ = ["INDEX", "ONE_FILE", "empty_model", "is_pretrained", "load_pretrained", "load_tokenizer"]
 
 INDEX, ONE_FILE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = "pytorch_model*.bin"
@@ -53,7 +54,7 @@ def load_pretrained(path: str | Path) -> nn.Module:
 
     def read() -> tuple[nn.Module, dict[str, Any]]:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, **gguf)
-        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        kind = _class_of(transformers, config)
         if kind is None:
             kind = transformers.AutoModelForCausalLM if gguf else transformers.AutoModel
         options = {"dtype": "float32", **gguf} if gguf else {"use_safetensors": True}
@@ -67,6 +68,38 @@ def load_pretrained(path: str | Path) -> nn.Module:
         )
     model.config.use_cache = False
     return model
+
+
+def empty_model(folder: str | Path) -> nn.Module:
+    """Return the model of a transformers folder with parameters on the meta device, which take no memory.
+
+    Buffers that no file holds, such as the frequencies of rotary embeddings, have their values.
+
+    Raises:
+        InputError: If transformers is missing, or the config or a file is missing or damaged, the weights are
+            quantised, or transformers has no class of the name in the config.
+    """
+    transformers = _transformers()
+    folder = Path(folder)
+    _check_folder(folder)
+
+    def build() -> nn.Module:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = _class_of(transformers, config)
+        if kind is None:
+            raise InputError(f"transformers has no class {config.architectures}, which {folder} names")
+        config.use_cache = False
+        with torch.device("meta"):
+            model = kind._from_config(config)
+        for module in model.modules():
+            unsaved = [name for name in module._non_persistent_buffers_set if name in module._buffers]
+            for name in unsaved:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+            if unsaved:
+                model._init_weights(module)
+        return model.requires_grad_(False).eval()
+
+    return _quietly(transformers, lambda: run_user_code(f"reading {folder}", build))
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -99,6 +132,11 @@ def _transformers() -> Any:
             "reading a folder of transformers needs the extra hf: pip install 'secateur[hf]'"
         ) from error
     return transformers
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """Return the class that a config names, or None."""
+    return getattr(transformers, (config.architectures or [""])[0], None)
 
 
 def _split_gguf(path: str | Path) -> tuple[Path, dict[str, str]]:

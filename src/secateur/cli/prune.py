@@ -34,7 +34,17 @@ from secateur.cli.options import (
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table, warn
-from secateur.cli.text_options import TextOptions
+from secateur.cli.stream_options import Streamed, prune_streamed
+from secateur.cli.text_options import (
+    ONE_TEXT,
+    HoldoutSamples,
+    HoldoutTexts,
+    Samples,
+    SequenceLength,
+    TextOptions,
+    Texts,
+    TokenizerFolder,
+)
 from secateur.core import Budget, ExactnessError, InputError, SecateurError, StoreError, Weights, unknown
 from secateur.core.budget import as_budget
 from secateur.diagnostics import DIAGNOSTICS, diagnose
@@ -56,16 +66,12 @@ from secateur.specs import (
     make_method,
     make_metric,
 )
-from secateur.texts import JUDGING, LENGTH, SAMPLES, TextBatches
+from secateur.texts import JUDGING, SAMPLES, TextBatches
 
 __all__ = ["print_result", "prune_command"]
 
 HIDDEN = "hidden"
 GGUF = ".gguf"
-ONE_TEXT = (
-    "no other text was judged: a model can keep the perplexity of the text that it was calibrated on and "
-    "lose that of others; give --holdout-text"
-)
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
 # Option of a fine-tuning -> attribute of `Finetune`.
@@ -147,26 +153,6 @@ MetricName = Annotated[
         "file.py:function. By default accuracy if there are labels, else agreement with the original."
     ),
 ]
-Texts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--text",
-        help="Text to calibrate a language model on; several are mixed evenly. Its second half only judges.",
-    ),
-]
-HoldoutTexts = Annotated[
-    list[str] | None,
-    typer.Option("--holdout-text", help="Another text, which only judges; may be repeated."),
-]
-TokenizerFolder = Annotated[
-    str | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not that of the model.")
-]
-SequenceLength = Annotated[
-    int | None,
-    typer.Option(help=f"Tokens in a sequence; {LENGTH} by default, or as many as the model takes."),
-]
-Samples = Annotated[int, typer.Option(help="Calibration sequences of all texts together.")]
-HoldoutSamples = Annotated[int, typer.Option(help="Sequences of each text that judges.")]
 CutKinds = Annotated[
     list[str] | None,
     typer.Option(
@@ -222,18 +208,32 @@ def prune_command(
     explain: Explain = False,
     folder: OutFolder = None,
     onnx: Onnx = False,
+    stream: Streamed = False,
 ) -> None:
     """Prune a model, check that what is left computes the same, and compare it with the original."""
     repairs = _parse_repair(repair, (epochs, tuning_steps, minutes, lr, teacher, feature or None))
     chosen = None if method == "auto" else make_method(method)
     default = f"units={0.5 if tolerance is None else Tolerance.step}"
     share = _with_evenness(make_budgets(budget or [default], scope, floor, round_to), even, model)
+    texts = TextOptions(text, holdout_text, tokenizer, sequence_length, samples, holdout_samples)
+    texts.check(data, holdout)
+    if stream:
+        whole: dict[str, Any] = {
+            "steps": steps,
+            "tolerance": tolerance,
+            "loss": loss,
+            "metric": metric,
+            "latency": latency,
+        }
+        whole |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
+        whole |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
+        whole |= {"device": None if device == "cpu" else device}
+        prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, whole)
+        return
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
     _check_folder(folder, onnx, model)
     parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
-    texts = TextOptions(text, holdout_text, tokenizer, sequence_length, samples, holdout_samples)
-    texts.check(data, holdout)
     batches = _make_batches(data, holdout, **parts, seed=seed)
     original, example = prepare_model(model, weights, strict, example_shape, batches, device)
     read = texts.read(model, original)

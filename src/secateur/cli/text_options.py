@@ -4,14 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from torch import nn
 
 from secateur.core import InputError
 from secateur.pretrained import is_pretrained, load_tokenizer
-from secateur.texts import TextBatches, read_texts
+from secateur.texts import LENGTH, TextBatches, read_texts
 
-__all__ = ["TextOptions"]
+__all__ = [
+    "ONE_TEXT",
+    "HoldoutSamples",
+    "HoldoutTexts",
+    "Samples",
+    "SequenceLength",
+    "TextOptions",
+    "Texts",
+    "TokenizerFolder",
+]
+
+ONE_TEXT = (
+    "no other text was judged: a model can keep the perplexity of the text that it was calibrated on and "
+    "lose that of others; give --holdout-text"
+)
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="Text to calibrate a language model on; several are mixed evenly. Its second half only judges.",
+    ),
+]
+HoldoutTexts = Annotated[
+    list[str] | None,
+    typer.Option("--holdout-text", help="Another text, which only judges; may be repeated."),
+]
+TokenizerFolder = Annotated[
+    str | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not that of the model.")
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(help=f"Tokens in a sequence; {LENGTH} by default, or as many as the model takes."),
+]
+Samples = Annotated[int, typer.Option(help="Calibration sequences of all texts together.")]
+HoldoutSamples = Annotated[int, typer.Option(help="Sequences of each text that judges.")]
 
 
 @dataclass(frozen=True)

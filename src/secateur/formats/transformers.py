@@ -31,7 +31,7 @@ from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers_config import build_on_meta
 from secateur.tracing.export import silenced, without_fused_attention
 
-__all__ = ["check_model", "save_pretrained"]
+__all__ = ["KEY", "check_model", "check_place", "publish", "save_pretrained", "write_companions"]
 
 KEY = "secateur"  # of config.json
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -67,15 +67,15 @@ def save_pretrained(
     check_model(model, plan)
     if uneven not in UNEVEN:
         raise InputError(unknown("way to write uneven layers", str(uneven), UNEVEN))
-    _check_place(place)
+    check_place(place)
     best = float("inf")
     for plain in plain_models(model, plan, uneven):
         with _draft_of(place) as draft:
             _write_model(draft, model, plain, plan)
             best = min(best, difference := _compare(draft, model, plan))
             if difference <= _tolerance(model):
-                _write_companions(draft, model, tokenizer)
-                _publish(draft, place)
+                write_companions(draft, model, tokenizer)
+                publish(draft, place)
                 return difference
     how = "cannot run" if best == float("inf") else f"has outputs that differ by {best:.1e} of the largest"
     raise ExactnessError(
@@ -113,7 +113,7 @@ def check_model(model: Any, plan: Plan) -> None:
     check_shapes(model, shapes, "the model to save", "Save the model that this plan pruned")
 
 
-def _check_place(place: Path) -> None:
+def check_place(place: Path) -> None:
     """Refuse a place that is taken, except by an empty folder."""
     if place.exists() and not place.is_dir():
         raise StoreError(f"{place} is a file: choose a folder")
@@ -187,7 +187,7 @@ def _tolerance(model: Any) -> float:
     return 16 * torch.finfo(model.dtype).eps if model.dtype in HALF else TOLERANCE[model.dtype]
 
 
-def _write_companions(draft: Path, model: Any, tokenizer: Any) -> None:
+def write_companions(draft: Path, model: Any, tokenizer: Any = None) -> None:
     """Write the tokenizer; without one, copy the files that belong to it from the original's folder."""
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(draft)
@@ -206,7 +206,7 @@ def _write_companions(draft: Path, model: Any, tokenizer: Any) -> None:
                 shutil.copyfile(path, target)
 
 
-def _publish(draft: Path, place: Path) -> None:
+def publish(draft: Path, place: Path) -> None:
     """Wait until all files are on the disk, and give the folder its name."""
     mode = stat.S_IMODE((draft / "config.json").stat().st_mode)
     for path in (p for p in draft.rglob("*") if p.is_file()):

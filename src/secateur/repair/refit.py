@@ -42,7 +42,7 @@ from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
 from secateur.views import view, without_view
 
-__all__ = ["MEMORY", "refit"]
+__all__ = ["MEMORY", "refit", "refit_in_place"]
 
 WIDEST = 6144  # features, taps included, above which a layer is skipped: its matrices would be too large
 MEMORY = 8 * 2**30  # bytes of activations in memory, beyond which they go to disk
@@ -94,21 +94,40 @@ def refit(
         True
     """
     model, small = view(model, plan.graph.interface), view(small, plan.graph.interface, plan)
+    repaired = duplicate(small)
+    notes, changed = refit_in_place(model, repaired, plan, fitting, guard, memory=memory, progress=progress)
+    judge = distance_from(model, few_tokens(guard or fitting))
+    if changed and not judge(repaired) < judge(small):
+        notes = {k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in notes.items()}
+        return without_view(duplicate(small)), notes
+    return without_view(repaired), notes
+
+
+def refit_in_place(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    fitting: Sequence[Any],
+    guard: Sequence[Any] | None,
+    *,
+    memory: float = MEMORY,
+    progress: bool = False,
+) -> tuple[dict[str, Any], bool]:
+    """Solve the weights of a shrunk model in place; nothing judges the whole.
+
+    The arguments are those of `refit`.
+
+    Returns:
+        The notes of `refit`, and whether anything changed.
+    """
     batches = [Batch(*b[:3]) for b in read_batches(fitting, model)]
     fitted = len(batches)
     for where, args, kwargs, _ in read_batches(guard, model) if guard else ():
         batches.append(Batch(f"{where} kept apart", args, kwargs))
-    repaired = duplicate(small)
-    with untouched(model), _evaluation_mode(repaired), torch.no_grad():
-        walk = _Refit(model, repaired, plan, batches, fitted)
+    with untouched(model), _evaluation_mode(small), torch.no_grad():
+        walk = _Refit(model, small, plan, batches, fitted)
         walk.run(memory, progress)
-    judge = distance_from(model, few_tokens(guard or fitting))
-    if walk.changed and not judge(repaired) < judge(small):
-        notes = {
-            k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in walk.notes.items()
-        }
-        return without_view(duplicate(small)), notes
-    return without_view(repaired), walk.notes
+    return walk.notes, walk.changed
 
 
 @contextmanager
@@ -268,7 +287,7 @@ class _Refit:
                 f"{which} more features than there are rows of calibration data ({name!r}: "
                 f"{note['features']} features, {note['rows']} rows): the ridge damps the repair; more "
                 "batches would help",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
