@@ -166,7 +166,7 @@ def maximal_minor_signs(vectors: ArrayLike, limit: int = LIMIT) -> MinorSigns:
 
     Example:
         >>> maximal_minor_signs([[1, 0], [0, 1], [1, 1]])
-        MinorSigns(positive=1, zero=0, negative=2)
+        MinorSigns(positive=2, zero=0, negative=1)
     """
     rows = _fractions(as_rows(vectors))
     counts = {1: 0, 0: 0, -1: 0}
