@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 import secateur as sc
 from secateur.core import InputError
-from secateur.execution import check_seed, duplicate, evaluating
+from secateur.execution import check_seed, duplicate, evaluating, one_at_a_time
 
 
 class Remembers(nn.Module):
@@ -95,3 +98,81 @@ def test_batches_without_values_are_named(batch) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match=r"batch 1.*leave this batch out"):
         sc.prune(model, torch.ones(2, 4), sc.Units(0.5), [torch.rand(8, 4), batch, batch, batch])
+
+
+class InPlace(nn.Module):
+    """Changes its inputs, and collects what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.seen = nn.Linear(6, 8), nn.Linear(8, 3), list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.b(self.a(x.mul_(0.5).add_(1)).relu_())
+
+
+def test_models_that_change_their_inputs_change_no_batch() -> None:
+    torch.manual_seed(0)
+    example, inputs, targets = torch.randn(4, 6), torch.randn(40, 6), torch.randint(0, 3, (40,))
+    before, batch = example.clone(), inputs.clone()
+    model = InPlace()
+    for repair in ("fold", None):
+        data = [(inputs, targets)]
+        result = sc.prune(model, example, sc.Units(0.5), data, method="activation", repair=repair)
+        report = result.measure(data, latency=True, batch_sizes=(1,)).report
+        assert example.equal(before) and inputs.equal(batch) and model.seen == []
+        for measured, network in ((report.before, model), (report.after, result.model)):
+            right = (network(batch.clone()).argmax(-1) == targets).double().mean()
+            assert measured.metric == pytest.approx(float(right))
+        model.seen.clear()
+    sc.finetune(result.model, data, teacher=model)
+    assert inputs.equal(batch)
+
+
+@pytest.mark.parametrize("method", ["activation", "magnitude", "spectral"])
+def test_an_embedding_with_a_largest_norm_keeps_its_rows(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8, max_norm=0.5), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    rows, words = model[0].weight.detach().clone(), torch.randint(0, 20, (30, 5))
+    result = sc.prune(model, words[:2], sc.Units(0.5), [words], method=method)
+    small = result.model[0].weight.detach().clone()  # type: ignore[index,union-attr]
+    result.measure([words], latency=True, batch_sizes=(1,))
+    assert model[0].weight.equal(rows)
+    assert result.model[0].weight.equal(small)  # type: ignore[index,union-attr]
+
+
+def test_a_model_whose_copy_is_itself_is_refused() -> None:
+    class Same(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Same:
+            return self
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Same(8, 3))
+    with pytest.raises(sc.SecateurError, match=r"a copy of Sequential shares its module '2'"):
+        sc.prune(model, torch.randn(2, 6), sc.Units(0.5), method="magnitude")
+
+
+def test_prunings_in_threads_wait_for_each_other() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).train(), torch.randn(2, 6)
+    batches = [(torch.randn(60, 6), torch.randint(0, 3, (60,)))]
+
+    def kept(method: str) -> list[int]:
+        result = sc.prune(model, x, sc.Units(0.5), batches, method=method, repair="fold")
+        return result.measure(batches).plan.keep["0"].tolist()
+
+    methods = ["taylor", "activation", "random"]
+    alone = {method: kept(method) for method in methods}
+    found = list[tuple[str, list[int]]]()
+    threads = [threading.Thread(target=lambda m=m: found.append((m, kept(m)))) for m in 2 * methods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted((m, alone[m]) for m in 2 * methods)
+    assert torch.get_default_dtype() == torch.float32 and model.training
+
+
+def test_functions_that_run_one_at_a_time_may_call_each_other() -> None:
+    assert one_at_a_time(lambda x: one_at_a_time(abs)(x))(-3) == 3

@@ -6,10 +6,12 @@ Modes, buffers, flags and random generators are restored.  What a batch may be i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from numbers import Integral
-from typing import Any
+from threading import RLock
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ __all__ = [
     "call",
     "check_finite",
     "check_seed",
+    "copy_tensors",
     "device_and_dtype",
     "device_of",
     "duplicate",
@@ -32,6 +35,7 @@ __all__ = [
     "is_cache",
     "logits",
     "named_logits",
+    "one_at_a_time",
     "plain_tensors",
     "read_batches",
     "tensors_by_name",
@@ -40,6 +44,25 @@ __all__ = [
     "to_model",
     "untouched",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_LOCK = RLock()
+
+
+def one_at_a_time(function: Callable[P, T]) -> Callable[P, T]:
+    """Let the calls of several threads wait for each other, those of all functions decorated so.
+
+    Exports and comparisons set what torch and Python have once for all threads: the default dtype, the random
+    generators, the fused attention path, standard output, and the modes of the user's model.
+    """
+
+    @wraps(function)
+    def wait_and_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOCK:
+            return function(*args, **kwargs)
+
+    return wait_and_call
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
@@ -67,6 +90,11 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer, detached, by its first name."""
     return {name: tensor.detach() for name, tensor in tensors_by_name(model).items()}
+
+
+def copy_tensors(value: Any) -> Any:
+    """Copy the tensors in a structure: a model that changes its inputs in place then changes the copies."""
+    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
@@ -97,6 +125,9 @@ def duplicate(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> 
         model: The model; it is not changed.
         tensors: id of a tensor -> the tensor that replaces it in the copy.
 
+    Raises:
+        InputError: If the model's own way of copying gives a module of the model back.
+
     Example:
         >>> layer = nn.Linear(2, 2)
         >>> layer.seen = layer(torch.ones(1, 2))
@@ -108,7 +139,15 @@ def duplicate(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> 
         for x in tree_leaves(list(vars(module).values())):
             if isinstance(x, Tensor) and not x.is_leaf:
                 memo.setdefault(id(x), x.detach().clone())
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    own = {id(module): name for name, module in model.named_modules()}
+    shared = next((own[id(module)] for module in copied.modules() if id(module) in own), None)
+    if shared is not None:
+        raise InputError(
+            f"a copy of {type(model).__name__} shares its module {shared!r}, so that a pruning would change "
+            "the model itself: let __deepcopy__ return a copy"
+        )
+    return copied
 
 
 @contextmanager
@@ -116,8 +155,12 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode; restore its modes, buffers and other attributes at the end."""
     training = {module: module.training for module in model.modules()}
     attributes = {module: dict(vars(module)) for module in model.modules()}
+    lists = [(x, list(x)) for before in attributes.values() for x in before.values() if type(x) is list]
     registered = ((m, k, b) for m in model.modules() for k, b in m.named_buffers(recurse=False))
     buffers = [(m, k, b, b.detach().clone()) for m, k, b in registered]
+    # An embedding with max_norm shortens the rows that it reads, in its weight.
+    tables = [m.weight for m in model.modules() if getattr(m, "max_norm", None) is not None]
+    rows = [(w, w.detach().clone()) for w in tables if isinstance(w, Tensor)]
     try:
         model.eval()
         yield
@@ -126,12 +169,17 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             for name in set(vars(module)) - set(before):
                 del vars(module)[name]
             vars(module).update(before)
+        for values, entries in lists:
+            values[:] = entries  # a forward may collect what it sees
         for module, flag in training.items():
             module.training = flag
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):
                 buffer.detach().copy_(value)
+        for weight, value in rows:
+            if not torch.equal(weight, value):
+                weight.detach().copy_(value)
 
 
 @contextmanager
@@ -183,11 +231,16 @@ def to_device(value: Any, model: nn.Module) -> Any:
 
 
 def to_model(value: Any, model: nn.Module) -> Any:
-    """Move tensors to a model's device, and floating ones to its dtype."""
+    """Copy tensors to a model's device, and floating ones to its dtype.
+
+    They are always copied: a model that changes its inputs in place must not change the user's.
+    """
     device, dtype = device_and_dtype(model)
 
     def move(x: Any) -> Any:
-        return x.to(device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().to(device, dtype if x.is_floating_point() else None, copy=True)
 
     return tree_map(move, value)
 

@@ -27,7 +27,7 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.depth import latency_notes, trace_without_blocks
-from secateur.execution import check_seed
+from secateur.execution import check_seed, one_at_a_time
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
@@ -48,6 +48,7 @@ from secateur.views import view
 __all__ = ["Result", "plan", "prune"]
 
 
+@one_at_a_time
 def plan(
     graph: PruningGraph,
     method: str | Method | type,
@@ -100,6 +101,7 @@ def plan(
     return note_prediction(chosen.plan(graph, statistics, budget), budget)
 
 
+@one_at_a_time
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -216,7 +218,7 @@ def _defaults(
         warnings.warn(
             "without data, units are chosen by magnitude and nothing is repaired; with data=batches the "
             "default is a basis of activations with a refit, which loses much less",
-            stacklevel=3,
+            stacklevel=4,
         )
     chosen = find_method(("magnitude" if plain else "matroid") if method is None else method)
     if isinstance(repair, str) and repair == "auto":

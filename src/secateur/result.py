@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.batches import as_batches
 from secateur.core import Plan, PruningGraph, StoreError
+from secateur.execution import one_at_a_time
 from secateur.formats import store
 from secateur.measure.metrics import Metric
 from secateur.report import Report, measure
@@ -37,6 +38,7 @@ class Result:
     graph: PruningGraph
     original: nn.Module = field(repr=False)
 
+    @one_at_a_time
     def measure(
         self,
         holdout: Iterable[Any] | None = None,

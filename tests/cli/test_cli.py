@@ -23,6 +23,7 @@ from secateur.cli import printing
 from secateur.cli.inspect import print_everything, print_summary
 from secateur.cli.options import check_writable
 from secateur.core import StoreError
+from secateur.html.files import is_own_page
 from secateur.methods import METHODS
 from secateur.result import load_report
 from secateur.tracing.trace import trace
@@ -271,6 +272,27 @@ def test_out_that_exists_keeps_its_other_files(place: Path) -> None:
     assert prune("--out", "small", "--method", "random").exit_code == 0
     assert (place / "small" / "mine.txt").read_text() == "mine"
     assert load_report("small").method == "random"
+
+
+def test_files_of_the_user_are_not_replaced(place: Path) -> None:
+    (place / "mine").mkdir()
+    for name in ("report.html", "runs.csv", "failures.json"):
+        (place / "mine" / name).write_text("mine")
+    bench = ("bench", "net.py:ready", "--data", "net.py:batches", "--out", "mine")
+    for command in (bench, ("demo", "--quick", "--out", "mine"), ("report", "mine")):
+        done = run(*command)
+        assert done.exit_code == 2 and "mine has files of other origin that would be replaced" in done.stderr
+    assert prune("--out", "mine").exit_code == 2
+    assert all(path.read_text() == "mine" for path in (place / "mine").iterdir())
+
+
+def test_pages_of_earlier_runs_are_replaced(place: Path) -> None:
+    assert prune("--out", "runs/a").exit_code == 0
+    for _ in range(2):
+        assert run("report", "runs").exit_code == 0
+    assert is_own_page(place / "runs" / "report.html") and not is_own_page(place / "net.py")
+    (place / "runs" / "mine.jsonl").touch()
+    check_writable(place / "runs", replaced=["report.html"], mark="mine.jsonl")
 
 
 def test_check_writable_leaves_no_trace(place: Path) -> None:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
+from secateur.core.paths import read_bounded
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.store import load, load_plan, read_report, save
+from secateur.html import read_runs, read_sections
 from secateur.html.files import write_text
 from secateur.tracing.trace import trace
 
@@ -244,6 +246,9 @@ def change(folder: Path, way: tuple[str, ...], value: Any) -> None:
     reseal(folder, put)
 
 
+BIG = {"$type": "Group", "name": "inlet", "size": 2**40, "slots": {"$tuple": []}}
+
+
 @pytest.mark.parametrize(
     ("way", "value", "words"),
     [
@@ -254,6 +259,15 @@ def change(folder: Path, way: tuple[str, ...], value: Any) -> None:
         (("plan", "keep", "inlet"), {"$ints": [[0, 10**12, 1]], "shape": [10**12]}, "more than"),
         (("plan", "keep", "inlet"), {"$ints": [[2**63, 4, 1]], "shape": [4]}, "not a plan: OverflowError"),
         (("plan", "keep", "inlet"), {"$ints": [[6, 4, 1]], "shape": [4]}, "has unit 8 at index 2"),
+        (("plan", "graph", "groups"), {"$tuple": [BIG]}, "groups hold more than"),
+        (("plan", "notes"), {"x": [{"$ints": [[0, 2**20, 1]], "shape": [2**20]}] * 9}, "more than"),
+        (("model",), None, "model is a NoneType, not a dict"),
+        (("model", "ties"), [], "model.ties is a list, not a dict"),
+        (("model", "modules"), {"": None}, "is damaged"),
+        (("model", "strides"), {"inlet.weight": ["a", None, 1, 2]}, "is damaged"),
+        (("files",), {}, "names no file of the model"),
+        (("files", "model"), {"name": "x"}, "does not describe the file 'model'"),
+        (("fingerprint",), "outputs", "fingerprint is a str, not a dict"),
         (("fingerprint", "inputs"), [{"tensor": "float32", "shape": [2**40], "values": None}], "fails on"),
     ],
 )
@@ -291,7 +305,7 @@ def test_a_plan_json_that_is_no_plain_file_or_too_large(folder: Path) -> None:
     path = folder / "plan.json"
     with path.open("r+b") as file:
         file.truncate(2**33)  # sparse: it takes no space
-    with pytest.raises(StoreError, match="not a file of at most"):
+    with pytest.raises(StoreError, match="at most 268435456 are read"):
         load(folder, Small)
     path.unlink()
     os.mkfifo(path)
@@ -325,3 +339,23 @@ def test_a_loop_of_links_and_a_wrong_path_are_refused(tmp_path: Path) -> None:
             write_text(path, "text")  # type: ignore[arg-type]
         with pytest.raises(InputError, match="path"):
             load_plan(path)  # type: ignore[arg-type]
+
+
+def test_inputs_of_a_fingerprint_are_bounded_together(folder: Path) -> None:
+    many = {"tensor": "float32", "shape": [2**20], "values": None}
+    change(folder, ("fingerprint", "inputs"), {"$tuple": [{"$tuple": [many] * 300}, {}]})
+    with pytest.raises(PlanError, match="inputs of more than"):
+        load(folder, Small)
+
+
+@pytest.mark.parametrize("name", ["runs.json", "sensitivity.json", "plan.json"])
+def test_pipes_are_never_read(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(StoreError, match="is not a file"):
+        read_bounded(tmp_path / name)
+    if name == "sensitivity.json":
+        with pytest.warns(UserWarning, match="is not a file"):
+            assert read_sections(tmp_path) == []
+    else:
+        with pytest.raises(StoreError, match="is not a file"):
+            read_runs(tmp_path)

@@ -301,3 +301,9 @@ def test_diagnostics_of_an_older_version_are_named() -> None:
     old = good(structure={"structure": "matroid", "curves": {}, "layers": {}})
     (section,) = diagnostic_sections([old])
     assert "older version" in section.text and section.chapter.startswith("Matroid")
+
+
+def test_texts_that_a_spreadsheet_would_run_are_quoted(tmp_path: Path) -> None:
+    rows = [{"method": "=1+1", "a": -1.5, "b": "@x", "c": "-1e5"}]
+    text = write_csv(rows, tmp_path / "runs.csv").read_text()
+    assert text.splitlines()[1] == "'=1+1,-1.5,'@x,'-1e5"

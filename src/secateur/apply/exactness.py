@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.apply.check_inputs import other_inputs
 from secateur.core import BoolArray, CaptureError, ExactnessError, Group, InputError, Plan
-from secateur.execution import duplicate, tensors_by_name
+from secateur.execution import copy_tensors, duplicate, tensors_by_name
 from secateur.tracing.export import (
     ExportedModel,
     export_model,
@@ -25,7 +27,7 @@ from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 from secateur.views import as_called, narrow_example, view
 
-__all__ = ["deviation", "in_float64", "is_exact", "run_float64", "verify", "verify_call"]
+__all__ = ["Exactness", "deviation", "in_float64", "is_exact", "run_float64", "verify", "verify_call"]
 
 # The largest relative deviation that passes.  In float64 rounding stays far below it; in float32, which only
 # serves models that do not run in float64, half of the digits must agree.
@@ -62,38 +64,48 @@ def in_float64() -> Iterator[None]:
 def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) -> list[Tensor]:
     """Run a float64 copy of a model in evaluation mode; return its floating-point outputs."""
     with in_float64():
-        return _run(model, args, kwargs, device, torch.float64)
+        outputs = _run(_copy_for_check(model, device, torch.float64), args, kwargs, device, torch.float64)
+    return [t for t in outputs if t.is_floating_point()]
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Run a copy of a model in evaluation mode and in this type; return its floating-point outputs."""
+def _copy_for_check(model: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a model in evaluation mode and in this type, without a cache of keys and values."""
     model = duplicate(model).to(dtype).eval()
     for module in model.modules():
         if getattr(getattr(module, "config", None), "use_cache", False):
             module.config.use_cache = False  # type: ignore[union-attr]
+    return model if device is None else model.to(device)
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Run a model on copies of inputs in this type; return its outputs, numbers as tensors."""
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.to(device) if device is not None else value
-        return value.to(dtype) if value.is_floating_point() else value
+        return value.to(device, dtype if value.is_floating_point() else None, copy=True)
 
-    if device is not None:
-        model.to(device)
-    args, kwargs = torch.utils._pytree.tree_map(move, (args, dict(kwargs)))
+    args, kwargs = tree_map(move, (args, dict(kwargs)))
     with torch.no_grad(), without_fused_attention(), torch.random.fork_rng():
         torch.manual_seed(0)
         outputs = model(*args, **kwargs)
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    leaves = [torch.tensor(x) if isinstance(x, (bool, int, float)) else x for x in tree_leaves(outputs)]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in leaves if isinstance(t, Tensor)]
 
 
 def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the largest difference relative to the largest output; infinite if shapes or NaNs differ."""
+    """Return the largest difference relative to the largest output.
+
+    It is infinite if shapes or NaNs differ, or outputs that are not floating.
+    """
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     worst = 0.0
     for a, b in zip(expected, actual, strict=True):
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return float("inf")
+            continue
         if not torch.equal(a.isnan(), b.isnan()):
             return float("inf")
         finite = a.isfinite() & b.isfinite()
@@ -106,26 +118,32 @@ def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Comparison:
+class Exactness:
     """What a comparison of a shrunk model with the masked one found.
 
     Attributes:
         dtype: The type that both ran in.
         deviation: The largest difference, relative to the largest output.
         error: Why the shrunk model does not run, or None.
+        other: Whether they were also compared on inputs of the check's own.  The masked model may refuse
+            those, or give values that are not finite.
+        reacts: Whether its outputs differ between the inputs, as far as that is known.
     """
 
     dtype: torch.dtype
     deviation: float
     error: Exception | None = None
+    other: bool = False
+    reacts: bool = True
 
     @property
     def passes(self) -> bool:
+        """Whether the deviation is in the bound of the type."""
         return self.error is None and self.deviation <= BOUNDS[self.dtype]
 
 
-def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> float:
-    """Compare a shrunk model with the masked one on the traced inputs; return the relative deviation.
+def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> Exactness:
+    """Compare a shrunk model with the masked one on the traced inputs, and on inputs of the check's own.
 
     They run in float64, or in float32 if the model has an operation without float64.  Then a copy of the
     shrunk model runs twice as it is.
@@ -151,7 +169,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
             "Your model is unchanged; name the layer in ignored_layers to leave it whole"
         )
     _check_runs(masked, as_called(small, plan), *_example(plan))
-    return compared.deviation
+    return compared
 
 
 def is_exact(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> bool:
@@ -205,7 +223,7 @@ def _example(plan: Plan) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     return plan.graph.example_inputs, plan.graph.example_kwargs
 
 
-def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device: Any) -> _Comparison:
+def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device: Any) -> Exactness:
     """Run both models in the first type that the masked one runs in."""
     device = None if device is None else _check_device(device)
     if any(p.is_meta for p in masked.parameters()):
@@ -214,21 +232,52 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
     for dtype in BOUNDS:
         try:
             with _computing_in(dtype):
-                expected = _run(masked, args, kwargs, device, dtype)
+                model = _copy_for_check(masked, device, dtype)
+                expected = _run(model, args, kwargs, device, dtype)
         except Exception as error:
             refused = refused or error
             continue
-        try:
-            with _computing_in(dtype):
-                actual = _run(small, args, kwargs, device, dtype)
-        except Exception as error:
-            return _Comparison(dtype, float("inf"), error)
-        return _Comparison(dtype, deviation(expected, actual))
+        with _computing_in(dtype):
+            others = other_inputs(args, kwargs)
+            other = _run_other(model, others, device, dtype, expected)
+            del model
+            try:
+                model = _copy_for_check(small, device, dtype)
+                actual = _run(model, args, kwargs, device, dtype)
+                actual += [] if other is None else _run(model, *others, device, dtype)
+            except Exception as error:
+                return Exactness(dtype, float("inf"), error)
+        found = deviation(expected + (other or []), actual)
+        return Exactness(dtype, found, None, other is not None, other is None or _differ(expected, other))
     raise InputError(
         f"{type(masked).__name__} does not run in float64 or float32 on its example inputs: "
         f"{type(refused).__name__}: {refused}. Check that model(*example_inputs) runs; check=False skips the "
         "comparison"
     ) from refused
+
+
+def _run_other(
+    model: nn.Module,
+    inputs: tuple[Any, Mapping[str, Any]],
+    device: Any,
+    dtype: torch.dtype,
+    expected: list[Tensor],
+) -> list[Tensor] | None:
+    """Return the outputs on inputs of the check's own, or None if the model cannot take them."""
+    try:
+        outputs = _run(model, inputs[0], inputs[1], device, dtype)
+    except Exception:  # a user's forward may refuse values with any error
+        return None
+    if len(outputs) != len(expected):
+        return None
+    lost = any(a.isfinite().all() and not b.isfinite().all() for a, b in zip(expected, outputs, strict=True))
+    return None if lost else outputs
+
+
+def _differ(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether floating outputs differ; True if there are none."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.is_floating_point()]
+    return not pairs or any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
 
 
 def _computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
@@ -246,7 +295,8 @@ def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> 
         model = duplicate(model)
         with torch.no_grad(), torch.random.fork_rng():
             for _ in range(2):
-                model(*args, **kwargs)
+                inputs, named = copy_tensors((args, dict(kwargs)))
+                model(*inputs, **named)
 
     try:
         run_twice(small)
@@ -305,7 +355,7 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
 def _values(exported: ExportedModel, model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     """Run an exported graph with a model's tensors; return every node's value up to a failure."""
     tensors = tensors_by_name(model)
-    leaves = iter(torch.utils._pytree.tree_leaves((args, dict(kwargs))))
+    leaves = iter(tree_leaves((args, dict(kwargs))))
     interpreter = torch.fx.Interpreter(exported.graph_module)
     inputs = []
     for node in exported.graph_module.graph.nodes:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.blocks import without_blocks
+from secateur.apply.check_inputs import with_other_weights
 from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
-from secateur.core import IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
+from secateur.core import ExactnessError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
 from secateur.core.indices import kept_indices
+from secateur.execution import one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
@@ -27,6 +29,7 @@ from secateur.modules.slim_attention import SlimAttention
 __all__ = ["shrink"]
 
 
+@one_at_a_time
 def shrink(
     model: nn.Module, plan: Plan, check: bool = True, check_device: str | torch.device | None = None
 ) -> nn.Module:
@@ -61,8 +64,28 @@ def shrink(
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     result = _resize(result, touched, heads)
     if check and (plan.graph.example_inputs or plan.graph.example_kwargs):
-        verify(mask(model, plan), result, plan, check_device)
+        _check(model, result, plan, check_device)
     return result
+
+
+def _check(model: nn.Module, small: nn.Module, plan: Plan, device: Any) -> None:
+    """Compare a shrunk model with the masked one.
+
+    If no output reacts to the inputs, they are compared again with other weights, so that the check is not
+    one of constants.
+
+    Raises:
+        ExactnessError: If they differ, or if nothing reacts with other weights either.
+    """
+    if verify(mask(model, plan), small, plan, device).reacts:
+        return
+    other = with_other_weights(model)
+    if not verify(mask(other, plan), shrink(other, plan, check=False), plan, device).reacts:
+        raise ExactnessError(
+            "the exactness check compares constants: the masked model returns the same for the example "
+            "inputs and for others, whatever its weights are. Your model is unchanged; give example inputs "
+            "that its outputs depend on, or check=False to skip the comparison"
+        )
 
 
 def _select(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:

@@ -10,7 +10,7 @@ from secateur.core import StoreError
 from secateur.core.markdown import markdown_table
 from secateur.html import Section, write_csv, write_html, write_json, write_text
 
-__all__ = ["comparison_page", "report_sections", "write_comparison"]
+__all__ = ["comparison_page", "output_files", "report_sections", "write_comparison"]
 
 TITLES = {
     "rankings": "Who wins where",
@@ -32,6 +32,12 @@ NOTES = {
     "interval does not contain 0 may still be a tie.",
     "failures": "",
 }
+
+
+def output_files() -> list[str]:
+    """Return the names of the files that `write_comparison` writes or removes."""
+    tables = [f"{name}.{ending}" for name in TITLES for ending in ("csv", "json")]
+    return ["runs.json", "runs.csv", *tables, "table.md", "report.html"]
 
 
 def write_comparison(comparison: Comparison, folder: str | Path, title: str) -> Path:

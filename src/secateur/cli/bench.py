@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.bench.benchmark import Bench, parse_methods, parse_numbers, run_bench
+from secateur.bench.benchmark import RESULTS, Bench, parse_methods, parse_numbers, run_bench
 from secateur.bench.compare import Comparison, compare_methods
-from secateur.bench.output import write_comparison
+from secateur.bench.output import output_files, write_comparison
 from secateur.cli.options import (
     Epochs,
     ExampleShape,
@@ -91,7 +91,7 @@ def bench_command(
 
     Every method gets the same examples, allocation and repair, and is paired with the others by seed.
     """
-    check_writable(folder)
+    check_writable(folder, replaced=output_files(), mark=RESULTS)
     bench = Bench(
         model=model,
         data=data,

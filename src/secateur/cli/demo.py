@@ -20,7 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
 from secateur import data, zoo
-from secateur.cli.options import Jobs, Seed, check_writable
+from secateur.cli.options import PAGE, Jobs, Seed, check_writable
 from secateur.cli.printing import print_line, print_table, progress, warn
 from secateur.core import SecateurError, Units
 from secateur.core.markdown import markdown_table
@@ -96,7 +96,7 @@ def demo_command(
     It uses scikit-learn's digits, and Fashion-MNIST if Debian's package dataset-fashion-mnist is installed.
     It takes about two minutes on two cores.
     """
-    check_writable(folder)
+    check_writable(folder, replaced=["runs.json", "table.md", PAGE])
     start = time.perf_counter()
     with progress("training and pruning") as log:
         runs = demonstrate(keep, quick=quick, seed=seed, jobs=jobs, log=log)
@@ -107,7 +107,7 @@ def demo_command(
     write_json(runs, folder / "runs.json")
     lines = [markdown_table(table, right=list(table[0])[3:] if table else ()), "", *reasons]
     write_text(folder / "table.md", "\n".join(lines).rstrip() + "\n")
-    page = write_html(runs, folder / "report.html", title="Secateur demonstration")
+    page = write_html(runs, folder / PAGE, title="Secateur demonstration")
     done = sum(run["status"] == "ok" for run in runs)
     print_line(
         f"{done} of {len(runs)} prunings; in each the smaller network computes what the masked one computes "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +13,13 @@ import typer
 from torch import nn
 
 from secateur.core import InputError, StoreError
+from secateur.html.files import is_own_page
 from secateur.repair.base import LEARNING_RATE
 from secateur.specs import Batches, example_of, make_model, try_inputs
 from secateur.user_code import run_user_code
 
 __all__ = [
+    "PAGE",
     "DataName",
     "Epochs",
     "Even",
@@ -41,6 +43,7 @@ __all__ = [
     "prepare_model",
 ]
 
+PAGE = "report.html"
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -191,14 +194,29 @@ def parse_blocks(text: str | None) -> int | str | list[str]:
     return int(text) if text.isdecimal() else text.split(",")
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `StoreError` if a folder cannot be made or written; leave everything as it was."""
+def check_writable(folder: Path, replaced: Iterable[str] = (), mark: str = "") -> None:
+    """Check that a command can write into a folder; leave everything as it was.
+
+    Args:
+        folder: The folder; it need not exist.
+        replaced: Names of files that the command will write.
+        mark: Name of a file that every earlier run leaves.  A report.html of Secateur's counts, too.
+
+    Raises:
+        StoreError: If it cannot be made or written, or if the files to be replaced are the user's own.
+    """
     created: list[Path] = []
     try:
         created += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        theirs = [name for name in replaced if (folder / name).exists()]
+        if theirs and not (mark and (folder / mark).exists()) and not is_own_page(folder / PAGE):
+            raise StoreError(
+                f"{folder} has files of other origin that would be replaced: {', '.join(theirs)}. Name "
+                "another folder, or move them"
+            )
     except OSError as error:
         raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
     finally:

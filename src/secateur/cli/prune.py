@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.batches import predicts_next_token
 from secateur.cli.options import (
+    PAGE,
     DataName,
     Epochs,
     Even,
@@ -48,7 +49,7 @@ from secateur.cli.text_options import (
 from secateur.core import Budget, ExactnessError, InputError, SecateurError, StoreError, Weights, unknown
 from secateur.core.budget import as_budget
 from secateur.diagnostics import DIAGNOSTICS, diagnose
-from secateur.formats.store import REPORT
+from secateur.formats.store import DOCUMENT, REPORT
 from secateur.html import write_html
 from secateur.measure.metrics import Metric
 from secateur.methods import Method
@@ -299,7 +300,7 @@ def _with_evenness(budget: Budget, even: bool | None, model: str) -> Budget:
 
 def _check_folder(folder: Path | None, onnx: bool, model: str) -> None:
     if folder is not None:
-        check_writable(folder)
+        check_writable(folder, replaced=[PAGE], mark=DOCUMENT)
         if is_pretrained(model) and folder.is_dir() and any(folder.iterdir()):
             raise StoreError(f"{folder} holds files: name a new folder, or an empty one")
         if is_pretrained(model) and onnx:
@@ -398,7 +399,7 @@ def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | 
             return False
         warn(f"filled up with units of zeros, so the folder has more parameters than the report: {error}")
     (folder / REPORT).write_text(result.report.to_json(), encoding="utf-8")
-    page = write_html(result.report, folder / "report.html")
+    page = write_html(result.report, folder / PAGE)
     print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
     return True
 
@@ -414,7 +415,7 @@ def _save(result: Result, folder: Path | None, onnx: bool) -> None:
             f"model.onnx takes {'any batch size' if any_batch else 'inputs of the example sizes only'}"
         )
     result.save(folder)
-    print_line(f"saved in {folder}; report: {write_html(result.report, folder / 'report.html')}")
+    print_line(f"saved in {folder}; report: {write_html(result.report, folder / PAGE)}")
 
 
 def _with_diagnostics(result: Result, model: nn.Module, method: Method | None, data: Any) -> Result:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.options import PAGE, check_writable
 from secateur.cli.printing import print_line
 from secateur.core import StoreError
 from secateur.html import SavedRuns, read_runs, read_sections, write_html
@@ -21,6 +22,8 @@ def report_command(
     ] = None,
 ) -> None:
     """Write one HTML report of all the runs in a folder, and of measured sensitivities."""
+    if page is None:
+        check_writable(folder, replaced=[PAGE])
     sections = read_sections(folder)
     try:
         runs = read_runs(folder)
@@ -29,4 +32,4 @@ def report_command(
             raise
         runs = SavedRuns()
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    print_line(f"{count} in {write_html(runs, page or folder / 'report.html', sections=sections)}")
+    print_line(f"{count} in {write_html(runs, page or folder / PAGE, sections=sections)}")

@@ -29,6 +29,7 @@ from secateur.core import (
 )
 from secateur.core.budget import as_budget
 from secateur.core.jsonable import plain, versions
+from secateur.core.paths import read_bounded
 from secateur.diagnostics.figures import Json, figure, lines, palette_colour, section
 from secateur.execution import check_seed
 from secateur.latency_budget import with_tables
@@ -297,7 +298,7 @@ class _Cache:
         self.curves: dict[str, LossCurve] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stored = json.loads(self._path.read_text("utf-8")) if self._path.exists() else {}
+            stored = json.loads(read_bounded(self._path)) if self._path.exists() else {}
         except OSError as error:
             raise StoreError(f"{folder} cannot hold the sensitivities: {error}") from error
         except ValueError:

@@ -81,7 +81,7 @@ def check_fingerprint(model: nn.Module, saved: Mapping[str, Any], remedy: str) -
 def _describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     stored = sum(t.numel() for t in tensors if not t.is_floating_point())
-    if not tensors or stored > STORED:
+    if not tensors or stored > STORED or sum(t.numel() for t in tensors) > MOST_INPUTS:
         raise ValueError("these inputs cannot be stored")
 
     def describe(leaf: Any) -> Any:
@@ -102,8 +102,6 @@ def _make_input(described: Any) -> Any:
     shape, values = described["shape"], described["values"]
     if values is not None:
         return torch.tensor(values, dtype=getattr(torch, described["tensor"])).reshape(shape)
-    if math.prod(shape) > MOST_INPUTS:
-        raise ValueError(f"inputs of shape {shape} are too large")
     # Multiples of the golden ratio modulo 1 are spread evenly; scaled to mean 0 and variance 1.
     steps = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
     return ((steps * GOLDEN % 1 - 0.5) * math.sqrt(12)).reshape(shape)
@@ -116,7 +114,11 @@ def _is_described(value: Any) -> bool:
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
         raise ValueError("the model is too large")
-    args, kwargs = tree_map(_make_input, decode_value(inputs, {}), is_leaf=_is_described)
+    described = decode_value(inputs, {})
+    leaves = [x for x in tree_leaves(described, is_leaf=_is_described) if _is_described(x)]
+    if sum(abs(math.prod(x["shape"])) for x in leaves) > MOST_INPUTS:
+        raise ValueError(f"inputs of more than {MOST_INPUTS} numbers")
+    args, kwargs = tree_map(_make_input, described, is_leaf=_is_described)
     copied = duplicate(model).to("cpu", torch.float64).eval()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), in_float64():
         warnings.simplefilter("ignore")

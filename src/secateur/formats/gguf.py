@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
+from secateur.core.paths import check_replaceable, flush, to_path
 from secateur.formats.gguf_tokenizer import add_tokenizer, find_tokenizer
-from secateur.formats.paths import check_replaceable, flush, to_path
 from secateur.formats.plain_state import correct_norms
 from secateur.formats.transformers import check_model, save_pretrained
 from secateur.tracing.export import silenced

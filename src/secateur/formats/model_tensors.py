@@ -147,7 +147,7 @@ def _check_classes(texts: Mapping[str, str], saved_texts: Mapping[str, str], rem
         warnings.warn(
             f"the saved model's class was called {saved['']}, the factory's is called {classes['']}; all "
             "modules and tensors in it fit, so the weights are loaded",
-            stacklevel=5,
+            stacklevel=6,
         )
     elif different:
         pairs = [

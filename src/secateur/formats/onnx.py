@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
-from secateur.formats.paths import check_replaceable, to_path
+from secateur.core.paths import check_replaceable, to_path
 from secateur.tracing.export import copy_sharing_tensors, silenced, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 

@@ -56,7 +56,9 @@ TYPES = {
         StateAxis,
     )
 }
-LARGEST = 2**26  # integers in all runs together: a short document must not fill the memory
+# A short document must not fill the memory: its runs and groups may have this many integers, and more in
+# proportion to the bytes that come with it.
+INTEGERS, INTEGERS_PER_BYTE = 2**22, 8
 DECODING_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 OMITTED = {"PruningGraph": ("example_inputs", "example_kwargs")}
 # Names of version 0.1, so that its folders keep loading; retired fields are ignored.
@@ -79,15 +81,21 @@ def encode_value(value: Any) -> tuple[Any, Arrays]:
     return _encode(value, "", arrays), arrays
 
 
-def decode_value(document: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+def decode_value(document: Any, arrays: Mapping[str, NDArray[Any]], size: int = 0) -> Any:
     """Return the value that `encode_value` wrote.
 
+    Args:
+        document: The JSON.
+        arrays: The arrays beside it.
+        size: Bytes of the files that hold them and the model.
+
     Raises:
-        PlanError: If the document has another form.
+        PlanError: If the document has another form, or describes far more units than fits these files.
     """
+    most = INTEGERS + INTEGERS_PER_BYTE * size
     try:
-        if _count_integers(document) > LARGEST:
-            raise ValueError(f"its runs hold more than {LARGEST} integers")
+        if _count_integers(document) > most:
+            raise ValueError(f"its runs and groups hold more than {most} integers")
         return _decode(document, arrays)
     except DECODING_ERRORS as error:
         raise PlanError(f"this is not a plan: {type(error).__name__}: {error}") from error
@@ -124,7 +132,7 @@ def plan_from_json(text: str) -> Plan:
     try:
         document = json.loads(text)
         arrays = {name: _inline(x) for name, x in document["arrays"].items()}
-        plan = decode_value(document["plan"], arrays)
+        plan = decode_value(document["plan"], arrays, len(text))
     except DECODING_ERRORS as error:
         raise PlanError(f"this is not a plan: {type(error).__name__}: {error}") from error
     if not isinstance(plan, Plan):
@@ -197,11 +205,12 @@ def _runs(values: NDArray[np.int64]) -> list[list[int]]:
 
 
 def _count_integers(value: Any) -> int:
-    """Return how many integers the runs of a document hold."""
+    """Return how many integers the runs of a document hold, and the units of its groups."""
     if isinstance(value, dict) and "$ints" in value:
         return sum(abs(count) for _, count, _ in value["$ints"])
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_count_integers, items))
+    units = abs(value["size"]) if isinstance(value, dict) and value.get("$type") == "Group" else 0
+    return units + sum(map(_count_integers, items))
 
 
 def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:

@@ -30,9 +30,10 @@ from secateur.apply.kept_tensors import check_shapes
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
 from secateur.core.indices import kept_shapes
+from secateur.core.paths import flush, read_bounded, to_path
+from secateur.execution import one_at_a_time
 from secateur.formats import model_tensors
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
-from secateur.formats.paths import flush, to_path
 from secateur.formats.plan_json import decode_value, encode_value
 from secateur.views import narrow_example
 
@@ -41,13 +42,26 @@ __all__ = ["DOCUMENT", "REPORT", "load", "load_plan", "read_report", "save"]
 FORMAT = 1
 DOCUMENT = "plan.json"
 REPORT = "report.json"
-LARGEST = 2**30  # bytes of plan.json
 REMEDY = "copy the folder again, or save again"
 FILE_NAME = re.compile(r"(model|plan)-[0-9a-f]{16}\.safetensors")
+# The types in the body of a plan.json, by path.
+TYPES = {
+    ("plan",): dict,
+    ("files",): dict,
+    ("fingerprint",): dict,
+    ("model",): dict,
+    ("model", "modules"): dict,
+    ("model", "training"): list,
+    ("model", "fixed"): list,
+    ("model", "ties"): dict,
+    ("model", "strides"): dict,
+}
+DAMAGES = (LookupError, TypeError, ValueError, AttributeError)  # what reading JSON of another form raises
 START = re.compile(rb'\{"format": \d+,\s*"sha256": "')
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {"model": load_file, "plan": load_arrays}
 
 
+@one_at_a_time
 def save(
     folder: str | Path,
     model: nn.Module,
@@ -117,6 +131,7 @@ def save(
     _remove(old)
 
 
+@one_at_a_time
 def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     """Return the saved model: the plan is applied to a new instance of the original class.
 
@@ -135,7 +150,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     """
     body, files = _read(folder, "model", "plan")
     path = to_path(folder) / DOCUMENT
-    plan, fresh = _plan(body, files), _call(factory)
+    plan, fresh = _plan(path, body, files), _call(factory)
     remedy = f"{path} needs a factory that returns the model as it was before pruning"
     fresh = without_blocks(fresh, plan)
     check_shapes(fresh, plan.graph.shapes, "the factory's model", remedy)
@@ -147,13 +162,16 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
             f"the plan in {path} cannot be applied to the factory's {type(fresh).__name__}: "
             f"{type(error).__name__}: {error}. {remedy}"
         ) from error
-    model_tensors.restore_tensors(small, files["model"], body["model"], remedy)
-    settings = model_tensors.different_settings(small, body["model"])
+    try:
+        model_tensors.restore_tensors(small, files["model"], body["model"], remedy)
+        settings = model_tensors.different_settings(small, body["model"])
+    except DAMAGES as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
     hint = f"the factory's model has other settings than the saved one: {settings}"
-    if "outputs" in body.get("fingerprint", {}):
+    if "outputs" in body["fingerprint"]:
         check_fingerprint(small, body["fingerprint"], f"{hint}. {remedy}" if settings else remedy)
     elif settings:
-        warnings.warn(f"{hint}. The outputs of this model cannot be compared", stacklevel=2)
+        warnings.warn(f"{hint}. The outputs of this model cannot be compared", stacklevel=3)
     return small
 
 
@@ -163,7 +181,7 @@ def load_plan(folder: str | Path) -> Plan:
     Raises:
         StoreError: If the folder is missing, damaged, or of a newer version.
     """
-    return _plan(*_read(folder, "plan"))
+    return _plan(to_path(folder) / DOCUMENT, *_read(folder, "plan"))
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:
@@ -176,10 +194,10 @@ def read_report(folder: str | Path) -> dict[str, Any] | None:
     """
     path = to_path(folder) / REPORT
     if not path.is_file() or (to_path(folder) / DOCUMENT).exists():
-        return _read(folder)[0]["report"]
+        return _read(folder)[0].get("report")
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(json.loads(read_bounded(path)))
+    except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: {error}") from error
 
 
@@ -294,25 +312,42 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise StoreError(f"{path} does not exist: {path.parent} is not a saved result")
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            raise StoreError(f"{path} is not a file of at most {LARGEST} bytes: {REMEDY}")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_bounded(path))
         version, body = document["format"], document["body"]
         intact = hashlib.sha256(_to_json(body).encode()).hexdigest() == document["sha256"]
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
     if version != FORMAT:
         raise StoreError(f"{path} has format {version!r}; this secateur reads {FORMAT}: upgrade secateur")
     if not intact:
         raise StoreError(f"{path} was changed after it was saved: {REMEDY}")
+    return _check_body(path, body)
+
+
+def _check_body(path: Path, body: Any) -> dict[str, Any]:
+    """Return the body of a plan.json whose digest is right, which somebody may have made all the same."""
+    if isinstance(body, dict):
+        body.setdefault("fingerprint", {})  # version 0.1 had none
+    for names, kind in TYPES.items():
+        value = body
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise StoreError(
+                f"{path} is damaged: {'.'.join(names)} is a {type(value).__name__}, not a {kind.__name__}: "
+                f"{REMEDY}"
+            )
+    for name, entry in body["files"].items():
+        if not isinstance(entry, dict) or set(entry) != {"name", "bytes", "sha256"}:
+            raise StoreError(f"{path} is damaged: it does not describe the file {name!r}: {REMEDY}")
+    if "model" not in body["files"]:
+        raise StoreError(f"{path} is damaged: it names no file of the model: {REMEDY}")
     return body
 
 
 def _path_of(place: Path, entry: Mapping[str, Any]) -> Path:
     """Return the path of a file that plan.json names; it must lie in the same folder."""
-    if not FILE_NAME.fullmatch(entry["name"]):
+    if not FILE_NAME.fullmatch(str(entry["name"])):
         raise StoreError(f"{place / DOCUMENT} names {entry['name']!r}, which save does not write: {REMEDY}")
     return place / entry["name"]
 
@@ -332,8 +367,11 @@ def _read_file(
         raise StoreError(f"{path} cannot be read ({type(error).__name__}: {error}): {REMEDY}") from error
 
 
-def _plan(body: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> Plan:
-    plan = decode_value(body["plan"], files.get("plan", {}))
+def _plan(path: Path, body: Mapping[str, Any], files: Mapping[str, dict[str, Any]]) -> Plan:
+    """Return the plan in the body of a plan.json; the files of the folder bound how much it may describe."""
+    named = [path, *(_path_of(path.parent, entry) for entry in body["files"].values())]
+    size = sum(file.stat().st_size for file in named if file.is_file())
+    plan = decode_value(body["plan"], files.get("plan", {}), size)
     if not isinstance(plan, Plan):
         raise PlanError(f"{DOCUMENT} holds a {type(plan).__name__} instead of a plan: {REMEDY}")
     return plan

@@ -24,8 +24,8 @@ from secateur.apply.exactness import deviation, run_float64
 from secateur.apply.kept_tensors import check_shapes, shorten
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
 from secateur.core.indices import kept_shapes
+from secateur.core.paths import flush, to_path
 from secateur.execution import call, duplicate, evaluating, floating_outputs
-from secateur.formats.paths import flush, to_path
 from secateur.formats.plain_model import UNEVEN, PlainModel, Uneven, plain_models
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers_config import build_on_meta

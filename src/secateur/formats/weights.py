@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from secateur.apply.kept_tensors import LISTED, shorten
 from secateur.core import InputError, StoreError, unknown
+from secateur.core.paths import read_bounded, to_path
 from secateur.formats.model_tensors import tied_names
-from secateur.formats.paths import to_path
 
 __all__ = ["load_weights", "split_key"]
 
@@ -262,7 +262,7 @@ def _read(file: Path) -> Any:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_bounded(index))["weight_map"].values()))
         if any(Path(name).name != name for name in names):
             raise ValueError("a shard lies outside its folder")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

@@ -8,13 +8,16 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from secateur.core import StoreError
-from secateur.formats.paths import check_replaceable, to_path
+from secateur.core.paths import check_replaceable, to_path
 from secateur.html.rows import Run, as_dicts, columns_of, flatten
 
-__all__ = ["write_csv", "write_json", "write_text"]
+__all__ = ["GENERATOR", "is_own_page", "write_csv", "write_json", "write_text"]
+
+GENERATOR = '<meta name="generator" content="Secateur">'  # near the start of every page
 
 
 def write_json(runs: Run | Iterable[Run], path: str | Path) -> Path:
@@ -24,12 +27,28 @@ def write_json(runs: Run | Iterable[Run], path: str | Path) -> Path:
 
 def write_csv(runs: Run | Iterable[Run], path: str | Path) -> Path:
     """Write the numbers of runs as CSV, one line a run."""
-    rows = [flatten(run) for run in as_dicts(runs)]
+    rows = [{key: _as_cell(value) for key, value in flatten(run).items()} for run in as_dicts(runs)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns_of(rows), restval="")
     writer.writeheader()
     writer.writerows(rows)
     return write_text(path, text.getvalue())
+
+
+def _as_cell(value: Any) -> Any:
+    """Return a value of a CSV file; a text that a spreadsheet would run as a formula gets a quote before."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
+def is_own_page(path: Path) -> bool:
+    """Return whether a file is an HTML page that Secateur wrote."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(1000)
+    except OSError:
+        return False
 
 
 def write_text(path: str | Path, text: str) -> Path:

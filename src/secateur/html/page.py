@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from secateur.core.jsonable import versions
-from secateur.html.files import write_text
+from secateur.html.files import GENERATOR, write_text
 from secateur.html.page_data import page_data
 from secateur.html.rows import (
     Row,
@@ -75,6 +75,7 @@ def write_html(
     values = as_dicts(runs, allow_none=bool(sections))
     page = _template().render(
         title=title,
+        generator=Markup(GENERATOR),
         skipped=runs.skipped if isinstance(runs, SavedRuns) else {},
         footer="Made by " + ", ".join(f"{name} {version}" for name, version in versions().items()) + ".",
         css=Markup(_file("report.css")),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core import StoreError
+from secateur.core.paths import read_bounded
 from secateur.formats.store import DOCUMENT, REPORT, read_report
 from secateur.html.page import page_content
 from secateur.html.rows import Row, SavedRuns
@@ -18,7 +19,10 @@ __all__ = ["RUNS", "SENSITIVITY", "read_runs", "read_sections"]
 RUNS = "runs.json"
 SENSITIVITY = "sensitivity.json"
 LONGEST_REASON = 300
-DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+DAMAGED = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError),
+    StoreError,
+)
 
 
 def read_runs(folder: str | Path) -> SavedRuns:
@@ -56,7 +60,7 @@ def read_sections(folder: str | Path) -> list[Section]:
     sections = []
     for path in sorted(Path(folder).rglob(SENSITIVITY)):
         try:
-            stored = json.loads(path.read_text("utf-8"))
+            stored = json.loads(read_bounded(path))
             if "section" in stored:  # else it was interrupted
                 sections.append(Section(**stored["section"]))
         except DAMAGED as error:
@@ -71,7 +75,7 @@ def _read(path: Path) -> list[Row]:
         report = read_report(path.parent)
         runs = [] if report is None else [report]
     else:
-        runs = json.loads(path.read_text("utf-8"))
+        runs = json.loads(read_bounded(path))
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise StoreError("it is not a list of runs")
     if runs:

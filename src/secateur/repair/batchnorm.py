@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core import InputError, IntArray
-from secateur.execution import call, duplicate, read_batches
+from secateur.execution import call, duplicate, one_at_a_time, read_batches
 
 __all__ = ["NormInput", "has_statistics", "norm_layers", "update_bn"]
 
@@ -22,6 +22,7 @@ def has_statistics(model: nn.Module) -> bool:
     return bool(norm_layers(model))
 
 
+@one_at_a_time
 def update_bn(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Return a copy whose BatchNorm layers have the means and variances of their inputs on these batches.
 

@@ -28,6 +28,7 @@ from secateur.execution import (
     duplicate,
     evaluating,
     explain_errors,
+    one_at_a_time,
     read_batches,
 )
 from secateur.progress import progress_bar
@@ -71,6 +72,7 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr)
 
 
+@one_at_a_time
 def finetune(
     model: nn.Module,
     batches: Iterable[Any],

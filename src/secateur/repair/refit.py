@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.batches import few_tokens
 from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
-from secateur.execution import all_finite, duplicate, read_batches, tensors_by_name, untouched
+from secateur.execution import all_finite, duplicate, one_at_a_time, read_batches, tensors_by_name, untouched
 from secateur.measure.metrics import distance_from
 from secateur.progress import progress_bar
 from secateur.repair.batchnorm import NormInput, norm_layers
@@ -48,6 +48,7 @@ WIDEST = 6144  # features, taps included, above which a layer is skipped: its ma
 MEMORY = 8 * 2**30  # bytes of activations in memory, beyond which they go to disk
 
 
+@one_at_a_time
 def refit(
     model: nn.Module,
     small: nn.Module,

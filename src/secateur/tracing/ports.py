@@ -195,7 +195,7 @@ def find_state_axes(
                 axes.append(StateAxis(axis, given.shape[axis], names, index))
         if not axes:
             reasons = ("; ".join(propagation.algebra.reason(label)) or "no units" for label in given.labels)
-            warnings.warn(f"the state {state} stays whole. Axis by axis: {' | '.join(reasons)}", stacklevel=4)
+            warnings.warn(f"the state {state} stays whole. Axis by axis: {' | '.join(reasons)}", stacklevel=5)
         found.append(replace(state, axes=tuple(axes)))
     return replace(ports.interface, states=tuple(found))
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
+from secateur.execution import copy_tensors
 from secateur.tracing.equal_lengths import equally_long
 from secateur.tracing.export import FRAME, ExportedModel, module_of, shapes_in
 from secateur.tracing.labels import Label
@@ -57,7 +58,8 @@ def match_sizes(
     labelled = any(propagation.algebra.normal(x.label) is not None for x in propagation.explicit_sizes)
     numbers = list(_length_like_numbers(exported, propagation))
     if labelled or numbers:
-        inputs = zip(exported.user_inputs(), tree_leaves((args, dict(kwargs))), strict=False)
+        args, kwargs = copy_tensors((args, dict(kwargs)))
+        inputs = zip(exported.user_inputs(), tree_leaves((args, kwargs)), strict=False)
         known = {f"input {node.name}": x for node, x in inputs if node.name in states}
         matcher = _SizeMatcher(exported, propagation, record_sizes(exported.model, args, kwargs, known))
         matcher.run()

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
-from secateur.execution import plain_tensors, tensors_by_name
+from secateur.execution import one_at_a_time, plain_tensors, tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.aliases import Aliases
 from secateur.tracing.equal_lengths import tie_uncountable
@@ -74,6 +74,7 @@ NAMESPACES = ("aten", "transformers")
 WITHOUT_EFFECT = {"dtype", "device", "layout", "pin_memory", "memory_format", "generator", "inplace"}
 
 
+@one_at_a_time
 def trace(
     model: nn.Module,
     example_inputs: Any,

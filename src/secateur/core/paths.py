@@ -1,4 +1,4 @@
-"""Paths that the user gives."""
+"""Paths that the user gives, and files that anybody may have written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from secateur.core import InputError, StoreError
 
-__all__ = ["check_replaceable", "flush", "to_path"]
+__all__ = ["check_replaceable", "flush", "read_bounded", "to_path"]
+
+LARGEST = 2**28  # bytes of a text file that is read whole; parsed JSON takes up to some 30 times as many
 
 
 def to_path(path: str | Path) -> Path:
@@ -35,6 +37,29 @@ def check_replaceable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is not a file and is not replaced: choose another path")
+
+
+def read_bounded(path: Path, largest: int = LARGEST) -> str:
+    """Return the text of a file.
+
+    Pipes and devices are refused before they are opened, because reading one may never end.
+
+    Raises:
+        StoreError: If the file is missing, is not a regular file, is too large, or cannot be read.
+    """
+    try:
+        if not path.exists():
+            raise StoreError(f"{path} does not exist")
+        if not path.is_file():
+            raise StoreError(f"{path} is not a file")
+        if (size := path.stat().st_size) > largest:
+            raise StoreError(f"{path} has {size} bytes; at most {largest} are read")
+        with path.open("rb") as file:
+            return file.read(largest).decode()  # bounded again: the file may be growing
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not a text file in UTF-8: {error.reason}") from error
 
 
 def flush(path: Path) -> None:

@@ -1,0 +1,65 @@
+"""What the exactness check adds to the user's example: inputs and weights of its own.
+
+An example may hide a difference: zeros stay zero in a network without biases, and a branch on a length gives
+the same for inputs that no unit reacts to.  So the check also runs on other values of the same shapes and
+types.  Weights that are zero, as in a last layer before training, hide differences too; then the check is
+made with other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
+
+from secateur.execution import duplicate
+
+__all__ = ["other_inputs", "with_other_weights"]
+
+SEED = 0
+
+
+def other_inputs(args: Any, kwargs: Mapping[str, Any], seed: int = SEED) -> tuple[Any, dict[str, Any]]:
+    """Return inputs of the same shapes and types with other values.
+
+    The values of each tensor are shuffled, so that they stay in its range: numbers of words stay numbers of
+    words.  Equal numbers are scaled by 0.5 to 1.5, zeros become normal numbers.  Boolean tensors, tensors
+    with infinite values (additive masks) and equal integers stay.
+
+    Example:
+        >>> other_inputs((torch.arange(4), torch.zeros(2)), {})[0]
+        (tensor([2, 0, 1, 3]), tensor([0.4033, 0.8380]))
+    """
+    generator = Generator().manual_seed(seed)
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool or leaf.numel() == 0:
+            return leaf
+        values = leaf.detach().flatten()
+        if (values != values[0]).any():
+            order = torch.randperm(len(values), generator=generator).to(leaf.device)
+            return leaf if values.isinf().any() else values[order].reshape(leaf.shape)
+        if not leaf.is_floating_point() or not bool(values[0].isfinite()):
+            return leaf
+        drawn = torch.randn(len(values), generator=generator, dtype=torch.float64)
+        if bool(values[0] != 0):
+            drawn = float(values[0]) * (0.5 + torch.rand(len(values), generator=generator))
+        return drawn.to(values).reshape(leaf.shape)
+
+    return tree_map(change, (args, dict(kwargs)))
+
+
+@torch.no_grad()
+def with_other_weights(model: nn.Module, seed: int = SEED) -> nn.Module:
+    """Return a copy of a model whose floating parameters are moved by normal numbers."""
+    generator = Generator().manual_seed(seed)
+    copied = duplicate(model)
+    for parameter in copied.parameters():
+        if parameter.is_floating_point():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 1
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((noise * max(fan, 1) ** -0.5).to(parameter))
+    return copied
