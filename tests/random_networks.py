@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -389,5 +389,103 @@ IMAGES = Kit(
         lambda rng, n: LastNorm(n),
         lambda rng, n: Squeezed(n),
         lambda rng, n: nn.Linear(6, 6),
+    ),
+)
+
+
+# What broke a tracing once, or only the check found: orders, values as indices, and arithmetic with lengths.
+HARD_UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x.sort(-1)[0],
+    lambda x: x * x.kthvalue(2, -1, keepdim=True)[0],
+    lambda x: x + x.median(-1, keepdim=True)[0],
+    lambda x: x + x.quantile(0.3, -1, keepdim=True),
+    lambda x: x - x.mode(1, keepdim=True)[0],
+    lambda x: x.gather(-1, x.argsort(-1)),
+    lambda x: x.gather(1, x.argsort(1)),
+    lambda x: torch.zeros_like(x).scatter_add(-1, x.argsort(-1), x),
+    lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
+    lambda x: x.index_select(-1, torch.arange(x.size(-1) - 1, -1, -1)),
+    lambda x: x[..., torch.arange(x.size(-1)) // 2],
+    lambda x: x.roll(3),
+    lambda x: (x > 0.1).to(x.dtype).sum(-1, keepdim=True) * x,
+    lambda x: torch.cat([x[..., :-2], x[..., -2:] * 2], -1),
+    lambda x: x / x.shape[-1],
+    lambda x: x * x.numel() ** -0.5,
+    lambda x: x * len(x[0, 0]),
+    lambda x: F.pad(x[..., 1:], (0, 1)),
+    lambda x: F.layer_norm(x, x.shape[-1:]),
+    lambda x: x.clone().mul_(0.5).add_(1),
+    lambda x: x.clone().masked_fill_(x < 0, 0.1),
+    lambda x: x.repeat_interleave(torch.tensor([2] * x.size(1)), 1, output_size=2 * x.size(1))[:, ::2],
+    lambda x: x.topk(x.size(-1), -1)[0],
+    lambda x: x.cumsum(-1),
+    lambda x: x.logsumexp(-1, keepdim=True) + x,
+    lambda x: x.norm(dim=1, keepdim=True) * x,
+    lambda x: x * x.std(-1, keepdim=True),
+    lambda x: torch.stack(x.unbind(1), 1),
+    lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    lambda x: x.expand(2, *x.shape).sum(0),
+    lambda x: torch.tensordot(x, torch.eye(x.size(1), dtype=x.dtype), ([1], [0])).movedim(-1, 1),
+)
+HARD_BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda a, b: torch.where(a > b, a, b),
+    lambda a, b: a.scatter(-1, b.argsort(-1), b),
+    lambda a, b: a.gather(-1, b.argsort(-1)),
+    lambda a, b: torch.addcmul(a, a, b, value=0.1),
+    lambda a, b: torch.cat([a, b], -1)[..., ::2],
+    lambda a, b: a.clone().copy_(b),
+)
+
+
+class Shared(nn.Module):
+    """One layer applied twice."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply, squash, apply."""
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class Cross(nn.Module):
+    """torch's attention, with options that append keys."""
+
+    def __init__(self, width: int, **options: Any) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(width, 2, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to the reversed sequence."""
+        return self.inner(x, x.flip(1), x, need_weights=False)[0]
+
+
+HARD_SERIES = replace(
+    SERIES,
+    unary=SERIES.unary + HARD_UNARY,
+    binary=SERIES.binary + HARD_BINARY,
+    layers=(
+        *SERIES.layers,
+        lambda rng, n: Shared(nn.Linear(n, n)),
+        lambda rng, n: Cross(n, add_bias_kv=rng.random() < 0.5, add_zero_attn=rng.random() < 0.5),
+        lambda rng, n: OverTime(nn.GroupNorm(1, n)),
+        lambda rng, n: OverTime(nn.InstanceNorm1d(n)),
+        lambda rng, n: OverTime(nn.ConvTranspose1d(n, n, 3, padding=1, groups=rng.choice([1, 2]))),
+        lambda rng, n: nn.utils.parametrizations.weight_norm(nn.Linear(n, n)),
+        lambda rng, n: nn.Sequential(nn.Linear(n, n), nn.Softplus(), nn.Threshold(0.5, 0.1)),
+    ),
+)
+HARD_IMAGES = replace(
+    IMAGES,
+    unary=IMAGES.unary + HARD_UNARY,
+    binary=IMAGES.binary + HARD_BINARY,
+    layers=(
+        *IMAGES.layers,
+        lambda rng, n: Shared(conv(n, n)),
+        lambda rng, n: nn.ConvTranspose2d(n, n, 3, padding=1, groups=rng.choice([1, 2])),
+        lambda rng, n: nn.GroupNorm(1, n, affine=False),
+        lambda rng, n: nn.LocalResponseNorm(3),
+        lambda rng, n: nn.Sequential(conv(n, n), nn.Hardswish(inplace=True), nn.Dropout2d()),
     ),
 )

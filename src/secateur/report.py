@@ -91,6 +91,7 @@ class Report:
         structure: Sections on the structure of the method, if `secateur.diagnose` made them.
         seconds: Time of each stage.
         versions: Of Python, secateur, torch, numpy.
+        holdout: SHA-256 of the held-out batches by name, of those that can be read again.
         threads: Threads that torch used within an operation.
         device: The model's device.
         dtype: The model's dtype.
@@ -119,6 +120,7 @@ class Report:
     structure: Any = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
+    holdout: Mapping[str, str] = field(default_factory=dict)
     threads: int = field(default_factory=torch.get_num_threads)
     device: str = "cpu"
     dtype: str = "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from secateur.batches import as_batches
 from secateur.core import Plan, PruningGraph, StoreError
+from secateur.core.paths import write_text
 from secateur.execution import one_at_a_time
 from secateur.formats import store
+from secateur.formats.certificate import hash_batches, make_certificate
 from secateur.measure.metrics import Metric
 from secateur.report import Report, measure
 from secateur.views import narrow_example
@@ -68,27 +71,48 @@ class Result:
         Raises:
             InputError: If an argument is invalid, or a model cannot run on the batches.
         """
+        batches = None if holdout is None else as_batches(holdout)
         report = measure(
             self.report,
             self.original,
             self.model,
             self.plan,
-            None if holdout is None else as_batches(holdout),
+            batches,
             metric,
             batch_sizes=batch_sizes if latency else (),
             batch_axis=batch_axis,
             name=name,
             prompt=prompt,
         )
+        if isinstance(batches, list):  # a loader may draw others at the next pass
+            report = replace(report, holdout={**report.holdout, name or "": hash_batches(batches)})
         return replace(self, report=report)
 
+    def certificate(self, path: str | Path | None = None) -> dict[str, Any]:
+        """Return what others with the original model can recompute; `secateur verify` does it.
+
+        It holds hashes of the original, the plan and the result, the versions, how exact the removal was and
+        on which inputs, sizes and metrics.  `save` writes it into the folder.
+
+        Args:
+            path: A JSON file to write it to, too.
+
+        Raises:
+            StoreError: If the file cannot be written.
+        """
+        made = make_certificate(self.original, self.model, self.plan, self.report)
+        if path is not None:
+            write_text(path, json.dumps(made, indent=1, allow_nan=False))
+        return made
+
     def save(self, folder: str | Path) -> None:
-        """Write model, plan and report to a folder; `load` reads it back.
+        """Write model, plan, report and certificate to a folder; `load` reads it back.
 
         Raises:
             StoreError: If the folder cannot be written; it is then as it was.
         """
-        store.save(folder, self.model, self.plan, self.report.to_dict(), self.report.versions)
+        report = self.report
+        store.save(folder, self.model, self.plan, report.to_dict(), report.versions, self.certificate())
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: Any = None, *, uneven: Literal["error", "pad"] = "error"

@@ -89,6 +89,11 @@ def test_a_last_layer_of_zeros_is_checked_with_other_weights() -> None:
         halved(wrong, torch.ones(2, 6))
 
 
+def test_equal_words_are_no_other_inputs() -> None:
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert halved(model, torch.ones(2, 7, dtype=torch.long))[1].out_features == 3  # type: ignore[index]
+
+
 def test_a_comparison_of_constants_is_refused() -> None:
     with pytest.raises(ExactnessError, match="compares constants"):
         halved(Net(last=lambda y: 0 * y + 1), torch.ones(2, 6))

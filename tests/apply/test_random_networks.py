@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import oracles
 import pytest
 from bank import B, Entry, floats
-from random_networks import IMAGES, SERIES, Kit, RandomNetwork
+from random_networks import HARD_IMAGES, HARD_SERIES, IMAGES, SERIES, Kit, RandomNetwork
 
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
-from secateur.core import NothingToPrune
+from secateur.core import ExactnessError, NothingToPrune
 from secateur.tracing.trace import trace
 
-KITS = [pytest.param(SERIES, (B, 5, 4), id="series"), pytest.param(IMAGES, (B, 4, 6, 6), id="images")]
+SERIES_SHAPE, IMAGES_SHAPE = (B, 5, 4), (B, 4, 6, 6)
+KITS = [pytest.param(SERIES, SERIES_SHAPE, id="series"), pytest.param(IMAGES, IMAGES_SHAPE, id="images")]
+HARD_KITS = [
+    pytest.param(HARD_SERIES, SERIES_SHAPE, id="series"),
+    pytest.param(HARD_IMAGES, IMAGES_SHAPE, id="images"),
+]
 
 
 def check(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
@@ -32,11 +39,51 @@ def check(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
     return sum(group.size for group in graph.groups)
 
 
+def outcome(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> str:
+    """Return how one hard network ends: "exact", "nothing to prune", "refused", or what is wrong with it."""
+    try:
+        return "exact" if check(kit, shape, seed, steps) else "nothing to prune"
+    except ExactnessError:
+        return "refused"
+    except AssertionError as error:
+        return f"WRONG: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def failures(kit: Kit, shape: tuple[int, ...], seeds: range, steps: int) -> tuple[list[str], Counter[str]]:
+    """Return the networks that end otherwise than they may, each at its smallest, and counts of all."""
+    allowed = ("exact", "nothing to prune", "refused")
+    found = {seed: outcome(kit, shape, seed, steps) for seed in seeds}
+    wrong = []
+    for seed, end in found.items():
+        if end not in allowed:
+            # The first steps of a network are the network with fewer steps of the same seed.
+            ends = {count: outcome(kit, shape, seed, count) for count in range(1, steps)} | {steps: end}
+            least = next(count for count, x in ends.items() if x not in allowed)
+            wrong.append(f"seed {seed}, {least} steps: {ends[least][:300]}")
+    return wrong, Counter(found.values())
+
+
 @pytest.mark.parametrize("start", range(0, 80, 20))
 @pytest.mark.parametrize(("kit", "shape"), KITS)
 def test_random_networks_shrink_exactly(kit: Kit, shape: tuple[int, ...], start: int) -> None:
     units = [check(kit, shape, seed, steps=7) for seed in range(start, start + 20)]
     assert sum(1 for n in units if n) >= 10
+
+
+@pytest.mark.parametrize(("kit", "shape"), HARD_KITS)
+def test_hard_networks_are_exact_or_refused(kit: Kit, shape: tuple[int, ...]) -> None:
+    wrong, ends = failures(kit, shape, range(25), steps=5)
+    assert wrong == [] and ends["exact"] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 1500, 25))
+@pytest.mark.parametrize(("kit", "shape"), HARD_KITS)
+def test_many_hard_networks_are_exact_or_refused(kit: Kit, shape: tuple[int, ...], start: int) -> None:
+    wrong, ends = failures(kit, shape, range(start, start + 25), steps=6)
+    assert wrong == [] and ends["exact"] >= 5
 
 
 @pytest.mark.slow

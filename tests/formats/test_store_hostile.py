@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
-from secateur.core.paths import read_bounded
+from secateur.core.paths import read_bounded, write_text
 from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.store import load, load_plan, read_report, save
 from secateur.html import read_runs, read_sections
-from secateur.html.files import write_text
 from secateur.tracing.trace import trace
 
 

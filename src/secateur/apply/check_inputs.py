@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from secateur.execution import duplicate
 
-__all__ = ["other_inputs", "with_other_weights"]
+__all__ = ["SEED", "other_inputs", "with_other_weights"]
 
 SEED = 0
 

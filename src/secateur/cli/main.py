@@ -1,4 +1,4 @@
-"""The command line: ``secateur demo | methods | inspect | prune | bench | study | report``."""
+"""The command line: ``secateur demo | methods | inspect | prune | bench | study | report | verify``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from secateur.cli.printing import print_line, warn
 from secateur.cli.prune import prune_command
 from secateur.cli.report import report_command
 from secateur.cli.study import study_command
+from secateur.cli.verify import verify_command
 from secateur.core import SecateurError
 from secateur.core.jsonable import versions
 
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench_command,
     "study": study_command,
     "report": report_command,
+    "verify": verify_command,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

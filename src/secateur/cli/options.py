@@ -29,6 +29,7 @@ __all__ = [
     "Jobs",
     "Latency",
     "LearningRate",
+    "MetricName",
     "ModelName",
     "OutputNames",
     "ScopeName",
@@ -79,6 +80,13 @@ DataName = Annotated[
 HoldoutName = Annotated[
     str | None,
     typer.Option(help="Batches for the metric, named like --data. A data set holds out a part by itself."),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        help="accuracy, agreement, log_likelihood, perplexity, or a function (model, batches) -> float: "
+        "file.py:function. By default accuracy if there are labels, else agreement with the original."
+    ),
 ]
 IgnoredLayers = Annotated[
     list[str] | None,

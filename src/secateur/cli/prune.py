@@ -21,6 +21,7 @@ from secateur.cli.options import (
     IgnoredLayers,
     Latency,
     LearningRate,
+    MetricName,
     ModelName,
     OutputNames,
     ScopeName,
@@ -145,13 +146,6 @@ LossName = Annotated[
     str | None,
     typer.Option(
         help="Function (outputs, targets) -> scalar, for gradients and fine-tuning: file.py:function."
-    ),
-]
-MetricName = Annotated[
-    str | None,
-    typer.Option(
-        help="accuracy, agreement, log_likelihood, perplexity, or a function (model, batches) -> float: "
-        "file.py:function. By default accuracy if there are labels, else agreement with the original."
     ),
 ]
 CutKinds = Annotated[

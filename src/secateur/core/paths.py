@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 from secateur.core import InputError, StoreError
 
-__all__ = ["check_replaceable", "flush", "read_bounded", "to_path"]
+__all__ = ["check_replaceable", "flush", "read_bounded", "to_path", "write_text"]
 
 LARGEST = 2**28  # bytes of a text file that is read whole; parsed JSON takes up to some 30 times as many
 
@@ -66,3 +67,29 @@ def flush(path: Path) -> None:
     """Wait until a file is on the disk."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file to a temporary name next to its place and rename it.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    path = to_path(path)
+    if not path.name:
+        raise StoreError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+    check_replaceable(path)
+    draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

@@ -22,7 +22,7 @@ from secateur.core import PlanError
 from secateur.execution import duplicate
 from secateur.formats.plan_json import decode_value, encode_value
 
-__all__ = ["check_fingerprint", "take_fingerprint"]
+__all__ = ["MOST_PARAMETERS", "check_fingerprint", "describe_inputs", "make_inputs", "take_fingerprint"]
 
 TOLERANCE = 1e-6  # of the largest output
 SAMPLES = 64  # stored numbers of each output
@@ -40,7 +40,7 @@ def take_fingerprint(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         kwargs: Keyword example inputs.
     """
     try:
-        inputs = _describe_inputs(args, kwargs)
+        inputs = describe_inputs(args, kwargs)
         outputs, again = _outputs(model, inputs), _outputs(model, inputs)
     except Exception:  # a user's forward may raise anything; then there are no outputs to compare
         return {}
@@ -78,7 +78,12 @@ def check_fingerprint(model: nn.Module, saved: Mapping[str, Any], remedy: str) -
         )
 
 
-def _describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return a model's inputs as JSON: the shapes and types of floating tensors, the values of others.
+
+    Raises:
+        ValueError: If there are none, or they are too large.
+    """
     tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     stored = sum(t.numel() for t in tensors if not t.is_floating_point())
     if not tensors or stored > STORED or sum(t.numel() for t in tensors) > MOST_INPUTS:
@@ -96,15 +101,36 @@ def _describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return document
 
 
-def _make_input(described: Any) -> Any:
+def make_inputs(document: Any, floating: torch.dtype | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return inputs of a model that `describe_inputs` described, the same on every machine.
+
+    Args:
+        document: The description.
+        floating: Type of the floating tensors; by default their own.
+
+    Raises:
+        ValueError: If they are too large, or have no known type.
+    """
+    described = decode_value(document, {})
+    leaves = [x for x in tree_leaves(described, is_leaf=_is_described) if _is_described(x)]
+    if sum(abs(math.prod(x["shape"])) for x in leaves) > MOST_INPUTS:
+        raise ValueError(f"inputs of more than {MOST_INPUTS} numbers")
+    args, kwargs = tree_map(lambda x: _make_input(x, floating), described, is_leaf=_is_described)
+    return tuple(args), dict(kwargs)
+
+
+def _make_input(described: Any, floating: torch.dtype | None) -> Any:
     if not _is_described(described):
         return described
     shape, values = described["shape"], described["values"]
+    dtype = getattr(torch, str(described["tensor"]), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{described['tensor']!r} is not a type of torch")
     if values is not None:
-        return torch.tensor(values, dtype=getattr(torch, described["tensor"])).reshape(shape)
+        return torch.tensor(values, dtype=dtype).reshape(shape)
     # Multiples of the golden ratio modulo 1 are spread evenly; scaled to mean 0 and variance 1.
     steps = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
-    return ((steps * GOLDEN % 1 - 0.5) * math.sqrt(12)).reshape(shape)
+    return ((steps * GOLDEN % 1 - 0.5) * math.sqrt(12)).reshape(shape).to(floating or dtype)
 
 
 def _is_described(value: Any) -> bool:
@@ -114,11 +140,7 @@ def _is_described(value: Any) -> bool:
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
         raise ValueError("the model is too large")
-    described = decode_value(inputs, {})
-    leaves = [x for x in tree_leaves(described, is_leaf=_is_described) if _is_described(x)]
-    if sum(abs(math.prod(x["shape"])) for x in leaves) > MOST_INPUTS:
-        raise ValueError(f"inputs of more than {MOST_INPUTS} numbers")
-    args, kwargs = tree_map(_make_input, described, is_leaf=_is_described)
+    args, kwargs = make_inputs(inputs, torch.float64)
     copied = duplicate(model).to("cpu", torch.float64).eval()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), in_float64():
         warnings.simplefilter("ignore")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.apply.blocks import without_blocks
 from secateur.apply.kept_tensors import check_shapes
@@ -37,7 +37,7 @@ from secateur.formats.fingerprint import check_fingerprint, take_fingerprint
 from secateur.formats.plan_json import decode_value, encode_value
 from secateur.views import narrow_example
 
-__all__ = ["DOCUMENT", "REPORT", "load", "load_plan", "read_report", "save"]
+__all__ = ["DOCUMENT", "REPORT", "load", "load_plan", "read_body", "read_report", "read_tensors", "save"]
 
 FORMAT = 1
 DOCUMENT = "plan.json"
@@ -68,6 +68,7 @@ def save(
     plan: Plan,
     report: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    certificate: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a pruned model, its plan and its report.
 
@@ -80,6 +81,7 @@ def save(
         plan: The plan that pruned it.
         report: A report as JSON.
         versions: Versions of the software.
+        certificate: What `secateur.formats.certificate` made.
 
     Raises:
         PlanError: If the model is not the one that the plan leaves.
@@ -98,6 +100,7 @@ def save(
         "fingerprint": take_fingerprint(model, *narrow_example(plan.graph, plan.keep)),
         "plan": document,
         "report": report,
+        "certificate": certificate,
     }
     written: list[Path] = []
     is_new = not place.exists()
@@ -182,6 +185,24 @@ def load_plan(folder: str | Path) -> Plan:
         StoreError: If the folder is missing, damaged, or of a newer version.
     """
     return _plan(to_path(folder) / DOCUMENT, *_read(folder, "plan"))
+
+
+def read_body(folder: str | Path) -> dict[str, Any]:
+    """Return what the plan.json of a folder holds, after checking its SHA-256 and its form.
+
+    Raises:
+        StoreError: If the folder is missing, damaged, or of a newer version.
+    """
+    return _read_document(to_path(folder) / DOCUMENT)
+
+
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of the saved model by their first names.
+
+    Raises:
+        StoreError: If the folder is missing, damaged, or of a newer version.
+    """
+    return _read(folder, "model")[1]["model"]
 
 
 def read_report(folder: str | Path) -> dict[str, Any] | None:

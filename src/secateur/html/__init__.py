@@ -4,7 +4,8 @@ A run is a `Report`, the dictionary that `Report.to_dict` returns (with further 
 any flat dictionary, for instance of a run that failed.
 """
 
-from secateur.html.files import write_csv, write_json, write_text
+from secateur.core.paths import write_text
+from secateur.html.files import write_csv, write_json
 from secateur.html.page import write_html
 from secateur.html.plot_styles import method_styles
 from secateur.html.reading import read_runs, read_sections

@@ -1,21 +1,18 @@
-"""JSON, CSV and text files, written completely or not at all."""
+"""Runs as JSON and CSV files, written completely or not at all; pages that are our own."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from secateur.core import StoreError
-from secateur.core.paths import check_replaceable, to_path
+from secateur.core.paths import write_text
 from secateur.html.rows import Run, as_dicts, columns_of, flatten
 
-__all__ = ["GENERATOR", "is_own_page", "write_csv", "write_json", "write_text"]
+__all__ = ["GENERATOR", "is_own_page", "write_csv", "write_json"]
 
 GENERATOR = '<meta name="generator" content="Secateur">'  # near the start of every page
 
@@ -49,29 +46,3 @@ def is_own_page(path: Path) -> bool:
             return GENERATOR.encode() in file.read(1000)
     except OSError:
         return False
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file to a temporary name next to its place and rename it.
-
-    Raises:
-        StoreError: If it cannot be written.
-    """
-    path = to_path(path)
-    if not path.name:
-        raise StoreError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
-    check_replaceable(path)
-    draft = path.with_name(f".{path.name}-{uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

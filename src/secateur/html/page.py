@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from secateur.core.jsonable import versions
-from secateur.html.files import GENERATOR, write_text
+from secateur.core.paths import write_text
+from secateur.html.files import GENERATOR
 from secateur.html.page_data import page_data
 from secateur.html.rows import (
     Row,

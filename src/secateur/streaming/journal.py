@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateur.core import StoreError
 from secateur.core.jsonable import plain
-from secateur.formats.paths import flush
+from secateur.core.paths import flush
 from secateur.formats.transformers import check_place, publish
 
 __all__ = ["Journal", "sizes_of"]

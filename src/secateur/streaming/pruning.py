@@ -39,8 +39,8 @@ from secateur.core import (
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.core.indices import kept_shapes
 from secateur.core.jsonable import versions
+from secateur.core.paths import to_path
 from secateur.execution import check_seed
-from secateur.formats.paths import to_path
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers import KEY, write_companions
 from secateur.methods import Method, find_method
