@@ -242,6 +242,7 @@ def table(found: Found) -> str:
         {"": name, **{f"{keep:.0%}": cell(name, keep) for keep in sorted(KEEPS, reverse=True)}}
         | {"seconds at 80%": seconds(name)}
         for name in (*OURS, *PEERS)
+        if any((name, keep) in found for keep in KEEPS)
     ]
     head = f"Dense: {dense['same text']:.1f} / {dense['other text']:.1f}."
     for row in shared[-1:]:
