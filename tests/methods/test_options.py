@@ -85,3 +85,9 @@ def test_options_of_a_class_of_ones_own():
     for wrong, message in (({"names": ("x", 1)}, "names is a tuple;"), ({"mapping": 1}, "a dict or None")):
         with pytest.raises(InputError, match=message):
             check_options(Own(0, **wrong))
+
+
+@pytest.mark.parametrize("spec", [f"spectral:power={10**30}", f"leverage:ridge={10**30}"])
+def test_whole_numbers_that_torch_does_not_take_are_errors(spec: str) -> None:
+    with pytest.raises(InputError, match="63 bits"):
+        make_method(spec)

@@ -140,5 +140,7 @@ def test_what_is_too_large_is_refused() -> None:
     rows = np.random.default_rng(0).normal(size=(40, 12))
     with pytest.raises(TooMany, match="sets of 12 of 40"):
         is_uniform(LinearMatroid(rows))
-    with pytest.raises(TooMany, match="hyperplanes in 11 dimensions"):
-        count_regions(rows)
+    wide = np.random.default_rng(0).normal(size=(32, 65))  # 2^32 regions: fewer hyperplanes than dimensions
+    for arrangement, dimensions in ((rows, 11), (wide, 64)):
+        with pytest.raises(TooMany, match=f"hyperplanes in {dimensions} dimensions"):
+            count_regions(arrangement)

@@ -12,6 +12,8 @@ from secateur.core import InputError
 
 __all__ = ["check_options"]
 
+LARGEST = 2**63 - 1  # that torch and numpy take
+
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
 
 
@@ -40,6 +42,8 @@ def check_options(method: Any) -> None:
     hints = get_type_hints(type(method))
     for field in fields(method):
         value, hint = getattr(method, field.name), hints[field.name]
+        if isinstance(value, Integral) and abs(int(value)) > LARGEST:
+            raise InputError(f"{type(method).__name__}.{field.name} has at most 63 bits; got {value!r}")
         if not _fits(value, hint):
             example = _example(field) if get_origin(hint) is tuple else ""
             raise InputError(

@@ -182,16 +182,16 @@ def count_regions(rows: ArrayLike, limit: int = LIMIT) -> int:
     Rows without a normal are no hyperplanes and are left out; equal hyperplanes count once.
 
     Raises:
-        TooMany: If more than `limit` restrictions are needed, about n^(d - 1) / (d - 1)!.
+        TooMany: If more than `limit` restrictions are needed: one for each set of fewer than d hyperplanes.
 
     Example:
         >>> count_regions([[1, 0, 0], [0, 1, 0], [1, 1, -1]]), count_regions([[1, 0, 0], [1, 0, 1]])
         (7, 3)
     """
     hyperplanes = _distinct(_fractions(as_rows(rows)))
-    d = len(hyperplanes[0]) - 1 if hyperplanes else 0
-    if d > 1 and comb(len(hyperplanes), d - 1) * len(hyperplanes) > limit:
-        raise TooMany(f"{len(hyperplanes)} hyperplanes in {d} dimensions need more than {limit} restrictions")
+    n, d = len(hyperplanes), len(hyperplanes[0]) - 1 if hyperplanes else 0
+    if sum(comb(n, k) for k in range(min(d, n + 1))) > limit:
+        raise TooMany(f"{n} hyperplanes in {d} dimensions need more than {limit} restrictions")
     return _regions(hyperplanes)
 
 
