@@ -54,7 +54,10 @@ def other_inputs(args: Any, kwargs: Mapping[str, Any], seed: int = SEED) -> tupl
 
 @torch.no_grad()
 def with_other_weights(model: nn.Module, seed: int = SEED) -> nn.Module:
-    """Return a copy of a model whose floating parameters are moved by normal numbers."""
+    """Return a copy of a model whose floating parameters are moved by normal numbers.
+
+    With an odd seed none is negative: then a ReLU passes what is positive, however few units are left.
+    """
     generator = Generator().manual_seed(seed)
     copied = duplicate(model)
     for parameter in copied.parameters():
@@ -62,4 +65,6 @@ def with_other_weights(model: nn.Module, seed: int = SEED) -> nn.Module:
             fan = parameter[0].numel() if parameter.ndim > 1 else 1
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_((noise * max(fan, 1) ** -0.5).to(parameter))
+            if seed % 2:
+                parameter.abs_()
     return copied
