@@ -39,6 +39,15 @@ def check(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
     return sum(group.size for group in graph.groups)
 
 
+def check_unless_constant(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> int:
+    """The same, where networks are refused that return x - x, the same whatever their weights are."""
+    try:
+        return check(kit, shape, seed, steps)
+    except ExactnessError as error:
+        assert "compares constants" in str(error)
+        return 0
+
+
 def outcome(kit: Kit, shape: tuple[int, ...], seed: int, steps: int) -> str:
     """Return how one hard network ends: "exact", "nothing to prune", "refused", or what is wrong with it."""
     try:
@@ -68,7 +77,7 @@ def failures(kit: Kit, shape: tuple[int, ...], seeds: range, steps: int) -> tupl
 @pytest.mark.parametrize("start", range(0, 80, 20))
 @pytest.mark.parametrize(("kit", "shape"), KITS)
 def test_random_networks_shrink_exactly(kit: Kit, shape: tuple[int, ...], start: int) -> None:
-    units = [check(kit, shape, seed, steps=7) for seed in range(start, start + 20)]
+    units = [check_unless_constant(kit, shape, seed, steps=7) for seed in range(start, start + 20)]
     assert sum(1 for n in units if n) >= 10
 
 
@@ -90,5 +99,5 @@ def test_many_hard_networks_are_exact_or_refused(kit: Kit, shape: tuple[int, ...
 @pytest.mark.parametrize("start", range(1000, 1400, 20))
 @pytest.mark.parametrize(("kit", "shape"), KITS)
 def test_large_random_networks_shrink_exactly(kit: Kit, shape: tuple[int, ...], start: int) -> None:
-    units = [check(kit, shape, seed, steps=16) for seed in range(start, start + 20)]
+    units = [check_unless_constant(kit, shape, seed, steps=16) for seed in range(start, start + 20)]
     assert sum(1 for n in units if n) >= 10

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
@@ -99,3 +100,22 @@ def test_sizes_that_einops_remembers_are_computed_anew(monkeypatch: pytest.Monke
     model(x)
     assert [g.size for g in check(model, x).groups] == [4]
     assert hasattr(einops._reconstruct_from_shape, "cache_info")
+
+
+class PaddedHalf(nn.Module):
+    """Half of the channels, and as many zeros as there are channels in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        half = x.size(1) // 2
+        return self.last(F.pad(x[:, :half], (0, 0, 0, 0, 0, half)))
+
+
+def test_a_padding_as_long_as_the_units_keeps_them_whole() -> None:
+    """Padded entries belong to no unit, so their number must not follow the width."""
+    graph = trace(PaddedHalf(), torch.randn(2, 3, 6, 6))
+    assert not graph.groups and "enters the computation as a number" in graph.describe_frozen()

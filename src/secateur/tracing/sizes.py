@@ -35,6 +35,7 @@ from secateur.tracing.symbolic_int import Expression, evaluate_expression, expre
 
 __all__ = ["match_sizes"]
 
+PADDINGS = ("constant_pad_nd", "pad")
 ARITHMETIC = ("add", "div", "mul", "pow", "rsub", "sub")
 TRIALS = 16  # random removals under which every computed size must come out right
 
@@ -68,7 +69,10 @@ def match_sizes(
 
 
 def _length_like_numbers(exported: ExportedModel, propagation: Propagation) -> Iterator[tuple[Any, float]]:
-    """Yield arithmetic nodes with a constant that may be a length, its inverse, or the root of either."""
+    """Yield arithmetic nodes with a constant that may be a length, its inverse, or the root of either.
+
+    And paddings with each of their amounts: padded entries are of no unit, so their number must not change.
+    """
     lengths = {
         n
         for node in exported.graph_module.graph.nodes
@@ -79,7 +83,10 @@ def _length_like_numbers(exported: ExportedModel, propagation: Propagation) -> I
         float(f(n)) for n in lengths if n > 1 for f in (int, math.sqrt, lambda n: 1 / n, lambda n: n**-0.5)
     }
     for node in _all_nodes(exported.graph_module):
-        if getattr(node.target, "_opname", "").rstrip("_") in ARITHMETIC:
+        name = getattr(node.target, "_opname", "").rstrip("_")
+        if name in PADDINGS:
+            yield from ((node, amount) for amount in node.args[1] if amount)
+        if name in ARITHMETIC:
             for value in node.args:
                 if isinstance(value, (int, float)) and float(value) in constants:
                     yield node, value
