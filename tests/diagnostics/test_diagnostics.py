@@ -181,7 +181,8 @@ def test_kernels_of_channels_are_rows() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
     _, sections = diagnosed(model, "matroid", labelled(1, 6, 6))
     windows = "Windows of rows of group 0, and their tail"
-    assert set(sections) == {"What the kept units leave unexplained", windows}
+    rows = "Matroid of the rows of group 0"
+    assert set(sections) == {"What the kept units leave unexplained", windows, rows}
 
 
 def test_reasons_are_listed_once() -> None:
