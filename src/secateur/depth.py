@@ -13,7 +13,7 @@ from secateur.allocation.amounts import with_shares
 from secateur.allocation.block_choice import choose_blocks
 from secateur.allocation.schedule import remaining_budget
 from secateur.apply.blocks import drop_blocks, find_blocks
-from secateur.core import Budget, InputError, Latency, LossCurve, Plan, PruningGraph, Units
+from secateur.core import Budget, ExactnessError, InputError, Latency, LossCurve, Plan, PruningGraph, Units
 from secateur.core.budget import as_budget
 from secateur.execution import tensors_by_name
 from secateur.latency_budget import TOLERANCE, time_models, with_tables
@@ -59,22 +59,26 @@ def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: in
     return tuple(found)
 
 
-def measure_blocks(model: nn.Module, batches: Sequence[Any]) -> dict[str, float]:
+def measure_blocks(
+    model: nn.Module, batches: Sequence[Any], example: tuple[Any, ...] = ()
+) -> dict[str, float]:
     """Return, for every block that may go, the divergence of the network without it.
 
-    The block of each stack that is needed most is not among them, because one must stay.
+    The block of each stack that is needed most is not among them, because one must stay, nor are blocks that
+    do more than add to their input.
 
     Args:
         model: The model; it is not changed.
         batches: Batches of inputs; no labels are needed.
+        example: Example inputs and keyword arguments, as `drop_blocks` checks them; () for no check.
     """
     divergence = Divergence(model, batches)
     shared = {id(tensor): tensor for tensor in tensors_by_name(model).values()}
     stacks: dict[str, dict[str, float]] = {}
     for name in find_blocks(model):
         try:
-            loss = divergence(drop_blocks(model, [name], replaced=shared))
-        except (InputError, RuntimeError):
+            loss = divergence(drop_blocks(model, [name], *example, replaced=shared))
+        except (ExactnessError, InputError, RuntimeError):
             continue  # others need it
         stacks.setdefault(name.rpartition(".")[0], {})[name] = loss
     for losses in stacks.values():
@@ -115,16 +119,17 @@ def trace_without_blocks(
     if not blocks:
         return model, whole, shares, ()
     seen = view(model, whole.interface)
+    example = (whole.example_inputs, whole.example_kwargs) if check else ()
     if blocks == "auto":
-        losses = measure_losses(whole)
-        names = choose_blocks(whole, shares, losses, measure_blocks(seen, batches or ()))
+        found = measure_blocks(seen, batches or (), example)
+        names = choose_blocks(whole, shares, measure_losses(whole), found)
     elif isinstance(blocks, Integral):
         names = find_least_needed_blocks(seen, batches or (), int(blocks))
     else:
         names = tuple(blocks)  # type: ignore[arg-type]
     if not names:
         return model, whole, shares, ()
-    left = drop_blocks(model, names, *((whole.example_inputs, whole.example_kwargs) if check else ()))
+    left = drop_blocks(model, names, *example)
     graph = trace(left, *call).with_even_layers(budget.even)
     parts = [_remaining(part, model, left, whole, graph) for part in shares.parts]
     return left, graph, with_tables(as_budget(parts), left, graph), names

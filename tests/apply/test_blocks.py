@@ -176,6 +176,17 @@ def test_the_program_weighs_blocks_against_units() -> None:
         prune(model, X, Params(0.7, "layer"), batches, blocks="auto", progress=False)
 
 
+def test_blocks_that_do_more_than_add_are_not_weighed() -> None:
+    """A norm behind the sum stays in the masked model, so that leaving out the block is not exact."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    batches = [torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    assert len(measure_blocks(model, batches)) == 2
+    assert measure_blocks(model, batches, (batches[0], {})) == {}
+    result = prune(model, batches[0], Params(0.6), batches, blocks="auto", progress=False)
+    assert result.plan.blocks == () and numbers(result.model) <= 0.6 * numbers(model)
+
+
 @pytest.mark.parametrize("blocks", [-1, 1.5, True, "blocks.0", None])
 def test_bad_numbers_of_blocks_are_errors(blocks: Any) -> None:
     with pytest.raises(InputError):
