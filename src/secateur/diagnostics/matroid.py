@@ -48,6 +48,7 @@ __all__ = ["clip_line", "matroid_sections"]
 Floats = NDArray[np.float64]
 MOST_ENTRIES = 1_000_000
 MOST_LINES = 60
+MOST_EXACT = 512  # entries of rows whose positroid is looked at, in rational arithmetic
 MOST_SETS = 5_000  # sets, minors or restrictions to count; rational arithmetic takes a second
 CURVE_POINTS = 200
 MOST_CLASSES = 10
@@ -71,7 +72,8 @@ def matroid_sections(context: DiagnosticContext) -> list[Json]:
             skipped[group.name] = reason.removeprefix(f"{group.name}: ")
         else:
             sections += [*_arrangement(context, group, rows), _windows(context, group, rows)]
-            sections.append(_positroid(context, group, rows))
+            if rows.size <= MOST_EXACT:
+                sections.append(_positroid(context, group, rows))
     return sections + not_drawn(skipped, "Rows [W | b] of ")
 
 
