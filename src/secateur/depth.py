@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from numbers import Integral
 from typing import Any
 
@@ -42,21 +43,33 @@ def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: in
     """
     divergence = Divergence(model, batches)
     found: list[str] = []
-    shared = {id(tensor): tensor for tensor in tensors_by_name(model).values()}
     left = list(find_blocks(model))
     while len(found) < count:
-        losses = {}
-        for name in left:
-            try:
-                losses[name] = divergence(drop_blocks(model, [*found, name], replaced=shared))
-            except (InputError, RuntimeError):
-                continue  # the last of its stack, or others need it
+        losses = _losses_without(model, divergence, left, found)
         if not losses:
             total = len(find_blocks(model))
             raise InputError(f"blocks={count} is too many: {len(found)} of the {total} blocks can go")
         found.append(min(losses, key=losses.__getitem__))
         left.remove(found[-1])
     return tuple(found)
+
+
+def _losses_without(
+    model: nn.Module,
+    divergence: Divergence,
+    blocks: Sequence[str],
+    gone: Sequence[str] = (),
+    example: tuple[Any, ...] = (),
+) -> dict[str, float]:
+    """Return the divergence without each of these blocks, and those that have gone; of those that can go."""
+    shared = {id(tensor): tensor for tensor in tensors_by_name(model).values()}
+    losses = {}
+    for name in blocks:
+        try:
+            losses[name] = divergence(drop_blocks(model, [*gone, name], *example, replaced=shared))
+        except (ExactnessError, InputError, RuntimeError):
+            continue  # the last of its stack, or others need it
+    return losses
 
 
 def measure_blocks(
@@ -72,18 +85,10 @@ def measure_blocks(
         batches: Batches of inputs; no labels are needed.
         example: Example inputs and keyword arguments, as `drop_blocks` checks them; () for no check.
     """
-    divergence = Divergence(model, batches)
-    shared = {id(tensor): tensor for tensor in tensors_by_name(model).values()}
-    stacks: dict[str, dict[str, float]] = {}
-    for name in find_blocks(model):
-        try:
-            loss = divergence(drop_blocks(model, [name], *example, replaced=shared))
-        except (ExactnessError, InputError, RuntimeError):
-            continue  # others need it
-        stacks.setdefault(name.rpartition(".")[0], {})[name] = loss
-    for losses in stacks.values():
-        del losses[max(losses, key=losses.__getitem__)]
-    return {name: loss for losses in stacks.values() for name, loss in losses.items()}
+    losses = _losses_without(model, Divergence(model, batches), find_blocks(model), example=example)
+    for _, names in groupby(list(losses), key=lambda name: name.rpartition(".")[0]):
+        del losses[max(names, key=losses.__getitem__)]
+    return losses
 
 
 def trace_without_blocks(

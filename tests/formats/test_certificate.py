@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from resealed import reseal
 from torch import nn
 from typer.testing import CliRunner
 
@@ -54,16 +54,6 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(genuine: Path, tmp_path: Path) -> Path:
     return shutil.copytree(genuine, tmp_path / "run")
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the body of a plan.json as somebody would who can compute SHA-256."""
-    path = folder / "plan.json"
-    body = json.loads(path.read_text())["body"]
-    change(body)
-    text = json.dumps(body, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(f'{{"format": 1,\n"sha256": "{digest}",\n"body": {text}}}')
 
 
 def refused(folder: Path, *args: Any, **kwargs: Any) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import half_plan
+from resealed import reseal
 from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
@@ -225,15 +224,6 @@ def test_factories_that_fail(folder: Path) -> None:
 
 
 # --- resealed documents
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / "plan.json"
-    body = json.loads(path.read_text())["body"]
-    change(body)
-    text = json.dumps(body, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(f'{{"format": 1,\n"sha256": "{digest}",\n"body": {text}}}')
 
 
 def change(folder: Path, way: tuple[str, ...], value: Any) -> None:
