@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from processor_time import PROCESSOR_TIME, use_processor_time
 from real_networks import NETWORKS
-from real_trial import Decided
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -40,6 +39,7 @@ from secateur.core import Budget, NothingToPrune, Plan, PruningGraph, Statistics
 from secateur.latency_budget import remove_within, time_models, with_tables
 from secateur.methods import find_method
 from secateur.methods.contract import needs_of
+from secateur.methods.decided import Decided
 from secateur.repair.fold import fold_masked
 from secateur.repair.loss_curves import RIDGES, Divergence, with_loss_curves
 from secateur.repair.sequence import Pruned
@@ -144,7 +144,7 @@ def measure_scopes(
                     case.example,
                     sc.Macs(keep, "layer"),
                     case.calibration,
-                    method=Decided(plan, plan.method),
+                    method=Decided(plan),
                 )
             divergence = Divergence(case.model, case.guard or [])(result.model)
             row = {"keep": keep, "scope": scope}

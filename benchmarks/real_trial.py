@@ -6,7 +6,6 @@ import copy
 import subprocess
 import time
 import warnings
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import nn
 
 import secateur as sc
 from secateur.batches import split_batch
-from secateur.core import Budget, InputError, Plan, PruningGraph, Statistics
+from secateur.core import InputError, Plan
 from secateur.measure.cost import macs, parameters
+from secateur.methods.decided import Decided
 from secateur.specs import Batches
 
 __all__ = ["commit", "prune_network"]
@@ -98,22 +98,6 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
 
 
-@dataclass(frozen=True, eq=False)
-class Decided:
-    """A method that has decided before: several repairs of one plan need one decision."""
-
-    made: Plan
-    name: str
-
-    def needs(self, budget: Budget) -> frozenset[str]:
-        """Return nothing."""
-        return frozenset()
-
-    def plan(self, graph: PruningGraph, statistics: Statistics, budget: Budget) -> Plan:
-        """Return the plan."""
-        return self.made
-
-
 @lru_cache(maxsize=1)  # the steps with the teacher start where the refit ended
 def _secateur(
     network: str, folder: str, method: str, scope: str, repair: str | None, keep: float, seed: int
@@ -132,7 +116,7 @@ def _secateur(
         Batches(calibration).example(model),
         sc.Macs(keep) if scope == "default" or made else sc.Macs(keep, scope=scope),
         calibration,
-        method=chosen if made is None else Decided(made[0], made[0].method),
+        method=chosen if made is None else Decided(made[0]),
         repair=repair,
         seed=seed,
         progress=False,

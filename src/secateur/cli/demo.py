@@ -29,6 +29,7 @@ from secateur.diagnostics import DIAGNOSTICS, diagnose
 from secateur.html import flatten, write_html, write_json, write_text
 from secateur.html.rows import short_budget
 from secateur.methods import METHODS
+from secateur.methods.decided import Decided
 from secateur.pruning import prune
 
 __all__ = ["TASKS", "Task", "demo_command", "demonstrate", "demonstration_table", "pivot"]
@@ -161,6 +162,7 @@ def _prune_network(
     model, calibration = task.train(dataset, seed), dataset.batches("calibration", limit=CALIBRATION)
     holdout, runs = dataset.batches("test", 500, limit=HELD_OUT), []
     for method in methods:
+        chosen: Any = method
         for repair in (None, "fold"):
             names = {"data": task.data, "model": task.model, "method": method, "repair": repair}
             try:
@@ -171,11 +173,12 @@ def _prune_network(
                         calibration[0][0][:2],
                         budget,
                         calibration,
-                        method=method,
+                        method=chosen,
                         repair=repair,
                         progress=False,
                         seed=seed,
                     )
+                    chosen = Decided(result.plan)
                     # Folding changes no size: one latency of each method is enough.
                     result = result.measure(
                         holdout, latency=latency and repair is not None, batch_sizes=(64,)
