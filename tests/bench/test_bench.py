@@ -172,6 +172,17 @@ def test_a_planted_winner_wins_and_twins_tie(model: str, place: Path) -> None:
     assert found.curves[0]["method"] in ("planted.py:Truth", "planted.py:Twin")
 
 
+def test_several_budgets_all_hold(place: Path) -> None:
+    two = bench("single", methods=["magnitude"], budgets=["macs", "bytes=0.6"], ratios=[0.9, 0.3], seeds=[0])
+    rows, _ = run_bench(two, place / "out", engine="inline")
+    assert {row["ratio"] for row in rows} == {0.9, 0.3}
+    for row in rows:
+        before, after = (row[key]["cost"] for key in ("before", "after"))
+        assert after["macs"] <= row["ratio"] * before["macs"]
+        assert after["bytes"] <= 0.6 * before["bytes"]
+    assert "Macs(0.9" in rows[0]["budget"] and "Bytes(0.6" in rows[0]["budget"]
+
+
 @pytest.mark.slow
 def test_the_same_trial_gives_the_same_row_in_another_process(place: Path) -> None:
     trials = make_trials(bench(methods=["random"], repairs=["fold+finetune"], seeds=[3, 5]))
@@ -268,8 +279,11 @@ def test_each_weight_and_buffer_and_the_code_tell_models_apart(place: Path) -> N
         ({"ratios": [0.5, 1.5]}, "1.5"),
         ({"ratios": [0.0]}, "0"),
         ({"repairs": ["fol"]}, "did you mean 'fold'"),
-        ({"kind": "unit"}, "did you mean 'units'"),
-        ({"kind": "tolerance"}, "tolerance"),
+        ({"budgets": ["unit"]}, "did you mean 'units'"),
+        ({"budgets": ["tolerance"]}, "tolerance"),
+        ({"budgets": ["bytes=20MB"]}, "without an amount, as 'macs'"),
+        ({"budgets": ["macs", "macs=0.5"]}, "limit the same amount"),
+        ({"budgets": []}, "budgets are one or more"),
         ({"scope": "globl"}, "globl"),
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),
         ({"metric": "perplexity"}, "more is better"),

@@ -29,7 +29,7 @@ from secateur.diagnostics import DIAGNOSTICS
 from secateur.methods import METHODS
 from secateur.pretrained import is_pretrained
 from secateur.repair.base import LEARNING_RATE, REPAIRS
-from secateur.specs import make_budget, make_method
+from secateur.specs import make_budgets, make_method
 
 __all__ = ["Bench", "make_trials", "parse_methods", "parse_numbers", "run_bench"]
 
@@ -53,7 +53,8 @@ class Bench:
         ratios: What stays, each in (0, 1].
         seeds: Seeds; every pair of methods is compared seed by seed.
         repairs: ``"none"``, or names of repairs.
-        kind: What the ratios count: ``"units"``, ``"params"``, ``"macs"`` or ``"weights"``.
+        budgets: What the ratios count: ``"units"``, ``"params"``, ``"macs"``, ``"bytes"``, ``"latency"`` or
+            ``"weights"``; of several all hold, and those with an amount, as ``"bytes=20MB"``, at every ratio.
         scope: ``"layer"``, ``"global"`` or ``"erk"``.
         weights: Safetensors file with the model's state.
         shape: Shape of the example inputs, as in ``"2,3,32,32"``.
@@ -77,7 +78,7 @@ class Bench:
     ratios: Sequence[float] = (0.75, 0.5, 0.35, 0.25, 0.125)
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     repairs: Sequence[str] = ("none", "fold")
-    kind: str = "units"
+    budgets: Sequence[str] = ("units",)
     scope: str = "layer"
     weights: str | None = None
     shape: str | None = None
@@ -91,17 +92,22 @@ class Bench:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
-        for what in ("methods", "ratios", "seeds", "repairs"):
+        for what in ("methods", "ratios", "seeds", "repairs", "budgets"):
             values = list(getattr(self, what))
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{what} are one or more, each once; got {values}")
+        if all("=" in budget for budget in self.budgets):
+            raise InputError(
+                f"one budget at least must be without an amount, as 'macs': the ratios are its amounts; "
+                f"got {list(self.budgets)}"
+            )
         for method in self.methods:
             make_method(method)
         for repair in self.repairs:
             if repair != "none" and repair not in REPAIRS:
                 raise InputError(unknown("repair", repair, ["none", *REPAIRS]))
         for ratio in self.ratios:
-            make_budget(f"{self.kind}={ratio}", self.scope)
+            make_budgets(self.budgets_at(ratio), self.scope)
         find_metric(self.metric)
         self._check_numbers()
 
@@ -117,6 +123,10 @@ class Bench:
                 f"seeds are not negative and at most {largest}, so that each of {self.draws} draws has "
                 f"a seed below 2**63; got {wrong[0]}"
             )
+
+    def budgets_at(self, ratio: float) -> list[str]:
+        """Return the budgets at one ratio, as text."""
+        return [budget if "=" in budget else f"{budget}={ratio}" for budget in self.budgets]
 
     @property
     def all_methods(self) -> list[str]:
@@ -210,7 +220,7 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
                 "draw": draw,
                 "pruning": {
                     "method": _without_folder(method),
-                    "budget": f"{bench.kind}={ratio}",
+                    "budgets": bench.budgets_at(ratio),
                     "scope": bench.scope,
                     "repair": None if repair == "none" else repair,
                     "ignored_layers": list(bench.ignore),
@@ -285,7 +295,7 @@ def _rows(trial: Trial, result: TrialResult, bench: Bench) -> list[Row]:
         "model": bench.model,
         "data": bench.data,
         "method": methods[trial.paths["files"]["method"]],
-        "ratio": float(pruning["budget"].partition("=")[2]),
+        "ratio": next(r for r in bench.ratios if bench.budgets_at(r) == pruning["budgets"]),
         "scope": bench.scope,
         "shared": params["part_of_holdout"][1] == 1,
         "memory": round(result.memory, 1),
@@ -293,7 +303,7 @@ def _rows(trial: Trial, result: TrialResult, bench: Bench) -> list[Row]:
     if result.status == "ok":
         return [{**row, **names} for row in result.rows]
     status = result.error if result.status == "timeout" else f"failed: {result.error}"
-    budget = repr(make_budget(pruning["budget"], bench.scope))
+    budget = repr(make_budgets(pruning["budgets"], bench.scope))
     what = {"repair": pruning["repair"], "seed": params["seed"], "draw": params["draw"], "budget": budget}
     return [{**names, **what, "status": status}]
 

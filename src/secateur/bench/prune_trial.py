@@ -28,7 +28,7 @@ from secateur.methods import Method
 from secateur.pruning import prune
 from secateur.repair.base import Finetune, parse_repair
 from secateur.result import Result
-from secateur.specs import make_budget, make_method, try_inputs
+from secateur.specs import make_budgets, make_method, try_inputs
 from secateur.tracing.trace import trace
 
 __all__ = ["ChangedError", "check_inputs", "prune_once"]
@@ -68,7 +68,7 @@ def prune_once(
         part_of_holdout: Number of the part of the held-out examples, and of how many.
         seed: Seed of the sample of examples.
         draw: Number of the draw, for methods that only draw.
-        pruning: Keyword arguments of `secateur.prune` as JSON: method, budget and scope, repair,
+        pruning: Keyword arguments of `secateur.prune` as JSON: method, budgets and scope, repair,
             ignored_layers, seed, and epochs and lr of a fine-tuning.
         metric: Name of the metric, without the folder.
         latency: Whether to measure latencies.
@@ -88,7 +88,7 @@ def prune_once(
         "metric": hash_metric(files["metric"]),
     }
     _check_hashes(files, hashes, given)
-    budget = make_budget(pruning["budget"], pruning["scope"])
+    budget = make_budgets(pruning["budgets"], pruning["scope"])
     row = {name: pruning[name] for name in ("method", "repair")}
     row |= {"budget": repr(budget), "seed": seed, "draw": draw}
     try:

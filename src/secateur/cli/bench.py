@@ -39,8 +39,14 @@ Seeds = Annotated[str, typer.Option(help="Seeds; differences need five or more."
 RepairNames = Annotated[
     str, typer.Option(help="Repairs, as in none,fold,refit,fold+finetune; each is compared by itself.")
 ]
-BudgetKind = Annotated[
-    str, typer.Option(help="What ratios count: units, params, macs, bytes, latency, weights.")
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        "--budget-kind",
+        help="What ratios count: units (the default), params, macs, bytes, latency, weights. Given several "
+        "times, all hold; with an amount, as bytes=20MB, at every ratio.",
+    ),
 ]
 Draws = Annotated[int, typer.Option(help="Draws of random for each seed.")]
 Examples = Annotated[
@@ -68,7 +74,7 @@ def bench_command(
     ratios: Ratios = "0.75,0.5,0.35,0.25,0.125",
     seeds: Seeds = "0,1,2,3,4",
     repair: RepairNames = "none,fold",
-    budget_kind: BudgetKind = "units",
+    budgets: Budgets = None,
     scope: ScopeName = None,
     holdout: HoldoutName = None,
     weights: WeightsFile = None,
@@ -100,7 +106,7 @@ def bench_command(
         ratios=parse_numbers(ratios, float, "ratios"),
         seeds=parse_numbers(seeds, int, "seeds"),
         repairs=repair.split(","),
-        kind=budget_kind,
+        budgets=budgets or Bench.budgets,
         scope=scope or "layer",
         weights=weights,
         shape=example_shape,
