@@ -42,6 +42,7 @@ from secateur.result import Result
 from secateur.schedule import OneShot, Schedule, Tolerance, describe_step, nothing_accepted
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
+from secateur.statistics.token_gates import takes_token_gates
 from secateur.tracing.trace import traced_model
 from secateur.views import view
 
@@ -125,9 +126,10 @@ def prune(
 ) -> Result:
     """Prune a model: return a smaller model of the same classes; the original is not changed.
 
-    With data, the default is the method "matroid" and the repair "refit", and under every budget but `Units`
-    the measured losses of the groups decide which gives how much; without data, or with a `Weights` budget,
-    it is "magnitude" and no repair.  docs/real-networks.md shows why.
+    With data, the default is the method "matroid" and the repair "refit", for a causal language model
+    "taylor" and "fold", and under every budget but `Units` the measured losses of the groups decide which
+    gives how much; without data, or with a `Weights` budget, it is "magnitude" and no repair.
+    docs/real-networks.md and docs/language-models.md show why.
 
     Args:
         model: Any module that `torch.export` can export.
@@ -170,7 +172,7 @@ def prune(
     """
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
-    chosen, repairs = _defaults(method, repair, batches, budget)
+    chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
     clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states)
@@ -210,19 +212,21 @@ def prune(
 
 
 def _defaults(
-    method: str | Method | type | None, repair: Any, batches: Any, budget: Budget
+    method: str | Method | type | None, repair: Any, batches: Any, budget: Budget, model: Any
 ) -> tuple[Method, tuple[Repair, ...]]:
     """Return the method and the repairs, checked; where the user chose none, the best for what there is."""
     plain = batches is None or isinstance(budget, Weights)
     if method is None and batches is None:
         warnings.warn(
             "without data, units are chosen by magnitude and nothing is repaired; with data=batches the "
-            "default is a basis of activations with a refit, which loses much less",
+            "default looks at activations and repairs, which loses much less",
             stacklevel=4,
         )
-    chosen = find_method(("magnitude" if plain else "matroid") if method is None else method)
+    best = ("taylor", "fold") if takes_token_gates(model) else ("matroid", "refit")
+    default_method, default_repair = ("magnitude", None) if plain else best
+    chosen = find_method(default_method if method is None else method)
     if isinstance(repair, str) and repair == "auto":
-        repair = None if plain else "refit"
+        repair = default_repair
     repairs = parse_repair(repair)
     _check_data(chosen, needs_of(chosen, budget), batches, repairs)
     return chosen, repairs

@@ -35,7 +35,7 @@ def test_a_language_model_is_pruned_and_judged_on_every_text(llama: Path) -> Non
     done = prune(*TEXTS, "--holdout-text", "ships.txt", "--out", "small")
     assert done.exit_code == 0, done.output
     report = load_report("small")
-    assert (report.method, report.repair, report.metric) == ("matroid", "refit", "perplexity")
+    assert (report.method, report.repair, report.metric) == ("taylor", "fold", "perplexity")
     assert list(report.after.metrics) == ["gardens.txt, second half", "ships.txt"]
     assert all(math.isfinite(x) and x > 1 for x in report.after.metrics.values())
     assert 0.5 < report.after.cost.body / report.before.cost.body <= 0.8
