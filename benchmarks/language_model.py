@@ -42,6 +42,7 @@ from secateur.methods import find_method
 from secateur.methods.baselines import Magnitude
 from secateur.methods.matroid import Matroid
 from secateur.repair.fold import fold
+from secateur.repair.loss_curves import with_loss_curves
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
 from secateur.texts import as_token_batches, pack_text
@@ -57,17 +58,19 @@ PACKAGES = {  # Debian's
 
 
 class Row(NamedTuple):
-    """What a row of the table does: the criterion, the repair, and the sequences that both look at."""
+    """What a row of the table does: the criterion, the repair, the sequences that both look at, the scope."""
 
     method: Any
     repair: str
     data: str = "calibration"
+    scope: str = "layer"
 
 
 OURS = {
     "Secateur (taylor, refit)": Row("taylor", "refit"),
     "Secateur (taylor, fold)": Row("taylor", "fold"),
-    "Secateur (taylor, refit), half of the calibration from the other text": Row("taylor", "refit", "mixed"),
+    "Secateur (taylor, fold), half of the calibration from the other text": Row("taylor", "fold", "mixed"),
+    "Secateur (taylor, fold), counts by the integer program": Row("taylor", "fold", scope="program"),
     "Secateur (matroid, refit)": Row("matroid", "refit"),
 }
 PEERS = {
@@ -75,7 +78,7 @@ PEERS = {
     "Wanda-sp, fold": Row("wanda", "fold"),
     "random units, fold": Row("random", "fold"),
     "Wanda-sp": Row("wanda", "none"),
-    "FLAP, with its bias": Row("flap", "bias"),
+    "FLAP, with its bias": Row("flap", "bias", scope="global"),
     "LLM-Pruner's Taylor": Row("group taylor", "none"),
     "LLM-Pruner's Taylor, fold": Row("group taylor", "fold"),
     "local search on the output error (OSSCAR), fold": Row(Matroid(objective="output"), "fold"),
@@ -156,12 +159,22 @@ class Run:
         return found
 
     def plan(self, row: Row, keep: float) -> Plan:
-        """Decide which units go, equally many in every layer; FLAP decides that, too."""
+        """Decide which units go, equally many in every layer if the scope is "layer"."""
         if row.method == "group taylor":
             return self.group_taylor(keep)
         fitted = self.statistics(row.data, 0, "taylor" if row.method == "taylor" else "gram")
-        budget = sc.Params(keep, "global" if row.method == "flap" else "layer", of="body")
-        return find_method(row.method).plan(self.graph, fitted, budget)
+        if row.scope == "program":
+            fitted = self.with_losses(row.data)
+        return find_method(row.method).plan(self.graph, fitted, sc.Params(keep, row.scope, of="body"))
+
+    @cache  # noqa: B019
+    def with_losses(self, data: str) -> Statistics:
+        """Return statistics with what it costs to remove units of each layer alone, ordered by taylor."""
+        taylor, gram = (self.statistics(data, 0, need) for need in ("taylor", "gram"))
+        scores = find_method("taylor").unit_scores(self.graph, taylor)
+        parts = split_off_guard(self.batches[data])
+        losses = with_loss_curves(gram, scores, self.model, self.graph, *parts).losses
+        return replace(taylor, losses=losses)
 
     def group_taylor(self, keep: float) -> Plan:
         """Keep the units of largest sum of |weight x gradient| over all that a unit owns, as LLM-Pruner."""
