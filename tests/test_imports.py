@@ -21,6 +21,7 @@ FILES = {path: package for package, top in PACKAGES.items() for path in sorted(t
 MAY_IMPORT: dict[str, set[str]] = {"structures": set(), "core": set()}
 MAY_IMPORT["progress"] = set()
 MAY_IMPORT["batches"] = {"core"}
+MAY_IMPORT["processes"] = {"core"}
 MAY_IMPORT["views"] = {"core"}
 MAY_IMPORT["execution"] = {"core", "batches"}
 MAY_IMPORT["modules"] = {"core"}

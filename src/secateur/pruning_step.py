@@ -26,6 +26,7 @@ from secateur.core import (
 from secateur.core.indices import kept_shapes
 from secateur.methods import Method
 from secateur.methods.contract import check_step
+from secateur.processes import check_same
 from secateur.progress import Stopwatch
 from secateur.repair.sequence import Pruned, zero_masked
 from secateur.schedule import Schedule, count_left
@@ -97,6 +98,7 @@ def decide(
     except NothingToPrune as refusal:
         return refusal
     check_step(method, step)
+    check_same("the plan", {name: kept.tolist() for name, kept in step.keep.items()})
     if not (step.keep or step.masks):
         return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
     if schedule.restarts and count_left(graph, step) == count_left(graph, state.plan):

@@ -16,6 +16,7 @@ from secateur.cli.printing import print_line, warn
 from secateur.cli.prune import prune_command
 from secateur.cli.report import report_command
 from secateur.cli.study import study_command
+from secateur.cli.torchrun import in_each_process, in_one_process
 from secateur.cli.verify import verify_command
 from secateur.core import SecateurError
 from secateur.core.jsonable import versions
@@ -70,7 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify_command,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(in_each_process(command) if command is prune_command else in_one_process(command))
 
 
 @app.callback(invoke_without_command=True)

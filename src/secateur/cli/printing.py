@@ -1,4 +1,7 @@
-"""What the commands print: results on standard output; errors, warnings and progress on standard error."""
+"""What the commands print: results on standard output; errors, warnings and progress on standard error.
+
+Of several processes that share a pruning, only the first one prints.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from secateur.core.markdown import format_value
+from secateur.processes import current_processes
 
 __all__ = ["out", "print_line", "print_table", "progress", "warn"]
 
@@ -34,12 +38,14 @@ out, err = _console(), _console(stderr=True)
 
 def print_line(text: str) -> None:
     """Print text as it is, without wrapping it."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    if current_processes().number == 0:
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print text on standard error as it is."""
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
+    if current_processes().number == 0:
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
@@ -49,7 +55,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         rows: Rows, each from column name to value; the first row has all columns.
         title: Heading, or None.
     """
-    if not rows:
+    if not rows or current_processes().number:
         if title:
             print_line(title)
         return

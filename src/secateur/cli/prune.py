@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur.batches import predicts_next_token
 from secateur.cli.options import (
-    PAGE,
     DataName,
     Epochs,
     Even,
@@ -30,11 +29,11 @@ from secateur.cli.options import (
     Strict,
     WeightsFile,
     WholeBlocks,
-    check_writable,
     make_interface,
     parse_blocks,
     prepare_model,
 )
+from secateur.cli.out_folder import check_out_folder, save_result
 from secateur.cli.printing import print_line, print_table, warn
 from secateur.cli.stream_options import Streamed, prune_streamed
 from secateur.cli.text_options import (
@@ -47,14 +46,14 @@ from secateur.cli.text_options import (
     Texts,
     TokenizerFolder,
 )
-from secateur.core import Budget, ExactnessError, InputError, SecateurError, StoreError, Weights, unknown
+from secateur.cli.torchrun import check_divisible
+from secateur.core import Budget, InputError, SecateurError, Weights, unknown
 from secateur.core.budget import as_budget
 from secateur.diagnostics import DIAGNOSTICS, diagnose
-from secateur.formats.store import DOCUMENT, REPORT
-from secateur.html import write_html
 from secateur.measure.metrics import Metric
 from secateur.methods import Method
-from secateur.pretrained import is_pretrained, load_tokenizer
+from secateur.pretrained import is_pretrained
+from secateur.processes import current_processes
 from secateur.pruning import prune
 from secateur.repair.base import Finetune, Repair, parse_repair
 from secateur.result import Result
@@ -73,7 +72,6 @@ from secateur.texts import JUDGING, SAMPLES, TextBatches
 __all__ = ["print_result", "prune_command"]
 
 HIDDEN = "hidden"
-GGUF = ".gguf"
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
 # Option of a fine-tuning -> attribute of `Finetune`.
@@ -212,6 +210,7 @@ def prune_command(
     share = _with_evenness(make_budgets(budget or [default], scope, floor, round_to), even, model)
     texts = TextOptions(text, holdout_text, tokenizer, sequence_length, samples, holdout_samples)
     texts.check(data, holdout)
+    check_divisible(share, stream)
     if stream:
         whole: dict[str, Any] = {
             "steps": steps,
@@ -227,7 +226,7 @@ def prune_command(
         return
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
-    _check_folder(folder, onnx, model)
+    check_out_folder(folder, onnx, model)
     parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
     batches = _make_batches(data, holdout, **parts, seed=seed)
     original, example = prepare_model(model, weights, strict, example_shape, batches, device)
@@ -248,6 +247,8 @@ def prune_command(
         **make_interface(output, state),
         seed=seed,
     )
+    if current_processes().number:
+        return  # the first process measures and writes
     result = _measure(result, batches.holdout, judge, latency, read)
     print_result(result, explain)
     if data and batches.holdout is None:
@@ -256,8 +257,7 @@ def prune_command(
         warn(ONE_TEXT)
     if folder is not None and read is None:
         result = _with_diagnostics(result, original, chosen, batches.fit)
-    if folder is None or not (is_pretrained(model) and _save_pretrained(result, folder, model, tokenizer)):
-        _save(result, folder, onnx)
+    save_result(result, folder, model, tokenizer, onnx)
 
 
 def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:
@@ -290,17 +290,6 @@ def _with_evenness(budget: Budget, even: bool | None, model: str) -> Budget:
     if even is None:
         even = is_pretrained(model) and whole
     return as_budget([replace(part, even=True) for part in budget.parts]) if even else budget
-
-
-def _check_folder(folder: Path | None, onnx: bool, model: str) -> None:
-    if folder is not None:
-        check_writable(folder, replaced=[PAGE], mark=DOCUMENT)
-        if is_pretrained(model) and folder.is_dir() and any(folder.iterdir()):
-            raise StoreError(f"{folder} holds files: name a new folder, or an empty one")
-        if is_pretrained(model) and onnx:
-            raise InputError("--onnx is not for folders of transformers: use Result.to_onnx in Python")
-    elif onnx:
-        raise InputError("--onnx writes into the folder that --out names: give --out")
 
 
 def _make_batches(data: str | None, holdout: str | None, **options: Any) -> Batches:
@@ -376,40 +365,6 @@ def print_result(result: Result, explain: bool = False) -> None:
         print_line(f"repair of {name} undone: {why or 'no reason was given'}")
     if len(undone) > UNDONE:
         print_line(f"and {len(undone) - UNDONE} more repairs undone: see folds in the report")
-
-
-def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | None) -> bool:
-    """Write a folder of transformers and the report; return False if its config cannot state the sizes."""
-    tokens: Any = tokenizer
-    if tokens is None and model.endswith(GGUF):
-        tokens = load_tokenizer(model)
-    try:
-        result.save_pretrained(folder, tokens)
-    except (InputError, ExactnessError) as error:
-        try:
-            result.save_pretrained(folder, tokens, uneven="pad")
-        except (InputError, ExactnessError):
-            warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
-            return False
-        warn(f"filled up with units of zeros, so the folder has more parameters than the report: {error}")
-    (folder / REPORT).write_text(result.report.to_json(), encoding="utf-8")
-    page = write_html(result.report, folder / PAGE)
-    print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
-    return True
-
-
-def _save(result: Result, folder: Path | None, onnx: bool) -> None:
-    """Write weights, plan, report and, if asked for, an ONNX file; that first, since it may be refused."""
-    if folder is None:
-        warn("nothing was saved: name a folder with --out")
-        return
-    if onnx:
-        any_batch = result.to_onnx(folder / "model.onnx")
-        print_line(
-            f"model.onnx takes {'any batch size' if any_batch else 'inputs of the example sizes only'}"
-        )
-    result.save(folder)
-    print_line(f"saved in {folder}; report: {write_html(result.report, folder / PAGE)}")
 
 
 def _with_diagnostics(result: Result, model: nn.Module, method: Method | None, data: Any) -> Result:

@@ -18,6 +18,7 @@ from secateur.apply.mask import mask
 from secateur.batches import few_tokens
 from secateur.core import IntArray, LossCurve, Plan, PruningGraph, Statistics
 from secateur.execution import evaluating, explain_errors, floating_outputs, read_batches
+from secateur.processes import current_processes, gather_over_processes
 from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked
 from secateur.statistics.collect import collect_statistics
@@ -89,7 +90,8 @@ def measure_loss_curves(
     """Measure what removing units of each group alone costs at the output.
 
     It takes a forward pass of the batches for each group and count, four counts a group.  A language model
-    runs on a few sequences only, and for two counts a group.
+    runs on a few sequences only, and for two counts a group.  Inside `split_over_processes` each process
+    measures some of the groups.
 
     Args:
         model: The model that was traced.
@@ -113,10 +115,11 @@ def measure_loss_curves(
     divergence = Divergence(model, batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
     curves = dict(known or {})
+    processes = current_processes()
     with progress_bar("loss of each group", len(sets), progress) as show:
         for done, groups in enumerate(sets, 1):
             name, size = groups[0].name, groups[0].size
-            if name in curves:
+            if name in curves or not processes.owns(done):
                 continue
             counts = sorted({max(1, round(share * size)) for share in kept or shares} - {size}, reverse=True)
             losses = []
@@ -131,6 +134,8 @@ def measure_loss_curves(
             if each is not None:
                 each(name, curves[name])
             show(done, name)
+    for others in gather_over_processes(curves):
+        curves |= others
     return {groups[0].name: curves[groups[0].name] for groups in sets}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from secateur.execution import (
     to_model,
     untouched,
 )
+from secateur.processes import current_processes, sum_over_processes, undivided
 from secateur.statistics.activation_sample import ActivationSample
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
@@ -36,6 +38,7 @@ Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 _WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
 _DERIVATIVES = {"gradients", "taylor"}
+_UNDIVIDED = {"activations", "images"}  # not sums over batches
 
 
 def collect_statistics(
@@ -53,7 +56,8 @@ def collect_statistics(
 
     The model runs in evaluation mode on its own device and is restored afterwards: modes, buffers,
     `requires_grad`, `.grad` and the random generators.  Activations are not kept, except for the
-    sample that "activations" asks for.
+    sample that "activations" asks for.  Inside `split_over_processes` each process runs on a part of the
+    batches, unless "activations" or "images" are asked for.
 
     Args:
         model: The model that was traced.
@@ -92,9 +96,15 @@ def collect_statistics(
     _check_weights(model, graph)
     run = _Pass(model, graph, wanted, loss, seed)
     moments = _input_moments(model, graph, wanted, max_patch, grams)
-    with untouched(model, seed):
-        for where, args, kwargs, targets in checked_batches(batches, model, wanted):
-            run(where, args, kwargs, targets, moments)
+    split = undivided() if wanted & _UNDIVIDED else nullcontext()
+    with untouched(model, seed), split:
+        processes = current_processes()
+        for number, (where, args, kwargs, targets) in enumerate(checked_batches(batches, model, wanted)):
+            if processes.owns(number):
+                run(where, args, kwargs, targets, moments)
+            else:
+                run.skip(where, args, kwargs, targets)
+        run.add_other_processes(moments)
         chain = _chain(model, graph) if "chain" in wanted else None
     if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
         raise InputError("taylor: no unit changes the loss, so it cannot rank them")
@@ -138,8 +148,22 @@ class _Pass:
         if "images" in self._wanted:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
 
-    def _derive(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
-        """Add the derivatives of the loss.
+    def skip(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
+        """Leave a batch to another process, but draw the random numbers that it takes."""
+        if self._wanted & _DERIVATIVES:
+            with explain_errors(where, args, kwargs):
+                self._find_targets(args, kwargs, targets)
+
+    def add_other_processes(self, moments: Mapping[str, InputMoments]) -> None:
+        """Add the sums of all processes that share the batches."""
+        if current_processes().count > 1:
+            for x in moments.values():
+                x.add_other_processes()
+            self.gradients = sum_over_processes(self.gradients)
+            self.taylor = sum_over_processes(self.taylor)
+
+    def _find_targets(self, args: Args, kwargs: Kwargs, targets: Any) -> tuple[Loss, Any]:
+        """Return the loss and its targets.
 
         Without targets it is that of the next tokens, or else of a random projection of the outputs.
         """
@@ -150,11 +174,16 @@ class _Pass:
         if self._loss is projection_loss:
             with torch.no_grad():
                 targets = draw_projections(self._model(*args, **kwargs), self._generator)
+        return self._loss, targets
+
+    def _derive(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
+        """Add the derivatives of the loss."""
+        loss, targets = self._find_targets(args, kwargs, targets)
         if "gradients" in self._wanted:
-            gradient = gradients(self._model, args, kwargs, targets, self._loss)
+            gradient = gradients(self._model, args, kwargs, targets, loss)
             self._add(self.gradients, gradient, where, args, kwargs)
         if "taylor" in self._wanted:
-            self._gates = self._gates or self._make_gates(targets, self._loss)
+            self._gates = self._gates or self._make_gates(targets, loss)
             self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
 
     def _make_gates(self, targets: Any, loss: Loss) -> Gates | TokenGates:

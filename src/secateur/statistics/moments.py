@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.core import Moments
+from secateur.processes import gather_over_processes, sum_over_processes
 from secateur.statistics.weight_inputs import WeightInput, Window
 
 __all__ = ["InputMoments", "patch_view", "patches"]
@@ -75,6 +76,19 @@ class InputMoments:
             self._gram[start : start + SQUARE, start:].addmm_(some.T, rows[:, start:])
         self._patch_sum += rows.sum(0)
         self._rows += len(rows)
+
+    def add_other_processes(self) -> None:
+        """Add the sums of all processes that share the batches."""
+        names = ("_sums", "_gram", "_patch_sum")
+        sums = {name: x for name in names if (x := getattr(self, name)) is not None}
+        # Taps are the same wherever there are any.
+        sums["counts"] = torch.tensor([self._count, self._rows])
+        taps = max(gather_over_processes(self._taps))
+        total = sum_over_processes(sums)
+        self._count, self._rows = map(int, total.pop("counts"))
+        self._taps = taps
+        for name, x in total.items():
+            setattr(self, name, x)
 
     def moments(self) -> Moments | None:
         """Return the statistics, or None if there was no input."""

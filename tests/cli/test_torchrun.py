@@ -1,0 +1,110 @@
+"""Two real processes share the batches of one pruning."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import NET
+from language_folder import make_folder, make_text
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from secateur.cli.main import app
+from secateur.core import InputError, Latency, Params
+from secateur.processes import Processes
+from secateur.result import load_report
+
+USER = '''
+import os
+import torch
+from secateur.core import InputError
+from secateur.methods import Magnitude
+
+class FailsInOne(Magnitude):
+    """Magnitude, but for the second process."""
+    name = "fails"
+
+    def plan(self, graph, statistics, budget):
+        if os.environ.get("RANK") == "1":
+            raise InputError("the second process has no disk left")
+        return super().plan(graph, statistics, budget)
+
+class Differs(Magnitude):
+    """Another plan in each process."""
+    name = "differs"
+
+    def unit_scores(self, graph, statistics):
+        scores = super().unit_scores(graph, statistics)
+        return {name: x.flip(0) if os.environ.get("RANK") == "1" else x for name, x in scores.items()}
+'''
+
+
+def two(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes of torchrun."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*start, "-m", "secateur", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
+    """Seven sequences do not divide evenly, and the one that judges gives the other process nothing."""
+    make_folder(tmp_path / "llama")
+    (tmp_path / "gardens.txt").write_text(make_text("gardens"))
+    texts = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "7", "--holdout-samples", "1")
+    options = ("--budget", "params=0.8,of=body", "--method", "taylor", "--repair", "fold", *texts)
+    done = two(tmp_path, "prune", "llama", *options, "--out", "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved in two") == 1 and done.stdout.count("perplexity on") == 1
+    one = tmp_path / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        alone = CliRunner().invoke(app, ["prune", "llama", *options, "--out", "one"])
+    assert alone.exit_code == 0, alone.output
+    first, second = load_report(one), load_report(tmp_path / "two")
+    assert first.groups == second.groups and any(x["kept"] < x["units"] for x in first.groups.values())
+    weights = [load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two")]
+    for name, x in weights[0].items():
+        torch.testing.assert_close(weights[1][name], x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("FailsInOne", "the second process has no disk left"),
+        pytest.param("Differs", "is not the same in all processes", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_of_one_ends_all_with_one_message(tmp_path: Path, method: str, message: str) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "user.py").write_text(USER)
+    done = two(tmp_path, "prune", "net.py:ready", "--method", f"user.py:{method}", "--budget", "units=0.5")
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1 and message in done.stderr, done.stderr
+
+
+def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.cli import torchrun
+
+    monkeypatch.setattr(torchrun, "current_processes", lambda: Processes(0, 2))
+    for budget, stream in ((Latency(0.5), False), (Params(0.5), True)):
+        with pytest.raises(InputError, match="without torchrun"):
+            torchrun.check_divisible(budget, stream)
+    torchrun.check_divisible(Params(0.5), stream=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = CliRunner().invoke(app, ["methods"])
+    assert done.exit_code == 2 and "under torchrun" in done.output
