@@ -18,7 +18,7 @@ from bank import Entry
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.apply.exactness import in_float64
+from secateur.apply.float64 import in_float64
 from secateur.core import Plan, PruningGraph
 
 TOLERANCE = 1e-10

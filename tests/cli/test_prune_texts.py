@@ -140,3 +140,18 @@ def test_bad_input_is_reported_before_anything_is_written(
 def test_a_factory_brings_no_tokenizer(llama: Path) -> None:
     done = run("prune", "net.py:ready", "--text", "gardens.txt")
     assert done.exit_code == 2 and "brings no tokenizer" in done.stderr
+
+
+def test_inspect_measures_sensitivity_on_texts(llama: Path) -> None:
+    done = run("inspect", "llama", "--sensitivity", "--method", "taylor", *TEXTS[:6], "--out", "found")
+    assert done.exit_code == 0, done.output
+    assert "units by taylor" in done.stdout and "mlp.gate_proj" in done.stdout
+    assert (Path("found") / "sensitivity.html").exists()
+    for wrong, message in (
+        (("--text", "gardens.txt"), "--text belong to --sensitivity"),
+        (("--sensitivity",), "--data or --text"),
+        (("--sensitivity", "--tokenizer", "llama"), "give --text"),
+        (("--sensitivity", "--text", "none.txt"), "none.txt"),
+    ):
+        done = run("inspect", "llama", *wrong)
+        assert done.exit_code == 2 and message in done.stderr, done.output

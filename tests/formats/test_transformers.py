@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.apply.exactness import deviation, run_float64
+from secateur.apply.exactness import deviation
+from secateur.apply.float64 import run_float64
 from secateur.core import ExactnessError, InputError, Plan, PlanError, StoreError
 from secateur.formats import transformers as folders
 from secateur.formats.plan_json import plan_digest

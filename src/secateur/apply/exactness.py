@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from secateur.apply.check_inputs import other_inputs
+from secateur.apply.float64 import computing_in, copy_for_check, run
 from secateur.core import BoolArray, CaptureError, ExactnessError, Group, InputError, Plan
 from secateur.execution import copy_tensors, duplicate, tensors_by_name
 from secateur.tracing.export import (
@@ -21,76 +21,16 @@ from secateur.tracing.export import (
     export_model,
     source_line,
     user_code_line,
-    without_fused_attention,
 )
 from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 from secateur.views import as_called, narrow_example, view
 
-__all__ = ["Exactness", "deviation", "in_float64", "is_exact", "run_float64", "verify", "verify_call"]
+__all__ = ["Exactness", "deviation", "is_exact", "verify", "verify_call"]
 
 # The largest relative deviation that passes.  In float64 rounding stays far below it; in float32, which only
 # serves models that do not run in float64, half of the digits must agree.
 BOUNDS = {torch.float64: 1e-10, torch.float32: torch.finfo(torch.float32).eps ** 0.5}
-LOW = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class _Float64(TorchFunctionMode):
-    """Turns casts to lower precision into casts to float64, for models that normalise in float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("float", "half", "bfloat16"):
-            func = Tensor.double
-        raise_ = {k: _raised(v) for k, v in (kwargs or {}).items()}
-        return func(*(_raised(a) for a in args), **raise_)
-
-
-def _raised(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in LOW else value
-
-
-@contextlib.contextmanager
-def in_float64() -> Iterator[None]:
-    """Compute in float64, without gradients and without fused fast paths."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _Float64(), torch.no_grad(), without_fused_attention():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) -> list[Tensor]:
-    """Run a float64 copy of a model in evaluation mode; return its floating-point outputs."""
-    with in_float64():
-        outputs = _run(_copy_for_check(model, device, torch.float64), args, kwargs, device, torch.float64)
-    return [t for t in outputs if t.is_floating_point()]
-
-
-def _copy_for_check(model: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a model in evaluation mode and in this type, without a cache of keys and values."""
-    model = duplicate(model).to(dtype).eval()
-    for module in model.modules():
-        if getattr(getattr(module, "config", None), "use_cache", False):
-            module.config.use_cache = False  # type: ignore[union-attr]
-    return model if device is None else model.to(device)
-
-
-def _run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Run a model on copies of inputs in this type; return its outputs, numbers as tensors."""
-
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else None, copy=True)
-
-    args, kwargs = tree_map(move, (args, dict(kwargs)))
-    with torch.no_grad(), without_fused_attention(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        outputs = model(*args, **kwargs)
-    leaves = [torch.tensor(x) if isinstance(x, (bool, int, float)) else x for x in tree_leaves(outputs)]
-    return [torch.view_as_real(t) if t.is_complex() else t for t in leaves if isinstance(t, Tensor)]
 
 
 def deviation(expected: list[Tensor], actual: list[Tensor]) -> float:
@@ -229,15 +169,16 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
     if any(p.is_meta for p in masked.parameters()):
         raise InputError("a model on the meta device has no values to compare: use check=False")
     refused = None
-    for dtype in BOUNDS:
+    attempts = [(dtype, False) for dtype in BOUNDS]
+    for dtype, widened in attempts if device is not None else [(torch.float64, True), *attempts]:
         try:
-            with _computing_in(dtype):
-                model = _copy_for_check(masked, device, dtype)
-                expected = _run(model, args, kwargs, device, dtype)
+            with computing_in(dtype, widened):
+                model = copy_for_check(masked, device, dtype, widened)
+                expected = run(model, args, kwargs, device, dtype)
         except Exception as error:
-            refused = refused or error
+            refused = None if widened else refused or error
             continue
-        with _computing_in(dtype):
+        with computing_in(dtype, widened):
             others = other_inputs(args, kwargs)
             changed = any(
                 a is not b for a, b in zip(*map(tree_leaves, (others, (args, dict(kwargs)))), strict=True)
@@ -245,10 +186,12 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
             other = _run_other(model, others, device, dtype, expected) if changed else None
             del model
             try:
-                model = _copy_for_check(small, device, dtype)
-                actual = _run(model, args, kwargs, device, dtype)
-                actual += [] if other is None else _run(model, *others, device, dtype)
+                model = copy_for_check(small, device, dtype, widened)
+                actual = run(model, args, kwargs, device, dtype)
+                actual += [] if other is None else run(model, *others, device, dtype)
             except Exception as error:
+                if widened:
+                    continue
                 return Exactness(dtype, float("inf"), error)
         found = deviation(expected + (other or []), actual)
         return Exactness(dtype, found, None, other is not None, other is None or _differ(expected, other))
@@ -268,7 +211,7 @@ def _run_other(
 ) -> list[Tensor] | None:
     """Return the outputs on inputs of the check's own, or None if the model cannot take them."""
     try:
-        outputs = _run(model, inputs[0], inputs[1], device, dtype)
+        outputs = run(model, inputs[0], inputs[1], device, dtype)
     except Exception:  # a user's forward may refuse values with any error
         return None
     if len(outputs) != len(expected):
@@ -281,10 +224,6 @@ def _differ(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether floating outputs differ; True if there are none."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.is_floating_point()]
     return not pairs or any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
-
-
-def _computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    return in_float64() if dtype == torch.float64 else contextlib.nullcontext()
 
 
 def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:

@@ -26,11 +26,13 @@ from secateur.cli.options import (
     prepare_model,
 )
 from secateur.cli.printing import print_line, print_table
+from secateur.cli.text_options import Samples, SequenceLength, TextOptions, Texts, TokenizerFolder
 from secateur.core import InputError, Latency, PruningGraph
 from secateur.diagnostics import measure_sensitivity
 from secateur.diagnostics.sensitivity import FILE
 from secateur.methods import METHODS
 from secateur.specs import Batches, make_data
+from secateur.texts import SAMPLES
 from secateur.tracing.trace import trace
 
 __all__ = ["inspect_command", "methods_command", "print_everything", "print_summary"]
@@ -45,6 +47,10 @@ def inspect_command(
     strict: Strict = True,
     example_shape: ExampleShape = None,
     data: DataName = None,
+    text: Texts = None,
+    tokenizer: TokenizerFolder = None,
+    sequence_length: SequenceLength = None,
+    samples: Samples = SAMPLES,
     ignore: IgnoredLayers = None,
     output: OutputNames = None,
     state: StatePairs = None,
@@ -54,7 +60,7 @@ def inspect_command(
     sensitivity: Annotated[
         bool,
         typer.Option(
-            help="Measure what each group would cost to lose 10, 25, 50 and 75 % of it; needs --data."
+            help="Measure what it costs to lose 10, 25, 50 and 75 % of each group; needs --data or --text."
         ),
     ] = False,
     method: Annotated[
@@ -75,15 +81,19 @@ def inspect_command(
 
     Every name, pattern of names, and kind (kind:ffn) that it prints can be given to --ignore.
     """
+    texts = TextOptions(text, None, tokenizer, sequence_length, samples, judging=1)
+    texts.check(data, None)
     batches = make_data(data) if data else Batches()
     network, example = prepare_model(model, weights, strict, example_shape, batches)
+    if (read := texts.read(model, network)) is not None:
+        batches = Batches(read.fit)
     if sensitivity and (output or state):
         raise InputError("--sensitivity looks at all outputs: leave --output and --state out")
     if sensitivity:
         print_sensitivity(network, example, batches, ignore or (), method, latency_batch, out)
         return
-    if out is not None or latency_batch is not None or method != "matroid":
-        raise InputError("--out, --method and --latency-batch belong to --sensitivity")
+    if out is not None or latency_batch is not None or method != "matroid" or text:
+        raise InputError("--out, --method, --latency-batch and --text belong to --sensitivity")
     graph = trace(network, example, ignored_layers=ignore or (), **make_interface(output, state))
     (print_everything if everything else print_summary)(graph)
 
@@ -99,7 +109,7 @@ def print_sensitivity(
 ) -> None:
     """Print what each group costs and saves, and write it into a folder."""
     if batches.fit is None:
-        raise InputError("--sensitivity measures the outputs on batches: give --data")
+        raise InputError("--sensitivity measures the outputs on batches: give --data or --text")
     costs = () if latency_batch is None else (Latency(0.5, batch=latency_batch),)
     found = measure_sensitivity(
         model, example, batches.fit, method=method, costs=costs, ignored_layers=ignored, folder=out

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.apply.exactness import deviation, in_float64
+from secateur.apply.exactness import deviation
+from secateur.apply.float64 import in_float64
 from secateur.core import PlanError
 from secateur.execution import duplicate
 from secateur.formats.plan_json import decode_value, encode_value

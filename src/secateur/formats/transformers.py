@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from secateur.apply.exactness import deviation, run_float64
+from secateur.apply.exactness import deviation
+from secateur.apply.float64 import run_float64
 from secateur.apply.kept_tensors import check_shapes, shorten
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
 from secateur.core.indices import kept_shapes
