@@ -673,3 +673,20 @@ def test_a_bad_batch_that_is_kept_apart_has_its_own_number(loader) -> None:
     batches[4][0] = float("nan")
     with pytest.raises(InputError, match="batch 4"):
         sc.prune(net, torch.randn(2, 4), sc.Units(0.5), loader(batches), method="matroid", repair="fold")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"check": torch.ones(2)}, "check must be True or False"),
+        ({"progress": "no"}, "progress must be True or False"),
+        ({"data": np.ones(2)}, "got one batch, a ndarray"),
+        ({"blocks": np.ones(2)}, "blocks must be a number of blocks"),
+        ({"check_device": 10**30}, "check_device 10+ cannot be used"),
+    ],
+)
+def test_arguments_of_a_wrong_type(more: dict, words: str) -> None:
+    given = {"data": [torch.randn(8, 4)], "method": "activation", **more}
+    mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match=words):
+        sc.prune(mlp, torch.randn(2, 4), sc.Units(0.5), **given)

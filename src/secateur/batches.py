@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -160,7 +161,7 @@ def as_batches(data: Iterable[Any]) -> Sequence[Any]:
         >>> as_batches(iter([1, 2]))
         [1, 2]
     """
-    if isinstance(data, (Tensor, Mapping)) or _is_pair(data):
+    if isinstance(data, (Tensor, np.ndarray, Mapping)) or _is_pair(data):
         raise InputError(f"{ONE_BATCH}; got one batch, a {type(data).__name__}: put it into a list, [batch]")
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         hint = "; wrap it in torch.utils.data.DataLoader" if hasattr(data, "__getitem__") else ""

@@ -179,7 +179,7 @@ def _check(blocks: Any, batches: Sequence[Any] | None) -> None:
     """Raise `InputError` if `blocks` is no number, no list and not "auto", or needs batches."""
     number = isinstance(blocks, Integral) and not isinstance(blocks, bool) and int(blocks) >= 0
     listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-    if not (number or listed or blocks == "auto"):
+    if not (number or listed or (isinstance(blocks, str) and blocks == "auto")):
         raise InputError(
             f"blocks must be a number of blocks, a list of their names, or 'auto'; got {blocks!r}"
         )

@@ -24,6 +24,7 @@ __all__ = [
     "all_finite",
     "call",
     "check_finite",
+    "check_flags",
     "check_seed",
     "copy_tensors",
     "device_and_dtype",
@@ -107,6 +108,20 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype | None
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter or buffer."""
     return device_and_dtype(model)[0]
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise `InputError` if an argument of this name is neither True nor False.
+
+    Example:
+        >>> check_flags(check="no")
+        Traceback (most recent call last):
+        ...
+        secateur.core.errors.InputError: check must be True or False; got 'no'
+    """
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise InputError(f"{name} must be True or False; got {given!r}")
 
 
 def check_seed(seed: Any) -> None:

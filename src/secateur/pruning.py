@@ -27,7 +27,7 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.depth import latency_notes, trace_without_blocks
-from secateur.execution import check_seed, one_at_a_time
+from secateur.execution import check_flags, check_seed, one_at_a_time
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
@@ -171,6 +171,7 @@ def prune(
         (67, 35)
     """
     batches = None if data is None else as_batches(data)
+    check_flags(check=check, progress=progress)
     budget = _check_arguments(budget, schedule, callback, loss, seed)
     chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import secateur as sc
@@ -50,6 +51,9 @@ def test_steps_and_tolerances_take_several_budgets() -> None:
         (lambda: as_budget([sc.Macs(0.5), 0.5]), "must say what it counts"),
         (lambda: as_budget([sc.Macs(0.5), sc.Macs(0.6, floor=2)]), r"same amount: give the smaller"),
         (lambda: as_budget([sc.Bytes(0.5), sc.Bytes(megabytes=2)]), r"same amount: give the smaller"),
+        (lambda: sc.Macs(0.5, np.ones(2)), "no scope"),
+        (lambda: sc.Weights(0.5, np.ones(2)), "no scope"),
+        (lambda: sc.Params(0.5, of=np.ones(2)), "no choice of parameters"),
         (lambda: as_budget([sc.Macs(0.5, "erk"), sc.Bytes(0.5, "layer")]), "one scope; got erk, layer"),
         (lambda: as_budget([sc.Macs(0.5), sc.Weights(0.5)]), r"Weights\(0.5\) does not"),
         (lambda: as_budget([sc.Macs(0.5), sc.Units({"a": 0.5})]), "of the whole network"),

@@ -259,7 +259,7 @@ def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> 
 def _check_device(device: Any) -> torch.device:
     try:
         usable = torch.ones((), device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"check_device {device!r} cannot be used: {reason}") from error
     if usable.type == "meta":

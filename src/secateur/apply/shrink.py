@@ -21,7 +21,7 @@ from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.core import ExactnessError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
 from secateur.core.indices import kept_indices
-from secateur.execution import one_at_a_time
+from secateur.execution import check_flags, one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
@@ -46,10 +46,12 @@ def shrink(
         check_device: Where to make that comparison; the model's own device by default.
 
     Raises:
+        InputError: If `check` is neither True nor False, or the device is not there.
         NothingToPrune: If the plan removes nothing.
         PlanError: If the plan does not fit the model.
         ExactnessError: If the outputs differ; the message names the operation.
     """
+    check_flags(check=check)
     check_plan(plan)
     model = without_blocks(model, plan)
     kept = kept_indices(plan.graph, plan.keep)

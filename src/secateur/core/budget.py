@@ -41,7 +41,7 @@ def _share(what: str, value: Any) -> float:
 
 
 def _check_options(scope: str, floor: int, round_to: int, even: bool, least: int = 1) -> None:
-    if scope not in SCOPES:
+    if not isinstance(scope, str) or scope not in SCOPES:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
     if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
@@ -207,7 +207,7 @@ class Params(Budget):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        if self.of not in COUNTED:
+        if not isinstance(self.of, str) or self.of not in COUNTED:
             raise InputError(unknown("choice of parameters", str(self.of), list(COUNTED)))
 
 
@@ -349,7 +349,7 @@ class Weights(Budget):
                 raise InputError("give keep or density, not both: density is the old name of keep")
             warnings.warn("Weights(density=...) is now Weights(keep=...)", DeprecationWarning, stacklevel=2)
             keep = density
-        if scope in ("auto", *BY_LOSS):
+        if isinstance(scope, str) and scope in ("auto", *BY_LOSS):
             raise InputError(f"Weights takes no scope={scope!r}: losses are measured for units of groups")
         super().__init__(keep, scope, floor)
 
