@@ -171,8 +171,7 @@ def prune(
         (67, 35)
     """
     batches = None if data is None else as_batches(data)
-    check_flags(check=check, progress=progress)
-    budget = _check_arguments(budget, schedule, callback, loss, seed)
+    budget = _check_arguments(budget, schedule, callback, loss, seed, check=check, progress=progress)
     chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
@@ -233,7 +232,9 @@ def _defaults(
     return chosen, repairs
 
 
-def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed: Any) -> Budget:
+def _check_arguments(
+    budget: Any, schedule: Any, callback: Any, loss: Any, seed: Any, **flags: bool
+) -> Budget:
     """Return the budget, or raise `InputError` if an argument is invalid."""
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
         raise InputError(f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {schedule!r}")
@@ -241,6 +242,7 @@ def _check_arguments(budget: Any, schedule: Any, callback: Any, loss: Any, seed:
         budget = Units(schedule.step)
     budget = as_budget(budget)
     check_seed(seed)
+    check_flags(**flags)
     for name, given in (("callback", callback), ("loss", loss)):
         if given is not None and not callable(given):
             raise InputError(f"{name} must be a callable; got {type(given).__name__}")
