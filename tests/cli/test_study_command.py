@@ -65,6 +65,23 @@ def test_study_writes_findings_and_the_page(place: Path, monkeypatch: pytest.Mon
     assert "# On lattice" in page
 
 
+def test_parts_nets_seeds_and_device_reach_the_study(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, dict] = {}
+    register(monkeypatch, given)
+    chosen = ("--parts", "pruning, tuned", "--nets", "FC-3", "--seeds", "2", "--device", "cuda")
+    done = run("study", "mip", *chosen)
+    assert done.exit_code == 0, done.output
+    wanted = {"parts": ("pruning", "tuned"), "nets": ("FC-3",), "seeds": 2, "device": "cuda"}
+    assert {name: given["mip"][name] for name in wanted} == wanted
+
+
+def test_options_that_a_study_lacks_are_refused(place: Path) -> None:
+    done = run("study", "lattice", "--device", "cuda")
+    assert done.exit_code == 2 and "no option of the study lattice 'device'" in done.stderr
+    done = run("study", "mip", "--parts", "prunning")
+    assert done.exit_code == 2 and "did you mean 'pruning'" in done.stderr
+
+
 def test_all_studies_go_on_when_one_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, {}, fails="spectral")
     done = run("study", "all", "--docs", "pages", "--out", "all")

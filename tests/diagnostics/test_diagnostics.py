@@ -145,6 +145,13 @@ def test_facts_on_the_rows_are_those_of_the_structures() -> None:
     assert facts["regions of the arrangement"] == "466"
 
 
+def test_a_page_says_that_exact_facts_on_larger_rows_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(6, 80), nn.ReLU(), nn.Linear(80, 3))
+    sections = diagnosed(model.eval(), "matroid", labelled(6))[1]
+    assert "Matroid of the rows of group 0" not in sections
+    assert "[W | b] of 0: more than 512 entries, which take minutes" in sections["Not drawn"]["text"]
+
+
 def test_diagnostics_of_windows_show_the_tail_of_the_plan() -> None:
     for exact in (False, True):
         method = sc.methods.Matroid(ground="windows", exact=exact)

@@ -312,6 +312,35 @@ def test_queries_keys_and_values_of_each_head_are_graphs(mode: Any) -> None:
         assert layer_connectivity(graph, weights, plan.masks, heads=True)[name].components == 6
 
 
+def test_the_network_graph_of_a_transformer_has_a_node_for_each_head() -> None:
+    """Residual stream, heads and feed-forward units, against the pseudo-inverse of the dense Laplacian."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, 3)).eval()
+    graph, statistics = setting(model, 5, 6)
+    found = network_leverages(graph, edge_scores(graph, statistics, "magnitude"))
+    stream, head, hidden = 6 + np.arange(8), 14 + np.arange(8) // 4, 16 + np.arange(12)
+    ends = {  # outputs, inputs
+        "0.weight": (stream, np.arange(6)),
+        "1.self_attn.in_proj_weight": (np.tile(head, 3), stream),
+        "1.self_attn.out_proj.weight": (stream, head),
+        "1.linear1.weight": (hidden, stream),
+        "1.linear2.weight": (stream, hidden),
+        "2.weight": (28 + np.arange(3), stream),
+    }
+    assert set(found.nodes.values()) == {31}
+    laplacian, weights = np.zeros((31, 31)), {}
+    for name, (rows, columns) in ends.items():
+        weights[name] = model.get_parameter(name).detach().abs().double().numpy()
+        for a, row in zip(rows, weights[name], strict=True):
+            for b, w in zip(columns, row, strict=True):
+                laplacian[[a, b, a, b], [a, b, b, a]] += (w, w, -w, -w)
+    inverse = np.linalg.pinv(laplacian)
+    for name, (rows, columns) in ends.items():
+        diagonal = np.diag(inverse)
+        resistance = diagonal[rows][:, None] + diagonal[columns] - 2 * inverse[np.ix_(rows, columns)]
+        assert np.allclose(found.values[name], weights[name] * resistance, rtol=1e-4)
+
+
 def test_units_are_scored_by_the_leverage_of_their_edges() -> None:
     graph, statistics = setting(MLP, 12)
     lev = Spectral().leverages(graph, statistics).values

@@ -12,7 +12,9 @@ from secateur.core import InputError
 from secateur_studies.lattice.information import (
     decoded_information,
     entropy,
+    measure_distortion,
     quantise,
+    rate_distortion,
     unit_information,
 )
 
@@ -48,6 +50,43 @@ def test_theorem_6_needs_its_chain_removing_a_weight_can_raise_the_information()
     labels = (x > 0).astype(int)
     assert unit_information(before, labels, bins=2) == 0
     assert unit_information(after, labels, bins=2) == pytest.approx(math.log(2), abs=0.01)
+
+
+def _blahut_arimoto(p: np.ndarray, slope: float) -> tuple[float, float]:
+    """Return D and R(D) where the curve falls by `slope`, by iteration."""
+    d, q = 1 - np.eye(len(p)), np.full(len(p), 1 / len(p))
+    for _ in range(20_000):
+        channel = q * np.exp(-slope * d)
+        channel /= channel.sum(1, keepdims=True)
+        q = p @ channel
+    ratio = np.where(channel > 1e-300, channel / np.maximum(q, 1e-300), 1.0)
+    return float((p[:, None] * channel * d).sum()), float((p[:, None] * channel * np.log(ratio)).sum())
+
+
+def test_r_of_d_equals_the_iteration_of_blahut_and_arimoto():
+    rng = np.random.default_rng(0)
+    for slope in (0.8, 2.0, 4.0):
+        for letters in (2, 3, 5):
+            p = rng.dirichlet(np.ones(letters))
+            D, rate = _blahut_arimoto(p, slope)
+            assert rate_distortion(p, D) == pytest.approx(rate, abs=2e-5)
+
+
+def test_no_reproduction_has_a_rate_below_r_of_d():
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        whole = rng.integers(0, 5, 200) * rng.integers(0, 2, 200)
+        pruned = np.where(rng.random(200) < rng.random(), whole, rng.integers(0, 5, 200))
+        found = measure_distortion(whole, pruned)
+        assert found["rate"] >= found["R(D)"] - 1e-9
+    same = measure_distortion(whole, whole)
+    assert same["distortion"] == 0 and same["rate"] == pytest.approx(same["R(D)"]) == entropy(whole)
+
+
+@pytest.mark.parametrize(("p", "D"), [([0.5, 0.6], 0.1), ([0.5, 0.5], -0.1), ([1.5, -0.5], 0.1)])
+def test_sources_that_are_no_distribution_are_refused(p, D):
+    with pytest.raises(InputError, match=r"R\(D\) needs"):
+        rate_distortion(p, D)
 
 
 def test_quantise_fills_its_bins_and_refuses_bad_input():

@@ -6,13 +6,24 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from secateur.core import InputError
 from secateur_studies.mip import STUDY, experiments, published
-from secateur_studies.mip.models import Setting, load_case, load_data, make_network
-from secateur_studies.mip.removal import choose_random, choose_top, keep_above, share_removed
+from secateur_studies.mip.comparison import compare_mean
+from secateur_studies.mip.models import Setting, load_case, load_data, make_network, train_network
+from secateur_studies.mip.removal import (
+    choose_random,
+    choose_scored,
+    choose_top,
+    count_maps,
+    keep_above,
+    share_of_weights,
+    share_removed,
+)
 from secateur_studies.mip.study import PARTS, findings
 from secateur_studies.mip.tables import list_differences
+from secateur_studies.models import perceptron
 from secateur_studies.runner import run_study
 
 SMALL = Setting(train=300, epochs=1, test=200, draws=3, sets=2, width=1 / 16)
@@ -71,6 +82,7 @@ def test_trained_networks_are_read_back_as_they_were(tmp_path):
     first, again = (load_case("FC-3", "digits", setting, 0) for _ in range(2))
     assert len(list(tmp_path.glob("FC-3-digits-0-*.safetensors"))) == 1
     plain = load_case("FC-3", "digits", SMALL, 0)
+    assert first.data.shape == (1, 32, 32)
     for a, b, c in zip(*(s.model.state_dict().values() for s in (first, again, plain)), strict=True):
         assert (a == b).all() and (a == c).all()
 
@@ -87,8 +99,51 @@ def test_removals_keep_the_counts_of_the_one_they_stand_beside():
     assert best["1"].tolist() == list(range(150))
 
 
+def test_one_channel_at_three_times_the_rate_is_the_network_of_three_equal_channels():
+    data = load_data("digits", "FC-3", Setting(train=256, epochs=1, test=100))
+    model = make_network("FC-3", data, 0)
+    trained = train_network(model, data, Setting(epochs=1), 0)
+    coloured = load_data("digits", "LeNet-5", Setting(train=256, epochs=1, test=100))
+    three = perceptron(coloured, 300, 100, seed=0)
+    rule = torch.optim.RMSprop(three.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(0)
+    x, y = coloured.parts["train"]
+    for _ in range(3):  # passes over digits
+        for at in torch.randperm(256, generator=generator).split(128):
+            rule.zero_grad()
+            torch.nn.functional.cross_entropy(three(x[at]), y[at]).backward()
+            rule.step()
+    tests = data.parts["test"][0], coloured.parts["test"][0]
+    assert torch.allclose(trained(tests[0]), three(tests[1]), atol=1e-3)
+    assert not torch.allclose(model(tests[0]), three(tests[1]), atol=1e-1)
+
+
+def test_the_authors_random_pruning_takes_scored_units_and_shares_are_of_weights():
+    case = load_case("FC-3", "digits", SMALL, 0)
+    scores = {"1.weight": np.r_[np.zeros(100), np.ones(200)], "3.weight": np.zeros(100)}
+    keep = {"1": np.arange(150, 300), "3": np.arange(50)}
+    drawn = choose_scored(keep, case.graph, scores, np.random.default_rng(0))
+    assert set(range(100)) <= set(drawn["1"]) and 150 <= len(drawn["1"]) < 240
+    assert len(drawn["3"]) == 100  # no unit has a score
+    weights = 3 * 1024 * 300, 300 * 100, 100 * 10
+    assert share_of_weights(case, keep) == pytest.approx(50 * (weights[0] + weights[1]) / sum(weights))
+    assert count_maps(case, keep) == (0, 0)
+    lenet = load_case("LeNet-5", "digits", SMALL, 0)
+    assert count_maps(lenet, {lenet.graph.groups[0].name: np.arange(4)}) == (2, 22)
+
+
+def test_decoupled_training_is_read_from_the_cache(tmp_path, monkeypatch):
+    setting = Setting(**{**vars(SMALL), "deep": 128, "cache": str(tmp_path)})
+    first = load_case("VGG-16", "digits", setting, 0)
+    monkeypatch.setattr("secateur_studies.mip.models.train_blocks", None)
+    again = load_case("VGG-16", "digits", setting, 0)
+    assert first.reference == again.reference
+    for a, b in zip(first.parts, again.parts, strict=True):
+        assert (a.x == b.x).all()
+
+
 def _row(net: str, seed: int, **values: float) -> dict:
-    names = ("ref", "ours", "random", "critical", "L1", "mean activation", "dead only")
+    names = ("ref", "ours", "random", "random scored", "critical", "L1", "mean activation", "dead only")
     same = {
         "part": "pruning",
         "net": net,
@@ -98,18 +153,35 @@ def _row(net: str, seed: int, **values: float) -> dict:
         "threshold": 0.1,
         "draws": 20,
     }
-    rest = {"pruned": 40.0, "pruned dead only": 30.0, "live units removed": 9, "solver seconds": 1.0}
+    rest = {"pruned": 40.0, "pruned weights": 40.0, "pruned dead only": 30.0, "dead weights": 30.0}
+    rest |= {"live units removed": 9, "solver seconds": 1.0, "training examples": 51_000, "maps": 0}
     return same | rest | dict.fromkeys(names, 80.0) | values
 
 
 def test_differences_are_paired_and_judged_beside_the_published_sign():
-    rows = [_row("FC-3", k, ours=80 + k, random=75 + k, critical=75 + 2 * k - 1) for k in range(3)]
+    drawn = [{"ours": 80 + k, "random scored": 75 + k, "critical": 75 + 2 * k - 1} for k in range(3)]
+    rows = [_row("FC-3", k, **values) for k, values in enumerate(drawn)]
     by = {row["difference"]: row for row in list_differences(rows)}
-    assert by["ours - random"]["mean"] == 5 and by["ours - random"]["outcome"] == "ahead"
-    assert by["ours - random"]["verdict"] == "differs"  # 45 points are printed
-    assert by["ours - random"]["published"] == pytest.approx(80.0 - 35.3)
-    assert by["random - critical"]["outcome"] == "tie" and by["random - critical"]["verdict"] == "differs"
-    assert by["ours - L1"]["verdict"] == ""
+    ours, critical = by["ours - authors' random"], by["authors' random - critical"]
+    assert ours["mean"] == 5 and ours["outcome"] == "ahead"
+    assert ours["verdict"] == "differs" and ours["published"] == pytest.approx(80.0 - 35.3)
+    assert critical["outcome"] == "tie" and critical["verdict"] == "differs"
+    assert by["ours - L1"]["verdict"] == by["ours - random"]["verdict"] == ""
+
+
+def test_a_number_that_differs_has_what_was_measured_about_it():
+    rows = [_row("FC-3", k, ref=90.0, ours=82.0 + k, maps=22, **{"maps removed": 1}) for k in range(3)]
+    few = [{**row, "training examples": 3500} for row in rows]
+    assert "3,500 training examples" in compare_mean(few, "ref", 98.0, 40.0, 98.0)["measured"]
+    assert "not explained" in compare_mean(rows, "ref", 98.0, 40.0, 98.0)["measured"]
+    assert "-8.0 points apart" in compare_mean(rows, "ours", 91.5, 40.0, 98.0)["measured"]
+    assert (
+        "30.0 %; the program adds 10.0" in compare_mean(rows, "pruned weights", 60.0, 60.0, 98.0)["measured"]
+    )
+    assert "1.0 of 22 feature maps" in compare_mean(rows, "critical", 30.0, 40.0, 98.0)["measured"]
+    lost = [{**row, "lost": 0.4 * k} for k, row in enumerate(rows)]
+    assert "standard error of the mean, 0.23" in compare_mean(lost, "lost", 0.2, 40.0, 98.0)["measured"]
+    assert compare_mean(rows, "ours", 83.0, 40.0, 98.0)["measured"] == ""
 
 
 def test_every_printed_number_has_a_verdict():
@@ -131,7 +203,7 @@ def test_every_printed_number_has_a_verdict():
 
 
 def test_the_grid_has_three_initialisations_and_vgg_at_both_sizes():
-    data = {"fashion": "/data"}
+    data = {"fashion": "/data", "mnist": "/other"}
     quick, full = (STUDY.trials(full=full, seed=0, folders=data, cache=None) for full in (False, True))
     jobs = [trial.function.rpartition(":")[2] for trial in quick]
     assert set(jobs) == set(PARTS)
@@ -140,6 +212,11 @@ def test_the_grid_has_three_initialisations_and_vgg_at_both_sizes():
     assert [p["net"] for p in table2].count("VGG-16") == 1
     assert [c.params["net"] for c in full if c.function.endswith("pruning")].count("VGG-16") >= 3
     assert len({trial.key for trial in quick}) == len(quick)
+    sizes = {t.function.rpartition(":")[2]: t.params["setting"] for t in quick}
+    assert sizes["pruning"]["epochs"] == 30 and sizes["pruning"]["train"] == 60_000
+    assert sizes["snip"]["epochs"] == 15 and sizes["snip"]["device"] == "cpu"
+    (moved, *_) = STUDY.trials(full=False, seed=0, folders=data, cache=None, device="cuda", seeds=1)
+    assert moved.params["setting"]["device"] == "cuda"
 
 
 def test_vgg_has_the_papers_shape():

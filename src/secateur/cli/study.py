@@ -36,22 +36,34 @@ def study_command(
         typer.Option("--folder", help="Folder of a data set, as in cifar10=DIR; may be repeated."),
     ] = None,
     seed: Seed = 0,
+    parts: Annotated[str | None, typer.Option(help="Parts of the study, with commas.")] = None,
+    nets: Annotated[str | None, typer.Option(help="Networks, with commas, as in FC-3,LeNet-5.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of trainings of each network.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device for training and tests, as in cuda.")] = None,
 ) -> None:
     """Regenerate the tables and figures of a publication, with the published numbers beside them.
 
-    The same command continues an interrupted study.
+    The same command continues an interrupted study. Trained networks are kept in the folder's weights/.
     """
     studies = find_studies()
     for place in (folder, *([docs] if docs else [])):
         check_writable(place)
     folders = _parse_folders(data or [], studies.folders_of(name))
+    chosen = {"parts": _split(parts), "nets": _split(nets), "seeds": seeds, "device": device}
+    options = {option: value for option, value in chosen.items() if value is not None}
     with progress(f"study {name}") as log:
-        outcomes = studies.run(name, folder, docs, full=full, seed=seed, jobs=jobs, log=log, folders=folders)
+        outcomes = studies.run(
+            name, folder, docs, full=full, seed=seed, jobs=jobs, log=log, folders=folders, **options
+        )
     for outcome in outcomes:
         print_outcome(outcome)
     print_line(f"written into {folder}")
     if failed := [outcome.study for outcome in outcomes if outcome.error]:
         raise SecateurError(f"failed: {', '.join(failed)}; the other studies are written")
+
+
+def _split(names: str | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
 def find_studies() -> Any:

@@ -48,7 +48,7 @@ __all__ = ["clip_line", "matroid_sections"]
 Floats = NDArray[np.float64]
 MOST_ENTRIES = 1_000_000
 MOST_LINES = 60
-MOST_EXACT = 512  # entries of rows whose positroid is looked at, in rational arithmetic
+MOST_EXACT = 512  # entries of rows in rational arithmetic
 MOST_SETS = 5_000  # sets, minors or restrictions to count; rational arithmetic takes a second
 CURVE_POINTS = 200
 MOST_CLASSES = 10
@@ -60,7 +60,7 @@ def matroid_sections(context: DiagnosticContext) -> list[Json]:
     graph, ground = context.plan.graph, context.method.ground
     statistics = context.statistics(frozenset({"gram"} if ground == "activations" else ()))
     sections = [_residual_curves(context, statistics)] if ground == "activations" else []
-    skipped = {}
+    skipped, large = {}, {}
     for group in prunable(graph):
         reason = eligible(graph, group)
         if not reason:
@@ -74,7 +74,12 @@ def matroid_sections(context: DiagnosticContext) -> list[Json]:
             sections += [*_arrangement(context, group, rows), _windows(context, group, rows)]
             if rows.size <= MOST_EXACT:
                 sections.append(_positroid(context, group, rows))
-    return sections + not_drawn(skipped, "Rows [W | b] of ")
+            else:
+                large[group.name] = (
+                    f"more than {MOST_EXACT} entries, which take minutes in rational arithmetic"
+                )
+    exact = not_drawn(large, "Exact facts on the matroid of the rows [W | b] of ")
+    return sections + not_drawn(skipped, "Rows [W | b] of ") + exact
 
 
 def _residual_curves(context: DiagnosticContext, statistics: Statistics) -> Json:

@@ -24,7 +24,15 @@ from secateur.core import InputError
 from secateur.statistics.relu_chain import chain_steps, flatten_images
 from secateur.structures.relu_mip import Chain, Part, ReLU
 
-__all__ = ["Decoupled", "DecoupledBlock", "attach_auxiliaries", "auxiliary", "parts"]
+__all__ = [
+    "Decoupled",
+    "DecoupledBlock",
+    "attach_auxiliaries",
+    "auxiliary",
+    "cut_into_blocks",
+    "parts",
+    "train_blocks",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +65,11 @@ class Decoupled:
 
     model: nn.Module
     blocks: tuple[DecoupledBlock, ...]
+
+    def modules(self) -> nn.ModuleList:
+        """Return the model and its auxiliary networks as one module, as for saving all weights."""
+        heads = [block.auxiliary for block in self.blocks if block.auxiliary is not None]
+        return nn.ModuleList([self.model, *heads])
 
 
 def auxiliary(channels: int, side: tuple[int, int], width: int, classes: int) -> nn.Sequential:
@@ -103,7 +116,6 @@ def attach_auxiliaries(
         InputError: If there are functional calls between modules, fewer than two convolutions, no batches or
             no epochs.
     """
-    copied = copy.deepcopy(model)
     data = batches if isinstance(batches, Sized) else list(batches)
     if epochs < 1 or not len(data):
         raise InputError(
@@ -111,13 +123,31 @@ def attach_auxiliaries(
             f"{len(data)} batches and epochs={epochs}"
         )
     first = next(iter(data))[0]
-    copied.eval()
-    leaves = _leaves(copied, first[:2])
+    decoupled = cut_into_blocks(model, first[:2], width=width, classes=classes, seed=seed)
+    train_blocks(decoupled, data, epochs=epochs, lr=lr, train_layers=train_layers)
+    return decoupled
+
+
+def cut_into_blocks(
+    model: nn.Module, x: Tensor, *, width: int = 32, classes: int | None = None, seed: int = 0
+) -> Decoupled:
+    """Cut a copy of a model after each convolution, and give every block an untrained auxiliary network.
+
+    Args:
+        model: A model that applies its modules one after the other; not changed.
+        x: Inputs [batch, ...] for one pass.
+        width: Channels of the auxiliary networks.
+        classes: Number of classes; the model's outputs by default.
+        seed: Seed of the auxiliary networks' weights.
+
+    Raises:
+        InputError: If there are functional calls between modules, or fewer than two convolutions.
+    """
+    copied = copy.deepcopy(model).eval()
+    leaves = _leaves(copied, x)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        blocks = _blocks(leaves, first[:2], width, classes or copied(first[:2]).shape[1])
-    _train(blocks, data, epochs, lr, train_layers)
-    copied.eval()
+        blocks = _blocks(leaves, x, width, classes or copied(x).shape[1])
     return Decoupled(copied, blocks)
 
 
@@ -176,10 +206,19 @@ def _blocks(
     return tuple(blocks)
 
 
-def _train(
-    blocks: tuple[DecoupledBlock, ...], data: Iterable[Any], epochs: int, lr: float, train_layers: bool
+def train_blocks(
+    decoupled: Decoupled, data: Iterable[Any], *, epochs: int, lr: float, train_layers: bool
 ) -> None:
-    """Train every block by one step a batch, on detached inputs."""
+    """Train every block in place by one step a batch, on detached inputs.
+
+    Args:
+        decoupled: From `cut_into_blocks`.
+        data: Pairs (inputs, targets), one step each; iterated once per epoch.
+        epochs: Passes over the batches.
+        lr: Learning rate.
+        train_layers: Train the model's own layers, too, not the auxiliary networks alone.
+    """
+    blocks = decoupled.blocks
     rules: list[torch.optim.Optimizer | None] = []
     for block in blocks:
         own = [*block.head.parameters(), *block.tail.parameters()] if train_layers else []
@@ -194,10 +233,7 @@ def _train(
             x = inputs
             for block, rule in zip(blocks, rules, strict=True):
                 x = _step(block, rule, x, targets, train_layers)
-    for block in blocks:
-        for piece in (block.head, block.tail, block.auxiliary):
-            if piece is not None:
-                piece.eval()
+    decoupled.modules().eval()
 
 
 def _step(

@@ -1,4 +1,4 @@
-"""Effects of removal on modularity, Lyapunov exponent and information (Theorems III.5 to III.7).
+"""Effects of removal on modularity, Lyapunov exponent, information and distortion (Theorems III.5 to III.7).
 
 Each row has the network before (criterion `NONE`) or after the removal of half of the units, without repair.
 """
@@ -17,7 +17,7 @@ from secateur.core import Units
 from secateur.data import Dataset
 from secateur.methods import Method, Random
 from secateur_studies.lattice.dynamics import lyapunov_spectrum
-from secateur_studies.lattice.information import decoded_information, unit_information
+from secateur_studies.lattice.information import decoded_information, measure_distortion, unit_information
 from secateur_studies.lattice.modularity import communities, modularity
 from secateur_studies.lattice.recurrent_systems import recurrent_system
 from secateur_studies.lattice.rigorous import CRITERIA, DEFAULT, IN_STRENGTH, PAPER, Case, quiet
@@ -25,7 +25,16 @@ from secateur_studies.lattice.rigorous import CRITERIA, DEFAULT, IN_STRENGTH, PA
 __all__ = ["measure_dynamics", "measure_effects"]
 
 EFFECT, NONE = "effect", "none"
-EFFECTS = ("modularity", "exponent", "norm", "information", "unit information")
+EFFECTS = (
+    "modularity",
+    "exponent",
+    "norm",
+    "information",
+    "unit information",
+    "distortion",
+    "rate",
+    "R(D)",
+)
 
 _METHODS: dict[str, Method] = {
     **{name: CRITERIA[name] for name in (PAPER, IN_STRENGTH, DEFAULT, "magnitude")},
@@ -39,9 +48,11 @@ def measure_effects(case: Case) -> Iterator[dict[str, Any]]:
     with quiet():
         for name, method in _METHODS.items():
             models[name] = shrink(case.model, method.plan(case.graph, case.statistics, Units(0.5)))
+    whole = case.decide(case.model)
     for name, model in models.items():
         row = {"part": EFFECT, "data": case.data.name, "seed": case.seed, "criterion": name}
-        yield {**row, "accuracy": case.test(model), **measure_dynamics(model, case.data, case.size.steps)}
+        row |= {"accuracy": case.test(model), **measure_distortion(whole, case.decide(model))}
+        yield {**row, **measure_dynamics(model, case.data, case.size.steps)}
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from secateur.methods import METHODS, Method, Random
 from secateur.methods.lattice.method import Lattice
 from secateur.repair.finetune import finetune
 from secateur.repair.fold import fold
+from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
 from secateur_studies.lattice.g2p import Batch, Transcriber, Word, batches, pairs, phoneme_errors
@@ -98,6 +99,7 @@ class _Case:
     statistics: Statistics
     guard: Statistics
     test: list[Word]
+    fitting: list[Batch]
     judging: list[Batch]
     tuning: list[Batch]
     words: Words
@@ -125,10 +127,11 @@ class _Case:
         return statistics.median(ratios[1:])
 
     def repair(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
-        """Yield a shrunk model without repair, folded, and then trained with a falling learning rate."""
+        """Yield a shrunk model without repair, folded, refitted, and the fold trained at a falling rate."""
         yield "none", small
         folded, _ = fold(self.model, small, plan, self.statistics, self.guard, self._squared_distance)
         yield "fold", folded
+        yield "refit", refit(self.model, small, plan, self.fitting, self.judging)[0]
         steps = self.words.epochs * len(self.tuning)
         falling = with_schedule(
             torch.optim.Adam,
@@ -152,7 +155,7 @@ def _prepare_case(words: Words, reach: str, seed: int, weights: str | Path | Non
     needs = {"activations", "moments", "gram", "taylor", "gradients"}
     statistics = collect_statistics(model, graph, batches(calibration), needs)
     guard = collect_statistics(model, graph, batches(judging), {"gram"})
-    parts = (test, batches(judging), batches(tuning, words.batch, 0))
+    parts = (test, batches(calibration), batches(judging), batches(tuning, words.batch, 0))
     return _Case(model, graph, statistics, guard, *parts, words)
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
@@ -27,6 +29,7 @@ from secateur_studies.models import lstm
 
 __all__ = ["CRITERIA", "RATIOS", "SIZES", "Case", "Size", "compare_criteria", "prepare_case", "quiet"]
 
+IntArray = NDArray[np.int64]
 RIGOROUS, WHOLE = "rigorous", "whole network"
 PAPER, IN_STRENGTH = "paper: irreducible, then mu", "in-strength alone"
 DEFAULT = "context from data, then flow (default)"
@@ -115,6 +118,12 @@ class Case:
         """Return the accuracy on the test part."""
         inputs, targets = (part[: self.size.tests] for part in self.data.parts["test"])
         return accuracy(model, list(zip(inputs.split(1000), targets.split(1000), strict=True)))
+
+    @torch.no_grad()
+    def decide(self, model: nn.Module) -> IntArray:
+        """Return the classes that a model gives to the test part."""
+        inputs = self.data.parts["test"][0][: self.size.tests]
+        return torch.cat([model(x).argmax(1) for x in inputs.split(1000)]).numpy()
 
 
 def prepare_case(data: Dataset, size: Size, seed: int) -> Case:

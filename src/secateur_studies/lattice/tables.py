@@ -44,7 +44,9 @@ _EFFECT = (
     "Half of the units removed, no repair. Modularity is that of the recurrent strengths, with communities "
     "by Louvain's method. Exponent is the largest Lyapunov exponent driven by test images, norm the largest "
     "norm of the Jacobian on the way. Information about the label is a lower bound (linear decoder) in "
-    "nats, unit information the mean over single units."
+    "nats, unit information the mean over single units. Distortion is the share of test images that get "
+    "another class than from the whole network, rate the information in nats that both decisions share, "
+    "R(D) the least rate of any reproduction of the whole network's decisions with this distortion."
 )
 _SPEED = "CPU time of a pass over a batch of words in one thread, whole and pruned in turn."
 

@@ -28,9 +28,13 @@ from secateur_studies.mip.removal import (
     Keep,
     choose_others,
     choose_random,
+    choose_scored,
     choose_top,
+    count_maps,
     keep_above,
+    keep_live,
     retrain,
+    share_of_weights,
     share_removed,
     test,
     test_folded,
@@ -65,13 +69,20 @@ def _make_row(part: str, case: Case, result: Scores, keep: Keep, **values: Any) 
     """Return the row of one pruning. Without a value "ours", test the masked network."""
     if "ours" not in values:
         values["ours"] = test(case, keep)
+    maps, all_maps = count_maps(case, keep)
     return {
         "part": part,
         "net": case.net,
         "data": case.data.name,
         "seed": case.seed,
+        "training examples": len(case.data.parts["train"][1]),
+        "test examples": len(case.data.parts["test"][1]),
         **values,
         "pruned": share_removed(case.graph, keep),
+        "pruned weights": share_of_weights(case, keep),
+        "dead weights": share_of_weights(case, keep_live(case.graph, result)),
+        "maps removed": maps,
+        "maps": all_maps,
         "status": result.status,
         "gap": result.gap,
         "solver seconds": result.stats["seconds"],
@@ -94,18 +105,17 @@ def _compare_at_threshold(case: Case, options: Mapping[str, Any]) -> Row:
     others = choose_others(case, result, keep)
     generator = np.random.default_rng(case.seed)
     draws = [choose_random(keep, case.graph, generator) for _ in range(case.setting.draws)]
+    scored = [choose_scored(keep, case.graph, result.scores, generator) for _ in draws]
     low = [(v < THRESHOLDS[case.net]) & ~result.dead[n] for n, v in result.scores.items()]
-    train, tests = (len(case.data.parts[part][1]) for part in ("train", "test"))
     values = {
         "bounds": options["bounds"],
         "images": options.get("images", 10),
         "threshold": THRESHOLDS[case.net],
-        "training examples": train,
-        "test examples": tests,
         "epochs": epochs_of(case.data, case.setting, case.net),
         "width": case.setting.width if case.net == "VGG-16" else 1.0,
         "ref": case.reference,
         "random": float(np.mean([test(case, draw) for draw in draws])),
+        "random scored": float(np.mean([test(case, draw) for draw in scored])),
         **{name: test(case, other) for name, other in others.items()},
         "pruned dead only": share_removed(case.graph, others[DEAD_ONLY]),
         "live units removed": sum(int(units.sum()) for units in low),
@@ -123,8 +133,13 @@ def tuned(net: str, data: str, seed: int, setting: Row, cache: str | None = None
     case = load_case(net, data, Setting(**setting, cache=cache), seed)
     result = _solve_quietly(case)
     keep = keep_above(case.graph, result.scores, THRESHOLDS[net])
-    drawn = choose_random(keep, case.graph, np.random.default_rng(seed))
-    masks = {"ours": keep, "random": drawn, **choose_others(case, result, keep)}
+    generator = np.random.default_rng(seed)
+    masks = {
+        "ours": keep,
+        "random": choose_random(keep, case.graph, generator),
+        "random scored": choose_scored(keep, case.graph, result.scores, generator),
+        **choose_others(case, result, keep),
+    }
     accuracies = {f"{name} + ft": test_tuned(case, mask) for name, mask in masks.items()}
     return [{"part": TUNED, "net": net, "data": data, "seed": seed, **accuracies}]
 

@@ -15,7 +15,7 @@ _TABLE_2: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("cifar10", "LeNet-5"): (72.2, 50.1, 27.5, 67.7, 68.6, 9.9),
     ("cifar10", "VGG-16"): (83.9, 85.0, 83.3, None, 85.3, 36.0),
 }
-_COLUMNS = ("ref", "random", "critical", "ours", "ours + ft", "pruned")
+_COLUMNS = ("ref", "random scored", "critical", "ours", "ours + ft", "pruned weights")
 PRUNING: dict[tuple[str, str], dict[str, float]] = {
     key: {name: value for name, value in zip(_COLUMNS, values, strict=True) if value is not None}
     for key, values in _TABLE_2.items()

