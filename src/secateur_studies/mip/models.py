@@ -188,7 +188,8 @@ def _rmsprop(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer
     """Return RMSprop, with three times the rate for a first linear layer, which stands for three channels."""
     first, rest = parameters[:1], parameters[1:]
     rate = CHANNELS * lr if first[0].ndim == 2 else lr
-    return torch.optim.RMSprop([{"params": first, "lr": rate}, {"params": rest}], lr)
+    groups: list[dict[str, Any]] = [{"params": first, "lr": rate}, {"params": rest}]
+    return torch.optim.RMSprop(groups, lr)
 
 
 def load_case(net: str, name: str, setting: Setting, seed: int) -> Case:
