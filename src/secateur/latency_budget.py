@@ -59,7 +59,7 @@ CLOSE = 0.025  # at which it is corrected no further: a second measurement diffe
 NOISE = 0.03  # relative error of a measured ratio at which it says nothing
 CORRECTIONS = 4
 ROUNDS = (15, 60)  # of a measurement, and of the one after a noisy one
-LASTING, LIMIT = 0.03, 40.0
+LASTING, LIMIT = 0.03, 15.0  # seconds of one measurement, and of all of them but the first five
 LISTED = 5  # layers that stand in the way
 
 
