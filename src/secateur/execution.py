@@ -190,7 +190,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = flag
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
+            if not (buffer.is_meta or torch.equal(buffer, value)):
                 buffer.detach().copy_(value)
         for weight, value in rows:
             if not torch.equal(weight, value):

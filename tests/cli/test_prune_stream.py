@@ -10,6 +10,8 @@ from command_line import run
 from language_folder import make_folder, make_text
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from secateur.result import load_report
+
 TEXTS = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "6", "--holdout-samples", "2")
 
 
@@ -27,10 +29,17 @@ def prune(*arguments: str) -> Result:
 def test_a_folder_is_pruned_into_a_folder(llama: Path) -> None:
     done = prune(*TEXTS, "--out", "small")
     assert done.exit_code == 0, done.output
-    assert "perplexity, gardens.txt, second half" in done.stdout and "block by block" in done.stdout
+    assert "perplexity on gardens.txt, second half" in done.stdout
+    report = load_report("small")
+    assert report.schedule == "block by block" and list(report.after.metrics) == ["gardens.txt, second half"]
+    assert (
+        report.after.cost.body < report.before.cost.body and report.after.cost.macs < report.before.cost.macs
+    )
+    assert "perplexity on gardens.txt" in (Path("small") / "report.html").read_text()
     assert "no other text was judged" in done.stderr
     model = LlamaForCausalLM.from_pretrained("small")
     assert model.config.intermediate_size < 20 and "plan" in model.config.secateur
+    assert sum(x.numel() for x in model.parameters()) == report.after.cost.parameters
     assert len(list(Path("small").glob("*.safetensors"))) == 5  # two blocks, and three tensors around them
     assert AutoTokenizer.from_pretrained("small")("roses")["input_ids"]
 

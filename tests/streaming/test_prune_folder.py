@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 from secateur.apply.shrink import shrink
 from secateur.batches import split_off_guard
 from secateur.core import InputError, Latency, NothingToPrune, Params, StoreError, Units
+from secateur.measure.cost import cost
 from secateur.measure.metrics import perplexity
 from secateur.pruning import plan as decide
 from secateur.repair.fold import fold
@@ -92,10 +94,12 @@ def test_it_is_what_the_same_steps_give_in_memory(family: str, tmp_path: Path) -
     for name, tensor in loaded.named_parameters():
         if name != "lm_head.weight":
             torch.testing.assert_close(tensor, solved[name], rtol=1e-3, atol=1e-5)
-    before, after = result.perplexity["text"]
+    before, after = (x.metrics["text"] for x in (result.report.before, result.report.after))
     assert before == pytest.approx(perplexity(model, judged["text"]), rel=1e-5)
     assert after == pytest.approx(perplexity(loaded.eval(), judged["text"]), rel=1e-5)
-    assert result.parameters == tuple(sum(p.numel() for p in m.parameters()) for m in (model, loaded))
+    for m, measured in ((model, result.report.before), (loaded, result.report.after)):
+        counted = cost(m, torch.zeros(2, 13, dtype=torch.long), embeddings=graph.embeddings())
+        assert measured.cost == dataclasses.replace(counted, nonzero=counted.parameters)
     assert not (tmp_path / "out.unfinished").exists()
 
 

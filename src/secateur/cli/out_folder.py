@@ -11,9 +11,10 @@ from secateur.core import ExactnessError, InputError, StoreError
 from secateur.formats.store import DOCUMENT, REPORT
 from secateur.html import write_html
 from secateur.pretrained import is_pretrained, load_tokenizer
+from secateur.report import Report
 from secateur.result import Result
 
-__all__ = ["check_out_folder", "save_result"]
+__all__ = ["add_report", "check_out_folder", "save_result"]
 
 GGUF = ".gguf"
 
@@ -64,10 +65,15 @@ def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | 
             warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
             return False
         warn(f"filled up with units of zeros, so the folder has more parameters than the report: {error}")
-    (folder / REPORT).write_text(result.report.to_json(), encoding="utf-8")
-    page = write_html(result.report, folder / PAGE)
-    print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
+    add_report(result.report, folder)
     return True
+
+
+def add_report(report: Report, folder: Path) -> None:
+    """Write a report into a folder that `from_pretrained` loads, and say where both are."""
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    page = write_html(report, folder / PAGE)
+    print_line(f"saved in {folder}, which from_pretrained loads without Secateur; report: {page}")
 
 
 def _save(result: Result, folder: Path | None, onnx: bool) -> None:

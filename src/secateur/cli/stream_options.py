@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.cli.out_folder import add_report
 from secateur.cli.printing import print_line, warn
 from secateur.cli.text_options import ONE_TEXT, TextOptions
 from secateur.core import Budget, InputError
@@ -83,4 +84,4 @@ def prune_streamed(
     print_line(repr(result))
     if not read.foreign:
         warn(ONE_TEXT)
-    print_line(f"saved in {folder}, which from_pretrained loads without Secateur")
+    add_report(result.report, folder)

@@ -56,8 +56,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def nonzero(model: nn.Module) -> int:
-    """Count the elements of all parameters that are not zero; tied ones count once."""
-    return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
+    """Count the elements of all parameters that are not zero; tied ones count once.
+
+    On the meta device, where there are no values, all elements count.
+    """
+    return sum(p.numel() if p.is_meta else int(torch.count_nonzero(p.detach())) for p in model.parameters())
 
 
 def nbytes(model: nn.Module) -> int:

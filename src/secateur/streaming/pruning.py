@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from secateur.progress import progress_bar
 from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit_in_place
-from secateur.report import peak_memory
+from secateur.report import Report, start_report
 from secateur.statistics.collect import collect_statistics
 from secateur.streaming.blocks import BlockChain, BlockModel, Call, graph_of_block
 from secateur.streaming.journal import Journal, sizes_of
@@ -71,34 +71,17 @@ class StreamedPruning:
     Attributes:
         folder: The pruned model, which `from_pretrained` loads.
         plan: What went.
-        parameters: Before and after.
-        perplexity: By name of a text, before and after.
-        folds: What fold and refit report, by weight.
-        seconds: Of all runs together, if it was interrupted.
-        peak_memory: Of this process so far, resident, in bytes; None where the system does not give it.
+        report: Sizes and perplexity before and after, what fold and refit did, and the seconds of all runs
+            together, if it was interrupted.
     """
 
     folder: Path
     plan: Plan
-    parameters: tuple[int, int]
-    perplexity: Mapping[str, tuple[float, float]]
-    folds: Mapping[str, Any] = field(repr=False)
-    seconds: float
-    peak_memory: int | None
+    report: Report
 
     def __repr__(self) -> str:
         """Return a summary of a few lines."""
-        before, after = self.parameters
-        lines = [f"{self.folder}: pruned by {self.plan.method} to {self.plan.budget}, block by block"]
-        lines.append(f"  parameters: {before:,} -> {after:,} ({before / after:.2f}x)")
-        lines += [f"  perplexity, {name}: {a:.4g} -> {b:.4g}" for name, (a, b) in self.perplexity.items()]
-        for what in ("undone", "skipped"):
-            if count := sum(
-                any(x.get(what) for x in (note, note.get("refit", {}))) for note in self.folds.values()
-            ):
-                lines.append(f"  repair {what} on {count} of {len(self.folds)} weights")
-        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
-        return "\n".join([*lines, f"  {self.seconds:.0f} s{memory}"])
+        return f"{self.folder}: {self.report!r}"
 
 
 def prune_folder(
@@ -171,14 +154,7 @@ def prune_folder(
     with journal.writing():
         journal.complete(result)
     plan = _plan(task, budget, result)
-    before, after = (
-        sum(math.prod(shapes[name]) for name in graph.parameters)
-        for shapes in (graph.shapes, kept_shapes(graph, plan.keep))
-    )
-    perplexity = {name: (a, b) for name, (a, b) in result["perplexity"].items()}
-    return StreamedPruning(
-        place, plan, (before, after), perplexity, result["folds"], result["seconds"], peak_memory()
-    )
+    return StreamedPruning(place, plan, _report(task, plan, result))
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,6 +382,31 @@ def _perplexities(task: _Task, texts: Mapping[str, Sequence[Any]], journal: Jour
 def _plan(task: _Task, budget: Budget, result: Mapping[str, Any]) -> Plan:
     keep: dict[str, IntArray] = {name: np.array(units, np.int64) for name, units in result["keep"].items()}
     return Plan(task.graph, task.method.name, keep, budget=repr(budget), seed=task.seed)
+
+
+def _report(task: _Task, plan: Plan, result: Mapping[str, Any]) -> Report:
+    """Return the report; sizes come from models without values."""
+    ids = torch.zeros(EXAMPLE, dtype=torch.long, device="meta")
+    # Without a cache transformers looks for packed sequences, in values that are not there.
+    graph = dataclasses.replace(plan.graph, example_inputs=(ids,), example_kwargs={"use_cache": True})
+    seen = dataclasses.replace(plan, graph=graph)
+    small = shrink(task.chain.empty, plan, check=False).to("meta")
+    whole = copy.deepcopy(task.chain.empty).to("meta")
+    seconds = {"stream": result["seconds"]}
+    how: dict[str, Any] = {"repair": repair_name(task.repairs), "seed": task.seed, "seconds": seconds}
+    how["schedule"] = "block by block"
+    report = start_report(whole, small, seen, result["folds"], {}, **how)
+    if not (perplexity := result["perplexity"]):
+        return report
+    before, after = (
+        dataclasses.replace(
+            measured,
+            metric=list(perplexity.values())[-1][which],
+            metrics={name: both[which] for name, both in perplexity.items()},
+        )
+        for which, measured in enumerate((report.before, report.after))
+    )
+    return dataclasses.replace(report, metric="perplexity", before=before, after=after)
 
 
 def _assemble(task: _Task, journal: Journal, config: Any, plan: Plan, tokenizer: Any) -> None:
