@@ -39,6 +39,7 @@ MAY_IMPORT["html"] = {"core", "formats"}
 MAY_IMPORT["user_code"] = {"core"}
 MAY_IMPORT["pretrained"] = {"core", "user_code"}
 MAY_IMPORT["texts"] = {"core", "batches"}
+MAY_IMPORT["vocabulary"] = {"core", "execution", "apply", "formats", "pretrained"}
 MAY_IMPORT["streaming"] = {*MAY_IMPORT}
 MAY_IMPORT["specs"] = {*MAY_IMPORT}
 MAY_IMPORT["bench"] = {*MAY_IMPORT}

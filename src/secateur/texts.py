@@ -26,6 +26,7 @@ __all__ = [
     "TextBatches",
     "as_token_batches",
     "pack_text",
+    "read_text",
     "read_texts",
     "sequence_limit",
 ]
@@ -87,13 +88,13 @@ def read_texts(
     judged: dict[str, Tensor] = {}
     share = -(-samples // max(1, len(texts)))
     for path in texts:
-        first, second = _halves(_read(path))
+        first, second = _halves(read_text(path))
         calibration.append(_tokens(tokenizer, first, length, share, config, f"the first half of {path}"))
         name = _unused(f"{Path(path).name}{SECOND_HALF}", judged)
         judged[name] = _tokens(tokenizer, second, length, judging, config, f"the second half of {path}")
     for path in holdout:
         judged[_unused(Path(path).name, judged)] = _tokens(
-            tokenizer, _read(path), length, judging, config, str(path)
+            tokenizer, read_text(path), length, judging, config, str(path)
         )
     size = max(1, LOGITS // (length * (_vocabulary(config) or 1)))
     fit = _in_turn(calibration)[:samples]
@@ -166,7 +167,8 @@ def _checked_length(length: int | None, config: Any) -> int:
     return length
 
 
-def _read(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """Return the content of a file, or raise `InputError` if it is no text or an empty one."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -155,3 +155,19 @@ def test_inspect_measures_sensitivity_on_texts(llama: Path) -> None:
     ):
         done = run("inspect", "llama", *wrong)
         assert done.exit_code == 2 and message in done.stderr, done.output
+
+
+def test_the_vocabulary_is_cut_where_the_user_asks_for_it(llama: Path) -> None:
+    plain = ("--method", "taylor", "--repair", "fold", "--cut", "vocabulary")
+    done = prune(*TEXTS, *plain, "--holdout-text", "ships.txt", "--out", "small")
+    assert done.exit_code == 0 and "vocabulary: 300 -> " in done.stdout, done.output
+    model, tokenizer = LlamaForCausalLM.from_pretrained("small"), AutoTokenizer.from_pretrained("small")
+    assert model.config.vocab_size == len(tokenizer) < 300 and model.config.intermediate_size < 20
+    text = Path("gardens.txt").read_text()[:500]
+    whole = AutoTokenizer.from_pretrained("llama")
+    assert tokenizer.tokenize(text) == whole.tokenize(text)
+    assert list(load_report("small").after.metrics) == ["gardens.txt, second half", "ships.txt"]
+    done = prune("--cut", "vocabulary")
+    assert done.exit_code == 2 and "give --text" in done.stderr
+    done = prune(*TEXTS, "--cut", "rows")
+    assert done.exit_code == 2 and "'rows'" in done.stderr and "vocabulary" in done.stderr

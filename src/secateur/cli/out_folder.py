@@ -36,7 +36,7 @@ def check_out_folder(folder: Path | None, onnx: bool, model: str) -> None:
         raise InputError("--onnx writes into the folder that --out names: give --out")
 
 
-def save_result(result: Result, folder: Path | None, model: str, tokenizer: str | None, onnx: bool) -> None:
+def save_result(result: Result, folder: Path | None, model: str, tokenizer: Any, onnx: bool) -> None:
     """Write a pruned model and its report.
 
     Args:
@@ -44,14 +44,14 @@ def save_result(result: Result, folder: Path | None, model: str, tokenizer: str 
         folder: Where; None for nowhere.
         model: Name of the original.  A folder of transformers becomes another one, if its config can state
             the sizes.
-        tokenizer: Folder of the tokenizer, if it is not that of the model.
+        tokenizer: The tokenizer or its folder, if it is not that of the model.
         onnx: Whether to write model.onnx, too.
     """
     if folder is None or not (is_pretrained(model) and _save_pretrained(result, folder, model, tokenizer)):
         _save(result, folder, onnx)
 
 
-def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: str | None) -> bool:
+def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: Any) -> bool:
     """Write a folder of transformers and the report; return False if its config cannot state the sizes."""
     tokens: Any = tokenizer
     if tokens is None and model.endswith(GGUF):

@@ -71,7 +71,7 @@ from secateur.texts import JUDGING, SAMPLES, TextBatches
 
 __all__ = ["print_result", "prune_command"]
 
-HIDDEN = "hidden"
+HIDDEN, VOCABULARY = "hidden", "vocabulary"
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
 # Option of a fine-tuning -> attribute of `Finetune`.
@@ -149,7 +149,9 @@ LossName = Annotated[
 CutKinds = Annotated[
     list[str] | None,
     typer.Option(
-        "--cut", help="hidden: cut the residual stream of a transformers model, too, which else stays whole."
+        "--cut",
+        help="Also cut what else stays whole in a transformers model: hidden (its residual stream), "
+        "vocabulary (tokens that the calibration texts never have). May be repeated.",
     ),
 ]
 DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
@@ -212,17 +214,17 @@ def prune_command(
     texts.check(data, holdout)
     check_divisible(share, stream)
     if stream:
-        whole: dict[str, Any] = {
+        others: dict[str, Any] = {
             "steps": steps,
             "tolerance": tolerance,
             "loss": loss,
             "metric": metric,
             "latency": latency,
         }
-        whole |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
-        whole |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
-        whole |= {"device": None if device == "cpu" else device}
-        prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, whole)
+        others |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
+        others |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
+        others |= {"device": None if device == "cpu" else device}
+        prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, others)
         return
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)
@@ -230,6 +232,9 @@ def prune_command(
     parts = {"finetune": "finetune" in repair, "tolerance": tolerance is not None}
     batches = _make_batches(data, holdout, **parts, seed=seed)
     original, example = prepare_model(model, weights, strict, example_shape, batches, device)
+    whole = _whole_by_default(original, cut or ())
+    if VOCABULARY in (cut or ()):
+        original, texts = texts.cut_vocabulary(model, original)
     read = texts.read(model, original)
     batches = batches if read is None else Batches(read.fit, next(iter(read.judged.values())))
     judge = _choose_metric(user_metric, batches.holdout, original)
@@ -242,7 +247,7 @@ def prune_command(
         repair=repairs,
         schedule=_make_schedule(steps, tolerance, batches.holdout, judge),
         loss=user_loss,
-        ignored_layers=[*(ignore or ()), *_whole_by_default(original, cut or ())],
+        ignored_layers=[*(ignore or ()), *whole],
         blocks=parse_blocks(blocks),
         **make_interface(output, state),
         seed=seed,
@@ -257,13 +262,14 @@ def prune_command(
         warn(ONE_TEXT)
     if folder is not None and read is None:
         result = _with_diagnostics(result, original, chosen, batches.fit)
-    save_result(result, folder, model, tokenizer, onnx)
+    save_result(result, folder, model, texts.tokenizer, onnx)
 
 
 def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:
     """Return what stays whole in a model of transformers unless the user wants it cut."""
-    if other := [kind for kind in cut if kind != HIDDEN]:
-        raise InputError(unknown("kind of units that stays whole by default", other[0], [HIDDEN]))
+    known = [HIDDEN, VOCABULARY]
+    if other := [kind for kind in cut if kind not in known]:
+        raise InputError(unknown("kind of units that stays whole by default", other[0], known))
     return [f"kind:{HIDDEN}"] if hasattr(model, "get_input_embeddings") and HIDDEN not in cut else []
 
 

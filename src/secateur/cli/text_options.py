@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import typer
 from torch import nn
 
+from secateur.cli.printing import print_line
 from secateur.core import InputError
 from secateur.pretrained import is_pretrained, load_tokenizer
-from secateur.texts import LENGTH, TextBatches, read_texts
+from secateur.texts import LENGTH, TextBatches, read_text, read_texts
+from secateur.vocabulary import cut_vocabulary
 
 __all__ = [
     "ONE_TEXT",
@@ -57,7 +59,7 @@ class TextOptions:
     Attributes:
         texts: Files to calibrate on.
         holdout: Files that only judge.
-        tokenizer: Folder of the tokenizer, if it is not that of the model.
+        tokenizer: The tokenizer or its folder, if it is not that of the model.
         length: Tokens in a sequence.
         samples: Calibration sequences.
         judging: Sequences of each text that judges.
@@ -65,7 +67,7 @@ class TextOptions:
 
     texts: Sequence[str] | None
     holdout: Sequence[str] | None
-    tokenizer: str | None
+    tokenizer: Any
     length: int | None
     samples: int
     judging: int
@@ -87,14 +89,36 @@ class TextOptions:
         """
         if not self.texts:
             return None
-        if self.tokenizer is None and not is_pretrained(name):
-            raise InputError(f"{name} brings no tokenizer: name the folder of one with --tokenizer")
         return read_texts(
             self.texts,
             self.holdout or (),
-            load_tokenizer(self.tokenizer or name),
+            self._tokenizer_of(name),
             model,
             length=self.length,
             samples=self.samples,
             judging=self.judging,
         )
+
+    def cut_vocabulary(self, name: str, model: nn.Module) -> tuple[nn.Module, TextOptions]:
+        """Return the model without the tokens that the calibration texts never have, and fitting options.
+
+        Raises:
+            InputError: If there are no texts, or the vocabulary cannot be cut.
+        """
+        if not self.texts:
+            raise InputError("--cut vocabulary keeps the tokens of the calibration texts: give --text")
+        cut = cut_vocabulary(model, self._tokenizer_of(name), list(map(read_text, self.texts)))
+        before, after = (sum(x.numel() for x in m.parameters()) for m in (model, cut.model))
+        size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+        print_line(
+            f"vocabulary: {size:,} -> {len(cut.kept):,} tokens, parameters: {before:,} -> {after:,}. From "
+            "here on, the original is the model with these tokens: perplexities count no others"
+        )
+        return cut.model, replace(self, tokenizer=cut.tokenizer)
+
+    def _tokenizer_of(self, name: str) -> Any:
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str):
+            return self.tokenizer
+        if self.tokenizer is None and not is_pretrained(name):
+            raise InputError(f"{name} brings no tokenizer: name the folder of one with --tokenizer")
+        return load_tokenizer(self.tokenizer or name)
