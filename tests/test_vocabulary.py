@@ -113,6 +113,15 @@ def test_a_bias_of_the_output_and_the_padding_follow(tmp_path: Path) -> None:
     assert torch.equal(loaded(new).logits, cut.model(new).logits)
 
 
+def test_a_token_without_a_row_stays_out_of_the_table() -> None:
+    model, tokenizer = tiny_llama(), make_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    assert tokenizer.convert_tokens_to_ids("<image>") == 300 == model.config.vocab_size
+    cut = cut_vocabulary(model, tokenizer, [TEXT])
+    assert cut.model.config.vocab_size == len(cut.kept)
+    assert cut.tokenizer.get_vocab().get("<image>", len(cut.kept)) == len(cut.kept)
+
+
 def test_what_cannot_be_cut_is_refused() -> None:
     model, tokenizer = tiny_llama(), make_tokenizer()
     with pytest.raises(InputError, match="need all 258 tokens"):  # of bytes, and two special ones

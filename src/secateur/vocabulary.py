@@ -72,6 +72,7 @@ def cut_vocabulary(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Cu
     split = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
     named = {number for part in _configs(model) for number in _named_tokens(part)}
     seen = {number for numbers in split for number in numbers} | named
+    # A tokenizer may have tokens without a row in the table, as of images.
     kept = [number for number in needed_tokens(content, seen) if number < len(table)]
     if len(kept) >= len(table):
         raise InputError(f"the texts and the special tokens need all {len(table):,} tokens: nothing to cut")
@@ -155,7 +156,8 @@ def _cut_tokenizer(tokenizer: Any, content: dict[str, Any], kept: Sequence[int])
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if "added_tokens_decoder" in config:
             new = {str(old): str(number) for number, old in enumerate(kept)}
-            config["added_tokens_decoder"] = {new[k]: v for k, v in config["added_tokens_decoder"].items()}
+            added = config["added_tokens_decoder"].items()
+            config["added_tokens_decoder"] = {new[old]: token for old, token in added if old in new}
             (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         return load_tokenizer(folder)
 

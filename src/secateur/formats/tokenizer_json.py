@@ -78,7 +78,8 @@ def with_tokens(tokenizer: Mapping[str, Any], keep: Sequence[int]) -> dict[str, 
     if model["type"] == "BPE":
         kept = model["vocab"]
         model["merges"] = [[a, b] for a, b in _pairs(model) if {a, b, a + b} <= kept.keys()]
-    result["added_tokens"] = [{**x, "id": new[x["id"]]} for x in result.get("added_tokens", ())]
+    added = result.get("added_tokens", ())
+    result["added_tokens"] = [{**x, "id": new[x["id"]]} for x in added if x["id"] in new]
     if padding := result.get("padding"):
         padding["pad_id"] = new.get(padding["pad_id"], 0)
     _renumber(result.get("post_processor"), new)
