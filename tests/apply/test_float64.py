@@ -14,8 +14,8 @@ ENTRIES = [entry for entry in BANK.values() if not (entry.slow or entry.needs)]
 
 
 def outputs(model: nn.Module, args: object, kwargs: object, widened: bool) -> list[Tensor]:
+    copied = copy_for_check(model, None, torch.float64, widened)
     with computing_in(torch.float64, widened):
-        copied = copy_for_check(model, None, torch.float64, widened)
         return run(copied, args, kwargs, None, torch.float64)
 
 

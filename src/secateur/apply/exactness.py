@@ -172,8 +172,8 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
     attempts = [(dtype, False) for dtype in BOUNDS]
     for dtype, widened in attempts if device is not None else [(torch.float64, True), *attempts]:
         try:
+            model = copy_for_check(masked, device, dtype, widened)
             with computing_in(dtype, widened):
-                model = copy_for_check(masked, device, dtype, widened)
                 expected = run(model, args, kwargs, device, dtype)
         except Exception as error:
             refused = None if widened else refused or error
@@ -184,15 +184,16 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
                 a is not b for a, b in zip(*map(tree_leaves, (others, (args, dict(kwargs)))), strict=True)
             )
             other = _run_other(model, others, device, dtype, expected) if changed else None
-            del model
-            try:
-                model = copy_for_check(small, device, dtype, widened)
+        del model
+        try:
+            model = copy_for_check(small, device, dtype, widened)
+            with computing_in(dtype, widened):
                 actual = run(model, args, kwargs, device, dtype)
                 actual += [] if other is None else run(model, *others, device, dtype)
-            except Exception as error:
-                if widened:
-                    continue
-                return Exactness(dtype, float("inf"), error)
+        except Exception as error:
+            if widened:
+                continue
+            return Exactness(dtype, float("inf"), error)
         found = deviation(expected + (other or []), actual)
         return Exactness(dtype, found, None, other is not None, other is None or _differ(expected, other))
     raise InputError(

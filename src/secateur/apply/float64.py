@@ -29,7 +29,7 @@ WIDE = {
 }
 # What reads no values, or few of them: the result is converted instead.
 QUERIES = {"size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_complex", "is_contiguous"}
-QUERIES |= {"__len__", "__get__", "__getitem__", "index_select", "get_device"}
+QUERIES |= {"__len__", "__get__", "__getitem__", "__deepcopy__", "index_select", "get_device"}
 WRITES = {"__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
 
 
@@ -103,8 +103,8 @@ def run_float64(model: nn.Module, args: Any, kwargs: Any, device: Any = None) ->
     """Run a model in evaluation mode and in float64; return its floating-point outputs."""
     for widened in (True, False) if device is None else (False,):
         try:
+            copied = copy_for_check(model, device, torch.float64, widened)
             with computing_in(torch.float64, widened):
-                copied = copy_for_check(model, device, torch.float64, widened)
                 outputs = run(copied, args, kwargs, device, torch.float64)
             break
         except Exception:  # a user's forward may raise any
