@@ -179,8 +179,11 @@ def test_a_number_that_differs_has_what_was_measured_about_it():
         "30.0 %; the program adds 10.0" in compare_mean(rows, "pruned weights", 60.0, 60.0, 98.0)["measured"]
     )
     assert "1.0 of 22 feature maps" in compare_mean(rows, "critical", 30.0, 40.0, 98.0)["measured"]
+    plain = [{**row, "maps": 0} for row in rows]
+    assert compare_mean(plain, "critical", 30.0, 40.0, 98.0)["measured"] == "not explained"
+    assert "printed 45.0" in compare_mean(plain, "critical", 30.0, 45.0, 98.0)["measured"]
     lost = [{**row, "lost": 0.4 * k} for k, row in enumerate(rows)]
-    assert "standard error of the mean, 0.23" in compare_mean(lost, "lost", 0.2, 40.0, 98.0)["measured"]
+    assert "standard error of our mean, 0.23" in compare_mean(lost, "lost", 0.2, 40.0, 98.0)["measured"]
     assert compare_mean(rows, "ours", 83.0, 40.0, 98.0)["measured"] == ""
 
 

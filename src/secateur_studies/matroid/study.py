@@ -35,6 +35,10 @@ network has a long tail, too. Cauchy and unconstrained networks have none.
 Merging positive multiples works in any order of the neurons, keeps few units, and does not change the
 accuracy. Exact merging finds all planted multiples and duplicates, and nothing else.
 
+Within the tail, the orders by index, by deficient windows and by norm lose nothing. The order from the
+outermost inward does, and random units of the tail cost as much as random units of the layer. On harder
+tasks a Gaussian kernel trains where the exponential one fails, and its tail is not free.
+
 On ordinary networks, a basis of activations is compared with the best baseline, both with the same fold.
 Most comparisons are ties. The basis is ahead in a few of those that remove most of the units, and behind in
 none."""

@@ -100,20 +100,15 @@ def _explain(rows: Rows, key: str, printed: float, share: float | None, whole: f
     if key == "pruned weights":
         dead = mean(rows, "dead weights") or 0.0
         return f"units that give 0 on all images: {dead:.1f} %; the program adds {reached - dead:.1f}"
+    values = [row[key] for row in rows if row.get(key) is not None]
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if abs(ours - printed) <= 2 * error:
+        return f"within twice the standard error of our mean, {error:.2f}"
     apart = 0.0 if whole is None else ref - whole
-    if key == "lost":
-        values = [row[key] for row in rows]
-        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        near = abs(ours - printed) <= 2 * error
-        return f"within twice the standard error of the mean, {error:.2f}" if near else _removed(rows, share)
-    if abs(ours - printed - apart) <= TOLERANCE:
+    if key != "lost" and abs(ours - printed - apart) <= TOLERANCE:
         return f"the whole network is {apart:+.1f} points apart"
-    return _removed(rows, share)
-
-
-def _removed(rows: Rows, share: float | None) -> str:
-    """Return what ours removes, beside the printed share."""
-    reached, maps = mean(rows, "pruned weights") or 0.0, mean(rows, "maps") or 0.0
+    maps, removed = mean(rows, "maps") or 0.0, mean(rows, "maps removed") or 0.0
+    of_maps = f"{removed:.1f} of {maps:.0f} feature maps removed" if maps else ""
     shares = f"{reached:.1f} % of the weights removed, printed {share:.1f}" if share is not None else ""
-    of_maps = f"{mean(rows, 'maps removed'):.1f} of {maps:.0f} feature maps removed" if maps else ""
-    return "; ".join(text for text in (of_maps, shares) if text) or "not explained"
+    far = share is not None and abs(reached - share) > TOLERANCE
+    return "; ".join(text for text in (of_maps, shares if far else "") if text) or "not explained"
