@@ -119,6 +119,7 @@ def prune(
     example_kwargs: Mapping[str, Any] | None = None,
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
+    inside: str | Iterable[str] | None = None,
     check: bool = True,
     check_device: str | torch.device | None = None,
     progress: bool = True,
@@ -132,7 +133,7 @@ def prune(
     docs/real-networks.md and docs/language-models.md show why.
 
     Args:
-        model: Any module that `torch.export` can export.
+        model: Any module that `torch.export` can export, or parts of which it can (`inside`).
         example_inputs: What the model is called with: a tensor, a tuple, or a dict of keyword arguments.
         budget: How much stays: `Units`, `Params`, `Macs`, `Bytes`, `Latency` or `Weights`, or a list of them,
             which must all hold.  Optional with a `Tolerance`.
@@ -152,13 +153,14 @@ def prune(
         example_kwargs: More keyword arguments of the model.
         outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
+        inside: Submodules to prune, or "auto", in a model that `torch.export` cannot export: see `trace`.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.
         progress: Whether to show progress on a terminal.
         seed: Seed of every random choice.
 
     Raises:
-        CaptureError: If the model cannot be exported.
+        CaptureError: If the model, or a submodule that `inside` names, cannot be exported.
         InputError: If an argument is invalid.
         NothingToPrune: If nothing would go; the message says what is frozen and why.
         ExactnessError: If no group can go so that the shrunk model computes what the masked one does.  A
@@ -175,11 +177,10 @@ def prune(
     chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
-    clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states)
+    clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states, inside)
     with clock("trace"):
-        left, graph, shares, gone = trace_without_blocks(
-            model, blocks, budget, batches, call, recipe.group_losses, check
-        )
+        traced = trace_without_blocks(model, blocks, budget, batches, call, recipe.group_losses, check)
+    left, graph, shares, gone = traced
     settings = replace(recipe.settings, original=left)
     start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
     inexact, notes = dict[str, str](), list[dict[str, Any]]()

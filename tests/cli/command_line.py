@@ -84,6 +84,14 @@ class Branching(nn.Module):
 
 branching = Branching
 
+class Parts(Branching):
+    def __init__(self):
+        super().__init__()
+        self.body = make()
+
+    def forward(self, x):
+        return self.body(super().forward(x))
+
 def spoiled():
     model = make()
     with torch.no_grad():

@@ -52,6 +52,15 @@ def test_inspect_shows_what_each_group_costs_and_why_axes_are_frozen() -> None:
     assert "1 group, 32 units (32 ffn)" in done.stdout and "--all" in done.stdout
 
 
+def test_inspect_proposes_the_parts_of_a_model_that_cannot_be_exported() -> None:
+    refused = run("inspect", "net.py:Parts", "--example-shape", "2,8")
+    assert refused.exit_code and "--inside body (or --inside auto)" in " ".join(refused.output.split())
+    done = run("inspect", "net.py:Parts", "--example-shape", "2,8", "--inside", "body")
+    assert not done.exit_code and "body.0" in done.output
+    hopeless = run("inspect", "net.py:Branching", "--example-shape", "2,8")
+    assert hopeless.exit_code and "--inside" not in hopeless.output
+
+
 def test_inspect_all_lists_every_tensor_and_frozen_axis() -> None:
     done = run("inspect", "net.py:make", "--example-shape", "2,8", "--ignore", "2", "--all")
     assert re.search(r"0 +32 +2\.weight +1 +in", done.stdout)

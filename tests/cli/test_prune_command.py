@@ -10,6 +10,7 @@ from command_line import prune, run
 from torch import nn
 
 import secateur
+from secateur.formats.store import load_plan
 from secateur.report import Report
 from secateur.result import load_report
 
@@ -137,3 +138,10 @@ def test_bert_with_tokens_but_no_labels(place: Path) -> None:
     report = load_report("small")
     assert (report.metric, report.repair) == ("agreement", "refit")
     assert report.after.cost.parameters < report.before.cost.parameters
+
+
+@pytest.mark.parametrize("inside", ["body", "auto"])
+def test_inside_prunes_a_part_of_the_model(inside: str) -> None:
+    done = run("prune", "net.py:Parts", "--example-shape", "2,8", "--inside", inside, "--out", "run")
+    assert not done.exit_code, done.output
+    assert [group.name for group in load_plan("run").graph.groups] == ["body.0", "body.2"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from secateur.tracing.export import (
     source_line,
     user_code_line,
 )
+from secateur.tracing.inside import record_calls
 from secateur.tracing.propagate import TensorAxes
 from secateur.tracing.trace import LabelledExport, export_with_labels
 from secateur.views import as_called, narrow_example, view
@@ -93,7 +94,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
         ExactnessError: If the deviation exceeds 1e-10 (in float32 3.5e-4) or the shrunk model does not run;
             the message names the operation.
     """
-    compared = _compare(*_seen(masked, small, plan), *_example(plan), device)
+    compared = _compare(*_seen(masked, small, plan), *_example(plan), device, plan.graph.inside)
     kind = str(compared.dtype).removeprefix("torch.")
     if compared.error is not None:
         where = _diagnose(masked, small, plan)
@@ -115,7 +116,7 @@ def verify(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) 
 def is_exact(masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None) -> bool:
     """Return whether `verify` accepts a shrunk model, without a search for the cause if it does not."""
     try:
-        if not _compare(*_seen(masked, small, plan), *_example(plan), device).passes:
+        if not _compare(*_seen(masked, small, plan), *_example(plan), device, plan.graph.inside).passes:
             return False
         _check_runs(masked, as_called(small, plan), *_example(plan))
     except ExactnessError:
@@ -163,8 +164,14 @@ def _example(plan: Plan) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     return plan.graph.example_inputs, plan.graph.example_kwargs
 
 
-def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device: Any) -> Exactness:
-    """Run both models in the first type that the masked one runs in."""
+def _compare(
+    masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device: Any, inside: Sequence[str] = ()
+) -> Exactness:
+    """Run both models in the first type that the masked one runs in.
+
+    What the submodules `inside` return is compared, too: the rest of the model may pass nothing of it on (a
+    detector that finds no box).
+    """
     device = None if device is None else _check_device(device)
     if any(p.is_meta for p in masked.parameters()):
         raise InputError("a model on the meta device has no values to compare: use check=False")
@@ -174,7 +181,7 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
         try:
             model = copy_for_check(masked, device, dtype, widened)
             with computing_in(dtype, widened):
-                expected = run(model, args, kwargs, device, dtype)
+                expected = run(model, args, kwargs, device, dtype, inside)
         except Exception as error:
             refused = None if widened else refused or error
             continue
@@ -183,13 +190,13 @@ def _compare(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any, device
             changed = any(
                 a is not b for a, b in zip(*map(tree_leaves, (others, (args, dict(kwargs)))), strict=True)
             )
-            other = _run_other(model, others, device, dtype, expected) if changed else None
+            other = _run_other(model, others, device, dtype, expected, inside) if changed else None
         del model
         try:
             model = copy_for_check(small, device, dtype, widened)
             with computing_in(dtype, widened):
-                actual = run(model, args, kwargs, device, dtype)
-                actual += [] if other is None else run(model, *others, device, dtype)
+                actual = run(model, args, kwargs, device, dtype, inside)
+                actual += [] if other is None else run(model, *others, device, dtype, inside)
         except Exception as error:
             if widened:
                 continue
@@ -209,10 +216,11 @@ def _run_other(
     device: Any,
     dtype: torch.dtype,
     expected: list[Tensor],
+    inside: Sequence[str],
 ) -> list[Tensor] | None:
     """Return the outputs on inputs of the check's own, or None if the model cannot take them."""
     try:
-        outputs = run(model, inputs[0], inputs[1], device, dtype)
+        outputs = run(model, inputs[0], inputs[1], device, dtype, inside)
     except Exception:  # a user's forward may refuse values with any error
         return None
     if len(outputs) != len(expected):
@@ -273,8 +281,12 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     args, kwargs = narrow_example(plan.graph, plan.keep, masked=True)
     narrow = narrow_example(plan.graph, plan.keep)
     try:
+        if plan.graph.inside:
+            masked, args = record_calls(masked, plan.graph.inside, args, kwargs)
+            small, calls = record_calls(small, plan.graph.inside, *narrow)
+            kwargs, narrow = {}, (calls, {})
         shrunk = export_model(small, *narrow)
-    except CaptureError as error:
+    except (CaptureError, InputError) as error:
         return f"It fails at {user_code_line(error.__cause__ or error) or 'a line that is not known'}"
     labelled = export_with_labels(masked, args, kwargs, plan.graph.interface)
     whole, dead = labelled.exported, _dead_atoms(labelled, plan)

@@ -8,7 +8,7 @@ do what does not go with that, such as writing into a weight.  Those are copied 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -135,8 +135,18 @@ def copy_for_check(model: nn.Module, device: Any, dtype: torch.dtype, widened: b
     return model if device is None else model.to(device)
 
 
-def run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype) -> list[Tensor]:
-    """Run a model on copies of inputs in this type; return its outputs, numbers as tensors."""
+def run(
+    model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtype, inside: Sequence[str] = ()
+) -> list[Tensor]:
+    """Run a model on copies of inputs in this type; return its outputs, numbers as tensors.
+
+    The outputs of the submodules `inside` follow, in the order of their calls.
+    """
+    returned: list[Any] = []
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output: returned.append(output))
+        for name in inside
+    ]
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -146,6 +156,8 @@ def run(model: nn.Module, args: Any, kwargs: Any, device: Any, dtype: torch.dtyp
     args, kwargs = tree_map(move, (args, dict(kwargs)))
     with torch.no_grad(), without_fused_attention(), torch.random.fork_rng():
         torch.manual_seed(0)
-        outputs = model(*args, **kwargs)
+        outputs = model(*args, **kwargs), returned
+    for hook in hooks:
+        hook.remove()
     leaves = [torch.tensor(x) if isinstance(x, (bool, int, float)) else x for x in tree_leaves(outputs)]
     return [torch.view_as_real(t) if t.is_complex() else t for t in leaves if isinstance(t, Tensor)]

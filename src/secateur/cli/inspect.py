@@ -17,6 +17,7 @@ from secateur.cli.options import (
     DataName,
     ExampleShape,
     IgnoredLayers,
+    InsideNames,
     ModelName,
     OutputNames,
     StatePairs,
@@ -27,13 +28,14 @@ from secateur.cli.options import (
 )
 from secateur.cli.printing import print_line, print_table
 from secateur.cli.text_options import Samples, SequenceLength, TextOptions, Texts, TokenizerFolder
-from secateur.core import InputError, Latency, PruningGraph
+from secateur.core import CaptureError, InputError, Latency, PruningGraph
 from secateur.diagnostics import measure_sensitivity
 from secateur.diagnostics.sensitivity import FILE
 from secateur.methods import METHODS
 from secateur.specs import Batches, make_data
 from secateur.texts import SAMPLES
-from secateur.tracing.trace import trace
+from secateur.tracing.inside import find_exportable
+from secateur.tracing.trace import as_call, trace
 
 __all__ = ["inspect_command", "methods_command", "print_everything", "print_summary"]
 
@@ -54,6 +56,7 @@ def inspect_command(
     ignore: IgnoredLayers = None,
     output: OutputNames = None,
     state: StatePairs = None,
+    inside: InsideNames = None,
     everything: Annotated[
         bool, typer.Option("--all", help="List every tensor of each group and every frozen axis.")
     ] = False,
@@ -87,15 +90,28 @@ def inspect_command(
     network, example = prepare_model(model, weights, strict, example_shape, batches)
     if (read := texts.read(model, network)) is not None:
         batches = Batches(read.fit)
-    if sensitivity and (output or state):
-        raise InputError("--sensitivity looks at all outputs: leave --output and --state out")
+    if sensitivity and (output or state or inside):
+        raise InputError("--sensitivity looks at whole models: leave --output, --state and --inside out")
     if sensitivity:
         print_sensitivity(network, example, batches, ignore or (), method, latency_batch, out)
         return
     if out is not None or latency_batch is not None or method != "matroid" or text:
         raise InputError("--out, --method, --latency-batch and --text belong to --sensitivity")
-    graph = trace(network, example, ignored_layers=ignore or (), **make_interface(output, state))
+    try:
+        graph = trace(network, example, ignored_layers=ignore or (), **make_interface(output, state, inside))
+    except CaptureError as error:
+        raise (error if inside else _with_proposal(error, network, example)) from error
     (print_everything if everything else print_summary)(graph)
+
+
+def _with_proposal(error: CaptureError, model: nn.Module, example: Any) -> CaptureError:
+    """Return the error with the largest submodules that can be exported, if there are any."""
+    try:
+        names = find_exportable(model, *as_call(example))
+    except CaptureError:
+        return error
+    options = " ".join(f"--inside {name}" for name in names)
+    return CaptureError(f"{error}. These parts of the model can be pruned: {options} (or --inside auto)")
 
 
 def print_sensitivity(

@@ -26,6 +26,7 @@ __all__ = [
     "ExampleShape",
     "HoldoutName",
     "IgnoredLayers",
+    "InsideNames",
     "Jobs",
     "Latency",
     "LearningRate",
@@ -111,6 +112,14 @@ StatePairs = Annotated[
         "repeated. Both shrink with the units on them.",
     ),
 ]
+InsideNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--inside",
+        help="Submodule to prune in a model that torch.export cannot export as a whole, or auto for the "
+        "largest ones that it can; may be repeated. The rest stays as it is.",
+    ),
+]
 WholeBlocks = Annotated[
     str | None,
     typer.Option(
@@ -176,18 +185,20 @@ def prepare_model(
     return model, example
 
 
-def make_interface(outputs: list[str] | None, states: list[str] | None) -> dict[str, Any]:
-    """Return the arguments `outputs` and `states` of `prune` for ``--output`` and ``--state``.
+def make_interface(
+    outputs: list[str] | None, states: list[str] | None, inside: list[str] | None
+) -> dict[str, Any]:
+    """Return the arguments of `prune` for ``--output``, ``--state`` and ``--inside``.
 
     Example:
-        >>> make_interface(["logits"], ["h=hidden", "1=past.0"])
-        {'outputs': ['logits'], 'states': {'h': 'hidden', '1': 'past.0'}}
+        >>> make_interface(["logits"], ["h=hidden", "1=past.0"], None)
+        {'outputs': ['logits'], 'states': {'h': 'hidden', '1': 'past.0'}, 'inside': None}
     """
     pairs = [text.split("=") for text in states or ()]
     for text, pair in zip(states or (), pairs, strict=True):
         if len(pair) != 2 or not all(pair):
             raise InputError(f"--state takes INPUT=OUTPUT, as in h=hidden or 1=1; got {text!r}")
-    return {"outputs": outputs or None, "states": dict(pairs) or None}
+    return {"outputs": outputs or None, "states": dict(pairs) or None, "inside": inside or None}
 
 
 def parse_blocks(text: str | None) -> int | str | list[str]:

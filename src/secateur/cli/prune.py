@@ -18,6 +18,7 @@ from secateur.cli.options import (
     ExampleShape,
     HoldoutName,
     IgnoredLayers,
+    InsideNames,
     Latency,
     LearningRate,
     MetricName,
@@ -196,6 +197,7 @@ def prune_command(
     ignore: IgnoredLayers = None,
     output: OutputNames = None,
     state: StatePairs = None,
+    inside: InsideNames = None,
     cut: CutKinds = None,
     blocks: WholeBlocks = None,
     device: DeviceName = "cpu",
@@ -223,7 +225,7 @@ def prune_command(
         }
         others |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
         others |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
-        others |= {"device": None if device == "cpu" else device}
+        others |= {"device": None if device == "cpu" else device, "inside": inside}
         prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, others)
         return
     user_metric = None if metric is None else make_metric(metric)
@@ -249,7 +251,7 @@ def prune_command(
         loss=user_loss,
         ignored_layers=[*(ignore or ()), *whole],
         blocks=parse_blocks(blocks),
-        **make_interface(output, state),
+        **make_interface(output, state, inside),
         seed=seed,
     )
     if current_processes().number:

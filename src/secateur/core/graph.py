@@ -204,6 +204,8 @@ class PruningGraph:
             of a recurrent module, which has one `hidden_size`; see also `with_even_layers`.  They are of one
             size and may keep different units.
         element_sizes: Bytes of one element of every parameter and buffer; empty in graphs of older versions.
+        interface: Which outputs of the model count, and which states shrink.
+        inside: Names of the submodules that were traced; empty if the whole model was.
         example_inputs: The inputs the model was traced with (positional), for the exactness check.
         example_kwargs: The keyword inputs it was traced with.
     """
@@ -218,6 +220,7 @@ class PruningGraph:
     equal_counts: tuple[tuple[str, ...], ...] = ()
     element_sizes: Mapping[str, int] = field(default_factory=dict)
     interface: Interface = field(default_factory=Interface)
+    inside: tuple[str, ...] = ()
     example_inputs: tuple[Any, ...] = ()
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -346,6 +349,7 @@ class PruningGraph:
         lines += [f"  {g.name}: {g.size} units ({g.kind}) on {g.axes(4)}" for g in self.groups]
         lines += [f"equally many units stay in {', '.join(names)}" for names in self.equal_counts]
         lines += self.interface.summary()
+        lines += [f"traced inside {', '.join(self.inside)}"] if self.inside else []
         lines += [f"{len(self.frozen)} frozen axes", *(f"  {frozen}" for frozen in self.frozen)]
         return "\n".join(lines)
 

@@ -185,14 +185,14 @@ def _explain(model: nn.Module, error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     reason = " ".join(lines[:3] or [type(error).__name__]).rstrip(".")
     if any(word in str(error) for word in ("data-dependent", "DataDependent", ".item()")):
-        hint = "the path depends on values of the data, which no graph can hold; prune a part of the model"
+        hint = "the path depends on values of the data, which no graph can hold; inside='auto' prunes parts"
     elif "deepcopy" in str(error) or "pickle" in str(error):
         hint = "a copy of the model is exported: remove the attribute that copy.deepcopy(model) cannot copy"
     else:
         hint = "check that model(*example_inputs) runs"
     place = user_code_line(error)
     return (
-        f"{type(model).__name__} cannot be captured by torch.export{' at ' + place if place else ''}: "
+        f"{model._get_name()} cannot be captured by torch.export{' at ' + place if place else ''}: "
         f"{type(error).__name__}: {reason}. Hint: {hint}; "
         "torch.export.export(model, example_inputs, strict=False) shows the whole message"
     )

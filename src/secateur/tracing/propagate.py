@@ -298,8 +298,11 @@ class Propagation:
         self.layers.append(replace(layer, **more))
 
     def broadcast(self, *states: TensorAxes) -> tuple[tuple[int, ...], tuple[Label, ...]]:
-        """Tie the axes of operands that broadcast against each other; return the shape and labels."""
-        ndim = max(s.ndim for s in states)
+        """Tie the axes of operands that broadcast against each other; return the shape and labels.
+
+        Without operands (all are numbers) the result is a number, too.
+        """
+        ndim = max((s.ndim for s in states), default=0)
         shape, labels = [], []
         for axis in range(-ndim, 0):
             meet = [s for s in states if s.ndim >= -axis and s.shape[axis] != 1]

@@ -8,33 +8,21 @@ operation without a rule freezes what it touches, and the frozen axes say so.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
 from secateur.execution import one_at_a_time, plain_tensors, tensors_by_name
 from secateur.modules.narrow_norm import norm_form
-from secateur.tracing.aliases import Aliases
 from secateur.tracing.equal_lengths import tie_uncountable
-from secateur.tracing.export import (
-    ExportedModel,
-    concrete,
-    export_model,
-    first_names,
-    is_inplace,
-    module_of,
-    shapes_in,
-    source_line,
-)
+from secateur.tracing.export import ExportedModel, concrete, export_model, first_names, shapes_in
 from secateur.tracing.groups import (
     Tensors,
     UnitFamily,
@@ -49,29 +37,16 @@ from secateur.tracing.ignored import (
     freeze_ignored_groups,
     freeze_ignored_layers,
 )
+from secateur.tracing.inside import check_inside, freeze_shared, record_calls
+from secateur.tracing.operations import run_graph
 from secateur.tracing.ports import Ports, find_ports, find_state_axes
 from secateur.tracing.propagate import Propagation, TensorAxes
-from secateur.tracing.rules import RULES
 from secateur.tracing.sizes import match_sizes
-from secateur.tracing.stacked_states import read_rows
 
 __all__ = ["LabelledExport", "as_call", "export_with_labels", "freeze_groups", "trace", "traced_model"]
 
 # A graph is a value and must not keep the model alive: both sides are weak.
 _MODELS: WeakKeyDictionary[PruningGraph, ref[nn.Module]] = WeakKeyDictionary()
-
-# Operations of the export that compute nothing.
-SILENT = {
-    "_assert_tensor_metadata",
-    "_assert_async",
-    "_assert_scalar",
-    "sym_size",
-    "sym_constrain_range_for_size",
-}
-# Libraries whose operations the rules know by name.
-NAMESPACES = ("aten", "transformers")
-# Keyword arguments that do not matter to the axes of the results.
-WITHOUT_EFFECT = {"dtype", "device", "layout", "pin_memory", "memory_format", "generator", "inplace"}
 
 
 @one_at_a_time
@@ -82,6 +57,7 @@ def trace(
     example_kwargs: Mapping[str, Any] | None = None,
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
+    inside: str | Iterable[str] | None = None,
 ) -> PruningGraph:
     """Find the groups of units that can be removed from a model.
 
@@ -101,11 +77,14 @@ def trace(
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}`` or ``[(1, 1)]``: name or
             index of the argument, and path of the output.  Both shrink with the units on them.  A tuple
             stands for the tensors in it.  The example inputs must hold every state.
+        inside: For a model that `torch.export` cannot export: the submodules that it can, by name.  Only
+            these lose units, everything that leaves them keeps its size, and the rest stays as it is.
+            ``"auto"`` finds the largest ones.
 
     Raises:
-        CaptureError: If torch.export cannot export the model.
-        InputError: If the inputs are invalid, or an entry of `ignored_layers`, `outputs` or `states` matches
-            nothing.
+        CaptureError: If torch.export cannot export the model, or a submodule that `inside` names.
+        InputError: If the inputs are invalid, or an entry of `ignored_layers`, `outputs`, `states` or
+            `inside` matches nothing.
 
     Example:
         >>> from torch import nn
@@ -119,7 +98,12 @@ def trace(
     args, kwargs = as_call(example_inputs, example_kwargs)
     counted, pairs = check_outputs(outputs), check_states(states)
     ignored = find_ignored_layers(model, ignored_layers)
-    found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
+    names = check_inside(model, args, kwargs, inside, counted, pairs)
+    if names:
+        replayed, calls = record_calls(model, names, args, kwargs)
+        found = _analyse(replayed, calls, {}, ignored, Ports(Interface()))
+    else:
+        found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
     propagation, tensors, families = found.propagation, found.tensors, found.families
     graph = PruningGraph(
         groups=tuple(f.group for f in families),
@@ -132,9 +116,11 @@ def trace(
         equal_counts=find_equal_counts(propagation, families),
         element_sizes={name: x.element_size() for name, x in tensors_by_name(model).items()},
         interface=found.interface,
+        inside=names,
         example_inputs=args,
         example_kwargs=kwargs,
     )
+    graph = freeze_shared(graph, model)
     _MODELS[graph] = ref(model)
     return graph
 
@@ -320,100 +306,6 @@ def _unlabelled(propagation: Propagation, value: Any, data: bool) -> Any:
         lambda v: propagation.unlabelled(shapes_in(v)[0], data) if isinstance(v, Tensor) else concrete(v),
         value,
     )
-
-
-def _tensor_axes(tree: Any) -> list[TensorAxes]:
-    return [s for s in torch.utils._pytree.tree_leaves(tree) if isinstance(s, TensorAxes)]
-
-
-def run_graph(module: GraphModule, inputs: Mapping[str, Any], propagation: Propagation) -> Any:
-    """Carry labels through a graph and record them in `propagation.states`.
-
-    Args:
-        module: The graph.
-        inputs: Placeholder name -> `TensorAxes`, or the value of an input that is no tensor.
-        propagation: What the rules share.
-
-    Returns:
-        The outputs, with `TensorAxes` for tensors.
-    """
-    values: dict[Node, Any] = {}
-    aliases = Aliases()
-
-    def resolve(tree: Any) -> Any:
-        return torch.fx.node.map_arg(tree, lambda n: values[n])
-
-    for node in module.graph.nodes:
-        aliases.add(node)
-        if node.op == "placeholder":
-            values[node] = inputs[node.name]
-        elif node.op == "output":
-            return resolve(node.args[0])
-        elif node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(module)
-            is_tensor = isinstance(value, Tensor)
-            values[node] = propagation.unlabelled(tuple(value.shape), False) if is_tensor else value
-        else:
-            propagation.enter_node(node.name, module_of(node), str(node.target), source_line(node))
-            values[node] = _apply_rule(node, resolve, propagation)
-            if is_inplace(node) and isinstance(values[node], TensorAxes):
-                aliases.write(node, values, propagation)
-        propagation.states[node.name] = values[node]
-    return ()
-
-
-def _apply_rule(node: Node, resolve: Callable[[Any], Any], propagation: Propagation) -> Any:
-    target = node.target
-    if target is operator.getitem:
-        sequence, i = resolve(node.args)
-        return sequence[i]
-    name = operation_name(target)
-    args, kwargs = resolve(node.args), resolve(dict(node.kwargs))
-    inner = [a for a in args if isinstance(a, GraphModule)]
-    if inner and name.startswith("wrap_with"):
-        return _run_wrapped(inner[0], args, propagation)
-    value = node.meta.get("val")
-    shapes = shapes_in(value)
-    if name in SILENT or not shapes:
-        return torch.utils._pytree.tree_map(concrete, value)
-    args, kwargs = read_rows(propagation, name, (args, kwargs))
-    operands = _tensor_axes((args, kwargs))
-    known = RULES.get(name) if getattr(target, "namespace", "aten") in NAMESPACES else None
-    results = None
-    if known is not None:
-        options = {k: v for k, v in kwargs.items() if k not in WITHOUT_EFFECT}
-        result = known(propagation, shapes, *args, **options)
-        results = result if isinstance(result, list) else [result]
-    # A rule that predicts other shapes does not know this form of the operation.
-    if results is None or any(s.shape != shape for s, shape in zip(results, shapes, strict=False)):
-        results = _freeze_operands(propagation, operands, shapes)
-    data = any(s.data for s in operands)
-    results = [replace(s, data=True) if data and not s.data else s for s in results[: len(shapes)]]
-    return results if isinstance(value, (tuple, list)) else results[0]
-
-
-def _run_wrapped(body: GraphModule, args: Sequence[Any], propagation: Propagation) -> Any:
-    """Carry labels through the graph inside a wrapper such as `wrap_with_set_grad_enabled`."""
-    given = args[args.index(body) + 1 :]
-    names = [n.name for n in body.graph.nodes if n.op == "placeholder"]
-    return run_graph(body, dict(zip(names, given, strict=True)), propagation)
-
-
-def _freeze_operands(
-    propagation: Propagation, operands: Sequence[TensorAxes], shapes: Sequence[tuple[int, ...]]
-) -> list[TensorAxes]:
-    """Freeze everything that an operation without a rule touches."""
-    for state in operands:
-        propagation.freeze_all(state, "the operation is not known")
-    return [propagation.unlabelled(shape, any(s.data for s in operands)) for shape in shapes]
-
-
-def operation_name(target: Any) -> str:
-    """Return an operation's name without namespace, overload, and the underscore of in-place forms."""
-    name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target)).split(".")[0]
-    if name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return {"__and__": "bitwise_and", "__or__": "bitwise_or"}.get(name, name)
 
 
 def _in_free_atoms(propagation: Propagation, state: Any) -> Any:

@@ -166,7 +166,7 @@ def unify(propagation: Propagation, out: list[tuple[int, ...]], *operands: Any, 
     states = [o for o in operands if isinstance(o, TensorAxes)]
     if (
         len(out) != 1
-        or len(out[0]) != max(s.ndim for s in states)
+        or len(out[0]) != max((s.ndim for s in states), default=0)
         or (len(operands) > 1 and len(states) == 1 and out[0] != states[0].shape)
     ):
         return reduce_all(propagation, out, *operands)
