@@ -303,7 +303,11 @@ def _comparable(output: Any) -> list[Tensor]:
 def _check_shapes(a: list[Tensor], b: list[Tensor]) -> None:
     shapes = [[tuple(x.shape) for x in tensors] for tensors in (a, b)]
     if shapes[0] != shapes[1]:
-        raise InputError(f"outputs of shapes {shapes[0]} and {shapes[1]} cannot be compared")
+        first = next((pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]), map(len, shapes))
+        raise InputError(
+            "outputs of shapes {} and {} cannot be compared; if the shapes depend on the data, pass "
+            "repair=None and a metric of your own".format(*first)
+        )
 
 
 def _check_nan(x: Tensor) -> None:

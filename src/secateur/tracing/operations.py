@@ -96,11 +96,17 @@ def _apply_rule(node: Node, resolve: Callable[[Any], Any], propagation: Propagat
         result = known(propagation, shapes, *args, **options)
         results = result if isinstance(result, list) else [result]
     # A rule that predicts other shapes does not know this form of the operation.
-    if results is None or any(s.shape != shape for s, shape in zip(results, shapes, strict=False)):
+    if results is None or any(not _fits(s, shape) for s, shape in zip(results, shapes, strict=False)):
         results = _freeze_operands(propagation, operands, shapes)
     data = any(s.data for s in operands)
     results = [replace(s, data=True) if data and not s.data else s for s in results[: len(shapes)]]
     return results if isinstance(value, (tuple, list)) else results[0]
+
+
+def _fits(axes: TensorAxes, shape: tuple[int, ...]) -> bool:
+    """Return whether axes and their labels have these lengths; stand-ins for unknown lengths may not."""
+    lengths = zip(axes.labels, shape, strict=False)
+    return axes.shape == shape and all(label is None or len(label) == n for label, n in lengths)
 
 
 def _run_wrapped(body: GraphModule, args: Sequence[Any], propagation: Propagation) -> Any:
