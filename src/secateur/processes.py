@@ -6,6 +6,7 @@ same code and get the same sums, so they make the same plan.  Outside of it ther
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,6 +54,7 @@ class Processes:
 
 
 ONE = Processes()
+_groups = itertools.count()
 _current: ContextVar[Processes] = ContextVar("processes", default=ONE)
 
 
@@ -81,6 +83,8 @@ def split_over_processes() -> Iterator[Processes]:
     if own:
         try:
             store, number, count = next(iter(dist.rendezvous("env://")))
+            # A group finds its processes by what they write there: each has a place of its own.
+            store = dist.PrefixStore(f"secateur/{next(_groups)}", store)
             dist.init_process_group("gloo", store=store, rank=number, world_size=count)
         except (RuntimeError, ValueError) as error:
             raise SecateurError(f"the processes cannot find each other: {error}; use torchrun") from error

@@ -19,6 +19,7 @@ from secateur.core import InputError, Latency, Params
 from secateur.processes import Processes
 from secateur.result import load_report
 
+PRUNE = ("-m", "secateur", "prune")
 USER = '''
 import os
 import torch
@@ -44,12 +45,34 @@ class Differs(Magnitude):
 '''
 
 
+SCRIPT = """
+import torch
+import secateur as sc
+from secateur.processes import split_over_processes
+from torch import nn
+
+for method in ("taylor", "lattice"):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 5))
+    data = list(torch.randn(5, 16, 8))
+    alone = sc.prune(net, data[0], sc.Units(0.5), data, method=method, repair="fold", progress=False)
+    with split_over_processes() as processes:
+        found = sc.prune(net, data[0], sc.Units(0.5), data, method=method, repair="fold", progress=False)
+        assert processes.count == 2
+    assert found.plan.keep["0"].tolist() == alone.plan.keep["0"].tolist()
+    for x, y in zip(found.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y)
+    if processes.number == 0:
+        print("as alone:", method)
+"""
+
+
 def two(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in two processes of torchrun."""
+    """Run a module, or a script, in two processes of torchrun."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*start, "-m", "secateur", *arguments],
+        [*start, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -65,7 +88,7 @@ def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
     (tmp_path / "gardens.txt").write_text(make_text("gardens"))
     texts = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "7", "--holdout-samples", "1")
     options = ("--budget", "params=0.8,of=body", "--method", "taylor", "--repair", "fold", *texts)
-    done = two(tmp_path, "prune", "llama", *options, "--out", "two")
+    done = two(tmp_path, *PRUNE, "llama", *options, "--out", "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved in two") == 1 and done.stdout.count("perplexity on") == 1
     one = tmp_path / "one"
@@ -90,9 +113,18 @@ def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
 def test_an_error_of_one_ends_all_with_one_message(tmp_path: Path, method: str, message: str) -> None:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "user.py").write_text(USER)
-    done = two(tmp_path, "prune", "net.py:ready", "--method", f"user.py:{method}", "--budget", "units=0.5")
+    done = two(tmp_path, *PRUNE, "net.py:ready", "--method", f"user.py:{method}", "--budget", "units=0.5")
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1 and message in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_prunings_in_a_row_share_data_without_labels(tmp_path: Path) -> None:
+    """Random projections stand for labels, and a sample of activations is no sum."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = two(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["as alone: taylor", "as alone: lattice"]
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
