@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from secateur.batches import as_batches
-from secateur.core import Plan, PruningGraph, StoreError
+from secateur.core import InputError, Plan, PruningGraph, StoreError
 from secateur.core.paths import write_text
-from secateur.execution import one_at_a_time
+from secateur.execution import check_flags, one_at_a_time
 from secateur.formats import store
 from secateur.formats.certificate import hash_batches, make_certificate
 from secateur.measure.metrics import Metric
@@ -71,6 +71,9 @@ class Result:
         Raises:
             InputError: If an argument is invalid, or a model cannot run on the batches.
         """
+        check_flags(latency=latency)
+        if not isinstance(name, str | None):
+            raise InputError(f"name must be a text, as 'test'; got {name!r}")
         batches = None if holdout is None else as_batches(holdout)
         report = measure(
             self.report,

@@ -17,6 +17,13 @@ __all__ = ["Merge", "Plan"]
 
 LISTED = 6  # entries of a list in a note
 SHOWN = 10  # groups and weights in a repr
+MAPS = {
+    "keep": "group names to unit numbers",
+    "masks": "weight names to masks",
+    "merges": "group names to merges",
+    "factors": "weight names to factors",
+    "notes": "names to reasons",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,21 +84,22 @@ class Plan:
     factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the units.
+        """Check the units, the masks and the factors.
 
         Raises:
             PlanError: If a unit is invalid; the message names the group and the first such unit.  Or if
                 counts must be equal and are not; the message names the groups.
         """
-        if isinstance(self.blocks, str) or not all(isinstance(name, str) for name in self.blocks):
+        names = isinstance(self.blocks, (tuple, list)) and all(isinstance(x, str) for x in self.blocks)
+        if not names:
             raise PlanError(f"blocks must be names of blocks; got {self.blocks!r}")
-        for name, factor in self.factors.items():
-            if name not in self.masks or self.masks[name].shape != factor.shape:
-                raise PlanError(f"the factors of {name!r}, {factor.shape}, must have the shape of its mask")
-            if not (np.isfinite(factor).all() and (factor != 0).all()):
-                raise PlanError(f"the factors of {name!r} must be finite and not 0: a mask zeroes weights")
-        if not isinstance(self.keep, Mapping):
-            raise PlanError(f"keep must map group names to unit numbers; got a {type(self.keep).__name__}")
+        for what, maps in MAPS.items():
+            if not isinstance(given := getattr(self, what), Mapping):
+                raise PlanError(f"{what} must map {maps}; got a {type(given).__name__}")
+        self._check_units()
+        self._check_masks()
+
+    def _check_units(self) -> None:
         sizes = {group.name: group.size for group in self.graph.groups} if self.keep else {}
         for name, kept in self.keep.items():
             if name not in sizes:
@@ -105,6 +113,25 @@ class Plan:
                     f"number states how many they have (hidden_size), or the budget is even; got "
                     f"{list(counts.values())}"
                 )
+
+    def _check_masks(self) -> None:
+        for name, mask in self.masks.items():
+            shape = self.graph.shapes.get(name)
+            if shape is None:
+                raise PlanError(unknown("weight", str(name), list(self.graph.shapes)))
+            array = isinstance(mask, np.ndarray)
+            if not array or mask.dtype != np.bool_ or mask.shape != tuple(shape):
+                got = f"{mask.dtype} of shape {mask.shape}" if array else type(mask).__name__
+                raise PlanError(
+                    f"the mask of {name!r} must be a boolean numpy array of shape {tuple(shape)}, True where "
+                    f"a weight stays; got {got}"
+                )
+        for name, factor in self.factors.items():
+            shape = getattr(factor, "shape", None)
+            if name not in self.masks or self.masks[name].shape != shape:
+                raise PlanError(f"the factors of {name!r}, {shape}, must have the shape of its mask")
+            if not (np.isfinite(factor).all() and (factor != 0).all()):
+                raise PlanError(f"the factors of {name!r} must be finite and not 0: a mask zeroes weights")
 
     @property
     def removes(self) -> bool:

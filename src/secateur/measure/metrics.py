@@ -115,7 +115,7 @@ def metric_named(metric: str | Metric, original: nn.Module | None = None) -> tup
     """
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in NAMES:
+    if not isinstance(metric, str) or metric not in NAMES:
         raise InputError(unknown("metric", str(metric), NAMES))
     if metric != "agreement":
         return metric, {**METRICS, "perplexity": perplexity}[metric]

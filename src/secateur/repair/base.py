@@ -89,7 +89,7 @@ class Finetune:
         check_training(self.epochs, self.steps, self.minutes, self.lr)
         if self.loss is not None and not callable(self.loss):
             raise InputError(f"loss must be a callable; got {type(self.loss).__name__}")
-        if not (self.teacher == "auto" or isinstance(self.teacher, bool)):
+        if not (isinstance(self.teacher, bool) or (isinstance(self.teacher, str) and self.teacher == "auto")):
             raise InputError(f"teacher must be 'auto', True or False; got {self.teacher!r}")
         if self.teacher is True and self.loss is not None:
             raise InputError("a teacher brings its own loss: give loss= or teacher=True, not both")
