@@ -70,7 +70,7 @@ networks = st.builds(
     layers=st.lists(
         st.builds(Layer, names, names, names, st.none() | names, positions=st.floats()), max_size=2
     ).map(tuple),
-    shapes=st.dictionaries(names, st.lists(st.integers(0, 9)).map(tuple), max_size=2),
+    shapes=st.dictionaries(names, st.lists(st.integers(0, 9), max_size=4).map(tuple), max_size=2),
     parameters=st.lists(names, max_size=2).map(tuple),
     aliases=st.dictionaries(names, names, max_size=2),
     sizes=st.lists(
@@ -95,11 +95,13 @@ def plans(draw: st.DrawFn) -> Plan:
     sizes = {g.name: g.size for g in graph.groups}
     chosen = draw(st.lists(st.sampled_from(sorted(sizes)), unique=True)) if sizes else []
     units = {name: draw(st.sets(st.sampled_from(range(sizes[name])))) for name in chosen if sizes[name]}
+    small = sorted(name for name, lengths in graph.shapes.items() if math.prod(lengths) <= 99)
+    masked = draw(st.lists(st.sampled_from(small), unique=True)) if small else []
     return Plan(
         graph=graph,
         method=draw(names),
         keep={name: np.array(sorted(kept), np.int64) for name, kept in units.items()},
-        masks=draw(st.dictionaries(names, arrays.arrays(np.bool_, shape), max_size=2)),
+        masks={name: draw(arrays.arrays(np.bool_, graph.shapes[name])) for name in masked},
         merges=draw(st.dictionaries(names, merges, max_size=2)),
         budget=draw(names),
         seed=draw(st.integers()),
