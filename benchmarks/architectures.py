@@ -64,7 +64,7 @@ KEY_HEADS = ("num_key_value_heads", "kv_heads")
 REFUSALS = 40  # that the page quotes
 
 
-def prune_half(entry: Architecture, model: nn.Module, example: Any) -> tuple[nn.Module, Plan]:
+def prune_half(model: nn.Module, example: Any) -> tuple[nn.Module, Plan]:
     """Prune a model by Secateur to half of the units of every group."""
     args, kwargs = example
     result = prune(
@@ -94,7 +94,7 @@ def in_low_precision(model: nn.Module) -> nn.Module:
 
 def judge_ours(entry: Architecture, model: nn.Module) -> Outcome:
     """Prune a float64 model by Secateur and judge the result."""
-    small, _ = prune_half(entry, model, entry.example())
+    small, _ = prune_half(model, entry.example())
     verdict, left, deviation = judge(entry, model, small)
     return Outcome(entry.name, OURS, verdict, left, deviation)
 
@@ -103,7 +103,7 @@ def judge_ours_in_float32(entry: Architecture, model: nn.Module) -> Outcome:
     """Prune the float32 copy of a model; find in float64 what is left, and compare in float32."""
     torch.set_default_dtype(torch.float32)
     low = in_low_precision(model)
-    small, plan = prune_half(entry, low, in_float32(entry.example()))
+    small, plan = prune_half(low, in_float32(entry.example()))
     exact = shrink(model, plan, check=False)
     left = oracles.size(small) / oracles.size(model)
     rounded = in_low_precision(exact).state_dict()
@@ -213,6 +213,8 @@ def totals(found: Found) -> list[str]:
     for library, entries in rows.items():
         for tool in (OURS, THEIRS):
             outcomes = [found[entry.name, tool] for entry in entries if (entry.name, tool) in found]
+            if not outcomes:
+                continue
             counts = Counter(outcome.verdict for outcome in outcomes)
             built = counts.total() - counts["not built"]
             much = sum(x.verdict == "exact" and 1 - (x.left or 1) >= MUCH for x in outcomes)
@@ -246,6 +248,8 @@ def page(found: Found, ours: float, theirs: float) -> str:
         "several. Mixtures of experts, whose kernels refuse float64, are compared in float32; Torch-Pruning "
         "is not judged there.",
         "",
+        f"{sum(tool == OURS for _, tool in found)} of {len(ARCHITECTURES)} architectures have run with "
+        f"Secateur so far, {sum(tool == THEIRS for _, tool in found)} with Torch-Pruning. "
         f"Written by `python benchmarks/architectures.py` with {versions}; {ours:.0f} seconds of processor "
         f"time each, {theirs:.0f} for Torch-Pruning, which needs less or does not end. The verdicts:",
         "",
@@ -274,6 +278,12 @@ def first_line(outcome: Outcome) -> str:
     return PLACES.sub("", (outcome.detail.strip().splitlines() or [""])[0])[:250].replace("`", "'")
 
 
+def warm_up() -> None:
+    """Import in this process what every forked process needs: torch.export and the models' libraries."""
+    prune_half(ARCHITECTURES["transformers/llama"].build(), ARCHITECTURES["transformers/llama"].example())
+    ARCHITECTURES["timm/test_resnet"].build()
+
+
 def main() -> None:
     """Run the architectures whose names contain a pattern, or write the page from what was run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -291,6 +301,7 @@ def main() -> None:
     if options.table:
         options.table.write_text(page(found, options.limit, options.their_limit))
         return
+    warm_up()
     names = list(ARCHITECTURES)
     random.Random(0).shuffle(names)  # an interrupted run is a fair sample
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import Plan
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules import RULES
 from secateur.tracing.trace import trace
 
@@ -75,4 +77,12 @@ def test_units_beside_the_axis_of_a_statistic_go(name: str) -> None:
 
 def test_a_rule_that_predicts_another_shape_freezes(monkeypatch) -> None:
     monkeypatch.setitem(RULES, "relu", lambda propagation, out, x: x.without([0]))
+    check(lambda h: h, 18)
+
+
+def test_a_rule_whose_labels_do_not_fit_freezes(monkeypatch) -> None:
+    def short(propagation: Propagation, out: list[tuple[int, ...]], x: TensorAxes) -> TensorAxes:
+        return replace(x, labels=tuple(label if label is None else label[:4] for label in x.labels))
+
+    monkeypatch.setitem(RULES, "relu", short)
     check(lambda h: h, 18)
