@@ -245,7 +245,7 @@ def table(found: Found) -> str:
 
     def cell(name: str, keep: float) -> str:
         row = found.get((name, keep))
-        return "-" if row is None else " / ".join(f"{row[text]:.1f}" for text in ("same text", "other text"))
+        return "-" if row is None else " / ".join(f"{row[text]:,.1f}" for text in ("same text", "other text"))
 
     def seconds(name: str) -> str:
         row = found.get((name, 0.8))
