@@ -96,6 +96,24 @@ def compare(models: tuple[nn.Module, nn.Module], batch: Any, runtime: str, threa
     }
 
 
+def operations(models: tuple[nn.Module, nn.Module], batch: Any) -> list[dict[str, Any]]:
+    """Return the eager processor time of both networks by operation: what does not shrink, and what does."""
+    runs, found = 20, []
+    for model in models:
+        with torch.inference_mode(), using_threads(1):
+            call(model, batch)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                for _ in range(runs):
+                    call(model, batch)
+        found.append({x.key: 1e-3 * x.self_cpu_time_total / runs for x in profile.key_averages()})
+    largest = sorted(found[0], key=lambda name: -found[0][name])[:5]
+    rows = [{"operation": name, "ms": found[0][name], "pruned": found[1].get(name, 0.0)} for name in largest]
+    whole = [sum(times.values()) for times in found]
+    rest = [total - sum(row[key] for row in rows) for total, key in zip(whole, ("ms", "pruned"), strict=True)]
+    rows.append({"operation": "all others", "ms": rest[0], "pruned": rest[1]})
+    return [{**row, "left": f"{row['pruned'] / row['ms']:.0%}"} for row in rows]
+
+
 def table(lines: list[str]) -> str:
     """Return JSON lines as a Markdown table: a row for each network, batch and number of threads."""
     rows: dict[tuple[str, int, int], dict[str, Any]] = {}
@@ -118,6 +136,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2", help="threads, with commas")
     parser.add_argument("--step", type=int, default=16, help="widths are multiples of this")
     parser.add_argument("--processor-time", action="store_true", help=PROCESSOR_TIME)
+    parser.add_argument("--operations", action="store_true", help="print eager time by operation, batch 1")
     parser.add_argument("--table", type=Path, help="print a file of such lines as Markdown instead")
     options = parser.parse_args()
     if options.table:
@@ -129,6 +148,11 @@ def main() -> None:
         options.threads = "1"
     for name in options.networks.split(","):
         model, small, example, macs = halve(name, options.step)
+        if options.operations:
+            print(
+                f"{name}\n\n{markdown_table(operations((model, small), resize_batch((example,), 0, 1)[0]))}\n"
+            )
+            continue
         for batch in map(int, options.batches.split(",")):
             (resized,) = resize_batch((example,), 0, batch)
             for threads in map(int, options.threads.split(",")):
