@@ -104,6 +104,7 @@ OWN: dict[str, dict[str, Any]] = {
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     "deepseek_v3": {**EXPERTS, "head_dim": None, "num_key_value_heads": 4, "n_group": 2, "topk_group": 1},
     "depth_anything": {
+        "depth_estimation_type": "metric",  # a sigmoid; behind the ReLU of the other type all is zero
         **NECK,
         "reassemble_hidden_size": 24,
         "head_hidden_size": 8,
