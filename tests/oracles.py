@@ -97,7 +97,13 @@ def unshrunk(original: nn.Module, small: nn.Module) -> nn.Module:
             shorter = dict(small.named_buffers()).get(name)
             if buffer.is_floating_point() and shorter is not None and shorter.shape != buffer.shape:
                 zero_lost_slices(name, buffer, shorter)
-    return full
+        for name, module in full.named_modules():
+            for key, value in vars(module).items():  # position tables that are no buffers
+                shorter = vars(small.get_submodule(name)).get(key) if isinstance(value, Tensor) else None
+                if isinstance(shorter, Tensor) and shorter.shape != value.shape:
+                    vars(module)[key] = value.clone()
+                    zero_lost_slices(f"{name}.{key}", vars(module)[key], shorter)
+    return full.train().eval()  # some models compute tables from weights when they change the mode
 
 
 def zero_lost_slices(name: str, buffer: Tensor, shorter: Tensor) -> None:
@@ -156,7 +162,8 @@ def tensors(outputs: Any) -> list[Tensor]:
 
 def run(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
     """Run a model without gradients, its casts to float32 undone, and return its floating outputs."""
-    with in_float64():
+    with in_float64(), torch.random.fork_rng():
+        torch.manual_seed(0)  # some models draw numbers
         return tensors(model(*example[0], **example[1]))
 
 
