@@ -43,7 +43,9 @@ from torch_pruning_runs import secateur_half, torch_pruning_half  # noqa: E402
 
 from secateur.core import SecateurError  # noqa: E402
 
-PLACES = re.compile(rf"{re.escape(str(ROOT))}/|\S*/site-packages/")
+PLACES = re.compile(
+    "|".join([r"\S*/site-packages/", *(f"{re.escape(x)}/" for x in [str(ROOT), *sys.path] if x)])
+)
 VERDICTS = {
     "exact": "the network that masking the original gives, to 1e-10 of the largest output",
     "refused": "an error that says what stands in the way; nothing is changed",
