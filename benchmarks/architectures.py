@@ -39,12 +39,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import oracles  # noqa: E402
 from architecture_bank import ARCHITECTURES, LIBRARIES, Architecture  # noqa: E402
 from architecture_bank.entry import in_float32  # noqa: E402
-from compare_torch_pruning import PLACES, Outcome, best, isolated, judge  # noqa: E402
+from compare_torch_pruning import PLACES, Outcome, best, guarded, isolated, judge  # noqa: E402
 from torch_pruning_runs import KEYS, QUERIES, torch_pruning_half  # noqa: E402
 
 from secateur import prune, shrink  # noqa: E402
 from secateur.apply.float64 import in_float64  # noqa: E402
-from secateur.core import Plan, SecateurError, Units  # noqa: E402
+from secateur.core import Plan, Units  # noqa: E402
 
 OURS, THEIRS = "Secateur", "Torch-Pruning"
 VERDICTS = {
@@ -171,16 +171,9 @@ def attempt(entry: Architecture, tool: str, whole_heads: bool = False) -> Outcom
         double = runs_in_float64(entry, model)
     except Exception as error:
         return Outcome(entry.name, tool, "not built", detail=f"{type(error).__name__}: {error}")
-    try:
-        if tool == THEIRS:
-            return judge_theirs(entry, model, whole_heads)
-        return (judge_ours if double else judge_ours_in_float32)(entry, model)
-    except oracles.NotAPart as error:
-        return Outcome(entry.name, tool, "wrong", detail=str(error))
-    except SecateurError as error:
-        return Outcome(entry.name, tool, "refused", detail=f"{type(error).__name__}: {error}")
-    except Exception as error:
-        return Outcome(entry.name, tool, "crash", detail=f"{type(error).__name__}: {error}")
+    ours = judge_ours if double else judge_ours_in_float32
+    job = partial(judge_theirs, entry, model, whole_heads) if tool == THEIRS else partial(ours, entry, model)
+    return guarded(job, entry.name, tool)
 
 
 def run(entry: Architecture, tool: str, limit: float) -> Outcome:

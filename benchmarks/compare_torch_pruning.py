@@ -88,18 +88,26 @@ def judge(entry: Entry, original: nn.Module, small: nn.Module) -> tuple[str, flo
 def attempt(entry: Entry, tool: str, prune: Callable[[Entry, nn.Module], nn.Module]) -> Outcome:
     """Prune one model by one tool and judge the result."""
     original = oracles.perturb(entry.build())
-    start = time.process_time()
-    try:
+
+    def job() -> Outcome:
+        start = time.process_time()
         small = prune(entry, original)
         seconds = time.process_time() - start
-        verdict, left, deviation = judge(entry, original, small)
+        return Outcome(entry.name, tool, *judge(entry, original, small), seconds)
+
+    return guarded(job, entry.name, tool)
+
+
+def guarded(job: Callable[[], Outcome], name: str, tool: str) -> Outcome:
+    """Return the outcome of a job, also where it ends in an error."""
+    try:
+        return job()
     except oracles.NotAPart as error:
-        return Outcome(entry.name, tool, "wrong", detail=str(error))
+        return Outcome(name, tool, "wrong", detail=str(error))
     except SecateurError as error:
-        return Outcome(entry.name, tool, "refused", detail=f"{type(error).__name__}: {error}")
+        return Outcome(name, tool, "refused", detail=f"{type(error).__name__}: {error}")
     except Exception as error:
-        return Outcome(entry.name, tool, "crash", detail=f"{type(error).__name__}: {error}")
-    return Outcome(entry.name, tool, verdict, left, deviation, seconds)
+        return Outcome(name, tool, "crash", detail=f"{type(error).__name__}: {error}")
 
 
 def isolated(job: Callable[[], Outcome], name: str, tool: str, limit: float) -> Outcome:
