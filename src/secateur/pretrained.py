@@ -50,7 +50,7 @@ def load_pretrained(path: str | Path) -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     path, gguf = _split_gguf(path)
     if not gguf:
-        _check_folder(path)
+        _check_folder(path, transformers)
 
     def read() -> tuple[nn.Module, dict[str, Any]]:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, **gguf)
@@ -81,7 +81,7 @@ def empty_model(folder: str | Path) -> nn.Module:
     """
     transformers = _transformers()
     folder = Path(folder)
-    _check_folder(folder)
+    _check_folder(folder, transformers)
 
     def build() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -155,7 +155,7 @@ def _quietly(transformers: Any, call: Callable[[], Any]) -> Any:
         transformers.utils.logging.set_verbosity(level)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, transformers: Any) -> None:
     """Raise `InputError` if a folder cannot hold a model."""
     config = _read_json(
         folder / "config.json", f"{folder} is not a folder of transformers: it has no config.json"
@@ -165,6 +165,12 @@ def _check_folder(folder: Path) -> None:
         raise InputError(
             f"the weights in {folder} are quantised ({method}), so no unit can be cut out of them: load the "
             "model with transformers, call model.dequantize(), and save it again"
+        )
+    names = config.get("architectures") or [""]
+    if config.get("auto_map") and not hasattr(transformers, names[0]):
+        raise InputError(
+            f"{folder} has code of its own for {names[0]}, which is not run here: load the model with "
+            "trust_remote_code=True, and give it to secateur.prune"
         )
     if (folder / ONE_FILE).is_file():
         return

@@ -118,7 +118,7 @@ class Result:
         store.save(folder, self.model, self.plan, report.to_dict(), report.versions, self.certificate())
 
     def save_pretrained(
-        self, folder: str | Path, tokenizer: Any = None, *, uneven: Literal["error", "pad"] = "error"
+        self, folder: str | Path, tokenizer: Any = None, *, uneven: Literal["error", "pad", "code"] = "error"
     ) -> float:
         """Write the pruned model as a folder of transformers, which `from_pretrained` loads without Secateur.
 
@@ -131,8 +131,10 @@ class Result:
             tokenizer: A tokenizer of transformers, or a folder with its files.  By default those files are
                 copied from the folder that the original was loaded from.
             uneven: What to do if the config cannot state the sizes, because layers of the same kind keep
-                unequal counts or because it has no number for them: ``"error"``, or ``"pad"`` with units of
-                zeros, which is exact and saves less.  Budgets with ``even=True`` need neither.
+                unequal counts or because it has no number for them: ``"error"``; ``"pad"`` with units of
+                zeros, which is exact and saves less; or ``"code"``, which writes a modelling file into the
+                folder, which then loads with ``trust_remote_code=True``.  Budgets with ``even=True`` need
+                none of these.
 
         Returns:
             The largest difference of the outputs, relative to the largest output.

@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 from command_line import run
 from language_folder import make_folder, make_text, make_tokenizer
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from secateur.measure.metrics import perplexity
@@ -74,6 +75,17 @@ def test_uneven_layers_are_filled_up_with_zeros(llama: Path) -> None:
     kept = {name: group["kept"] for name, group in load_report("small").groups.items() if "mlp" in name}
     assert len(set(kept.values())) == 2
     assert LlamaForCausalLM.from_pretrained("small").config.intermediate_size == max(kept.values())
+
+
+def test_uneven_layers_with_a_modelling_file(llama: Path) -> None:
+    plain = ("--method", "magnitude", "--repair", "none", "--scope", "global", "--uneven")
+    done = prune(*TEXTS, *plain, "--modelling-file", "--out", "small")
+    assert done.exit_code == 0 and "loads with trust_remote_code=True" in done.stderr, done.output
+    report = load_report("small")
+    weights = load_file("small/model.safetensors")
+    assert sum(x.numel() for x in weights.values()) == report.after.cost.parameters
+    done = run("prune", "small", "--budget", "params=0.8")
+    assert done.exit_code == 2 and "code of its own" in done.stderr
 
 
 def test_without_another_text_the_output_says_so(llama: Path) -> None:

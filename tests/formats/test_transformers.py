@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from functools import cache
@@ -20,6 +21,7 @@ from secateur.apply.exactness import deviation
 from secateur.apply.float64 import run_float64
 from secateur.core import ExactnessError, InputError, Plan, PlanError, StoreError
 from secateur.formats import transformers as folders
+from secateur.formats.modelling_file import import_class
 from secateur.formats.plan_json import plan_digest
 
 transformers = pytest.importorskip("transformers")
@@ -244,6 +246,57 @@ def test_sizes_that_a_config_refuses_together(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="padded"):
         folders.save_pretrained(tmp_path / "out", small, plan, uneven="pad")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"] == 24
+
+
+def uneven_plan(model: Any) -> Plan:
+    """Keep other counts in each layer of heads and feed-forward units; of experts, multiples of 8."""
+    graph = sc.trace(model, {"input_ids": ids()})
+    groups = [
+        g for g in graph.groups if g.kind not in ("hidden", "vocabulary") and "embeddings" not in g.name
+    ]
+    gone = [
+        8 * (i < 4) if ".experts" in g.name else max(1, g.size * (1 + i % 4) // 6)
+        for i, g in enumerate(groups)
+    ]
+    return Plan(graph, "by hand", {g.name: np.arange(g.size - n) for g, n in zip(groups, gone, strict=True)})
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+def test_a_modelling_file_states_uneven_layers(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    plan = uneven_plan(model)
+    small = sc.shrink(model, plan)
+    assert folders.save_pretrained(tmp_path / "out", small, plan, uneven="code") <= 1e-5
+    cls = import_class(tmp_path / "out", model)
+    loaded = cls.from_pretrained(tmp_path / "out").eval()
+    assert compared(small, loaded) <= 1e-5
+    shapes = {name: tensor.shape for name, tensor in loaded.named_parameters()}
+    assert shapes == {name: tensor.shape for name, tensor in small.named_parameters()}
+    if family in DECODERS:
+        check_generation(loaded)
+
+
+def test_a_modelling_file_needs_no_secateur(tmp_path: Path) -> None:
+    model = build("llama")
+    plan = uneven_plan(model)
+    small = sc.shrink(model, plan)
+    folders.save_pretrained(tmp_path / "out", small, plan, uneven="code")
+    torch.save((ids(), small(ids()).logits), tmp_path / "expected.pt")
+    code = f"""
+import sys
+sys.modules["secateur"] = None
+import torch
+from transformers import AutoModelForCausalLM
+ids, expected = torch.load({str(tmp_path / "expected.pt")!r})
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+assert (model(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+model.save_pretrained({str(tmp_path / "again")!r})
+again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
+assert again(ids).logits.equal(model(ids).logits)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what travels along

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.core import ExactnessError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
-from secateur.core.indices import kept_indices
+from secateur.core.indices import kept_indices, kept_length
 from secateur.execution import check_flags, one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
@@ -102,12 +101,8 @@ def _select(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
 
 def _set_size(model: nn.Module, original: nn.Module, size: SizeAttribute, plan: Plan) -> nn.Module:
     """Set an attribute that stores a length; replace a normalisation that gets narrower."""
-    gone = {
-        int(position)
-        for group, (unit, positions) in zip(size.groups, size.index, strict=True)
-        for position in positions[np.isin(unit, plan.removed(group))]
-    }
-    if not gone:
+    length = kept_length(plan.graph, size, plan.keep)
+    if length == size.value:
         return model
     if size.attribute == "normalized_shape":
         before, after = original.get_submodule(size.module), model.get_submodule(size.module)
@@ -119,7 +114,7 @@ def _set_size(model: nn.Module, original: nn.Module, size: SizeAttribute, plan: 
     *path, attribute = size.attribute.split(".")
     for name in path:
         holder = getattr(holder, name)
-    setattr(holder, attribute, size.value - len(gone))
+    setattr(holder, attribute, length)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from secateur.cli.options import PAGE, check_writable
 from secateur.cli.printing import print_line, warn
@@ -36,7 +36,14 @@ def check_out_folder(folder: Path | None, onnx: bool, model: str) -> None:
         raise InputError("--onnx writes into the folder that --out names: give --out")
 
 
-def save_result(result: Result, folder: Path | None, model: str, tokenizer: Any, onnx: bool) -> None:
+def save_result(
+    result: Result,
+    folder: Path | None,
+    model: str,
+    tokenizer: Any,
+    uneven: Literal["pad", "code"],
+    onnx: bool,
+) -> None:
     """Write a pruned model and its report.
 
     Args:
@@ -45,14 +52,18 @@ def save_result(result: Result, folder: Path | None, model: str, tokenizer: Any,
         model: Name of the original.  A folder of transformers becomes another one, if its config can state
             the sizes.
         tokenizer: The tokenizer or its folder, if it is not that of the model.
+        uneven: What to do if its config cannot state the sizes; see `Result.save_pretrained`.
         onnx: Whether to write model.onnx, too.
     """
-    if folder is None or not (is_pretrained(model) and _save_pretrained(result, folder, model, tokenizer)):
+    plain = folder is not None and is_pretrained(model)
+    if not (plain and _save_pretrained(result, folder, model, tokenizer, uneven)):
         _save(result, folder, onnx)
 
 
-def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: Any) -> bool:
-    """Write a folder of transformers and the report; return False if its config cannot state the sizes."""
+def _save_pretrained(
+    result: Result, folder: Path, model: str, tokenizer: Any, uneven: Literal["pad", "code"]
+) -> bool:
+    """Write a folder of transformers and the report; return False if it cannot state the sizes."""
     tokens: Any = tokenizer
     if tokens is None and model.endswith(GGUF):
         tokens = load_tokenizer(model)
@@ -60,11 +71,15 @@ def _save_pretrained(result: Result, folder: Path, model: str, tokenizer: Any) -
         result.save_pretrained(folder, tokens)
     except (InputError, ExactnessError) as error:
         try:
-            result.save_pretrained(folder, tokens, uneven="pad")
+            result.save_pretrained(folder, tokens, uneven=uneven)
         except (InputError, ExactnessError):
             warn(f"no folder of transformers was written, but one that secateur.load reads: {error}")
             return False
-        warn(f"filled up with units of zeros, so the folder has more parameters than the report: {error}")
+        how = {
+            "pad": "filled up with units of zeros, so the folder has more parameters than the report",
+            "code": "the folder has a modelling file and loads with trust_remote_code=True",
+        }
+        warn(f"{how[uneven]}: {error}")
     add_report(result.report, folder)
     return True
 

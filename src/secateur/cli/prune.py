@@ -161,6 +161,14 @@ OutFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder for the weights, the plan and the report.")
 ]
 Onnx = Annotated[bool, typer.Option("--onnx", help="Also write model.onnx into the folder (extra onnx).")]
+ModellingFile = Annotated[
+    bool,
+    typer.Option(
+        "--modelling-file",
+        help="State sizes that the config of a transformers model cannot state in a modelling file in the "
+        "folder, which then loads with trust_remote_code=True, instead of filling up with units of zeros.",
+    ),
+]
 
 
 def prune_command(
@@ -205,6 +213,7 @@ def prune_command(
     explain: Explain = False,
     folder: OutFolder = None,
     onnx: Onnx = False,
+    modelling_file: ModellingFile = False,
     stream: Streamed = False,
 ) -> None:
     """Prune a model, check that what is left computes the same, and compare it with the original."""
@@ -216,16 +225,11 @@ def prune_command(
     texts.check(data, holdout)
     check_divisible(share, stream)
     if stream:
-        others: dict[str, Any] = {
-            "steps": steps,
-            "tolerance": tolerance,
-            "loss": loss,
-            "metric": metric,
-            "latency": latency,
-        }
+        others: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "loss": loss, "metric": metric}
         others |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
         others |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
-        others |= {"device": None if device == "cpu" else device, "inside": inside}
+        others |= {"device": None if device == "cpu" else device, "inside": inside, "latency": latency}
+        others |= {"modelling-file": modelling_file}
         prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, others)
         return
     user_metric = None if metric is None else make_metric(metric)
@@ -264,7 +268,7 @@ def prune_command(
         warn(ONE_TEXT)
     if folder is not None and read is None:
         result = _with_diagnostics(result, original, chosen, batches.fit)
-    save_result(result, folder, model, texts.tokenizer, onnx)
+    save_result(result, folder, model, texts.tokenizer, "code" if modelling_file else "pad", onnx)
 
 
 def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:

@@ -14,12 +14,14 @@ import numpy as np
 from secateur.core.errors import PlanError
 
 if TYPE_CHECKING:
-    from secateur.core.graph import BoolArray, IntArray, PruningGraph
+    from secateur.core.graph import BoolArray, IntArray, PruningGraph, SizeAttribute
+    from secateur.core.interface import StateAxis
 
 __all__ = [
     "check_units",
     "kept_axes",
     "kept_indices",
+    "kept_length",
     "kept_positions",
     "kept_shapes",
     "kept_states",
@@ -140,9 +142,18 @@ def kept_states(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[tuple
     kept = {}
     for number, state in enumerate(graph.interface.states):
         for axis in state.axes:
-            gone = [removed_units(graph.group(name).size, keep.get(name)) for name in axis.groups]
-            owners = ((index[1], dead[index[0]]) for index, dead in zip(axis.index, gone, strict=True))
-            stays = kept_positions(axis.value, owners)
+            stays = _kept_on(graph, axis, keep)
             if not stays.all():
                 kept[number, axis.axis] = np.flatnonzero(stays)
     return kept
+
+
+def kept_length(graph: PruningGraph, size: SizeAttribute, keep: Mapping[str, IntArray]) -> int:
+    """Return the value of an attribute that holds a length if only these units stay."""
+    return int(_kept_on(graph, size, keep).sum())
+
+
+def _kept_on(graph: PruningGraph, axis: SizeAttribute | StateAxis, keep: Mapping[str, IntArray]) -> BoolArray:
+    gone = [removed_units(graph.group(name).size, keep.get(name)) for name in axis.groups]
+    owners = ((index[1], dead[index[0]]) for index, dead in zip(axis.index, gone, strict=True))
+    return kept_positions(axis.value, owners)

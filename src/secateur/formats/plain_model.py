@@ -1,7 +1,8 @@
 """What a folder of transformers can state of a pruned model: a config, and the weights for it.
 
 Where no config states the sizes, removed units may come back as zeros: first as many as make layers of the
-same kind equally wide, then all units on an axis that the config cannot state.
+same kind equally wide, then all units on an axis that the config cannot state.  Or the config states the
+sizes with these units, and a modelling file the smaller ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -17,24 +18,26 @@ from torch import Tensor
 from secateur.apply.kept_tensors import shorten
 from secateur.core import Group, InputError, IntArray, Plan
 from secateur.core.indices import kept_shapes
+from secateur.formats.modelling_file import list_sizes
 from secateur.formats.plain_state import correct_embedding_scale, correct_norms, narrow_layer_norm
 from secateur.formats.transformers_config import ConfigSearch, build_on_meta
 from secateur.formats.zero_padding import pad_with_zeros, widen, widen_to_even
 
 __all__ = ["UNEVEN", "PlainModel", "Uneven", "plain_models"]
 
-Uneven = Literal["error", "pad"]
-UNEVEN = ("error", "pad")
+Uneven = Literal["error", "pad", "code"]
+UNEVEN = ("error", "pad", "code")
 Keep = Mapping[str, IntArray]
 FEW = 64  # more units than that are not tried one count after the other
 
 
 @dataclass(frozen=True)
 class PlainModel:
-    """A config of transformers, and the weights for it by name."""
+    """A config of transformers, the weights by name, and the sizes that only a modelling file can state."""
 
     config: Any
     state: Mapping[str, Tensor]
+    sizes: Mapping[str, Any] | None = None
 
 
 def plain_models(model: Any, plan: Plan, uneven: Uneven) -> Iterator[PlainModel]:
@@ -49,10 +52,13 @@ def plain_models(model: Any, plan: Plan, uneven: Uneven) -> Iterator[PlainModel]
         if uneven == "error" or wider is None:
             raise InputError(_refusal(plan, search, wider is not None))
         wide = wider
-    _warn_of_padding(plan, wide)
-    state = pad_with_zeros(model, plan.graph, plan.keep, wide)
+    if uneven == "code" and wide is not plan.keep:
+        sizes, state = list_sizes(model, plan, wide), model.state_dict()
+    else:
+        _warn_of_padding(plan, wide)
+        sizes, state = None, pad_with_zeros(model, plan.graph, plan.keep, wide)
     for config in search.configs():
-        yield _correct(model, config, dict(state))
+        yield replace(_correct(model, config, dict(state)), sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def _widen_until_accepted(model: Any, plan: Plan, wide: Keep, sets: Sequence[Seq
 
 def _correct(model: Any, config: Any, state: dict[str, Tensor]) -> PlainModel:
     correct_norms(model, state, config)
-    correct_embedding_scale(model, build_on_meta(model, config), state)
+    correct_embedding_scale(model, build_on_meta(type(model), config), state)
     return PlainModel(config, state)
 
 
@@ -137,7 +143,8 @@ def _refusal(plan: Plan, missing: _Missing, paddable: bool) -> str:
     """Say which sizes a folder cannot state, and what to do."""
     why, advice = missing.reason, "Keep these units (ignored_layers=)"
     padding = (
-        "; or give uneven='pad', which fills up with units of zeros (exact, loads everywhere, saves less)"
+        "; or give uneven='pad', which fills up with units of zeros (exact, loads everywhere, saves less), "
+        "or uneven='code', which writes a modelling file (exact, loads with trust_remote_code=True)"
     )
     counts = _uneven_counts(plan)
     if counts:

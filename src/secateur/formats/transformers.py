@@ -27,6 +27,7 @@ from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
 from secateur.core.indices import kept_shapes
 from secateur.core.paths import flush, to_path
 from secateur.execution import call, duplicate, evaluating, floating_outputs
+from secateur.formats.modelling_file import auto_map, import_class, write_modelling_file
 from secateur.formats.plain_model import UNEVEN, PlainModel, Uneven, plain_models
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers_config import build_on_meta
@@ -73,7 +74,7 @@ def save_pretrained(
     for plain in plain_models(model, plan, uneven):
         with _draft_of(place) as draft:
             _write_model(draft, model, plain, plan)
-            best = min(best, difference := _compare(draft, model, plan))
+            best = min(best, difference := _compare(draft, model, plan, plain))
             if difference <= _tolerance(model):
                 write_companions(draft, model, tokenizer)
                 publish(draft, place)
@@ -143,21 +144,29 @@ def _draft_of(place: Path) -> Iterator[Path]:
 
 
 def _write_model(draft: Path, model: Any, plain: PlainModel, plan: Plan) -> None:
-    config = copy.deepcopy(plain.config)
-    setattr(config, KEY, {"plan": plan_digest(plan)})
+    config, note = copy.deepcopy(plain.config), {"plan": plan_digest(plan)}
+    setattr(config, KEY, note | dict(plain.sizes or {}))
+    if plain.sizes is not None:
+        config.auto_map = auto_map(model)
+        write_modelling_file(draft, model)
     # On the meta device it takes no memory; the weights are those of the state dict.
-    writer = build_on_meta(model, config).to(model.dtype)
+    writer = build_on_meta(_class_of(draft, model, plain), config).to(model.dtype)
     if model.can_generate():
         writer.generation_config = model.generation_config
     with silenced():
         writer.save_pretrained(draft, state_dict=dict(plain.state))
 
 
-def _compare(draft: Path, model: Any, plan: Plan) -> float:
-    """Load a folder with the plain class; return how much its outputs on the example inputs deviate."""
+def _class_of(draft: Path, model: Any, plain: PlainModel) -> Any:
+    return type(model) if plain.sizes is None else import_class(draft, model)
+
+
+def _compare(draft: Path, model: Any, plan: Plan, plain: PlainModel) -> float:
+    """Load a folder with its class; return how much its outputs on the example inputs deviate."""
+    cls = _class_of(draft, model, plain)
     with silenced(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded, report = type(model).from_pretrained(draft, output_loading_info=True, local_files_only=True)
+        loaded, report = cls.from_pretrained(draft, output_loading_info=True, local_files_only=True)
     wrong = [name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[key]]
     if wrong:
         raise StoreError(f"{type(model).__name__} does not find its weights in its folder: {shorten(wrong)}")

@@ -32,10 +32,10 @@ OPTIONAL = ("head_dim",)
 MAY_BE_NONE = re.compile(r"(_size|_dim|_heads|_inner|_width)$")
 
 
-def build_on_meta(model: nn.Module, config: Any) -> Any:
-    """Return a new instance of the model's class for a config, with tensors that hold no values."""
+def build_on_meta(cls: Any, config: Any) -> Any:
+    """Return a new instance of a class of models for a config, with tensors that hold no values."""
     with silenced(), torch.device("meta"):
-        return type(model)(copy.deepcopy(config))
+        return cls(copy.deepcopy(config))
 
 
 class ConfigSearch:
@@ -105,7 +105,7 @@ class ConfigSearch:
         key = tuple(sorted(values.items()))
         if key not in self._built:
             try:
-                built = build_on_meta(self.model, self._with(values))
+                built = build_on_meta(type(self.model), self._with(values))
                 self._built[key] = {name: tuple(t.shape) for name, t in built.state_dict().items()}
             except Exception:  # a config or a model may raise anything if integers do not fit together
                 self._built[key] = None
