@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.core import Statistics
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.token_gates import takes_token_gates
 
@@ -57,6 +60,33 @@ def test_what_several_weights_read_at_a_token_adds_up(llama: nn.Module) -> None:
     (hidden,) = (group for group in graph.groups if group.kind == "hidden")
     found = collect_statistics(llama, graph, [{"input_ids": tokens}], {"taylor"}).taylor[hidden.name]
     assert found.shape == (8,) and bool((found > 0).all())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_same_passes_give_the_moments(llama: Any, tied: bool) -> None:
+    """The derivatives and the moments of one collection are those of two, with fewer passes."""
+    if tied:
+        llama.lm_head.weight = llama.model.embed_tokens.weight
+    tokens = torch.randint(50, (3, 7))
+    graph = sc.trace(llama, {"input_ids": tokens[:1]})
+    passes: list[int] = []
+    llama.register_forward_hook(lambda *_: passes.append(1))
+
+    def collect(*needs: str) -> Statistics:
+        passes.clear()
+        return collect_statistics(llama, graph, [{"input_ids": tokens}] * 2, needs)
+
+    both = collect("gram", "taylor")
+    assert len(passes) == 6  # a sequence each
+    moments, scores = collect("gram").moments, collect("taylor").taylor
+    assert both.moments.keys() == moments.keys() and both.taylor.keys() == scores.keys()
+    for name, x in moments.items():
+        torch.testing.assert_close(both.moments[name].second, x.second)
+        assert (x.gram is None) == (both.moments[name].gram is None)
+        if x.gram is not None:
+            torch.testing.assert_close(both.moments[name].gram, x.gram)
+    for name, score in scores.items():
+        torch.testing.assert_close(both.taylor[name], score)
 
 
 def test_which_models_have_tokens_for_examples(llama: nn.Module) -> None:

@@ -55,8 +55,8 @@ def save_result(
         uneven: What to do if its config cannot state the sizes; see `Result.save_pretrained`.
         onnx: Whether to write model.onnx, too.
     """
-    plain = folder is not None and is_pretrained(model)
-    if not (plain and _save_pretrained(result, folder, model, tokenizer, uneven)):
+    own = not is_pretrained(model)
+    if folder is None or own or not _save_pretrained(result, folder, model, tokenizer, uneven):
         _save(result, folder, onnx)
 
 

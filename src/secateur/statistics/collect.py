@@ -140,11 +140,14 @@ class _Pass:
     ) -> None:
         """Add one batch."""
         with explain_errors(where, args, kwargs):
+            inputs = None
             if moments or self.sample is not None:
-                with torch.no_grad(), observe_inputs(self._model, self._graph, self._recorder(moments)):
-                    self._model(*args, **kwargs)
+                inputs = observe_inputs(self._model, self._graph, self._recorder(moments))
             if self._wanted & _DERIVATIVES:
-                self._derive(where, args, kwargs, targets)
+                inputs = self._derive(where, args, kwargs, targets, inputs)
+            if inputs is not None:
+                with torch.no_grad(), inputs:
+                    self._model(*args, **kwargs)
         if "images" in self._wanted:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
 
@@ -176,15 +179,22 @@ class _Pass:
                 targets = draw_projections(self._model(*args, **kwargs), self._generator)
         return self._loss, targets
 
-    def _derive(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
-        """Add the derivatives of the loss."""
+    def _derive(
+        self, where: str, args: Args, kwargs: Kwargs, targets: Any, inputs: InputHooks | None
+    ) -> InputHooks | None:
+        """Add the derivatives of the loss; return the hooks unless they saw the inputs on the way."""
         loss, targets = self._find_targets(args, kwargs, targets)
         if "gradients" in self._wanted:
             gradient = gradients(self._model, args, kwargs, targets, loss)
             self._add(self.gradients, gradient, where, args, kwargs)
         if "taylor" in self._wanted:
             self._gates = self._gates or self._make_gates(targets, loss)
-            self._add(self.taylor, self._gates(args, kwargs, targets), where, args, kwargs)
+            if isinstance(self._gates, TokenGates) and self.sample is None:  # a sample takes whole batches
+                scores, inputs = self._gates(args, kwargs, targets, inputs), None
+            else:
+                scores = self._gates(args, kwargs, targets)
+            self._add(self.taylor, scores, where, args, kwargs)
+        return inputs
 
     def _make_gates(self, targets: Any, loss: Loss) -> Gates | TokenGates:
         read = all(self._graph.consumers(group) for group in self._graph.groups)
@@ -194,10 +204,11 @@ class _Pass:
 
     def _recorder(self, moments: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
         def record(entry: WeightInput) -> None:
+            seen = entry._replace(x=entry.x.detach())
             if moments:
-                moments[entry.key].add(entry)
+                moments[entry.key].add(seen)
             if self.sample is not None:
-                self.sample.add(entry)
+                self.sample.add(seen)
 
         return record
 

@@ -2,18 +2,19 @@
 
 Each token of a text has a loss of its own, so the tokens are the examples of a causal language model.  A gate
 z_tu multiplies unit u where a weight reads it at token t; the derivative of the loss by it is the sum of
-x * d loss / d x over the features x that the unit is there.  One backward pass gives all of them.
+x * d loss / d x over the features x that the unit is there.  One backward pass gives all of them, and the
+forward pass before it also gives the inputs of the weights to whoever collects their moments.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from secateur.batches import predicts_next_token
 from secateur.core import PruningGraph
@@ -31,6 +32,8 @@ def takes_token_gates(model: Any) -> bool:
 class TokenGates:
     """Derivatives of the loss by a gate on each unit, one for each token.
 
+    For use inside `untouched`: no parameter needs a gradient from here on.
+
     Args:
         model: A causal language model.
         graph: Its trace.
@@ -40,19 +43,30 @@ class TokenGates:
     def __init__(self, model: nn.Module, graph: PruningGraph, loss: Loss) -> None:
         """Find the features that each unit is."""
         self._model, self._loss = model, loss
-        self._parameters = {k: p.detach() for k, p in model.named_parameters()}
+        parameters = {k: p.requires_grad_(False) for k, p in model.named_parameters()}
         self._units: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
         self._weights: dict[str, tuple[Tensor, int]] = {}
         for group in graph.groups:
             for layer, slot in graph.consumers(group):
-                key, weight = graph.input_key(layer), self._parameters[layer.weight]
+                key, weight = graph.input_key(layer), parameters[layer.weight]
                 self._weights[key] = weight, slot.axis
                 self._units[key].append((group.name, torch.from_numpy(slot.index).to(weight.device)))
 
     def __call__(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Tensor
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        targets: Tensor,
+        inputs: InputHooks | None = None,
     ) -> dict[str, Tensor]:
-        """Return, by group, the sum over the tokens of (d loss / d gate)^2, float64 [units]."""
+        """Return, by group, the sum over the tokens of (d loss / d gate)^2, float64 [units].
+
+        Args:
+            args: Inputs of the model.
+            kwargs: Keyword inputs of the model.
+            targets: Next tokens [sequences, tokens].
+            inputs: Gets the inputs of its weights in the same passes.
+        """
         total: dict[str, Tensor] = {}
         for row in range(len(targets)):  # what a backward pass keeps of one sequence is large enough
 
@@ -61,11 +75,13 @@ class TokenGates:
                 return x[row : row + 1] if batched else x
 
             given = tuple(map(one, args)), {name: one(x) for name, x in kwargs.items()}
-            for name, squares in self._squares(*given, one(targets)).items():
+            for name, squares in self._squares(*given, one(targets), inputs or nullcontext()).items():
                 total[name] = total[name] + squares if name in total else squares
         return total
 
-    def _squares(self, args: Any, kwargs: Any, targets: Tensor) -> dict[str, Tensor]:
+    def _squares(
+        self, args: Any, kwargs: Any, targets: Tensor, inputs: AbstractContextManager[Any]
+    ) -> dict[str, Tensor]:
         reads: list[tuple[str, Tensor]] = []
 
         def gate(read: WeightInput) -> Tensor:
@@ -74,8 +90,8 @@ class TokenGates:
             reads.append((read.key, x))
             return x.movedim(-1, read.axis)
 
-        with torch.enable_grad(), InputHooks(self._weights, gate):
-            loss = self._loss(functional_call(self._model, self._parameters, args, kwargs), targets)
+        with torch.enable_grad(), inputs, InputHooks(self._weights, gate):
+            loss = self._loss(self._model(*args, **kwargs), targets)
         derivatives = torch.autograd.grad(loss, [x for _, x in reads], allow_unused=True)
         terms: dict[tuple[str, torch.Size], Tensor] = {}
         for (key, x), derivative in zip(reads, derivatives, strict=True):
