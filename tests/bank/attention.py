@@ -90,6 +90,15 @@ class Einsum(Separate):
         return torch.einsum("bhij,bhjd->bhid", weight, v)
 
 
+class Ellipsis(Separate):
+    """Attention by einsum, in which batch and heads are three dots."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Contract by name."""
+        weight = torch.einsum("...id,...jd->...ij", q, k).mul(self.head_dim**-0.5).softmax(-1)
+        return torch.einsum("...ij,...jd->...id", weight, v)
+
+
 class Interleaved(Separate):
     """Grouped queries, keys and values repeated by `repeat_interleave`."""
 
@@ -285,6 +294,7 @@ ENTRIES = (
     row("Fused qkv, reshape by input width", FusedWidth, units=38),
     row("Separate q, k, v", Separate, units=62),
     row("Einsum attention", Einsum, units=62),
+    row("Einsum attention, ellipsis", Ellipsis, units=62),
     row("Grouped queries, repeat_interleave", Interleaved, 2, units=62),
     row("Grouped queries, expand", Expanded, 2, units=62),
     row("Grouped queries, enable_gqa", Enabled, 2, units=62),

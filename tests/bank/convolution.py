@@ -200,6 +200,21 @@ class ChannelLayerNorm(nn.Module):
         return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
+class VarianceLayerNorm(nn.Module):
+    """The same, by `torch.var`, with a gain and a shift of four axes (vit_pytorch)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.b = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to itself."""
+        variance = torch.var(x, dim=1, unbiased=False, keepdim=True)
+        return (x - x.mean(1, keepdim=True)) / (variance + self.eps).sqrt() * self.g + self.b
+
+
 class PooledNorm(nn.Module):
     """Convolutions with a norm over channels, then LayerNorm of the average over space."""
 
@@ -369,6 +384,13 @@ ENTRIES = (
     Entry(
         "LayerNorm over channels, written out",
         lambda: PooledNorm(ChannelLayerNorm),
+        SIDE9,
+        outputs=("last",),
+        units=28,
+    ),
+    Entry(
+        "LayerNorm over channels, by variance",
+        lambda: PooledNorm(VarianceLayerNorm),
         SIDE9,
         outputs=("last",),
         units=28,

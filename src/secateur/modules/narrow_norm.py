@@ -10,7 +10,7 @@ mean by -mean:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,11 +34,15 @@ class NormForm:
         centred: Whether the mean is subtracted (LayerNorm) or not (RMSNorm).
         shift: Added to the weight: 1 where a weight of 0 means a gain of 1.
         axis: The normalised axis: -1, or 1 for images with channels first.
+        weight: Name of the gain.
+        bias: Name of the shift of the mean.
     """
 
     centred: bool
     shift: float
     axis: int = -1
+    weight: str = "weight"
+    bias: str = "bias"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class ResponseForm:
     axis: int
 
 
+NAMES = (("weight", "g", "gamma"), ("bias", "b", "beta"))  # of gains, of shifts
 FORMS = [NormForm(c, s, a) for a in (-1, 1) for c, s in ((True, 0.0), (False, 0.0), (False, 1.0))]
 
 
@@ -65,8 +70,8 @@ class NarrowNorm(nn.Module):
     """LayerNorm or RMSNorm over the kept features, with the statistics of all features.
 
     Args:
-        weight: Gain of the kept features [k], or None.
-        bias: Shift of the kept features [k], or None.
+        weight: Gain of the kept features [k] (or [1, k, 1, 1]), or None.
+        bias: Shift of the kept features, or None.
         eps: Added to the variance; None for the resolution of the input's type, as in `nn.RMSNorm`.
         count: Number of features n before the removal.
         form: Which normalisation.
@@ -85,9 +90,7 @@ class NarrowNorm(nn.Module):
     ) -> None:
         """Use the given tensors; they are not copied."""
         super().__init__()
-        self.weight: Tensor | None
-        self.bias: Tensor | None
-        for name, tensor in (("weight", weight), ("bias", bias)):
+        for name, tensor in ((form.weight, weight), (form.bias, bias)):
             if isinstance(tensor, nn.Parameter) or tensor is None:
                 self.register_parameter(name, tensor)
             else:
@@ -111,13 +114,15 @@ class NarrowNorm(nn.Module):
         else:
             variance = h.square().sum(-1, keepdim=True) / self.count
         y = h * torch.rsqrt(variance + eps)
-        if self.weight is not None:
-            y = y * (self.weight + self.form.shift)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        weight, bias = getattr(self, self.form.weight), getattr(self, self.form.bias)
+        if weight is not None:
+            y = y * (weight.flatten() + self.form.shift)
+        return (y if bias is None else y + bias.flatten()).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show sizes."""
-        kept = "" if self.weight is None else f"{len(self.weight)} of "
+        weight = getattr(self, self.form.weight)
+        kept = "" if weight is None else f"{weight.numel()} of "
         return f"{kept}{self.count} features, eps={self.eps}"
 
 
@@ -174,8 +179,9 @@ def norm_form(module: nn.Module) -> NormForm | ResponseForm | None:
     if any(id(t) not in known for t in (*module.parameters(), *module.buffers())):
         return None
     shape = getattr(module, "normalized_shape", None)
-    width = len(weight) if weight is not None else shape[0] if shape else 0
-    if (shape is not None and len(shape) != 1) or not width or (weight is not None and weight.ndim != 1):
+    width = weight.numel() if weight is not None else shape[0] if shape else 0
+    flat = weight is None or width == max(weight.shape, default=0)  # all other axes have length 1
+    if (shape is not None and len(shape) != 1) or not width or not flat:
         return None
     return _by_trial(module, eps, width)
 
@@ -204,7 +210,16 @@ def build_narrow_norm(original: nn.Module, small: nn.Module, count: int) -> nn.M
 def norm_tensors(module: Any) -> tuple[Tensor | None, Tensor | None, float | None]:
     """Return weight, bias and eps of a normalisation."""
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    return getattr(module, "weight", None), getattr(module, "bias", None), eps
+    weight, bias = (getattr(module, name, None) for name in _names(module))
+    return weight, bias, eps
+
+
+def _names(module: nn.Module) -> tuple[str, str]:
+    """Return the names of the gain and the shift of a normalisation."""
+    weight, bias = (
+        next((n for n in names if getattr(module, n, None) is not None), names[0]) for names in NAMES
+    )
+    return weight, bias
 
 
 # Trials do not depend on torch's default type and device, which a user may have set.
@@ -222,6 +237,7 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
     """Return the form that gives the results of a float32 copy with random gains."""
     generator = torch.Generator().manual_seed(0)
     trial: Any = _float32_copy(module)
+    names = _names(module)
     with torch.no_grad():
         for tensor in trial.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator, **FLOAT32))
@@ -235,6 +251,7 @@ def _by_trial(module: nn.Module, eps: float | None, width: int) -> NormForm | No
             weight, bias, _ = norm_tensors(trial)
             for form in FORMS:
                 if form.axis == axis and isinstance(result, Tensor) and result.shape == x.shape:
+                    form = replace(form, weight=names[0], bias=names[1])
                     expected = NarrowNorm(weight, bias, eps, width, form)(x)
                     if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
                         return form

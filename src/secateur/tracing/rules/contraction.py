@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from typing import Any
 
 from secateur.tracing.propagate import Propagation, TensorAxes
@@ -106,9 +107,9 @@ def einsum(
     propagation: Propagation, out: Shapes, equation: str, operands: list[TensorAxes], **options: Any
 ) -> TensorAxes:
     """Tie axes with the same letter; where a letter is summed over, one operand must be 0 at dead indices."""
-    left, _, right = equation.replace(" ", "").partition("->")
+    left, _, right = _without_ellipsis(equation.replace(" ", ""), operands).partition("->")
     terms = left.split(",")
-    if "." in equation or (not right and "->" not in equation) or any(len(set(t)) < len(t) for t in terms):
+    if "." in left or (not right and "->" not in equation) or any(len(set(t)) < len(t) for t in terms):
         for operand in operands:
             propagation.freeze_all(operand, "einsum with an ellipsis, a diagonal, or an implicit result")
         return propagation.unlabelled(out[0])
@@ -131,6 +132,20 @@ def einsum(
     labels = tuple(propagation.algebra.normal(where[c][0][0].labels[where[c][0][1]]) for c in right)
     zero = tuple(any(o.zero[i] for o, i in where[c]) for c in right)
     return TensorAxes(out[0], labels, zero, any(o.data for o in operands))
+
+
+def _without_ellipsis(equation: str, operands: list[TensorAxes]) -> str:
+    """Return the equation with letters for its ellipsis, if that has the same axes in every operand."""
+    terms = equation.partition("->")[0].split(",")
+    covered = {
+        o.shape[(start := t.index("...")) : start + o.ndim - len(t) + 3]
+        for o, t in zip(operands, terms, strict=True)
+        if "..." in t
+    }
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    if len(covered) != 1 or "->" not in equation or len(free) < len(axes := covered.pop()):
+        return equation
+    return equation.replace("...", "".join(free[: len(axes)]))
 
 
 def _record_einsum(

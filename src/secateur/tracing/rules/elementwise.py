@@ -312,7 +312,7 @@ def reduce(
         next((r for r in others if isinstance(r, (list, tuple, int)) and not isinstance(r, bool)), default),
     )
     axes = axes_of(dim, x.ndim)
-    if name != "mean" or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
+    if name not in ("mean", "var") or len(axes) != 1 or not propagation.can_narrow(x, axes[0]):
         x = propagation.freeze(x, axes, "a statistic over the axis")
     dropped = _drop(x, axes, len(out[0]) == x.ndim)
     if name in ("mean", "amax", "amin"):
