@@ -221,3 +221,61 @@ def test_steps_go_on_inside() -> None:
     )
     assert [len(kept) for kept in result.plan.keep.values()] == [2, 3]
     assert np.prod(result.model.mixer[0].weight.shape) == 3 * 6
+
+
+class Counting(Detector):
+    """It returns scores of classes, and on faint images it looks twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x).sum(1)
+        return scores if x.abs().amax() > 0.1 else scores + self.features(x).mean()
+
+
+def draws(count: int = 6) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.randn(8, 3, 6, 6, generator=generator), torch.arange(8) % 4) for _ in range(count)]
+
+
+def called_apart(model: Any, x: Tensor) -> Tensor:
+    return torch.cat([model.features(x).flatten(), model.mixer(x.flatten(1)[:, :6]).flatten()])
+
+
+@pytest.mark.parametrize("kind", [Counting, Blind])
+@pytest.mark.parametrize("repair", ["fold", "refit"])
+def test_repairs_are_judged_by_the_calls_of_the_submodules(repair: str, kind: type[Detector]) -> None:
+    model = perturbed(kind)
+    plain, repaired = (
+        sc.prune(
+            model, IMAGES, sc.Units(0.5), draws(), method="magnitude", repair=x, inside=BOTH, progress=False
+        )
+        for x in (None, repair)
+    )
+    assert type(repaired.model) is kind and set(repaired.model.state_dict()) == set(model.state_dict())
+    x = draws(7)[-1][0]
+    with torch.no_grad():
+        wanted, worse, better = (called_apart(m, x) for m in (model, plain.model, repaired.model))
+    assert (better - wanted).square().sum() < 0.8 * (worse - wanted).square().sum()
+    assert not any(note.get("undone") for note in repaired.report.folds.values())
+
+
+def test_a_budget_by_measured_losses_measures_the_calls() -> None:
+    model = perturbed(Blind)
+    result = sc.prune(model, IMAGES, sc.Params(0.7), draws(), repair="fold", inside=BOTH, progress=False)
+    assert result.report.after.cost.parameters <= 0.7 * result.report.before.cost.parameters
+
+
+def test_batches_with_other_calls_are_refused() -> None:
+    faint = [(x * 1e-3, y) for x, y in draws(1)]
+    with pytest.raises(InputError, match=r"batch 1 the model calls features, features, mixer, features"):
+        sc.refit(
+            model := perturbed(Counting),
+            sc.shrink(model, plan := oracles.half_plan(sc.trace(model, IMAGES, inside=BOTH))),
+            plan,
+            [*draws(1), *faint],
+        )
+
+
+def test_the_integer_program_needs_the_whole_network() -> None:
+    model = perturbed(Counting)
+    with pytest.raises(InputError, match="the integer program needs the whole network"):
+        sc.prune(model, IMAGES, sc.Units(0.5), draws(), method="mip", inside=BOTH, progress=False)

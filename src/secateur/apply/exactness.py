@@ -282,9 +282,9 @@ def _diagnose(masked: nn.Module, small: nn.Module, plan: Plan) -> str:
     narrow = narrow_example(plan.graph, plan.keep)
     try:
         if plan.graph.inside:
-            masked, args = record_calls(masked, plan.graph.inside, args, kwargs)
-            small, calls = record_calls(small, plan.graph.inside, *narrow)
-            kwargs, narrow = {}, (calls, {})
+            masked, calls = record_calls(masked, plan.graph.inside, args, kwargs)
+            small, narrow_calls = record_calls(small, plan.graph.inside, *narrow)
+            args, kwargs, narrow = (calls,), {}, ((narrow_calls,), {})
         shrunk = export_model(small, *narrow)
     except (CaptureError, InputError) as error:
         return f"It fails at {user_code_line(error.__cause__ or error) or 'a line that is not known'}"

@@ -23,6 +23,7 @@ from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import distillation_loss
+from secateur.tracing.inside import as_replayed, record_batches
 from secateur.views import as_returned_by, view
 
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]
@@ -112,7 +113,8 @@ def measure_loss_curves(
     batches, shares = _affordable(batches, len(sets))
     ridges = (RIDGE,) if shares is FEW else RIDGES
     model = view(model, graph.interface)
-    divergence = Divergence(model, batches)
+    batches = record_batches(model, graph, batches)
+    divergence = Divergence(as_replayed(model, batches), batches)
     folded = any(moments.gram is not None for moments in statistics.moments.values())
     curves = dict(known or {})
     processes = current_processes()
@@ -129,7 +131,7 @@ def measure_loss_curves(
                 trial = view(mask(model, plan), graph.interface, masked=plan)
                 if folded:
                     fold_masked(model, trial, plan, statistics, guard, ridges)
-                losses.append(divergence(trial))
+                losses.append(divergence(as_replayed(trial, batches)))
             curves[name] = LossCurve(size, tuple(counts), tuple(losses))
             if each is not None:
                 each(name, curves[name])

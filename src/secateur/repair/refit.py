@@ -40,6 +40,7 @@ from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep, ver
 from secateur.repair.weight_fit import SharedSums, WeightFit
 from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
+from secateur.tracing.inside import as_replayed, record_batches
 from secateur.views import view, without_view
 
 __all__ = ["MEMORY", "refit", "refit_in_place"]
@@ -94,11 +95,14 @@ def refit(
         >>> bool((better(x) - mlp(x)).square().sum() < (small(x) - mlp(x)).square().sum())
         True
     """
+    fitting = record_batches(model, plan.graph, fitting)
+    guard = record_batches(model, plan.graph, guard) if guard else None
     model, small = view(model, plan.graph.interface), view(small, plan.graph.interface, plan)
     repaired = duplicate(small)
-    notes, changed = refit_in_place(model, repaired, plan, fitting, guard, memory=memory, progress=progress)
-    judge = distance_from(model, few_tokens(guard or fitting))
-    if changed and not judge(repaired) < judge(small):
+    original, before, after = (as_replayed(x, fitting) for x in (model, small, repaired))
+    notes, changed = refit_in_place(original, after, plan, fitting, guard, memory=memory, progress=progress)
+    judge = distance_from(original, few_tokens(guard or fitting))
+    if changed and not judge(after) < judge(before):
         notes = {k: {**v, "undone": True, "why": FARTHER} if "ridge" in v else v for k, v in notes.items()}
         return without_view(duplicate(small)), notes
     return without_view(repaired), notes

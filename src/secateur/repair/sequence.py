@@ -21,6 +21,7 @@ from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
+from secateur.tracing.inside import as_replayed, record_batches
 from secateur.views import view, without_view
 
 __all__ = ["Pruned", "RepairSettings", "apply_repairs", "zero_masked"]
@@ -110,10 +111,11 @@ def _fold(
     if settings.guard:
         seen = before.view()
         held_out = collect_statistics(seen, before.graph, settings.guard, {"gram"}, settings.seed)
-        distance = distance_from(seen, few_tokens(settings.guard))
+        batches = record_batches(seen, before.graph, few_tokens(settings.guard))
+        distance = distance_from(as_replayed(seen, batches), batches)
 
         def judge(model: nn.Module) -> float:
-            return distance(replace(after, model=model).view(step))
+            return distance(as_replayed(replace(after, model=model).view(step), batches))
 
     model, notes = fold(before.model, after.model, step, statistics, held_out, judge)
     return replace(after, model=zero_masked(model, after.plan), folds=notes)

@@ -91,7 +91,7 @@ def collect_statistics(
         >>> statistics.moments["2.weight"].gram.shape
         torch.Size([8, 8])
     """
-    wanted = _check_needs(needs)
+    wanted = _check_needs(needs, graph)
     check_seed(seed)
     _check_weights(model, graph)
     run = _Pass(model, graph, wanted, loss, seed)
@@ -319,10 +319,15 @@ def _concatenated(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])
 
 
-def _check_needs(needs: Iterable[str]) -> set[str]:
+def _check_needs(needs: Iterable[str], graph: PruningGraph) -> set[str]:
     wanted = {needs} if isinstance(needs, str) else set(needs)
     for need in wanted - set(NEEDS):
         raise InputError(unknown("statistic", str(need), NEEDS))
+    if graph.inside and "chain" in wanted:
+        raise InputError(
+            f"chain: the integer program needs the whole network, from its input to its output; of this one "
+            f"only {', '.join(graph.inside)} can be exported. Use another method, such as 'matroid'"
+        )
     return wanted
 
 

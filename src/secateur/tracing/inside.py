@@ -3,6 +3,9 @@
 The model runs once, and the arguments of every call of the submodules are recorded.  A `Replay` then stands
 for the model: it has the same modules under the same names, and its forward makes these calls.  So groups,
 frozen axes and sizes bear the names of the whole model, and all that leaves a submodule is an output.
+
+Repairs compare calls, too: what a detector returns depends on the boxes that it finds, and two networks find
+different ones.
 """
 
 from __future__ import annotations
@@ -14,10 +17,25 @@ import torch
 from torch import nn
 
 from secateur.core import CaptureError, InputError, PruningGraph, unknown
-from secateur.execution import copy_tensors, explain_errors, tensors_by_name
+from secateur.execution import (
+    copy_tensors,
+    duplicate,
+    evaluating,
+    explain_errors,
+    read_batches,
+    tensors_by_name,
+)
 from secateur.tracing.export import copy_sharing_tensors, export_model, without_fused_attention
 
-__all__ = ["Replay", "check_inside", "find_exportable", "freeze_shared", "record_calls"]
+__all__ = [
+    "Replay",
+    "as_replayed",
+    "check_inside",
+    "find_exportable",
+    "freeze_shared",
+    "record_batches",
+    "record_calls",
+]
 
 AUTO = "auto"
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
@@ -37,7 +55,7 @@ class Replay(nn.Module):
         """Return what messages call it."""
         return f"inside {', '.join(dict.fromkeys(self.names))}: a submodule"
 
-    def forward(self, *calls: Call) -> list[Any]:
+    def forward(self, calls: Sequence[Call]) -> list[Any]:
         """Call the submodules; return what each returns."""
         return [
             self.get_submodule(name)(*args, **kwargs)
@@ -101,6 +119,18 @@ def record_calls(
         >>> replayed.names, calls[0][0][0].shape
         (('1',), torch.Size([1, 3]))
     """
+    calls = _calls(model, names, args, kwargs)
+    if missing := [name for name in names if name not in dict(calls)]:
+        raise InputError(
+            f"inside: the model does not call {missing[0]!r} on the example inputs: name a module that it "
+            "calls"
+        )
+    return Replay(model, [name for name, _ in calls]), tuple(call for _, call in calls)
+
+
+def _calls(
+    model: nn.Module, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, Call]]:
     calls: list[tuple[str, Call]] = []
     within: list[str] = []  # the submodules that run now
 
@@ -123,12 +153,48 @@ def record_calls(
 
     watched = [name for name, _ in model.named_modules() if name in names or name.startswith(_below(names))]
     _run(_listening(model, watched, enter, leave), args, kwargs)
-    if missing := [name for name in names if name not in dict(calls)]:
-        raise InputError(
-            f"inside: the model does not call {missing[0]!r} on the example inputs: name a module that it "
-            "calls"
-        )
-    return Replay(model, [name for name, _ in calls]), tuple(call for _, call in calls)
+    return calls
+
+
+class RecordedBatches(list[Any]):
+    """The calls of the traced submodules on each of some batches, for `Replay`.
+
+    Attributes:
+        names: The submodule of each call; the same in all batches.
+        first_number: Number of the first batch, for messages.
+    """
+
+    def __init__(self, names: Sequence[str], calls: Iterable[Sequence[Call]], first_number: int) -> None:
+        super().__init__({"calls": each} for each in calls)
+        self.names, self.first_number = tuple(names), first_number
+
+
+def record_batches(model: nn.Module, graph: PruningGraph, batches: Sequence[Any]) -> Sequence[Any]:
+    """Return the calls of the traced submodules on each batch; the batches themselves if all is traced.
+
+    Raises:
+        InputError: If the model cannot take a batch, or calls other submodules than on the first one.
+    """
+    if not graph.inside or isinstance(batches, RecordedBatches):
+        return batches
+    copied = duplicate(model)
+    found: list[list[tuple[str, Call]]] = []
+    with evaluating(copied):
+        for where, args, kwargs, _ in read_batches(batches, copied):
+            found.append(_calls(copied, graph.inside, args, kwargs))
+            names = [[name for name, _ in calls] for calls in (found[0], found[-1])]
+            if names[0] != names[1] or not names[0]:
+                raise InputError(
+                    f"inside: on {where} the model calls {', '.join(names[1]) or 'no traced submodule'}, on "
+                    f"the first batch {', '.join(names[0])}: leave the batch out, or set repair=None"
+                )
+    first_number = getattr(batches, "first_number", 0)
+    return RecordedBatches(names[0], [tuple(call for _, call in calls) for calls in found], first_number)
+
+
+def as_replayed(model: nn.Module, batches: Sequence[Any]) -> nn.Module:
+    """Return what takes the batches in the model's place: a `Replay` for recorded calls, else the model."""
+    return Replay(model, batches.names) if isinstance(batches, RecordedBatches) else model
 
 
 def find_exportable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -168,7 +234,8 @@ def _exportable_below(
 
 def _can_export(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     try:
-        export_model(*record_calls(model, [name], args, kwargs), {})
+        replayed, calls = record_calls(model, [name], args, kwargs)
+        export_model(replayed, (calls,), {})
     except (CaptureError, InputError):
         return False
     return True

@@ -101,7 +101,7 @@ def trace(
     names = check_inside(model, args, kwargs, inside, counted, pairs)
     if names:
         replayed, calls = record_calls(model, names, args, kwargs)
-        found = _analyse(replayed, calls, {}, ignored, Ports(Interface()))
+        found = _analyse(replayed, (calls,), {}, ignored, Ports(Interface()))
     else:
         found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
     propagation, tensors, families = found.propagation, found.tensors, found.families
