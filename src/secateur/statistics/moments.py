@@ -91,13 +91,18 @@ class InputMoments:
             setattr(self, name, x)
 
     def moments(self) -> Moments | None:
-        """Return the statistics, or None if there was no input."""
+        """Return the statistics, or None if there was no input; nothing may be added after that."""
         if self._sums is None or not self._count:
             return None
         mean, absolute, second = self._sums / self._count
         if self._gram is None or self._patch_sum is None:
             return Moments(self._count, mean, absolute, second)
-        gram = (self._gram.triu() + self._gram.triu(1).T) / self._rows
+        gram = self._gram.div_(self._rows)  # a copy of a wide one takes gigabytes
+        for start in range(0, len(gram), SQUARE):
+            stop = start + SQUARE
+            square = gram[start:stop, start:stop]
+            square.copy_(square.triu() + square.triu(1).T)
+            gram[stop:, start:stop] = gram[start:stop, stop:].T
         return Moments(self._count, mean, absolute, second, gram, self._taps, self._patch_sum / self._rows)
 
 
