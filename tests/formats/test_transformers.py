@@ -53,7 +53,11 @@ DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "qwen3": ("Qwen3ForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
     "gemma2": ("Gemma2ForCausalLM", GEMMA, {**HEADS, **WIDTHS}),
     "gemma3_text": ("Gemma3ForCausalLM", GEMMA, {**HEADS, **WIDTHS}),
-    "phi3": ("Phi3ForCausalLM", BASE, WIDTHS),
+    "phi3": (
+        "Phi3ForCausalLM",
+        BASE,
+        {"num_attention_heads": 2, "num_key_value_heads": 2, **WIDTHS},
+    ),
     "olmo2": ("Olmo2ForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
     "mixtral": ("MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}, {**HEADS, **WIDTHS}),
     "qwen2_moe": (
@@ -254,11 +258,13 @@ def uneven_plan(model: Any) -> Plan:
     groups = [
         g for g in graph.groups if g.kind not in ("hidden", "vocabulary") and "embeddings" not in g.name
     ]
-    gone = [
-        8 * (i < 4) if ".experts" in g.name else max(1, g.size * (1 + i % 4) // 6)
-        for i, g in enumerate(groups)
-    ]
-    return Plan(graph, "by hand", {g.name: np.arange(g.size - n) for g, n in zip(groups, gone, strict=True)})
+    order = {g.name: i for i, g in enumerate(groups)}
+    order |= {name: order[first] for first, *tied in graph.equal_counts for name in tied if name in order}
+    keep = {}
+    for g in groups:
+        gone = max(1, g.size * (1 + order[g.name] % 4) // 6)
+        keep[g.name] = np.arange(g.size - (8 * (order[g.name] < 4) if ".experts" in g.name else gone))
+    return Plan(graph, "by hand", keep)
 
 
 @pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])

@@ -6,6 +6,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -52,6 +53,52 @@ def test_a_stream_whose_width_sizes_the_heads_goes_in_blocks_with_them() -> None
     assert [(g.size, g.kind) for g in graph.groups] == [(4, "hidden")]
     widths = {(s.tensor, s.axis): s.index.shape[1] for s in graph.groups[0].slots}
     assert widths["first.weight", 0] == widths["q.weight", 0] == widths["out.weight", 0] == 6
+
+
+@dataclass
+class AttentionConfig:
+    """Sizes that several layers share."""
+
+    heads: int
+    groups: int
+
+
+class Sliced(nn.Module):
+    """Attention that cuts queries, keys and values out of one matrix, at products of attributes."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.config, self.length, self.groups = config, 3, config.groups
+        self.repeats = config.heads // config.groups
+        self.qkv = nn.Linear(8, (config.heads + 2 * config.groups) * self.length)
+        self.out = nn.Linear(config.heads * self.length, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.qkv(x)
+        queries = self.config.heads * self.length
+        q = mixed[..., :queries]
+        k = mixed[..., queries : queries + self.groups * self.length]
+        v = mixed[..., queries + self.groups * self.length :]
+        q, k, v = (y.view(*x.shape[:2], -1, self.length).transpose(1, 2) for y in (q, k, v))
+        k, v = (y.repeat_interleave(self.repeats, 1) for y in (k, v))
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_heads_cut_at_a_product_of_attributes(groups: int) -> None:
+    """The layers keep equally many heads, because one config states their number, but not the same ones."""
+    config = AttentionConfig(4, groups)
+    layers = nn.Sequential(nn.Linear(5, 8), *(Sliced(config) for _ in range(2)), nn.Linear(8, 3))
+    graph = trace(layers.double(), torch.randn(2, 6, 5).double())
+    heads = [g for g in graph.groups if g.kind != "hidden"]
+    assert [g.size for g in heads] == ([4, 4] if groups == 4 else [2, 2, 2, 2])
+    assert len(graph.equal_counts) == len(heads) // 2
+    keep = {g.name: np.arange(g.size)[i // (len(heads) // 2) :][: g.size // 2] for i, g in enumerate(heads)}
+    small = shrink(layers, Plan(graph, "test", keep))
+    assert small[1].config.heads == 2 if groups == 4 else 1
+    assert small[1].qkv.weight.shape == small[2].qkv.weight.shape != layers[1].qkv.weight.shape
+    assert config.heads == 4
 
 
 @pytest.mark.parametrize("made", ["number", "sum"])

@@ -198,7 +198,9 @@ class _SizeMatcher:
             return False
         if (size, expression) not in self._tied:
             self._tied.add((size, expression))
-            self._tie_factors(size, expression, line)
+            self.algebra.why = f"tied by the size {size.size} that is computed from it ({line})"
+            module = module_of(self.nodes[size.node])[0]
+            self._tie_factors(size.label, _length(size), expression, (module, line))
             if self._follows(size, expression):
                 return True
         changed = self._freeze(
@@ -212,22 +214,63 @@ class _SizeMatcher:
                     )
         return changed
 
-    def _tie_factors(self, size: ExplicitSize, expression: Expression, line: str) -> None:
-        """Tie the axes whose lengths a size is the product or the quotient of.
+    def _tie_factors(self, label: Label, length: int, expression: Expression, where: CodeLocation) -> None:
+        """Tie the axes whose lengths a size is the product, the quotient or the sum of.
 
         If C // heads states the length of a head, the C features must be (head, position) like those of the
-        attention: they go in blocks, with the heads.
+        attention: they go in blocks, with the heads.  If a slice ends at heads * length + others * length,
+        the first part of the axis belongs to the first term.
         """
-        self.algebra.why = f"tied by the size {size.size} that is computed from it ({line})"
-        length = _length(size)
-        if expression[0] == "floordiv":
+        if expression[0] == "add" and label is not None:
+            first = evaluate_expression(expression[1], lambda leaf: leaf[3])
+            self._tie_factors(label[:first], first, expression[1], where)
+            self._tie_factors(label[first:], length - first, expression[2], where)
+        elif expression[0] == "floordiv":
             whole, divisor = (self._product(x) for x in expression[1:])
             if whole and divisor and whole[0] is not None and whole[1] == divisor[1] * length:
-                self.algebra.equate(whole[0], self.algebra.merge(*divisor, size.label, length))
-        else:
+                self.algebra.equate(whole[0], self.algebra.merge(*divisor, label, length))
+        elif not self._tie_attributes(label, expression, where):
             product = self._product(expression)
             if product and product[0] is not None and product[1] == length:
-                self.algebra.equate(product[0], size.label)
+                self.algebra.equate(product[0], label)
+
+    def _tie_attributes(self, label: Label, expression: Expression, where: CodeLocation) -> bool:
+        """Split an axis of heads * length into both, if each is an attribute that may occur only as a factor.
+
+        A config that all layers share states the same number for all of them, but not the same units.
+
+        Returns:
+            Whether the expression has that form.
+        """
+        factors = expression[1:]
+        if expression[0] != "mul" or any(x[0] != "attr" for x in factors):
+            return False
+        lengths = [x[3] for x in factors]
+        if label is None or math.prod(lengths) != len(label):
+            return False
+        module, line = where
+        for factor, axis in zip(factors, self.algebra.split(label, *lengths), strict=True):
+            known = self.axes_of[factor]
+            if not known:
+                known.append((ExplicitSize("", 0, factor[3], axis), line))
+                self._tie(factor[1], factor[2], known)
+            elif factor[1] == module:
+                self.algebra.equate(known[0][0].label, axis)
+            else:
+                self._keep_equally_many(known[0][0].label, axis)
+        return True
+
+    def _keep_equally_many(self, a: Label, b: Label) -> None:
+        """Require that two axes keep equally many indices, by each of the units that an index depends on."""
+        a, b = self.algebra.normal(a), self.algebra.normal(b)
+        if a is None or b is None or a.shape != b.shape:
+            self.algebra.equate(a, b)
+            return
+        for one, other in zip(a.T, b.T, strict=True):
+            first, second = np.unique(one)[:, None], np.unique(other)[:, None]
+            if not np.array_equal(first, second):
+                self.propagation.equal_lengths.append(((first, second), self.algebra.why))
+                self._dead = None  # the random removals must keep them equal, too
 
     def _product(self, expression: Expression) -> tuple[Label, int] | None:
         """Return label and length of the axis that a product of lengths counts; None if it is no product."""
