@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur import Units, prune
+from secateur import Macs, Units, prune
+from secateur.allocation.cost import graph_cost
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import Plan
+from secateur.measure.cost import macs
 from secateur.tracing.trace import trace
 
 needs_grouped = pytest.mark.skipif(not hasattr(nn.functional, "grouped_mm"), reason="torch has no grouped_mm")
@@ -110,3 +112,43 @@ def test_mixtures_of_transformers(family: str) -> None:
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, result.model))
     assert after < 0.5 * before
     assert any("experts" in name for name in result.plan.keep)
+
+
+@needs_grouped
+def test_a_budget_counts_the_products_of_experts_and_keeps_widths_that_they_take() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(width=32, inner=64), torch.randn(8, 5).bfloat16()
+    graph = trace(model, x)
+    assert graph_cost(graph).macs == macs(model, x) / len(x)
+    result = prune(model, x, Macs(0.5), method="magnitude", repair=None, progress=False)
+    counts = {group.name: len(result.plan.keep[group.name]) for group in graph.groups}
+    assert all(count % 8 == 0 for count in counts.values()), counts  # rows of 16 bytes
+    before, after = (cost.cost.macs for cost in (result.report.before, result.report.after))
+    assert 0.3 < after / before <= 0.5
+
+
+class Stacked(nn.Module):
+    """Matrices stacked along an axis, in three forms of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 12)
+        self.each = nn.Parameter(torch.randn(3, 12, 10))
+        self.other = nn.Parameter(torch.randn(3, 10, 8))
+        self.both = nn.Bilinear(8, 8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [rows, 5] to [rows, 4]."""
+        x = self.first(x).relu()
+        h = torch.einsum("bi,eih->ebh", x, self.each).relu()
+        h = torch.bmm(h, self.other).sum(0)
+        return self.both(h, h)
+
+
+def test_a_budget_counts_stacked_matrices_as_the_report_does() -> None:
+    model, x = Stacked(), torch.randn(6, 5)
+    graph = trace(model, x)
+    assert graph_cost(graph).macs == macs(model, x) / len(x)
+    result = prune(model, x, Macs(0.5), method="magnitude", repair=None, progress=False)
+    small = trace(result.model, x)
+    assert graph_cost(graph, result.plan.keep).macs == graph_cost(small).macs == macs(result.model, x) / 6

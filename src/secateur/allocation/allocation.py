@@ -50,6 +50,8 @@ __all__ = [
     "weight_sizes",
 ]
 
+ROW_BYTES = 16  # grouped products of torch take rows of multiples of these
+
 Scores = Mapping[str, Tensor]
 
 
@@ -176,11 +178,11 @@ def allocate(
 def _allocate_layers(graph: PruningGraph, budget: Budget) -> Allocation:
     """Keep a share of its own in every group that the budget names; the others stay whole."""
     sizes = {g.name: g.size for g in prunable(graph)}
-    shares = layer_shares(graph, budget.keep)
+    shares, aligned = layer_shares(graph, budget.keep), _aligned_groups(graph)
     _check_floor(budget.floor, {name: sizes[name] for name in shares}, "units")
     counts = dict(sizes)
     for name, share in shares.items():
-        allowed = AllowedCounts(sizes[name], budget.floor, budget.round_to)
+        allowed = AllowedCounts(sizes[name], budget.floor, lcm(budget.round_to, aligned.get(name, 1)))
         counts[name] = allowed.nearest(share * sizes[name])
     total = sum(sizes.values())
     target = sum(shares.get(name, 1.0) * size for name, size in sizes.items()) / total
@@ -259,11 +261,23 @@ def allowed_counts(graph: PruningGraph, budget: Budget) -> list[AllowedCounts]:
 
     m groups that must keep equal counts are one entry, of m times the units, the floor and the step.
     """
-    allowed, step = [], widths_step(budget)
+    allowed, step, aligned = [], widths_step(budget), _aligned_groups(graph)
     for groups in graph.counted_together():
-        multiple = lcm(budget.round_to or 1, _units_of_step(groups[0], step))
+        needed = [aligned.get(group.name, 1) for group in groups]
+        multiple = lcm(budget.round_to or 1, _units_of_step(groups[0], step), *needed)
         allowed.append(AllowedCounts(*(len(groups) * n for n in (groups[0].size, budget.floor, multiple))))
     return allowed
+
+
+def _aligned_groups(graph: PruningGraph) -> dict[str, int]:
+    """Return by name the multiples that groups on the matrices of experts keep."""
+    experts = {layer.weight for layer in graph.layers if layer.kind == "experts"}
+    aligned: dict[str, int] = {}
+    for group in graph.groups:
+        sizes = [graph.element_sizes.get(s.tensor, 4) for s in group.slots if s.tensor in experts]
+        if sizes:
+            aligned[group.name] = max(1, ROW_BYTES // min(sizes))
+    return aligned
 
 
 def _units_of_step(group: Group, step: int) -> int:

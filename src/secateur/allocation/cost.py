@@ -3,7 +3,7 @@
 A tensor's size after the removal is the product, over its axes, of the numbers of kept indices; an
 index that several units own is kept if all of them are.  A layer's multiply-accumulates are
 `Layer.positions` times the size of its weight.  Norms, embeddings and the products inside attention, which
-have no weight matrix, count 0.
+have no weight matrix, count 0; the report counts the latter (`secateur.measure.cost`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ __all__ = [
     "is_matrix",
     "layer_uses",
 ]
+
+STACKED = ("experts", "stacked")  # layers whose matrices are stacked along another axis
 
 
 class Cost(NamedTuple):
@@ -62,10 +64,10 @@ def is_matrix(in_axis: int | None, out_axis: int | None) -> bool:
 
 
 def layer_uses(graph: PruningGraph) -> dict[str, float]:
-    """Return, by the name of each matrix, how often an entry of it is used for one example."""
+    """Return, by the name of each matrix or stack of them, how often an entry is used for one example."""
     uses: dict[str, float] = defaultdict(float)
     for layer in graph.layers:
-        if is_matrix(layer.in_axis, layer.out_axis):
+        if layer.kind in STACKED or is_matrix(layer.in_axis, layer.out_axis):
             uses[layer.weight] += layer.positions
     return dict(uses)
 

@@ -136,11 +136,12 @@ class Layer:
     Attributes:
         name: The module that owns the weight (``""`` for the root).
         kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, ``"embedding"``, ``"recurrent"`` (a
-            matrix W_ih or W_hh with its gates stacked), ``"norm"``.
+            matrix W_ih or W_hh with its gates stacked), ``"norm"``; ``"experts"`` and ``"stacked"``
+            (matrices along another axis, for grouped and other products; they count as cost only).
         weight: Name of the weight tensor.
         bias: Name of the bias tensor, or None.
-        out_axis: Axis of `weight` that produces features; None for a norm.
-        in_axis: Axis of `weight` that consumes features; None if there is none (embedding, norm).
+        out_axis: Axis of `weight` that produces features; None for norms and stacked matrices.
+        in_axis: Axis of `weight` that consumes features; None if there is none (also for an embedding).
         groups: Groups of a convolution, else 1.
         gates: Gates stacked along `out_axis` (LSTM 4, GRU 3, RNN 1), else 1.
         positions: How often each weight is used for one example (spatial positions, time steps):

@@ -64,6 +64,10 @@ def _record_product(propagation: Propagation, out: Shapes, x: TensorAxes, y: Ten
             for axis, role in zip(axes, ("in", "out"), strict=True):
                 if state.parameter is not None and state.ndim >= -axis:
                     propagation.record_role(state, axis, role)  # type: ignore[arg-type]
+        for state in (x, y):
+            if state.parameter is not None and state.ndim > 2:
+                uses = math.prod(out[0]) * x.shape[-1] / math.prod(state.shape)
+                propagation.record_layer("stacked", state, None, None, uses)
 
 
 @rule("addmm", "addmv", "baddbmm", "addbmm")
@@ -98,6 +102,7 @@ def grouped_mm(
     propagation.contract(x, 1, weight, 1)
     propagation.record_role(weight, 1, "in")
     propagation.record_role(weight, 2, "out")
+    propagation.record_layer("experts", weight, None, None, x.shape[0] / weight.shape[0])
     propagation.expert_units.append(weight.labels[2])
     return TensorAxes(out[0], (None, weight.labels[2]), (True, weight.zero[2]), True)
 
@@ -164,6 +169,10 @@ def _record_einsum(
             for axes, role in ((read, "in"), (made, "out")):
                 for axis in axes:
                     propagation.record_role(operand, axis, role)  # type: ignore[arg-type]
+            if len(operands) == 2 and len(term) > 2:
+                lengths = dict(zip("".join(terms), (n for o in operands for n in o.shape), strict=True))
+                uses = math.prod(lengths.values()) / math.prod(operand.shape)
+                propagation.record_layer("stacked", operand, None, None, uses)
 
 
 @rule("bilinear")
@@ -179,6 +188,7 @@ def bilinear(
     propagation.contract(x, -1, weight, 1)
     propagation.contract(y, -1, weight, 2)
     label = weight.labels[0] if bias is None else propagation.equate(weight.labels[0], bias.labels[0])
+    propagation.record_layer("stacked", weight, None, None, math.prod(out[0][:-1]))
     for axis, role in ((0, "out"), (1, "in"), (2, "in")):
         propagation.record_role(weight, axis, role)  # type: ignore[arg-type]
     lead = propagation.broadcast(x.without([-1]), y.without([-1]))[1]
