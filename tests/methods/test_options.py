@@ -56,6 +56,16 @@ def test_every_value_of_every_option_is_taken_or_refused_by_name(method, option)
         ("mip:images=2.5", r"MIP\.images is a whole number; got 2\.5"),
         ("magnitude:p=True", r"Magnitude\.p is 1 or 2; got True"),
         ("lattice:density=x", r"Lattice\.density is a number; got 'x'"),
+        ("mip:lam=-1", r"MIP\.lam must be 0 or more, and finite; got -1"),
+        ("mip:epsilon=1e999", r"MIP\.epsilon must be 0 or more, and finite; got inf"),
+        ("mip:jobs=0", r"MIP\.jobs must be at least 1, or -1"),
+        ("mip:parts=()", r"MIP\.parts has no programs"),
+        (
+            "spectral:epsilon=1e-300",
+            r"Spectral\.epsilon must be positive \(1e-09 or more\) and finite; got 1e-300",
+        ),
+        ("spectral:tol=1e999", r"Spectral\.power and tol must be positive and finite"),
+        ("matroid:tolerance=1e999", r"swaps and tolerance must be 0 or more, and finite"),
     ],
 )
 def test_the_command_line_gives_the_same_message(spec, message):
@@ -63,9 +73,23 @@ def test_the_command_line_gives_the_same_message(spec, message):
         make_method(spec)
 
 
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("option", ["lam", "epsilon", "rescale", "gap"])
+def test_numbers_of_the_program_are_finite_and_not_negative(option, wrong):
+    with pytest.raises(InputError, match=rf"MIP\.{option}"):
+        METHODS["mip"](**{option: wrong})
+
+
+def test_nan_is_no_number():
+    for name, option in OPTIONS:
+        with pytest.raises(InputError, match=option):
+            METHODS[name](**{option: float("nan")})
+
+
 def test_numbers_of_other_types_are_numbers():
     assert METHODS["matroid"](share=np.float32(0.5), swaps=np.int64(3), rtol=0).swaps == 3
     assert METHODS["mip"](lam=5, images=np.int32(4)).images == 4
+    assert METHODS["spectral"](epsilon=np.int64(2))._parameter() == 0.25
 
 
 def test_the_command_line_writes_tuples():

@@ -20,7 +20,7 @@ _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: 
 def check_options(method: Any) -> None:
     """Check that the value of every field of a dataclass has the type of its annotation.
 
-    Whole numbers are numbers, numpy's too; True and False are not.
+    Whole numbers are numbers, numpy's too; True, False and NaN are not.
 
     Args:
         method: An instance of a dataclass.
@@ -66,7 +66,8 @@ def _fits(value: Any, hint: Any) -> bool:
         parts = inner[:1] * len(value) if inner[1:] == (...,) else inner
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+        number = isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+        return number and value == value  # NaN differs from itself
     return isinstance(value, origin or hint)
 
 

@@ -90,8 +90,10 @@ class Matroid(SetMethod):
             raise InputError(f"Matroid.share must be in (0, 1], a share of the tail; got {self.share!r}")
         if self.rtol is not None and (self.exact or not 0 <= self.rtol < 1):
             raise InputError(f"Matroid.rtol must be in [0, 1), and None where exact=True; got {self.rtol!r}")
-        if self.swaps < 0 or not (self.tolerance is None or self.tolerance >= 0):
-            raise InputError(f"swaps and tolerance must be 0 or more; got {self.swaps!r}, {self.tolerance!r}")
+        if self.swaps < 0 or not (self.tolerance is None or 0 <= self.tolerance < float("inf")):
+            raise InputError(
+                f"swaps and tolerance must be 0 or more, and finite; got {self.swaps!r}, {self.tolerance!r}"
+            )
         if not self.box[0] <= self.box[1]:
             raise InputError(f"Matroid.box is (smallest, largest) input value; got {self.box!r}")
 

@@ -89,12 +89,19 @@ class MIP(ScoreMethod):
         super().__post_init__()
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InputError(f"threshold must be in (0, 1]; got {self.threshold!r}")
+        for name in ("lam", "epsilon", "rescale", "gap"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"MIP.{name} must be 0 or more, and finite; got {getattr(self, name)!r}")
         if self.draws < 1 or self.images < 1:
             raise InputError(f"images and draws must be at least 1; got {self.images} and {self.draws}")
         if not self.time_limit > 0 or self.nodes < 0:
             raise InputError(
                 f"time_limit must be over 0 and nodes 0 or more; got {self.time_limit!r} and {self.nodes!r}"
             )
+        if self.jobs == 0:
+            raise InputError("MIP.jobs must be at least 1, or -1 for all processors; got 0")
+        if self.parts == ():
+            raise InputError("MIP.parts has no programs; give those of attach_auxiliaries, or None")
 
     def needs(self, budget: Budget) -> frozenset[str]:
         """Return the chain and the images, or nothing if `parts` are given."""

@@ -46,6 +46,8 @@ __all__ = ["Spectral"]
 Spread = Literal["one-epsilon", "uniform", "erk", "global"]
 Choose = Literal["systematic", "paper", "coverage", "top"]
 
+SMALLEST_EPSILON = 1e-9  # keeps every edge; its square can be inverted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spectral(ScoreMethod):
@@ -95,9 +97,10 @@ class Spectral(ScoreMethod):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if not (self.power > 0 and self.tol > 0 and self.rounds >= 1):
+        finite = self.power < float("inf") and self.tol < float("inf")
+        if not (self.power > 0 and self.tol > 0 and self.rounds >= 1 and finite):
             raise InputError(
-                "Spectral.power and tol must be positive, rounds at least 1; got "
+                "Spectral.power and tol must be positive and finite, rounds at least 1; got "
                 f"{self.power}, {self.tol} and {self.rounds}"
             )
         if self.rounds > 1 and (self.score != "synflow" or self.pattern):
@@ -120,8 +123,11 @@ class Spectral(ScoreMethod):
             )
         if self.epsilon is None:
             return
-        if not (0 < self.epsilon < float("inf")):
-            raise InputError(f"Spectral.epsilon must be positive; got {self.epsilon!r}")
+        if not SMALLEST_EPSILON <= self.epsilon < float("inf"):
+            raise InputError(
+                f"Spectral.epsilon must be positive ({SMALLEST_EPSILON} or more) and finite; "
+                f"got {self.epsilon!r}"
+            )
         if not drawn or self.allocation is not None or self.rounds > 1:
             raise InputError(
                 "Spectral.epsilon decides how many weights each layer keeps: use it with mode='systematic' "
@@ -195,7 +201,7 @@ class Spectral(ScoreMethod):
 
     def _parameter(self) -> float | None:
         """Return the appendix's parameter, epsilon^-2, if the counts follow from epsilon."""
-        return None if self.epsilon is None else self.epsilon**-2
+        return None if self.epsilon is None else float(self.epsilon) ** -2
 
     def _allocate(self, graph: PruningGraph, budget: Weights, leverages: Leverages) -> Allocation:
         drawn = self.mode in ("systematic", "paper")
