@@ -16,7 +16,7 @@ from torch import nn
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PruningGraph, SecateurError, Units, Weights
-from secateur.methods import METHODS, ScoreMethod
+from secateur.methods import METHODS, MIP, ScoreMethod
 from secateur.pruning import plan
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
@@ -29,7 +29,7 @@ MODELS = (
     "nn.TransformerEncoder, norm first",
 )
 RANKING = tuple(name for name, kind in METHODS.items() if issubclass(kind, ScoreMethod))
-SLOW = ("LeNet-5, Flatten", "mip")
+LARGE = ("LeNet-5, Flatten", "mip")
 AT_ONCE = tuple(name for name in RANKING if METHODS[name].plan_units is ScoreMethod.plan_units)
 
 
@@ -49,12 +49,8 @@ def traced(name: str) -> tuple[Entry, nn.Module, PruningGraph, list[Any]]:
 
 
 def cases(methods: Iterable[str], models: Iterable[str] = MODELS) -> list[Any]:
-    """Pair models with methods; a mixed-integer program of a LeNet takes a minute."""
-    return [
-        pytest.param(name, method, marks=pytest.mark.slow if (name, method) == SLOW else ())
-        for name in models
-        for method in methods
-    ]
+    """Pair models with methods."""
+    return [(name, method) for name in models for method in methods]
 
 
 @cache
@@ -66,8 +62,10 @@ def once(name: str, method: str, budget: Any) -> Plan:
 def decide(name: str, method: str, budget: Any, seed: int = 0) -> Plan:
     """Let a method decide; skip the test if it says that it is not made for the model."""
     _, model, graph, batches = traced(name)
+    # A program of 10 images of an untrained LeNet ends at its time limit, and then depends on the machine.
+    chosen = MIP(images=2) if (name, method) == LARGE else method
     try:
-        return plan(graph, method, budget, batches, seed, model=model)
+        return plan(graph, chosen, budget, batches, seed, model=model)
     except InputError as error:
         if name == "MLP" and not isinstance(budget, Weights) and getattr(budget, "scope", "") == "layer":
             raise

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.structures.spectral.graph import bipartite, checked_scores
 from secateur.structures.spectral.schur import full_precision, gram
 
-__all__ = ["Connectivity", "Quality", "connectivity", "sparsifier_quality"]
+__all__ = ["Connectivity", "Quality", "connectivity", "dense_laplacian", "sparsifier_quality"]
 
 _LARGEST = 8192
 
@@ -154,10 +154,11 @@ def sparsifier_quality(G: Tensor, H: Tensor) -> Quality:
     labels = torch.zeros(graph.nodes, dtype=torch.long, device=G.device)
     if graph.label1 is not None and graph.label2 is not None:
         labels = torch.cat([graph.label1, graph.label2])
-    return _extreme_quotients(_dense_laplacian(graph.S.double()), _dense_laplacian(part), labels)
+    return _extreme_quotients(dense_laplacian(graph.S.double()), dense_laplacian(part), labels)
 
 
-def _dense_laplacian(S: Tensor) -> Tensor:
+def dense_laplacian(S: Tensor) -> Tensor:
+    """Return the Laplacian [nodes, nodes] of the graph S [inputs, outputs], rows before columns."""
     n1, n2 = S.shape
     L = S.new_zeros(n1 + n2, n1 + n2)
     L[:n1, n1:], L[n1:, :n1] = -S, -S.T
