@@ -53,9 +53,10 @@ _WITHIN = (
 )
 _MERGED = "relu(c z) = c relu(z) for c > 0, so rows of [W1 | b1] that are positive multiples merge exactly."
 _ORDINARY = (
-    "No fine-tuning. Calibration, training and test images are disjoint. `matroid, units` measures the "
-    "error of the units themselves instead of the output's. All groups of a network lose the same share. "
-    "Accuracy is that of the trained network, in percent."
+    "No fine-tuning. Calibration, training and test images are disjoint. `matroid` measures the error of the "
+    "output of the next layer, `matroid, units` that of the units; the method's default, between the two, is "
+    "in the joint study. All groups of a network lose the same share. Accuracy is that of the trained "
+    "network, in percent."
 )
 _PAIRED = (
     "The best baseline is the one with the least mean test loss, a choice in its favour. The 95 % bootstrap "
