@@ -62,21 +62,23 @@ class Regression:
         self._means = mean[k], mean[r]
         self._gram, self._k = gram, k
         products, second = gram[r[:, None], k], gram.diagonal()
-        self._S_RK = products - torch.outer(mean[r], mean[k])
         self._floor = (1e-24 * second.max()).clamp_min(torch.finfo(second.dtype).tiny)
         # The covariance of constant features is rounding error, of this size; the matrix must stay definite.
         self._noise = 16 * torch.finfo(gram.dtype).eps * second[k].sum()
-        self._known = torch.zeros_like(self._S_RK)
         self._dead = second[r] <= self._floor
         self._parallel = torch.zeros_like(self._dead)
+        self._partners, self._factors = k[:0], second[:0]
         if len(kept) and len(removed):
-            self._parallel = _set_multiples(products, second[r], second[k], self._dead, self._known)
+            found = _find_multiples(products, second[r], second[k], self._dead)
+            self._parallel, self._partners, self._factors = found
+        self._S_RK = products.addr_(mean[r], mean[k], alpha=-1)
 
     def fit(self, ridge: float) -> Fit:
         """Return the fit for a ridge relative to the mean variance of the kept features."""
-        C = self._known.clone()
+        C = torch.zeros_like(self._S_RK)
         exact = self._dead | self._parallel
         if C.numel():
+            C[self._parallel.nonzero()[:, 0], self._partners] = self._factors
             k, mean = self._k, self._means[0]
             A = self._gram[k[:, None], k].addr_(mean, mean, alpha=-1)  # S_KK
             size = ridge * A.diagonal().mean()
@@ -88,8 +90,10 @@ class Regression:
         return Fit(self.kept, self.removed, C, offset, *counts)
 
 
-def _set_multiples(products: Tensor, removed: Tensor, kept: Tensor, dead: Tensor, C: Tensor) -> Tensor:
-    """Set the coefficients of features that are a positive multiple of a kept one; return which they are.
+def _find_multiples(
+    products: Tensor, removed: Tensor, kept: Tensor, dead: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find features that are a positive multiple of a kept one.
 
     x_r = a x_k on the data exactly if cos^2 = E[x_r x_k]^2 / (E[x_r^2] E[x_k^2]) is 1; then
     a = E[x_r x_k] / E[x_k^2].
@@ -99,14 +103,16 @@ def _set_multiples(products: Tensor, removed: Tensor, kept: Tensor, dead: Tensor
         removed: E[x_r^2].
         kept: E[x_k^2].
         dead: Which removed features are 0.
-        C: The coefficients, changed in place.
+
+    Returns:
+        Which features are [R]; of these, the numbers of the kept features and the factors a.
     """
-    scale = (removed[:, None] * kept[None]).clamp_min(torch.finfo(products.dtype).tiny)
-    best, partner = (products.clamp_min(0).square() / scale).max(1)
+    tiny = torch.finfo(products.dtype).tiny
+    cosines = products.clamp_min(0).square_()
+    best, partner = cosines.div_((removed[:, None] * kept[None]).clamp_min_(tiny)).max(1)
     multiples = (1 - best <= PARALLEL) & ~dead
-    rows = multiples.nonzero()[:, 0]
-    C[rows, partner[rows]] = products[rows, partner[rows]] / kept[partner[rows]]
-    return multiples
+    rows, partner = multiples.nonzero()[:, 0], partner[multiples]
+    return multiples, partner, products[rows, partner] / kept[partner]
 
 
 class OutputError:
@@ -122,23 +128,24 @@ class OutputError:
 
     def __init__(self, W: Tensor, gram: Tensor, mean: Tensor, kept: IntArray, removed: IntArray) -> None:
         """Compute what all fits share."""
-        k, r = (torch.from_numpy(i).to(gram.device) for i in (kept, removed))
-        self._W_K, self._W_R = W[:, k], W[:, r]
-        self._means, self._gram, self._k = (mean[k], mean[r]), gram, k
-        self._cross = self._W_R @ gram[r[:, None], k]
-        self.plain = _quadratic(self._W_R, gram, r)
+        self._k, self._r = (torch.from_numpy(i).to(gram.device) for i in (kept, removed))
+        self._W, self._gram, self._mean = W, gram, mean
+        W_R = W[:, self._r]
+        self._cross = W_R @ gram[self._r[:, None], self._k]
+        self.plain = _quadratic(W_R, gram, self._r)
 
     def total(self) -> float:
         """Return the mean square of the output."""
-        kept = _quadratic(self._W_K, self._gram, self._k)
-        return self.plain + kept + 2 * float((self._cross * self._W_K).sum())
+        W_K = self._W[:, self._k]
+        return self.plain + _quadratic(W_K, self._gram, self._k) + 2 * float((self._cross * W_K).sum())
 
     def folded(self, fit: Fit) -> float:
         """Return the error with a fit: the mean square of W_R (x_R - C x_K - c)."""
-        M = self._W_R @ fit.coefficients.to(self._W_R.device)
-        shift = self._W_R @ fit.offset.to(self._W_R.device)
+        W_R = self._W[:, self._r]
+        M = W_R @ fit.coefficients.to(W_R.device)
+        shift = W_R @ fit.offset.to(W_R.device)
         quadratic = self.plain + _quadratic(M, self._gram, self._k) - 2 * float((self._cross * M).sum())
-        mean = self._W_R @ self._means[1] - M @ self._means[0]
+        mean = W_R @ self._mean[self._r] - M @ self._mean[self._k]
         return quadratic + float((shift * (shift - 2 * mean)).sum())
 
 
