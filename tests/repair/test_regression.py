@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.repair.regression import OutputError, Regression
+from secateur.repair.regression import OutputError, Regression, SecondMoments
 
 KEPT, REMOVED = np.array([0, 2, 3]), np.array([1, 4, 5, 6])
 
@@ -20,7 +20,8 @@ def features(seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("ridge", [1e-6, 0.1, 1.0])
 @pytest.mark.parametrize("centred", [True, False])
-def test_fits_and_errors_are_those_of_explicit_rows(ridge: float, centred: bool) -> None:
+@pytest.mark.parametrize("root", [True, False])
+def test_fits_and_errors_are_those_of_explicit_rows(ridge: float, centred: bool, root: bool) -> None:
     x, other = features(0), features(1)
     W = torch.randn(3, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     gram, mean = x.T @ x / len(x), x.mean(0)
@@ -32,7 +33,9 @@ def test_fits_and_errors_are_those_of_explicit_rows(ridge: float, centred: bool)
     expected = torch.linalg.solve(z.T @ z + size * torch.eye(3).double(), z.T @ y).T
     torch.testing.assert_close(fit.coefficients[[0, 3]], expected)
     torch.testing.assert_close(fit.coefficients[2], torch.tensor([0.0, 3.0, 0.0]).double())
-    judge = OutputError(W, other.T @ other / len(other), other.mean(0), KEPT, REMOVED)
+    second = SecondMoments(other / len(other) ** 0.5, True)
+    second = second if root else SecondMoments(second.matrix.T @ second.matrix, False)
+    judge = OutputError(W, second, other.mean(0), KEPT, REMOVED)
     gone = other[:, REMOVED]
     wrong = (gone - other[:, KEPT] @ fit.coefficients.T - fit.offset) @ W[:, REMOVED].T
     assert judge.folded(fit) == pytest.approx(float(wrong.square().sum(1).mean()))

@@ -111,6 +111,18 @@ def test_patches_are_those_of_unfold() -> None:
     agree(capped, x.movedim(1, -1).reshape(-1, 3))
 
 
+@pytest.mark.parametrize("rows", [3, 4, 5])
+def test_few_rows_take_the_place_of_a_gram_matrix(rows: int) -> None:
+    """At most half as many as features, however they are spread over the batches."""
+    model, x = nn.Sequential(nn.Linear(8, 2).double()), torch.randn(rows, 8, dtype=torch.float64)
+    layer = Layer("0", "linear", "0.weight")
+    found = moments(model, [(x[:2], None), (x[2:], None)], layer, roots=True)["0.weight"]
+    assert (found.root is None) == (rows > 4) and (found.gram is None) == (rows <= 4)
+    both = found.gram if found.root is None else found.root.T @ found.root
+    torch.testing.assert_close(both, x.T @ x / rows)
+    torch.testing.assert_close(found.gram_mean, x.mean(0))
+
+
 def test_transposed_convolution_reads_channels() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2)).double()
     x = torch.randn(5, 3, 4, 6, dtype=torch.float64)

@@ -26,6 +26,8 @@ class Moments:
             fastest.  1 if every tap shares the statistics of its input feature.
         gram_mean: Mean of the rows behind `gram`, float64, one entry for each row of it: if taps > 1,
             padding and stride make it differ from `mean`.
+        root: A matrix F, float64 [rows, features], whose F^T F is the mean of x x^T; it takes the place of
+            `gram` where it was asked for and there are fewer rows than half of the features.
     """
 
     count: int
@@ -35,6 +37,7 @@ class Moments:
     gram: Tensor | None = None
     taps: int = 1
     gram_mean: Tensor | None = None
+    root: Tensor | None = None
 
     def __repr__(self) -> str:
         """Summarise the moments in one line."""

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
 from secateur.core.indices import kept_indices
-from secateur.repair.regression import Fit, OutputError, Regression
+from secateur.repair.regression import Fit, OutputError, Regression, SecondMoments
 from secateur.repair.weight_matrix import as_matrix, in_axis_of, set_matrix
 
 __all__ = ["FARTHER", "NO_BETTER", "fold", "fold_masked", "merge"]
@@ -114,8 +114,8 @@ def fold(
         small: `shrink(model, plan)`.
         plan: What went.
         statistics: Gram matrices of the original model's consumers on calibration batches.
-        guard: The same on held-out batches.  They choose the ridge of each consumer; without them it is 1e-6.
-            A fold whose output error there is no smaller than without it is undone.
+        guard: The same, or roots of them, on held-out batches.  They choose the ridge of each consumer;
+            without them it is 1e-6.  A fold whose output error there is no smaller than without it is undone.
         judge: Measures how far a model is from the original on held-out batches; smaller is better.  The fits
             are made one by one against the original's activations.  If together they bring the model no
             nearer, all are undone.
@@ -220,7 +220,7 @@ def _add_fits(merged: nn.Module, kept: Kept, consumers: Iterable[Consumer]) -> n
 
 def _moments(statistics: Statistics, graph: PruningGraph, layer: Layer) -> Moments:
     moments = statistics.moments.get(graph.input_key(layer))
-    if moments is None or moments.gram is None:
+    if moments is None or (moments.gram is None and moments.root is None):
         raise InputError(
             f"a fold needs the Gram matrix of what reaches {layer.weight!r}; the statistics have "
             f"{sorted(k for k, m in statistics.moments.items() if m.gram is not None) or 'none'}: "
@@ -340,7 +340,8 @@ def _regression(
     """
     removed = np.setdiff1d(np.flatnonzero(~alive), merged)
     kept, removed = (_with_taps(f, moments.taps) for f in (np.flatnonzero(alive), removed))
-    gram, mean = _gram_and_mean(moments, features)
+    second, mean = _second_moments(moments, features)
+    gram = second.matrix.T @ second.matrix if second.root else second.matrix
     return Regression(gram, mean if centred else torch.zeros_like(mean), kept, removed)
 
 
@@ -349,28 +350,31 @@ def _with_taps(features: IntArray, taps: int) -> IntArray:
     return (features[:, None] * taps + np.arange(taps)).ravel()
 
 
-def _gram_and_mean(moments: Moments, features: IntArray) -> tuple[Tensor, Tensor]:
-    """Return the Gram matrix and the mean of some features, taps included."""
-    gram = moments.gram
-    if gram is None:
+def _second_moments(moments: Moments, features: IntArray) -> tuple[SecondMoments, Tensor]:
+    """Return the second moments and the mean of some features, taps included."""
+    matrix = moments.root if moments.gram is None else moments.gram
+    if matrix is None:
         raise InputError("the moments have no Gram matrix")
     mean = moments.gram_mean if moments.gram_mean is not None else moments.mean
-    index = torch.from_numpy(_with_taps(features, moments.taps)).to(gram.device)
-    return (gram, mean) if len(index) == len(gram) else (gram[index][:, index], mean[index])
+    index = torch.from_numpy(_with_taps(features, moments.taps)).to(matrix.device)
+    if len(index) < len(mean):
+        mean, matrix = mean[index], matrix[:, index]
+        matrix = matrix if moments.gram is None else matrix[index]
+    return SecondMoments(matrix, moments.gram is None), mean
 
 
 def _outputs_by_input(matrix: Tensor, moments: Moments) -> Tensor:
     """Return the weight of some output rows as [outputs, features], as the Gram matrix numbers features."""
     W = matrix.flatten(1) if moments.taps > 1 else matrix.transpose(1, 2).flatten(0, 1)
-    return W if moments.gram is None else W.to(moments.gram.device)
+    return W.to(moments.mean.device)
 
 
 def _output_error(
     matrix: Tensor, moments: Moments, features: IntArray, regression: Regression
 ) -> OutputError:
     """Return the error of some output rows on the data of some moments."""
-    gram, mean = _gram_and_mean(moments, features)
-    return OutputError(_outputs_by_input(matrix, moments), gram, mean, regression.kept, regression.removed)
+    second, mean = _second_moments(moments, features)
+    return OutputError(_outputs_by_input(matrix, moments), second, mean, regression.kept, regression.removed)
 
 
 def _add_fit(

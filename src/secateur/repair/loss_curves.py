@@ -177,7 +177,7 @@ def with_loss_curves(
     held_out = None
     tokens = bool(guard) and few_tokens(guard or ()) is not guard
     if guard and not tokens and any(moments.gram is not None for moments in statistics.moments.values()):
-        held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed)
+        held_out = collect_statistics(model, graph, guard, {"gram"}, statistics.seed, roots=True)
     curves = measure_loss_curves(
         model, graph, scores, statistics, guard or fitting, held_out, progress, **options
     )

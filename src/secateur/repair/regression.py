@@ -12,13 +12,14 @@ layer (1.5 GiB at 14,336 features) there is one matrix of that order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from secateur.core import IntArray
 
-__all__ = ["Fit", "OutputError", "Regression"]
+__all__ = ["Fit", "OutputError", "Regression", "SecondMoments"]
 
 COLUMNS = 2048  # of a Gram matrix that are gathered at once
 PARALLEL = 1e-12  # 1 - cos^2 below which two features count as multiples of one another
@@ -115,43 +116,64 @@ def _find_multiples(
     return multiples, partner, products[rows, partner] / kept[partner]
 
 
+class SecondMoments(NamedTuple):
+    """The mean G of x x^T, or a root F with F^T F = G where there are fewer rows than features.
+
+    Attributes:
+        matrix: G [features, features], or F [rows, features].
+        root: Whether it is F.
+    """
+
+    matrix: Tensor
+    root: bool
+
+    def product(self, A: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return A G, of these rows and columns of G."""
+        if self.root:
+            return A @ self.matrix[:, rows].T @ self.matrix[:, columns]
+        return A @ self.matrix[rows[:, None], columns]
+
+    def quadratic(self, M: Tensor, index: Tensor) -> float:
+        """Return the trace of M G M^T, of these rows and columns of G."""
+        if self.root:
+            return float((M @ self.matrix[:, index].T).square().sum())
+        total = 0.0
+        for some, columns in zip(index.split(COLUMNS), M.split(COLUMNS, dim=1), strict=True):
+            total += float((self.product(M, index, some) * columns).sum())
+        return total
+
+
 class OutputError:
     """The mean squared error of a layer's output without removed features, plain or with a fit.
 
     Args:
         W: The weight [outputs, features].
-        gram: Second moments of all features on the data that judges.
+        second: Second moments of all features on the data that judges.
         mean: Their means.
         kept: Feature numbers K.
         removed: Feature numbers R.
     """
 
-    def __init__(self, W: Tensor, gram: Tensor, mean: Tensor, kept: IntArray, removed: IntArray) -> None:
+    def __init__(
+        self, W: Tensor, second: SecondMoments, mean: Tensor, kept: IntArray, removed: IntArray
+    ) -> None:
         """Compute what all fits share."""
-        self._k, self._r = (torch.from_numpy(i).to(gram.device) for i in (kept, removed))
-        self._W, self._gram, self._mean = W, gram, mean
+        self._k, self._r = (torch.from_numpy(i).to(mean.device) for i in (kept, removed))
+        self._W, self._second, self._mean = W, second, mean
         W_R = W[:, self._r]
-        self._cross = W_R @ gram[self._r[:, None], self._k]
-        self.plain = _quadratic(W_R, gram, self._r)
+        self._cross = second.product(W_R, self._r, self._k)
+        self.plain = second.quadratic(W_R, self._r)
 
     def total(self) -> float:
         """Return the mean square of the output."""
         W_K = self._W[:, self._k]
-        return self.plain + _quadratic(W_K, self._gram, self._k) + 2 * float((self._cross * W_K).sum())
+        return self.plain + self._second.quadratic(W_K, self._k) + 2 * float((self._cross * W_K).sum())
 
     def folded(self, fit: Fit) -> float:
         """Return the error with a fit: the mean square of W_R (x_R - C x_K - c)."""
         W_R = self._W[:, self._r]
         M = W_R @ fit.coefficients.to(W_R.device)
         shift = W_R @ fit.offset.to(W_R.device)
-        quadratic = self.plain + _quadratic(M, self._gram, self._k) - 2 * float((self._cross * M).sum())
+        quadratic = self.plain + self._second.quadratic(M, self._k) - 2 * float((self._cross * M).sum())
         mean = W_R @ self._mean[self._r] - M @ self._mean[self._k]
         return quadratic + float((shift * (shift - 2 * mean)).sum())
-
-
-def _quadratic(M: Tensor, gram: Tensor, index: Tensor) -> float:
-    """Return the trace of M G M^T, where G are these rows and columns of a Gram matrix."""
-    total = 0.0
-    for some, columns in zip(index.split(COLUMNS), M.split(COLUMNS, dim=1), strict=True):
-        total += float(((M @ gram[index[:, None], some]) * columns).sum())
-    return total

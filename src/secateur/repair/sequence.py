@@ -110,7 +110,7 @@ def _fold(
     held_out = judge = None
     if settings.guard:
         seen = before.view()
-        held_out = collect_statistics(seen, before.graph, settings.guard, {"gram"}, settings.seed)
+        held_out = collect_statistics(seen, before.graph, settings.guard, {"gram"}, settings.seed, roots=True)
         batches = record_batches(seen, before.graph, few_tokens(settings.guard))
         distance = distance_from(as_replayed(seen, batches), batches)
 

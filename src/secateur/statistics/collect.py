@@ -51,6 +51,7 @@ def collect_statistics(
     loss: Loss | None = None,
     max_patch: int = 1152,
     grams: Iterable[str] | None = None,
+    roots: bool = False,
 ) -> Statistics:
     """Run a model on data and collect the statistics that a method needs.
 
@@ -72,6 +73,8 @@ def collect_statistics(
             times kernel positions), and above it that of its channels, shared by all positions.
         grams: Names of the weights whose inputs get a Gram matrix; by default the
             consumers of the groups.
+        roots: Whether the rows themselves take the place of Gram matrices of more than twice as many features
+            (`Moments.root`).
 
     Returns:
         Moments and Gram matrices in float64 by the weight that multiplies the input (the uses of a tied
@@ -95,7 +98,8 @@ def collect_statistics(
     check_seed(seed)
     _check_weights(model, graph)
     run = _Pass(model, graph, wanted, loss, seed)
-    moments = _input_moments(model, graph, wanted, max_patch, grams)
+    roots = roots and current_processes().count == 1  # a sum of matrices goes over all processes, rows do not
+    moments = _input_moments(model, graph, wanted, max_patch, grams, roots)
     split = undivided() if wanted & _UNDIVIDED else nullcontext()
     with untouched(model, seed), split:
         processes = current_processes()
@@ -259,7 +263,12 @@ def observe_inputs(
 
 
 def _input_moments(
-    model: nn.Module, graph: PruningGraph, wanted: set[str], max_patch: int, grams: Iterable[str] | None
+    model: nn.Module,
+    graph: PruningGraph,
+    wanted: set[str],
+    max_patch: int,
+    grams: Iterable[str] | None,
+    roots: bool,
 ) -> dict[str, InputMoments]:
     if not wanted & {"gram", "moments"}:
         return {}
@@ -270,7 +279,7 @@ def _input_moments(
         full = set(grams)
         for name in full - set(names):
             raise InputError(unknown("weight with an input", name, list(names)))
-    return {name: InputMoments("gram" in wanted and name in full, max_patch) for name in names}
+    return {name: InputMoments("gram" in wanted and name in full, max_patch, roots) for name in names}
 
 
 def _finished_moments(graph: PruningGraph, inputs: Mapping[str, InputMoments]) -> dict[str, Moments]:

@@ -31,11 +31,13 @@ class InputMoments:
         gram: Whether to keep the Gram matrix too.
         cap: Largest number of patch features (channels times kernel positions) for which a
             convolution gets the Gram matrix of its patches; above it, that of its channels.
+        root: Whether the rows themselves may take the place of a Gram matrix of more than twice as many.
     """
 
-    def __init__(self, gram: bool, cap: int) -> None:
+    def __init__(self, gram: bool, cap: int, root: bool = False) -> None:
         """Start with empty sums."""
         self._wants_gram, self._cap = gram, cap
+        self._kept: list[Tensor] | None = [] if root else None
         self._count = self._rows = 0
         self._sums: Tensor | None = None
         self._gram: Tensor | None = None
@@ -67,15 +69,25 @@ class InputMoments:
             self._add_gram(rows)
 
     def _add_gram(self, rows: Tensor) -> None:
-        if self._gram is None or self._patch_sum is None:
-            features = rows.shape[1]
-            self._gram = rows.new_zeros(features, features)
-            self._patch_sum = rows.new_zeros(features)
+        if self._patch_sum is None:
+            self._patch_sum = rows.new_zeros(rows.shape[1])
+        self._patch_sum += rows.sum(0)
+        self._rows += len(rows)
+        if self._kept is None:
+            self._add_products(rows)
+            return
+        self._kept.append(rows.clone())  # the model may write into its activations
+        if 2 * self._rows > rows.shape[1]:
+            kept, self._kept = self._kept, None
+            for some in kept:
+                self._add_products(some)
+
+    def _add_products(self, rows: Tensor) -> None:
+        if self._gram is None:
+            self._gram = rows.new_zeros(rows.shape[1], rows.shape[1])
         for start in range(0, rows.shape[1], SQUARE):  # the other triangle is the same
             some = rows[:, start : start + SQUARE]
             self._gram[start : start + SQUARE, start:].addmm_(some.T, rows[:, start:])
-        self._patch_sum += rows.sum(0)
-        self._rows += len(rows)
 
     def add_other_processes(self) -> None:
         """Add the sums of all processes that share the batches."""
@@ -95,15 +107,19 @@ class InputMoments:
         if self._sums is None or not self._count:
             return None
         mean, absolute, second = self._sums / self._count
-        if self._gram is None or self._patch_sum is None:
+        if self._patch_sum is None:
             return Moments(self._count, mean, absolute, second)
+        patch_mean = self._patch_sum / self._rows
+        if self._gram is None:
+            root = torch.cat(self._kept or []) / math.sqrt(self._rows)
+            return Moments(self._count, mean, absolute, second, None, self._taps, patch_mean, root)
         gram = self._gram.div_(self._rows)  # a copy of a wide one takes gigabytes
         for start in range(0, len(gram), SQUARE):
             stop = start + SQUARE
             square = gram[start:stop, start:stop]
             square.copy_(square.triu() + square.triu(1).T)
             gram[stop:, start:stop] = gram[start:stop, stop:].T
-        return Moments(self._count, mean, absolute, second, gram, self._taps, self._patch_sum / self._rows)
+        return Moments(self._count, mean, absolute, second, gram, self._taps, patch_mean)
 
 
 def _patch_blocks(x: Tensor, window: Window) -> Iterator[Tensor]:

@@ -348,7 +348,9 @@ def _prune_block(
     folds: dict[str, Any] = {}
     for repair in task.repairs:
         if isinstance(repair, Fold) and statistics is not None:
-            held_out = collect_statistics(original, graph, guard, {"gram"}, task.seed) if guard else None
+            held_out = None
+            if guard:
+                held_out = collect_statistics(original, graph, guard, {"gram"}, task.seed, roots=True)
             small, folds = fold(original, small, plan, statistics, held_out)
             statistics = held_out = None  # matrices of wide layers take gigabytes
         elif not isinstance(repair, Fold):
