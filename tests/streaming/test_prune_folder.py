@@ -77,9 +77,8 @@ def test_it_is_what_the_same_steps_give_in_memory(family: str, tmp_path: Path) -
     model = make(tmp_path / "in", family)
     assert len(list((tmp_path / "in").glob("*.safetensors"))) > 3
     judged = {"text": [{**x, "labels": x["input_ids"]} for x in batches(2)]}
-    result = prune_folder(
-        tmp_path / "in", tmp_path / "out", BUDGET, batches(), method="leverage", judged=judged, progress=False
-    )
+    how: dict[str, Any] = {"method": "leverage", "repair": "refit", "judged": judged, "progress": False}
+    result = prune_folder(tmp_path / "in", tmp_path / "out", BUDGET, batches(), **how)
     graph = trace(model, torch.zeros(2, 13, dtype=torch.long), ["kind:hidden"]).with_even_layers()
     fitting, guard = split_off_guard(batches())
     plan = decide(graph, "leverage", BUDGET, fitting, model=model)

@@ -110,7 +110,7 @@ class Plan:
             if len(set(counts.values())) > 1:
                 raise PlanError(
                     f"the groups {', '.join(map(repr, names))} must keep equally many units, because one "
-                    f"number states how many they have (hidden_size), or the budget is even; got "
+                    f"number states how many they have (hidden_size, a config), or the budget is even; got "
                     f"{list(counts.values())}"
                 )
 

@@ -76,15 +76,19 @@ class Regression:
 
     def fit(self, ridge: float) -> Fit:
         """Return the fit for a ridge relative to the mean variance of the kept features."""
-        C = torch.zeros_like(self._S_RK)
+        C = self._S_RK.clone()
         exact = self._dead | self._parallel
         if C.numel():
-            C[self._parallel.nonzero()[:, 0], self._partners] = self._factors
             k, mean = self._k, self._means[0]
             A = self._gram[k[:, None], k].addr_(mean, mean, alpha=-1)  # S_KK
             size = ridge * A.diagonal().mean()
             A.diagonal().add_(size.clamp_min(self._noise).clamp_min(self._floor))
-            C[~exact] = torch.cholesky_solve(self._S_RK[~exact].T, torch.linalg.cholesky(A, out=A)).T
+            L = torch.linalg.cholesky(A, out=A)
+            # In place, because `cholesky_solve` copies both operands.
+            torch.linalg.solve_triangular(L, C.T, upper=False, out=C.T)
+            torch.linalg.solve_triangular(L.T, C.T, upper=True, out=C.T)
+            C[exact] = 0
+            C[self._parallel.nonzero()[:, 0], self._partners] = self._factors
         # A dead feature and a multiple of a kept one have no constant part to give to the bias.
         offset = torch.where(exact, 0.0, self._means[1] - C @ self._means[0])
         counts = int(self._dead.sum()), int(self._parallel.sum())

@@ -114,9 +114,9 @@ def prune_folder(
         out: A new folder, or an empty one, for the pruned model.
         budget: How much stays.
         data: Batches of tokens; a repair keeps a fifth of them apart to judge itself.
-        method: A method that decides a group by activations of its units, or by weights; "matroid" by
-            default.  Its matrices of layers of 14336 units take several GiB; "wanda" needs none.
-        repair: "fold", "refit", or None; "auto" is "refit".
+        method: A method that decides a group by activations of its units, or by weights; "activation" by
+            default, which needs no matrices.  Those of "matroid" take 13 GiB at 14336 units.
+        repair: "fold", "refit", or None; "auto" is "fold".
         judged: By name of a text, batches on which the perplexity before and after is measured.
         ignored_layers: Names or patterns of what stays whole, as for `trace`.
         tokenizer: A tokenizer, or its folder; by default that of `folder`.
@@ -221,13 +221,13 @@ def _check_arguments(
         )
     if not isinstance(budget.keep, Mapping):
         budget = as_budget([dataclasses.replace(part, even=True) for part in budget.parts])
-    chosen = find_method("matroid" if method is None else method)
+    chosen = find_method("activation" if method is None else method)
     if extra := sorted(needs_of(chosen, Units(0.5)) - STATISTICS):
         raise InputError(
             f"{chosen.name!r} looks at the whole network ({', '.join(extra)}), of which one block is in "
             "memory: use matroid, leverage, wanda, flap, activation or magnitude, or prune in memory"
         )
-    repairs = parse_repair("refit" if repair == "auto" else repair)
+    repairs = parse_repair("fold" if repair == "auto" else repair)
     if any(isinstance(x, Finetune) for x in repairs):
         raise InputError("a fine-tuning needs the whole network in memory: use repair='refit' or 'fold'")
     return budget, chosen, repairs
