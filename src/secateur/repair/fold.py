@@ -142,7 +142,7 @@ def fold(
         >>> notes["2.weight"]["folded"] < notes["2.weight"]["plain"]
         True
     """
-    merged = merge(model, small, plan)
+    merged = merge(model, small, plan) if plan.merges else small
     kept = kept_indices(plan.graph, plan.keep)
     consumers, tied = _fit_consumers(model, plan, kept, statistics, guard)
     undone = {x.layer.weight: NO_BETTER for x in consumers if not x.better}
@@ -302,6 +302,7 @@ def _least(
             trial = fits(ridges[at + step])
             error = judge.folded(trial)
             if not error < least:
+                del trial  # before the next one is made: that of a wide layer is large
                 break
             at, best, least = at + step, trial, error
         if at > middle:

@@ -83,8 +83,8 @@ class Regression:
             A = self._gram[k[:, None], k].addr_(mean, mean, alpha=-1)  # S_KK
             size = ridge * A.diagonal().mean()
             A.diagonal().add_(size.clamp_min(self._noise).clamp_min(self._floor))
-            L = torch.linalg.cholesky(A, out=A)
-            # In place, because `cholesky_solve` copies both operands.
+            # In place: LAPACK copies a matrix that is stored by rows, `cholesky_solve` both its operands.
+            L = torch.linalg.cholesky(A.mT, out=A.mT)
             torch.linalg.solve_triangular(L, C.T, upper=False, out=C.T)
             torch.linalg.solve_triangular(L.T, C.T, upper=True, out=C.T)
             C[exact] = 0
@@ -143,7 +143,7 @@ class SecondMoments(NamedTuple):
             return float((M @ self.matrix[:, index].T).square().sum())
         total = 0.0
         for some, columns in zip(index.split(COLUMNS), M.split(COLUMNS, dim=1), strict=True):
-            total += float((self.product(M, index, some) * columns).sum())
+            total += _inner(self.product(M, index, some), columns)
         return total
 
 
@@ -171,13 +171,18 @@ class OutputError:
     def total(self) -> float:
         """Return the mean square of the output."""
         W_K = self._W[:, self._k]
-        return self.plain + self._second.quadratic(W_K, self._k) + 2 * float((self._cross * W_K).sum())
+        return self.plain + self._second.quadratic(W_K, self._k) + 2 * _inner(self._cross, W_K)
 
     def folded(self, fit: Fit) -> float:
         """Return the error with a fit: the mean square of W_R (x_R - C x_K - c)."""
         W_R = self._W[:, self._r]
         M = W_R @ fit.coefficients.to(W_R.device)
         shift = W_R @ fit.offset.to(W_R.device)
-        quadratic = self.plain + self._second.quadratic(M, self._k) - 2 * float((self._cross * M).sum())
+        quadratic = self.plain + self._second.quadratic(M, self._k) - 2 * _inner(self._cross, M)
         mean = W_R @ self._mean[self._r] - M @ self._mean[self._k]
         return quadratic + float((shift * (shift - 2 * mean)).sum())
+
+
+def _inner(A: Tensor, B: Tensor) -> float:
+    """Return the trace of A B^T, without a matrix of products."""
+    return float(torch.dot(A.reshape(-1), B.reshape(-1)))
