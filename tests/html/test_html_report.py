@@ -307,3 +307,8 @@ def test_texts_that_a_spreadsheet_would_run_are_quoted(tmp_path: Path) -> None:
     rows = [{"method": "=1+1", "a": -1.5, "b": "@x", "c": "-1e5"}]
     text = write_csv(rows, tmp_path / "runs.csv").read_text()
     assert text.splitlines()[1] == "'=1+1,-1.5,'@x,'-1e5"
+
+
+def test_a_folder_whose_name_no_system_takes_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be used as a path"):
+        read_runs("a" * 5000)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core import StoreError
-from secateur.core.paths import read_bounded
+from secateur.core.paths import read_bounded, to_path
 from secateur.formats.store import DOCUMENT, REPORT, read_report
 from secateur.html.page import page_content
 from secateur.html.rows import Row, SavedRuns
@@ -32,9 +32,10 @@ def read_runs(folder: str | Path) -> SavedRuns:
     `write_html` makes of the returned runs.
 
     Raises:
+        InputError: If `folder` is not a path.
         StoreError: If the folder is missing, or has no runs that can be drawn.
     """
-    folder = Path(folder)
+    folder = to_path(folder)
     if not folder.is_dir():
         raise StoreError(f"there is no folder {folder}")
     runs = SavedRuns()
