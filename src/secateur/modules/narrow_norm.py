@@ -116,14 +116,19 @@ class NarrowNorm(nn.Module):
         y = h * torch.rsqrt(variance + eps)
         weight, bias = getattr(self, self.form.weight), getattr(self, self.form.bias)
         if weight is not None:
-            y = y * (weight.flatten() + self.form.shift)
-        return (y if bias is None else y + bias.flatten()).to(x.dtype)
+            y = y * (_as_vector(weight) + self.form.shift)
+        return (y if bias is None else y + _as_vector(bias)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show sizes."""
         weight = getattr(self, self.form.weight)
         kept = "" if weight is None else f"{weight.numel()} of "
         return f"{kept}{self.count} features, eps={self.eps}"
+
+
+def _as_vector(tensor: Tensor) -> Tensor:
+    # A view of a vector would hide from a trace that its entries scale features.
+    return tensor if tensor.ndim == 1 else tensor.flatten()
 
 
 class NarrowResponseNorm(nn.Module):
@@ -164,8 +169,8 @@ def norm_form(module: nn.Module) -> NormForm | ResponseForm | None:
     """Return which normalisation a module computes over one axis, found by a trial; None if none.
 
     Example:
-        >>> norm_form(nn.LayerNorm(5)), norm_form(nn.Linear(5, 5))
-        (NormForm(centred=True, shift=0.0, axis=-1), None)
+        >>> norm_form(nn.LayerNorm(5))
+        NormForm(centred=True, shift=0.0, axis=-1, weight='weight', bias='bias')
     """
     if isinstance(module, (NarrowNorm, NarrowResponseNorm)):
         return module.form
