@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.core import BoolArray, Group, IntArray, Plan, PlanError, PruningGraph, Slot
 from secateur.core.graph import Sized
-from secateur.core.indices import check_units, kept_axes, kept_positions, kept_shapes, removed_units
+from secateur.core.indices import check_units, kept_axes, kept_on_axis, kept_shapes, removed_units
 from secateur.views import narrow_example
 
 __all__ = ["compose", "narrow_masks", "restrict"]
@@ -103,9 +103,7 @@ def _restrict_group(group: Group, kept: IntArray | None, left: Mapping[Axis, Boo
 
 def _restrict_size(size: Sized, graph: PruningGraph, keep: Mapping[str, IntArray]) -> Sized:
     gone = [removed_units(graph.group(name).size, keep.get(name)) for name in size.groups]
-    length = max([size.value, *(int(position.max(initial=-1)) + 1 for _, position in size.index)])
-    owners = ((position, dead[unit]) for (unit, position), dead in zip(size.index, gone, strict=True))
-    stays = kept_positions(length, owners)
+    stays = kept_on_axis(graph, size, keep)
     rank, index = np.cumsum(stays) - 1, []
     for dead, (unit, position) in zip(gone, size.index, strict=True):
         left = stays[position]

@@ -22,6 +22,7 @@ __all__ = [
     "kept_axes",
     "kept_indices",
     "kept_length",
+    "kept_on_axis",
     "kept_positions",
     "kept_shapes",
     "kept_states",
@@ -142,7 +143,7 @@ def kept_states(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[tuple
     kept = {}
     for number, state in enumerate(graph.interface.states):
         for axis in state.axes:
-            stays = _kept_on(graph, axis, keep)
+            stays = kept_on_axis(graph, axis, keep)
             if not stays.all():
                 kept[number, axis.axis] = np.flatnonzero(stays)
     return kept
@@ -150,10 +151,14 @@ def kept_states(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[tuple
 
 def kept_length(graph: PruningGraph, size: SizeAttribute, keep: Mapping[str, IntArray]) -> int:
     """Return the value of an attribute that holds a length if only these units stay."""
-    return int(_kept_on(graph, size, keep).sum())
+    return size.value - int((~kept_on_axis(graph, size, keep)).sum())
 
 
-def _kept_on(graph: PruningGraph, axis: SizeAttribute | StateAxis, keep: Mapping[str, IntArray]) -> BoolArray:
+def kept_on_axis(
+    graph: PruningGraph, axis: SizeAttribute | StateAxis, keep: Mapping[str, IntArray]
+) -> BoolArray:
+    """Return which entries of the axis behind a size or a state stay; it may be longer than the value."""
     gone = [removed_units(graph.group(name).size, keep.get(name)) for name in axis.groups]
-    owners = ((index[1], dead[index[0]]) for index, dead in zip(axis.index, gone, strict=True))
-    return kept_positions(axis.value, owners)
+    length = max([axis.value, *(int(position.max(initial=-1)) + 1 for _, position in axis.index)])
+    owners = ((position, dead[unit]) for (unit, position), dead in zip(axis.index, gone, strict=True))
+    return kept_positions(length, owners)

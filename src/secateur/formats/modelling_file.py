@@ -103,7 +103,7 @@ def auto_map(model: Any) -> dict[str, str]:
     Raises:
         InputError: If no AutoModel makes the class of the model.
     """
-    found = {auto: f"{Path(MODELLING_FILE).stem}.{class_name(model)}" for auto in _auto_classes(model)}
+    found = {auto: f"{Path(MODELLING_FILE).stem}.{_class_name(model)}" for auto in _auto_classes(model)}
     if not found:
         raise InputError(
             f"no AutoModel of transformers makes {type(model).__name__}, so a folder with a modelling file "
@@ -112,7 +112,7 @@ def auto_map(model: Any) -> dict[str, str]:
     return found
 
 
-def class_name(model: Any) -> str:
+def _class_name(model: Any) -> str:
     """Return the name of the class in the modelling file."""
     return f"Pruned{type(model).__name__}"
 
@@ -130,10 +130,10 @@ def _auto_classes(model: Any) -> Iterator[str]:
 
 def write_modelling_file(folder: Path, model: Any) -> None:
     """Write the modelling file for the class of a model."""
-    names = {"plain": type(model).__name__, "name": class_name(model), "auto": next(_auto_classes(model))}
+    names = {"plain": type(model).__name__, "name": _class_name(model), "auto": next(_auto_classes(model))}
     (folder / MODELLING_FILE).write_text(SOURCE.format(**names), encoding="utf-8")
 
 
 def import_class(folder: Path, model: Any) -> Any:
     """Return the class of the modelling file in a folder that `write_modelling_file` has just written."""
-    return runpy.run_path(str(folder / MODELLING_FILE), run_name=__name__)[class_name(model)]
+    return runpy.run_path(str(folder / MODELLING_FILE), run_name=__name__)[_class_name(model)]

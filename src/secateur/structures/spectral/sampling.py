@@ -31,9 +31,8 @@ from secateur.structures.spectral.resistance import effective_resistance, levera
 __all__ = ["Mode", "Sparsifier", "epsilon_for_count", "inclusion", "sparsify"]
 
 Mode = Literal["systematic", "paper", "reweighted", "coverage"]
-EXCHANGED = (
-    1024  # most nodes of a graph whose edges are exchanged: an eigenvalue problem takes under a second
-)
+# Most nodes of a graph whose edges are exchanged: an eigenvalue problem of it takes under a second.
+EXCHANGED = 1024
 CONDITION = 5.0  # at which exchanges end
 
 
