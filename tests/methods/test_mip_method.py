@@ -11,6 +11,7 @@ from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Units
 from secateur.methods import METHODS, MIP
+from secateur.specs import make_method
 from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.relu_mip import importance_scores
@@ -239,6 +240,18 @@ def test_decoupled_parts_score_every_layer_of_a_deep_network():
     method = MIP(parts=pieces, threshold=0.1)
     plan = method.plan(graph, collect_statistics(model, graph, None, method.needs(Units(0.5))), Units(0.1))
     assert set(plan.notes["mip"]["dead units"]) == {"0.weight", "4.weight", "7.weight", "10.weight"}
+    whole = make_method("mip:parts=layers,threshold=0.1,images=3")
+    needs = whole.needs(Units(0.5))
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    statistics = collect_statistics(model, graph, [(x, y)], needs)
+    made = whole.plan(graph, statistics, Units(0.1))
+    pieces = parts(attach_auxiliaries(model, [(x, y)], seed=0), *(t[[0, 20, 40]] for t in (x, y)))
+    assert len(pieces) == 3 and set(made.notes["mip"]["dead units"]) == set(plan.notes["mip"]["dead units"])
+    with pytest.raises(InputError, match="out of bounds"):
+        collect_statistics(model, graph, [(x, y + 1)], needs)
+    with pytest.raises(InputError, match="learn classes"):
+        collect_statistics(model, graph, [(x, y.float())], needs)
+    with pytest.raises(InputError, match="collect both"):
+        whole.plan(graph, collect_statistics(model, graph, None, ()), Units(0.5))
     attach_auxiliaries(model, [(x, y)], width=6, seed=0, train_layers=True)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

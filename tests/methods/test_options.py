@@ -60,6 +60,7 @@ def test_every_value_of_every_option_is_taken_or_refused_by_name(method, option)
         ("mip:epsilon=1e999", r"MIP\.epsilon must be 0 or more, and finite; got inf"),
         ("mip:jobs=0", r"MIP\.jobs must be at least 1, or -1"),
         ("mip:parts=()", r"MIP\.parts has no programs"),
+        ("mip:parts=blocks", r"MIP\.parts is a tuple, 'layers' or None; got 'blocks'"),
         (
             "spectral:epsilon=1e-300",
             r"Spectral\.epsilon must be positive \(1e-09 or more\) and finite; got 1e-300",

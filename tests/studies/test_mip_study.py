@@ -10,11 +10,13 @@ import torch
 
 from secateur.core import InputError
 from secateur_studies.mip import STUDY, experiments, published
-from secateur_studies.mip.comparison import compare_mean
+from secateur_studies.mip.comparison import compare_mean, explain_chance
 from secateur_studies.mip.models import Setting, load_case, load_data, make_network, train_network
+from secateur_studies.mip.published import Printed
 from secateur_studies.mip.removal import (
     choose_random,
     choose_scored,
+    choose_share,
     choose_top,
     count_maps,
     keep_above,
@@ -54,13 +56,19 @@ def test_table_2_compares_at_equal_counts(net):
     for row in rows:
         assert {"ours", "random", "critical", "L1", "mean activation", "dead only"} <= set(row)
     assert rows[0]["pruned"] >= rows[0]["pruned dead only"] - 1e-9
+    assert {"ours + ft", "random scored + ft", "critical + ft", "dead only + ft"} <= set(rows[0])
+
+
+def test_a_share_is_removed_from_every_layer():
+    case = load_case("LeNet-5", "digits", SMALL, 0)
+    keep = choose_share(0.25, case.graph, np.random.default_rng(0))
+    assert [len(keep[g.name]) for g in case.graph.groups] == [4, 12, 90, 63]  # of 6, 16, 120, 84
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "names", "count"),
     [
-        ("tuned", ["LeNet-5", "digits"], 1),
         ("modes", ["digits"], 6),
         ("transfer", ["LeNet-5", "digits", "digits"], 1),
         ("transfer", ["VGG-16", "digits", "digits"], 1),
@@ -73,8 +81,8 @@ def test_table_2_compares_at_equal_counts(net):
 def test_every_part_gives_its_rows(job, names, count):
     rows = getattr(experiments, job)(*names, 0, JSON)
     assert len(rows) == count
-    shares = [row[key] for row in rows for key in ("pruned", "ref", "ours + ft") if key in row]
-    assert shares and all(0 <= value <= 100 for value in shares)
+    shares = [row[key] for row in rows for key in ("pruned", "ref")]
+    assert all(0 <= value <= 100 for value in shares)
 
 
 def test_trained_networks_are_read_back_as_they_were(tmp_path):
@@ -172,25 +180,38 @@ def test_differences_are_paired_and_judged_beside_the_published_sign():
 def test_a_number_that_differs_has_what_was_measured_about_it():
     rows = [_row("FC-3", k, ref=90.0, ours=82.0 + k, maps=22, **{"maps removed": 1}) for k in range(3)]
     few = [{**row, "training examples": 3500} for row in rows]
-    assert "3,500 training examples" in compare_mean(few, "ref", 98.0, 40.0, 98.0)["measured"]
-    assert "not explained" in compare_mean(rows, "ref", 98.0, 40.0, 98.0)["measured"]
-    assert "-8.0 points apart" in compare_mean(rows, "ours", 91.5, 40.0, 98.0)["measured"]
-    assert (
-        "30.0 %; the program adds 10.0" in compare_mean(rows, "pruned weights", 60.0, 60.0, 98.0)["measured"]
-    )
-    assert "1.0 of 22 feature maps" in compare_mean(rows, "critical", 30.0, 40.0, 98.0)["measured"]
+    share, whole = Printed(40.0), Printed(98.0)
+
+    def measured(rows, key, printed, share=share):
+        return compare_mean(rows, key, printed, share, whole)["measured"]
+
+    assert measured(few, "ref", whole) == "3,500 training examples, paper 48,000"
+    assert measured(rows, "ref", whole) == "not explained"
+    assert measured(rows, "ours", Printed(91.5)) == "the whole network is -8.0 points apart"
+    assert "30.0 %; the program adds 10.0" in measured(rows, "pruned weights", Printed(60.0), Printed(60.0))
+    assert measured(rows, "critical", Printed(30.0)) == "1.0 of 22 feature maps removed"
+    everywhere = [{**row, "random everywhere": 70.0} for row in rows]
+    assert "40 % of every layer: 70.0" in measured(everywhere, "critical", Printed(30.0))
     plain = [{**row, "maps": 0} for row in rows]
-    assert compare_mean(plain, "critical", 30.0, 40.0, 98.0)["measured"] == "not explained"
-    assert "printed 45.0" in compare_mean(plain, "critical", 30.0, 45.0, 98.0)["measured"]
-    lost = [{**row, "lost": 0.4 * k} for k, row in enumerate(rows)]
-    assert "standard error of our mean, 0.23" in compare_mean(lost, "lost", 0.2, 40.0, 98.0)["measured"]
-    assert compare_mean(rows, "ours", 83.0, 40.0, 98.0)["measured"] == ""
+    assert measured(plain, "critical", Printed(30.0)) == "not explained"
+    assert "printed 45.0" in measured(plain, "critical", Printed(30.0), Printed(45.0))
+    assert measured(rows, "ours", Printed(83.0)) == ""
+
+
+def test_a_large_printed_spread_leaves_chance_and_a_small_one_does_not():
+    lost = [_row("FC-3", k, lost=0.4 * k) for k in range(3)]
+    wide, narrow = (
+        compare_mean(lost, "lost", Printed(2.0, spread), None, None)["measured"] for spread in (2, 0.1)
+    )
+    assert wide == "printed ± 2.0, ours ± 0.4: p = 0.30" and narrow == "not explained"
+    # one network against three: (83 - 33) / (24.3 sqrt(4 / 3)), two degrees of freedom
+    assert explain_chance([83.0], Printed(33.0, 24.3)) == "printed ± 24.3, ours one network: p = 0.22"
+    assert explain_chance([83.0], Printed(33.0)) == explain_chance([], Printed(33.0, 1.0)) == ""
 
 
 def test_every_printed_number_has_a_verdict():
-    tuned = {"part": "tuned", "net": "FC-3", "data": "fashion", "seed": 0, "ours + ft": 87.0}
-    rows = [_row("FC-3", k, ours=81.0) for k in (0, 1)]
-    result = findings([*rows, tuned])
+    rows = [_row("FC-3", k, ours=81.0, **{"ours + ft": 87.0}) for k in (0, 1)]
+    result = findings(rows)
     table = {t.name: t.rows for t in result.tables}["table2-published"]
     with_ours = sum("ours" in numbers for numbers in published.PRUNING.values())
     assert len(table) == sum(len(numbers) for numbers in published.PRUNING.values()) + with_ours

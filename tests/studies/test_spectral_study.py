@@ -15,6 +15,7 @@ from secateur.cli import main as cli
 from secateur.core import InputError
 from secateur_studies.runner import run_study
 from secateur_studies.spectral import STUDY, experiments
+from secateur_studies.spectral.causes import explain_connected, predict_ratio
 from secateur_studies.spectral.models import (
     FULL,
     NETS,
@@ -24,6 +25,7 @@ from secateur_studies.spectral.models import (
     normalise,
     train_network,
 )
+from secateur_studies.spectral.published import SLOWER
 from secateur_studies.spectral.study import findings
 from secateur_studies.spectral.tables import difference
 
@@ -66,6 +68,38 @@ def test_table_1_times_both_graphs() -> None:
     assert messages["accuracy in %, layer by layer"] == "cannot be run here"
     assert messages["seconds, whole network"] == ""
     assert messages["whole network / layer by layer, time"] == "differs"
+    causes = {row["what"]: row.get("measured") for row in table.rows}
+    assert "25.7 times as long" in causes["whole network / layer by layer, time"]
+
+
+def test_the_cube_of_the_channels_gives_the_published_ratios_of_times() -> None:
+    """26.56 and 13.46 in print: pseudo-inverses of the graphs of channels."""
+    assert predict_ratio("ResNet-20") == pytest.approx(
+        701**3 / (19**3 + 6 * 32**3 + 48**3 + 5 * 64**3 + 96**3 + 5 * 128**3 + 74**3)
+    )
+    for net, published in SLOWER.items():
+        assert predict_ratio(net) == pytest.approx(published, rel=0.07)
+
+
+def test_what_differs_has_what_was_measured_about_it() -> None:
+    layers = [
+        {"variant": "greedy, global", "density": density, "share": share}
+        for density, share in ((0.2, 0.9), (0.05, 0.6), (0.02, 0.3), (0.01, 0.1))
+    ]
+    assert explain_connected(layers, "greedy, global", 0.5).startswith(
+        "its first layer to collapse does so at 2% (30%"
+    )
+    assert explain_connected(layers, "greedy, global", 0.05) == "no layer of it collapses at any density"
+    control = [
+        {**row, "part": "controls", "variant": "random, sizes of sparsify"}
+        for row in made_up(0.0)
+        if (row["net"], row["score"], row["variant"]) == ("VGG-11", "magnitude", "greedy")
+    ]
+    result = findings([*made_up(0.0), *control])
+    rows = {row["statement"]: row for row in next(t for t in result.tables if t.name == "statements").rows}
+    cause = rows["Figure 2: sparsify with SynFlow's scores better than with snip"]["measured"]
+    assert cause == "`sparsify` less random masks with its layer sizes: +0.2 [-0.5, +0.5] tie"
+    assert rows["Figure 2, magnitude: alike at high densities"]["measured"] == ""
 
 
 def made_up(gain: float) -> list[dict[str, Any]]:

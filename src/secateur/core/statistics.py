@@ -75,6 +75,8 @@ class Statistics:
             initialisation (needs "flow").
         chain: The network as an affine-ReLU chain (needs "chain").
         images: Calibration inputs and targets (needs "images").
+        programs: Called with inputs and their classes, returns a program for each convolution, with an
+            auxiliary network trained on the batches (needs "programs").
         activations: By group: a sample of its units' activations [rows, units] (needs "activations").
         losses: By group (the first of those that keep equal counts): what removing its units costs, for
             budgets of scope "loss" (`secateur.repair.loss_curves`).
@@ -88,6 +90,7 @@ class Statistics:
     flow: Callable[..., Mapping[str, Tensor]] | None = None
     chain: Any = None
     images: tuple[Tensor, Tensor] | None = None
+    programs: Callable[[Tensor, Tensor], tuple[Any, ...]] | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     losses: Mapping[str, LossCurve] = field(default_factory=dict)
     seed: int = 0
@@ -103,6 +106,6 @@ class Statistics:
             "loss curves": len(self.losses),
         }
         parts = [f"{len(self.weights)} weights", *(f"{n} {what}" for what, n in named.items() if n)]
-        others = {"flow": self.flow, "chain": self.chain, "images": self.images}
+        others = {"flow": self.flow, "chain": self.chain, "images": self.images, "programs": self.programs}
         parts += [name for name, value in others.items() if value is not None]
         return f"Statistics({', '.join(parts)}; seed {self.seed})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from secateur.execution import (
 )
 from secateur.processes import current_processes, sum_over_processes, undivided
 from secateur.statistics.activation_sample import ActivationSample
+from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
@@ -33,12 +35,13 @@ from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
 __all__ = ["NEEDS", "checked_batches", "collect_statistics", "consumer_layers", "observe_inputs"]
 
-NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "taylor")
+NEEDS = ("activations", "chain", "flow", "gradients", "gram", "images", "moments", "programs", "taylor")
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
-_WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "taylor"}
+_WITH_DATA = {"activations", "gradients", "gram", "images", "moments", "programs", "taylor"}
 _DERIVATIVES = {"gradients", "taylor"}
-_UNDIVIDED = {"activations", "images"}  # not sums over batches
+_UNDIVIDED = {"activations", "images", "programs"}  # not sums over batches
+_LABELLED = {"images", "programs"}  # inputs and their classes
 
 
 def collect_statistics(
@@ -58,7 +61,7 @@ def collect_statistics(
     The model runs in evaluation mode on its own device and is restored afterwards: modes, buffers,
     `requires_grad`, `.grad` and the random generators.  Activations are not kept, except for the
     sample that "activations" asks for.  Inside `split_over_processes` each process runs on a part of the
-    batches, unless "activations" or "images" are asked for.
+    batches, unless "activations", "images" or "programs" are asked for.
 
     Args:
         model: The model that was traced.
@@ -110,6 +113,7 @@ def collect_statistics(
                 run.skip(where, args, kwargs, targets)
         run.add_other_processes(moments)
         chain = _chain(model, graph) if "chain" in wanted else None
+        programs = _programs(model, run.images, seed) if "programs" in wanted else None
     if run.taylor and not any(bool(scores.any()) for scores in run.taylor.values()):
         raise InputError("taylor: no unit changes the loss, so it cannot rank them")
     return Statistics(
@@ -119,7 +123,8 @@ def collect_statistics(
         taylor=run.taylor,
         flow=SynapticFlow(model, graph) if "flow" in wanted else None,
         chain=chain,
-        images=_concatenated(run.images) if "images" in wanted else None,
+        images=_concatenated(run.images) if wanted & _LABELLED else None,
+        programs=programs,
         activations=run.sample.activations() if run.sample is not None else {},
         seed=seed,
     )
@@ -152,7 +157,7 @@ class _Pass:
             if inputs is not None:
                 with torch.no_grad(), inputs:
                     self._model(*args, **kwargs)
-        if "images" in self._wanted:
+        if self._wanted & _LABELLED:
             self.images.append((args[0] if args else next(iter(kwargs.values())), targets))
 
     def skip(self, where: str, args: Args, kwargs: Kwargs, targets: Any) -> None:
@@ -238,7 +243,7 @@ def checked_batches(
     if batches is None or isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise InputError(f"{what}: data is an iterable of (inputs, targets); got {type(batches).__name__}")
     for where, args, kwargs, targets in read_batches(batches, model):
-        if targets is None and "images" in wanted:
+        if targets is None and wanted & _LABELLED:
             raise InputError(
                 f"{where} has no targets, but the method looks at inputs by their class (images): give "
                 "batches (inputs, targets)"
@@ -328,11 +333,23 @@ def _concatenated(kept: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])
 
 
+def _programs(
+    model: nn.Module, kept: list[tuple[Any, Any]], seed: int
+) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
+    x, y = _concatenated(kept)
+    if y.is_floating_point() or y.ndim != 1:
+        raise InputError(
+            "programs: the auxiliary networks learn classes: give one class number for each input"
+        )
+    with explain_errors("the batches", (x,), {}):
+        return partial(parts, attach_auxiliaries(model, kept, seed=seed))
+
+
 def _check_needs(needs: Iterable[str], graph: PruningGraph) -> set[str]:
     wanted = {needs} if isinstance(needs, str) else set(needs)
     for need in wanted - set(NEEDS):
         raise InputError(unknown("statistic", str(need), NEEDS))
-    if graph.inside and "chain" in wanted:
+    if graph.inside and wanted & {"chain", "programs"}:
         raise InputError(
             f"chain: the integer program needs the whole network, from its input to its output; of this one "
             f"only {', '.join(graph.inside)} can be exported. Use another method, such as 'matroid'"

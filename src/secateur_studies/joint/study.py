@@ -56,7 +56,7 @@ def trials(
     networks: Sequence[str] = ORDER,
     methods: Sequence[str] = COMPARED,
     keeps: Sequence[float] | None = None,
-    seeds: int = 5,
+    seeds: int = 3,
     limit: int | None = None,
 ) -> list[Trial]:
     """Return one trial for each data set, network and seed.

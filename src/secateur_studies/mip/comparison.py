@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import stdev
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean, stdev
+
+from scipy.stats import t, ttest_ind_from_stats
 
 from secateur_studies.findings import compare_published
-from secateur_studies.mip import published
+from secateur_studies.mip.published import COUNT, PRUNING, Printed
 from secateur_studies.rows import Row, Rows, mean, select
 
-__all__ = ["RULE", "compare_mean", "published_rows", "rounded_mean", "subtract", "with_lost"]
+__all__ = [
+    "CHANCE",
+    "RULE",
+    "compare_mean",
+    "explain_chance",
+    "published_rows",
+    "rounded_mean",
+    "subtract",
+    "with_lost",
+]
 
 TOLERANCE = 3.0  # points; about the spread over initialisations that the paper states for pruned networks
 SHARE = 10.0  # points of the share removed, beyond which two pruned networks are not compared
+LEVEL = 0.05
 EXAMPLES = 48_000  # training examples of the paper: 80 % of 60,000
+CHANCE = (
+    "p: the printed mean and spread over three initialisations against ours, by Welch's t-test; against a "
+    "single network of ours, by the t-distribution of one more draw. Spreads of printed differences are "
+    f"those of independent accuracies. From {LEVEL:g} on, chance is not excluded."
+)
 RULE = (
     f"reproduced: within {TOLERANCE:g} points, and for points lost within half of the printed number; no "
-    f"verdict if the shares removed are more than {SHARE:g} points apart."
+    f"verdict if the shares removed are more than {SHARE:g} points apart. {CHANCE}"
 )
 _TITLES = {
     "ref": "REF",
@@ -30,7 +48,7 @@ _TITLES = {
 
 def published_rows(rows: Rows) -> Iterator[Row]:
     """Yield a line for each number of Table 2, and for the points that the published form loses."""
-    for (data, net), numbers in published.PRUNING.items():
+    for (data, net), numbers in PRUNING.items():
         same = select(rows, net=net, data=data)
         share, whole = numbers.get("pruned weights"), numbers["ref"]
         for key, title in _TITLES.items():
@@ -50,9 +68,9 @@ def rounded_mean(rows: Rows, key: str) -> float | None:
     return None if value is None else round(value, 3) + 0.0  # no -0
 
 
-def subtract(a: float | None, b: float | None) -> float | None:
+def subtract(a: Printed | None, b: Printed | None) -> Printed | None:
     """Return a - b, or None if one is missing."""
-    return None if a is None or b is None else round(a - b, 3)
+    return None if a is None or b is None else a - b
 
 
 def with_lost(rows: Rows) -> list[Row]:
@@ -61,7 +79,7 @@ def with_lost(rows: Rows) -> list[Row]:
 
 
 def compare_mean(
-    rows: Rows, key: str, printed: float | None, share: float | None, whole: float | None
+    rows: Rows, key: str, printed: Printed | None, share: Printed | None, whole: Printed | None
 ) -> Row:
     """Compare our mean with a printed number.
 
@@ -76,9 +94,10 @@ def compare_mean(
         whole: The printed accuracy of the whole network.
     """
     ours, reached = rounded_mean(rows, key), rounded_mean(rows, "pruned weights")
-    tolerance = min(TOLERANCE, abs(printed) / 2) if key == "lost" and printed is not None else TOLERANCE
-    line = compare_published(ours, printed, tolerance)
-    too_far = share is not None and reached is not None and abs(reached - share) > SHARE
+    theirs = None if printed is None else printed.mean
+    tolerance = min(TOLERANCE, abs(theirs) / 2) if key == "lost" and theirs is not None else TOLERANCE
+    line = compare_published(ours, theirs, tolerance)
+    too_far = share is not None and reached is not None and abs(reached - share.mean) > SHARE
     if too_far and key not in ("ref", "pruned weights"):
         line["verdict"] = ""
     if printed is None or line["verdict"] != "differs":
@@ -86,29 +105,64 @@ def compare_mean(
     return {**line, "measured": _explain(rows, key, printed, share, whole)}
 
 
-def _explain(rows: Rows, key: str, printed: float, share: float | None, whole: float | None) -> str:
+def explain_chance(values: Sequence[float], printed: Printed) -> str:
+    """Return how likely chance makes the means as different as they are, or "" if it is excluded.
+
+    Example:
+        >>> explain_chance([80.0, 84.0, 85.0], Printed(76.0, 7.0)), explain_chance([80.0], Printed(10.0, 1.0))
+        ('printed ± 7.0, ours ± 2.6: p = 0.20', '')
+    """
+    if not printed.spread or not values:
+        return ""
+    ours = stdev(values) if len(values) > 1 else None
+    if ours is None:
+        distance = abs(values[0] - printed.mean) / (printed.spread * math.sqrt(1 + 1 / COUNT))
+        p = 2 * float(t.sf(distance, COUNT - 1))
+    else:
+        two = (fmean(values), ours, len(values), printed.mean, printed.spread, COUNT)
+        p = float(ttest_ind_from_stats(*two, equal_var=False).pvalue)
+    if p < LEVEL:
+        return ""
+    beside = "ours one network" if ours is None else f"ours ± {ours:.1f}"
+    return f"printed ± {printed.spread:.1f}, {beside}: p = {p:.2f}"
+
+
+def _explain(rows: Rows, key: str, printed: Printed, share: Printed | None, whole: Printed | None) -> str:
     """Return what was measured about a number that differs."""
-    ref, ours, reached = (mean(rows, name) or 0.0 for name in ("ref", key, "pruned weights"))
-    examples = mean(rows, "training examples") or 0.0
+    chance = explain_chance([row[key] for row in rows if row.get(key) is not None], printed)
     if key == "ref":
-        few = examples < EXAMPLES / 2
-        return (
-            f"{examples:,.0f} training examples, paper {EXAMPLES:,}"
-            if few
-            else "trained alike; not explained"
-        )
-    if key == "pruned weights":
-        dead = mean(rows, "dead weights") or 0.0
-        return f"units that give 0 on all images: {dead:.1f} %; the program adds {reached - dead:.1f}"
-    values = [row[key] for row in rows if row.get(key) is not None]
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    if abs(ours - printed) <= 2 * error:
-        return f"within twice the standard error of our mean, {error:.2f}"
-    apart = 0.0 if whole is None else ref - whole
-    if key != "lost" and abs(ours - printed - apart) <= TOLERANCE:
+        facts = _explain_training(rows)
+    elif key == "pruned weights":
+        facts = _explain_share(rows)
+    else:
+        facts = _explain_accuracy(rows, key, printed, share, whole)
+    return "; ".join(text for text in (chance, facts) if text) or "not explained"
+
+
+def _explain_training(rows: Rows) -> str:
+    examples = mean(rows, "training examples") or 0.0
+    return f"{examples:,.0f} training examples, paper {EXAMPLES:,}" if examples < EXAMPLES / 2 else ""
+
+
+def _explain_share(rows: Rows) -> str:
+    reached, dead = (mean(rows, name) or 0.0 for name in ("pruned weights", "dead weights"))
+    return f"units that give 0 on all images: {dead:.1f} %; the program adds {reached - dead:.1f}"
+
+
+def _explain_accuracy(
+    rows: Rows, key: str, printed: Printed, share: Printed | None, whole: Printed | None
+) -> str:
+    ref, ours, reached = (mean(rows, name) or 0.0 for name in ("ref", key, "pruned weights"))
+    apart = 0.0 if whole is None else ref - whole.mean
+    if key != "lost" and abs(ours - printed.mean - apart) <= TOLERANCE:
         return f"the whole network is {apart:+.1f} points apart"
     maps, removed = mean(rows, "maps") or 0.0, mean(rows, "maps removed") or 0.0
-    of_maps = f"{removed:.1f} of {maps:.0f} feature maps removed" if maps else ""
-    shares = f"{reached:.1f} % of the weights removed, printed {share:.1f}" if share is not None else ""
-    far = share is not None and abs(reached - share) > TOLERANCE
-    return "; ".join(text for text in (of_maps, shares if far else "") if text) or "not explained"
+    control = mean(rows, "random everywhere")
+    facts = []
+    if maps:
+        facts.append(f"{removed:.1f} of {maps:.0f} feature maps removed")
+    if control is not None and key in ("random scored", "critical") and share is not None:
+        facts.append(f"random units, {share.mean:g} % of every layer: {control:.1f}")
+    if share is not None and abs(reached - share.mean) > TOLERANCE:
+        facts.append(f"{reached:.1f} % of the weights removed, printed {share.mean:.1f}")
+    return "; ".join(facts)

@@ -13,6 +13,7 @@ from secateur.measure.metrics import accuracy
 from secateur.methods import SNIP
 from secateur.structures.relu_mip import Scores
 from secateur.tracing.trace import trace
+from secateur_studies.mip import published
 from secateur_studies.mip.models import (
     THRESHOLDS,
     Case,
@@ -29,6 +30,7 @@ from secateur_studies.mip.removal import (
     choose_others,
     choose_random,
     choose_scored,
+    choose_share,
     choose_top,
     count_maps,
     keep_above,
@@ -41,17 +43,10 @@ from secateur_studies.mip.removal import (
     test_tuned,
 )
 
-__all__ = ["epochs", "images", "lambdas", "modes", "pruning", "rescale", "snip", "transfer", "tuned"]
+__all__ = ["epochs", "images", "lambdas", "modes", "pruning", "rescale", "snip", "transfer"]
 
 Row = dict[str, Any]
-PRUNING, TUNED, MODES, TRANSFER, RESCALE, SNIP_ROWS = (
-    "pruning",
-    "tuned",
-    "modes",
-    "transfer",
-    "rescale",
-    "snip",
-)
+PRUNING, MODES, TRANSFER, RESCALE, SNIP_ROWS = "pruning", "modes", "transfer", "rescale", "snip"
 IMAGES, EPOCHS, LAMBDAS = "images", "epochs", "lambdas"
 PAPER, VALID = "paper", "valid"  # bounds of the program
 LAMBDA_VALUES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -92,7 +87,7 @@ def _make_row(part: str, case: Case, result: Scores, keep: Keep, **values: Any) 
 def pruning(
     net: str, data: str, seed: int, setting: Row, valid: bool = False, cache: str | None = None
 ) -> list[Row]:
-    """Table 2: the published form with 10 images; if `valid`, also the valid form with 20."""
+    """Table 2: the published form with 10 images, and fine-tuned; if `valid`, the valid form with 20, too."""
     case = load_case(net, data, Setting(**setting, cache=cache), seed)
     forms = ({"bounds": PAPER}, {"bounds": VALID, "images": 20, "relax": True})[: 2 if valid else 1]
     return [_compare_at_threshold(case, options) for options in forms]
@@ -122,26 +117,17 @@ def _compare_at_threshold(case: Case, options: Mapping[str, Any]) -> Row:
         "dead units": sum(int(dead.sum()) for dead in result.dead.values()),
         "draws": len(draws),
     }
+    masks = {"ours": keep, "random": draws[0], **others}
     if options["bounds"] == VALID:
-        masks = {"ours": keep, "random": draws[0], **{n: k for n, k in others.items() if n != "critical"}}
-        values |= {f"{name} + fold": test_folded(case, mask) for name, mask in masks.items()}
+        values |= {f"{name} + fold": test_folded(case, k) for name, k in masks.items() if name != "critical"}
+        return _make_row(PRUNING, case, result, keep, **values)
+    masks["random scored"] = scored[0]
+    values |= {f"{name} + ft": test_tuned(case, mask) for name, mask in masks.items()}
+    printed = published.PRUNING.get((case.data.name, case.net), {}).get("pruned weights")
+    if printed and count_maps(case, {})[1] and case.net != "VGG-16":
+        everywhere = [choose_share(printed.mean / 100, case.graph, generator) for _ in draws]
+        values["random everywhere"] = float(np.mean([test(case, draw) for draw in everywhere]))
     return _make_row(PRUNING, case, result, keep, **values)
-
-
-def tuned(net: str, data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:
-    """Table 2 with fine-tuning: the published form and the other criteria after one epoch each."""
-    case = load_case(net, data, Setting(**setting, cache=cache), seed)
-    result = _solve_quietly(case)
-    keep = keep_above(case.graph, result.scores, THRESHOLDS[net])
-    generator = np.random.default_rng(seed)
-    masks = {
-        "ours": keep,
-        "random": choose_random(keep, case.graph, generator),
-        "random scored": choose_scored(keep, case.graph, result.scores, generator),
-        **choose_others(case, result, keep),
-    }
-    accuracies = {f"{name} + ft": test_tuned(case, mask) for name, mask in masks.items()}
-    return [{"part": TUNED, "net": net, "data": data, "seed": seed, **accuracies}]
 
 
 def modes(data: str, seed: int, setting: Row, cache: str | None = None) -> list[Row]:

@@ -26,6 +26,7 @@ __all__ = [
     "choose_others",
     "choose_random",
     "choose_scored",
+    "choose_share",
     "choose_top",
     "count_maps",
     "keep_above",
@@ -63,6 +64,12 @@ def choose_random(like: Keep, graph: PruningGraph, generator: np.random.Generato
     """Keep as many units in each group as `like`, at random."""
     sizes = {g.name: g.size for g in graph.groups}
     return {n: np.sort(generator.permutation(sizes[n])[: len(kept)]) for n, kept in like.items()}
+
+
+def choose_share(removed: float, graph: PruningGraph, generator: np.random.Generator) -> Keep:
+    """Remove the same share of every group, at random."""
+    like = {g.name: np.arange(g.size - round(removed * g.size)) for g in graph.groups}
+    return choose_random(like, graph, generator)
 
 
 def choose_scored(

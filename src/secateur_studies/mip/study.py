@@ -17,7 +17,7 @@ from secateur_studies.runner import Study, check_names
 __all__ = ["FULL", "PARTS", "QUICK", "STUDY", "findings", "trials"]
 
 FIGURES = ("images", "epochs", "lambdas")
-PARTS = ("pruning", "tuned", "modes", "transfer", "rescale", "snip", *FIGURES)
+PARTS = ("pruning", "modes", "transfer", "rescale", "snip", *FIGURES)
 RETRAINED = ("transfer", "snip", "epochs")  # train a network for every mask, or solve after every epoch
 QUICK = Setting()
 SHORT = Setting(train=10_000, share=0.4, epochs=15)
@@ -129,7 +129,6 @@ def _parameters(
     single = [{"data": d, "seed": s} for d in data for s in seeds]
     return {
         "pruning": [{**what, "valid": what["net"] in valid and what["data"] == data[0]} for what in table2],
-        "tuned": table2,
         "modes": single,
         "transfer": [
             {"net": n, "source": a, "target": b, "seed": s} for n in deep for a, b in pairs for s in seeds

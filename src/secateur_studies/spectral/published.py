@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SLOWER", "TABLE_1", "Printed"]
+__all__ = ["CHANNELS", "SLOWER", "TABLE_1", "Printed"]
 
 
 class Printed(NamedTuple):
@@ -26,4 +26,9 @@ TABLE_1 = {
 }
 SLOWER = {
     net: TABLE_1[net, "network"].seconds / TABLE_1[net, "layer"].seconds for net in ("VGG-16", "ResNet-20")
+}
+# channels of the published networks, from the image to the classes
+CHANNELS = {
+    "VGG-16": (3, 64, 64, 128, 128, 256, 256, 256, *(512,) * 6, 100),
+    "ResNet-20": (3, *(16,) * 7, *(32,) * 6, *(64,) * 6, 10),
 }

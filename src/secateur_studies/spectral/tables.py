@@ -21,6 +21,7 @@ from secateur_studies.rows import (
     select,
     spread,
 )
+from secateur_studies.spectral.causes import explain_connected, explain_sizes, explain_time
 from secateur_studies.spectral.experiments import (
     AT_START,
     CONNECTIVITY,
@@ -66,8 +67,8 @@ _STATEMENTS = (
 _PAIRED = (
     "Accuracy of `sparsify` (one epsilon for the network, independent draws, filled up) less that of "
     "`greedy` (the largest scores of each layer, the same share in all layers), in points. The 95 % "
-    "bootstrap interval is over seeds, in the row `all` over networks. With three or four of these it is "
-    "their range, which lies on one side of 0 by chance in one of four or eight cases."
+    "bootstrap interval is over seeds, in the row `all` over networks. With two, three or four of these it "
+    "is their range, which lies on one side of 0 by chance in one of two, four or eight cases."
 )
 _CONTROLS = (
     "Magnitudes at initialisation, {net}. `sparsify` gives layers other sizes than `greedy` does. The "
@@ -177,7 +178,8 @@ def _table1_rows(rows: Rows) -> Iterator[Row]:
             yield line if comparable else {**line, "verdict": "cannot be run here"}
         ratio = seconds["network"] / seconds["layer"]
         line = {"network": net, "what": "whole network / layer by layer, time"}
-        yield {**line, **compare_published(ratio, SLOWER[net], 0.1 * SLOWER[net])}
+        line |= compare_published(ratio, SLOWER[net], 0.1 * SLOWER[net])
+        yield {**line, "measured": explain_time(net) if line["verdict"] == "differs" else ""}
         comparison = difference(same, {"graph": "network"}, {"graph": "layer"}, net=net)
         printed_difference = TABLE_1[net, "network"].accuracy - TABLE_1[net, "layer"].accuracy
         if comparison is not None:
@@ -189,6 +191,7 @@ def _statement_rows(rows: Rows) -> Iterator[Row]:
     start, after = select(rows, part=AT_START), select(rows, part=RETRAINED)
     low = _low_densities(start)
     high = {density for density in distinct(start, "density") if density >= HIGH}
+    sizes = explain_sizes(lambda variant: _compare_with(_control_rows(rows), variant, density=low))
     for score in distinct(start, "score"):
         comparison = _compare_with(start, GREEDY, score=score, density=low)
         yield from _judge_statement(
@@ -199,33 +202,38 @@ def _statement_rows(rows: Rows) -> Iterator[Row]:
     for score in ("magnitude", "snip"):
         comparison = difference(start, {"score": "synflow"}, {"score": score}, variant=SPARSIFY, density=low)
         title = f"Figure 2: sparsify with SynFlow's scores better than with {score}"
-        yield from _judge_statement(title, "ahead", comparison)
+        yield from _judge_statement(title, "ahead", comparison, sizes)
     for variant in (GREEDY, SPARSIFY):
         comparison = difference(
             start, {"score": "snip"}, {"score": "magnitude"}, variant=variant, density=low
         )
         title = f"Figure 2: SNIP collapses layers and does not do well (less magnitude, {variant})"
-        yield from _judge_statement(title, "behind", comparison)
+        yield from _judge_statement(title, "behind", comparison, sizes)
     if start and "tinyimagenet" not in distinct(start, "data"):
         statement = "Figure 2, Tiny ImageNet: greedy better at extreme sparsity"
         yield {"statement": statement, "ours": "", "published": "ahead", "verdict": "cannot be run here"}
+    layers = select(rows, part=CONNECTIVITY)
     for variant in (GREEDY, GREEDY_GLOBAL):
         comparison = _compare_with(after, variant, density=low)
         title = f"Figure 3: sparsify better than MagPrune ({variant}) at low densities"
-        yield from _judge_statement(title, "ahead", comparison)
-    yield from _judge_connectivity(select(rows, part=CONNECTIVITY))
+        cause = explain_connected(layers, variant, COLLAPSED)
+        yield from _judge_statement(title, "ahead", comparison, cause)
+    yield from _judge_connectivity(layers)
 
 
-def _judge_statement(statement: str, published: str, ours: Comparison | None) -> Iterator[Row]:
+def _judge_statement(
+    statement: str, published: str, ours: Comparison | None, cause: str = ""
+) -> Iterator[Row]:
     if ours is None:
         return
     same = abs(ours.mean) <= ALIKE if published == "alike" else ours.outcome == published
-    yield _statement_row(statement, str(ours), published, same)
+    yield _statement_row(statement, str(ours), published, same, cause)
 
 
-def _statement_row(statement: str, ours: str, published: str, same: bool) -> Row:
+def _statement_row(statement: str, ours: str, published: str, same: bool, cause: str = "") -> Row:
     verdict = "reproduced" if same else "differs"
-    return {"statement": statement, "ours": ours, "published": published, "verdict": verdict}
+    row = {"statement": statement, "ours": ours, "published": published, "verdict": verdict}
+    return {**row, "measured": "" if same else cause or "not explained"}
 
 
 def _judge_connectivity(layers: Rows) -> Iterator[Row]:
@@ -248,7 +256,8 @@ def _judge_connectivity(layers: Rows) -> Iterator[Row]:
             ours = f"at least {min(shares):.0%} of a layer's nodes are connected"
             published = "a layer collapses" if collapses else "no layer collapses"
             same = (min(shares) < COLLAPSED) == collapses
-            yield _statement_row(f"Figures 3 and 4: {variant} at {at:.0%}", ours, published, same)
+            cause = explain_connected(layers, variant, COLLAPSED)
+            yield _statement_row(f"Figures 3 and 4: {variant} at {at:.0%}", ours, published, same, cause)
 
 
 def _paired_rows(rows: Rows) -> Iterator[Row]:

@@ -56,8 +56,10 @@ class MIP(ScoreMethod):
         draws: Independent draws of images whose scores are averaged.
         correct: Draw only from images that the network classifies correctly.
         jobs: Programs to solve in parallel, with joblib; None uses joblib's settings.
-        parts: Programs for single layers (`secateur.statistics.auxiliary_heads.parts`) instead of the whole
-            network; then `images`, `mode`, `draws` and `correct` have no effect.
+        parts: A program for each convolution instead of one for the whole network: ``"layers"`` trains the
+            auxiliary networks that this needs on the calibration data (one pass), for the images of one draw;
+            or the programs themselves (`secateur.statistics.auxiliary_heads.parts`), and then `images` has no
+            effect. `mode`, `draws` and `correct` have none with either.
 
     Example:
         >>> from secateur.core import Units
@@ -82,7 +84,7 @@ class MIP(ScoreMethod):
     draws: int = 1
     correct: bool = False
     jobs: int | None = None
-    parts: tuple[mip.Part, ...] | None = None
+    parts: tuple[mip.Part, ...] | Literal["layers"] | None = None
 
     def __post_init__(self) -> None:
         """Check the options that `relu_mip` does not check."""
@@ -104,8 +106,10 @@ class MIP(ScoreMethod):
             raise InputError("MIP.parts has no programs; give those of attach_auxiliaries, or None")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Return the chain and the images, or nothing if `parts` are given."""
-        return frozenset() if self.parts is not None else frozenset({"chain", "images"})
+        """Return the images and the chain, or what makes the programs of layers, or nothing."""
+        if self.parts is not None:
+            return frozenset({"images", "programs"} if self.parts == "layers" else ())
+        return frozenset({"chain", "images"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Solve, and return the scores of each group's layers; activity breaks ties."""
@@ -128,7 +132,7 @@ class MIP(ScoreMethod):
 
     def importance(self, statistics: Statistics) -> mip.Scores:
         """Solve the programs, in parallel if there are several, and average or join their scores."""
-        parts = self.parts if self.parts is not None else self._draw_programs(statistics)
+        parts = self._programs(statistics)
         at_once = min(joblib.effective_n_jobs(self.jobs), len(parts))
         seconds = self.time_limit * at_once / len(parts)
         solved = joblib.Parallel(n_jobs=self.jobs)(joblib.delayed(self._solve)(p, seconds) for p in parts)
@@ -158,6 +162,19 @@ class MIP(ScoreMethod):
             raise InputError(f"mip, {part.name}: {error}") from error
         except ArithmeticError as error:
             raise SecateurError(f"mip, {part.name}: {error}") from error
+
+    def _programs(self, statistics: Statistics) -> Sequence[mip.Part]:
+        """Return the programs to solve."""
+        if self.parts is None:
+            return self._draw_programs(statistics)
+        if self.parts != "layers":
+            return self.parts
+        if statistics.programs is None or statistics.images is None:
+            raise InputError("MIP.parts='layers' needs 'images' and 'programs': collect both")
+        x, y = statistics.images
+        chosen = self._choose(y.detach().cpu().numpy(), np.random.default_rng([statistics.seed, 0]))
+        made: tuple[mip.Part, ...] = statistics.programs(x[chosen], y[chosen])
+        return made
 
     def _draw_programs(self, statistics: Statistics) -> list[mip.Part]:
         """Draw images and return the programs over them."""
