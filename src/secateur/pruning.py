@@ -354,6 +354,8 @@ def _result(
     if len(how["steps"]) > 1:
         notes |= {"reached": reached(state.plan), "steps": how["steps"]}
     decided = replace(state.plan, budget=repr(budget), notes=notes)
+    if state.exactness is not None:
+        how["exactness"] = state.exactness.describe()
     report = start_report(
         original, state.model, decided, state.folds, state.training, seed=settings.seed, **how
     )

@@ -13,7 +13,7 @@ from secateur.allocation.schedule import remaining_budget
 from secateur.apply.compose import compose, restrict
 from secateur.apply.inexact_groups import find_inexact_groups
 from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors, shorten
-from secateur.apply.shrink import shrink
+from secateur.apply.shrink import check_shrunk, shrink
 from secateur.core import (
     Budget,
     ExactnessError,
@@ -113,11 +113,12 @@ def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device
     the model before the step.
     """
     whole = _whole_plan(before, step)
-    small = shrink(start.model, whole, check=check, check_device=check_device)
+    small = shrink(start.model, whole, check=False)
+    found = check_shrunk(start.model, small, whole, check_device) if check else None
     if before.plan.removes:
         copy_kept_tensors(before.model, small, before.graph, step.keep)
         small = zero_masked(small, whole)
-    return Pruned(small, restrict(whole.graph, whole.keep), whole)
+    return Pruned(small, restrict(whole.graph, whole.keep), whole, exactness=found)
 
 
 def _whole_plan(before: Pruned, step: Plan) -> Plan:

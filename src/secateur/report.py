@@ -89,6 +89,8 @@ class Report:
         schedule: The schedule, as written in Python.
         finetune: What the fine-tuning reports.
         structure: Sections on the structure of the method, if `secateur.diagnose` made them.
+        exactness: What the check of the removal found, and whether it could also use other inputs and another
+            batch size; empty if it was not made.
         seconds: Time of each stage.
         versions: Of Python, secateur, torch, numpy.
         holdout: SHA-256 of the held-out batches by name, of those that can be read again.
@@ -118,6 +120,7 @@ class Report:
     schedule: str = "OneShot()"
     finetune: Mapping[str, Any] = field(default_factory=dict)
     structure: Any = field(default_factory=dict)
+    exactness: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
     holdout: Mapping[str, str] = field(default_factory=dict)
@@ -227,6 +230,9 @@ class Report:
         lines += [f"  {describe_latency(note)}" for note in self.notes.get("latency", ())]
         if inexact := self.notes.get("inexact groups"):
             lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
+        missing = [what for what in ("other inputs", "other batch size") if self.exactness.get(what) is False]
+        if missing:
+            lines.append(f"  the exactness check could not use: {', '.join(missing)}")
         for what in ("undone", "skipped"):
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
@@ -400,6 +406,7 @@ _FREE = (
     "steps",
     "finetune",
     "structure",
+    "exactness",
     "seconds",
     "versions",
 )

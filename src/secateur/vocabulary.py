@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
 from secateur.core import ExactnessError, InputError
 from secateur.execution import duplicate

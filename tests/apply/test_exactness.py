@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur.apply.check_inputs import other_inputs, with_other_weights
-from secateur.apply.exactness import deviation, verify
+from secateur.apply.deviation import deviation
+from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import ExactnessError, Plan
@@ -99,26 +101,105 @@ def test_a_comparison_of_constants_is_refused() -> None:
         halved(Net(last=lambda y: 0 * y + 1), torch.ones(2, 6))
 
 
-def test_what_the_comparison_says() -> None:
+def at_other_batch_size(h: Tensor) -> Tensor:
+    return h.relu() if len(h) == 2 or h.shape[-1] > 4 else h.relu() / 2
+
+
+def test_another_batch_size_is_compared() -> None:
     x = torch.linspace(-2, 2, 12).reshape(2, 6)
-    model = Net()
+    with pytest.raises(ExactnessError, match="deviates"):
+        halved(Net(at_other_batch_size), x)
+
+
+class Counting(Net):
+    """Its second call is another one, which depends on the width; or it raises there."""
+
+    def __init__(self, raises: bool) -> None:
+        super().__init__()
+        self.calls, self.raises = 0, raises
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        h = torch.relu(self.a(x))
+        narrow = self.calls > 1 and h.shape[-1] < 8
+        if narrow and self.raises:
+            raise RuntimeError("the size has changed")
+        return self.b(h * 2 if narrow else h)
+
+
+@pytest.mark.parametrize(("raises", "why"), [(False, "deviates"), (True, "does not run")])
+def test_the_second_call_is_compared(raises: bool, why: str) -> None:
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    model = Counting(raises)
     graph = trace(model, x)
+    model.calls = 0
     plan = Plan(graph, "half", {g.name: np.arange(4) for g in graph.groups})
-    found = verify(mask(model, plan), shrink(model, plan), plan)
-    assert found.passes and found.other and found.reacts and found.dtype == torch.float64
+    small = shrink(model, plan, check=False)
+    with pytest.raises(ExactnessError, match=why):
+        verify(mask(model, plan), small, plan)
+    assert model.calls == small.calls == 0, "the check must run copies"
 
-    class Positive(Net):
-        def forward(self, x: Tensor) -> Any:
-            if (x != x.sort(0)[0]).any():
-                raise ValueError("the rows must rise")
-            return super().forward(x)
 
-    strict = Positive()
-    strict.__class__ = Net  # trace cannot see the branch
-    graph = trace(strict, x)
-    strict.__class__ = Positive
-    small = shrink(strict, Plan(graph, "half", dict(plan.keep)), check=False)
-    assert not verify(mask(strict, plan), small, plan).other
+class Gated(Net):
+    """A branch behind a gain that is zero, beside a layer that is not pruned."""
+
+    def __init__(self, step: Callable[[Tensor], Any]) -> None:
+        super().__init__(step)
+        self.skip, self.gain = nn.Linear(6, 3), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.skip(x) + self.gain * super().forward(x)
+
+
+def test_what_a_gain_of_zero_hides_is_compared_with_other_weights() -> None:
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    assert halved(Gated(torch.relu), x).a.out_features == 4  # type: ignore[union-attr]
+    with pytest.raises(ExactnessError, match="with other weights, the shrunk model deviates"):
+        halved(Gated(LENGTHS["root of a length"]), x)
+
+
+def test_integers_are_compared_with_other_weights() -> None:
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    with pytest.raises(ExactnessError, match="deviates"):
+        halved(Net(lambda h: h.relu() * (1.5 if h.shape[-1] > 4 else 1), lambda y: y > 0), x)
+
+
+def test_outputs_that_are_never_finite_are_constants() -> None:
+    with pytest.raises(ExactnessError, match="compares constants"):
+        halved(Net(last=lambda y: y * float("nan")), torch.ones(2, 6))
+
+
+class Strict(Net):
+    """It takes nothing but what the test allows."""
+
+    def __init__(self, allows: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.allows = allows
+
+    def forward(self, x: Tensor) -> Any:
+        if not torch.compiler.is_exporting() and not self.allows(x):
+            raise ValueError("not this one")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("allows", "other", "other_size"),
+    [
+        (lambda x: True, True, True),
+        (lambda x: len(x) == 2, True, False),
+        (lambda x: bool((x == x.sort(0)[0]).all()) and len(x) == 2, False, False),
+    ],
+)
+def test_the_report_says_what_the_check_could_not_use(
+    allows: Callable[[Tensor], bool], other: bool, other_size: bool
+) -> None:
+    x = torch.linspace(-2, 2, 12).reshape(2, 6)
+    report = sc.prune(Strict(allows), x, sc.Units(0.5), method="magnitude").report
+    found = report.exactness
+    assert found["deviation"] <= found["bound"] == 1e-10 and found["type"] == "float64" and found["reacts"]
+    assert (found["other inputs"], found["other batch size"]) == (other, other_size)
+    assert ("could not use: other" in repr(report)) == (not (other and other_size))
+    assert ("other inputs, other batch size" in repr(report)) == (not other)
 
 
 def test_other_inputs_keep_ranges_shapes_and_masks() -> None:

@@ -7,7 +7,7 @@ import torch
 from bank import BANK
 from torch import Tensor, nn
 
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.apply.float64 import computing_in, copy_for_check, run, run_float64
 
 ENTRIES = [entry for entry in BANK.values() if not (entry.slow or entry.needs)]

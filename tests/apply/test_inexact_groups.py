@@ -79,7 +79,7 @@ def test_a_pair_that_fails_only_together_loses_one_of_the_two() -> None:
 
 def test_the_search_ends_after_a_fixed_number_of_comparisons(monkeypatch) -> None:
     counted = []
-    monkeypatch.setattr("secateur.apply.inexact_groups.is_exact", lambda *_: bool(counted.append(1)))
+    monkeypatch.setattr("secateur.apply.inexact_groups._is_exact", lambda *_: bool(counted.append(1)))
     net = model(blocks=30)
     plan = half(trace(net, X))
     assert len(find_inexact_groups(net, plan)) == len(plan.keep)

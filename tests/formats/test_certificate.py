@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,84 @@ def change_unit(body: dict[str, Any]) -> None:
 def test_every_changed_line_is_named(folder: Path, change: Callable[[Any], None], line: str) -> None:
     reseal(folder, change)
     assert line in refused(folder)
+
+
+def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if not isinstance(value, (dict, list)):
+        yield way
+        return
+    for key, x in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from leaves(x, (*way, key))
+
+
+def changed(x: Any) -> Any:
+    if isinstance(x, str):
+        return x[:-1] + ("0" if x[-1] != "0" else "1")
+    return not x if isinstance(x, bool) else 1 if x is None else x + 1
+
+
+def test_every_single_field_of_a_certificate_counts(folder: Path, genuine: Path) -> None:
+    model, original = make(), (genuine / "plan.json").read_text()
+    fields = list(leaves(json.loads(original)["body"]["certificate"]))
+    assert len(fields) > 30
+    for *way, key in fields:
+
+        def change(body: Any, way: Any = way, key: Any = key) -> None:
+            at = body["certificate"]
+            for name in way:
+                at = at[name]
+            at[key] = changed(at[key])
+
+        (folder / "plan.json").write_text(original)
+        reseal(folder, change)
+        line = way[0] if way else key
+        said = refused(folder, model, batches())
+        assert said.startswith(f"{line} differs") or "is damaged" in said, (way, key, said)
+
+
+class Runs:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+DAMAGES: dict[str, Callable[[Path, Path], Any]] = {
+    "empty": lambda path, other: path.write_bytes(b""),
+    "half": lambda path, other: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "without its last byte": lambda path, other: path.write_bytes(path.read_bytes()[:-1]),
+    "a byte longer": lambda path, other: path.write_bytes(path.read_bytes() + b"x"),
+    "another run's": lambda path, other: shutil.copy(other, path),
+    "missing": lambda path, other: path.unlink(),
+    "a folder": lambda path, other: (path.unlink(), path.mkdir()),
+    "a FIFO": lambda path, other: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path, other: (path.unlink(), path.symlink_to("/dev/zero")),
+    "huge": lambda path, other: os.truncate(path, 2**40),
+    "a pickle": lambda path, other: path.write_bytes(pickle.dumps(Runs(path.with_name("ran")))),
+    "torch's pickle": lambda path, other: torch.save(Runs(path.with_name("ran")), path),
+}
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other") / "run"
+    sc.prune(make(), torch.ones(2, 6), sc.Units(0.75), method="magnitude").save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("kind", ["plan.json", "model-*.safetensors"])
+def test_every_damaged_file_is_refused_and_nothing_in_it_runs(
+    folder: Path, other_run: Path, kind: str, damage: Callable[[Path, Path], Any]
+) -> None:
+    (path,), (other,) = folder.glob(kind), other_run.glob(kind)
+    damage(path, other)
+    said = refused(folder)
+    assert str(folder) in said and len(said) < 1000
+    assert not (folder / "ran").exists()
 
 
 def test_metrics_changed_everywhere_are_recomputed(folder: Path) -> None:

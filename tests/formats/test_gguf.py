@@ -11,7 +11,7 @@ import torch
 from test_transformers import BASE, GROUPED, build, halve, ids
 
 import secateur as sc
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.core import ExactnessError, InputError, Plan, StoreError
 from secateur.formats.gguf import write_gguf
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
 from secateur.core import ExactnessError, InputError, Plan, PlanError, StoreError
 from secateur.formats import transformers as folders

@@ -12,7 +12,7 @@ from oracles import half_plan
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from secateur.apply.exactness import _diagnose
+from secateur.apply.deviating_operation import find_deviating_operation
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import Plan, PlanError, PruningGraph
@@ -178,4 +178,4 @@ def test_the_diagnosis_passes_over_states_whose_rows_differ() -> None:
     small = shrink(net, plan)
     with torch.no_grad():
         small.last.weight.mul_(2)
-    assert "'last.weight' gives other values" in _diagnose(mask(net, plan), small, plan)
+    assert "'last.weight' gives other values" in find_deviating_operation(mask(net, plan), small, plan)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.execution import duplicate
 
-__all__ = ["SEED", "other_inputs", "with_other_weights"]
+__all__ = ["SEED", "hides_parts", "other_inputs", "with_one_more_row", "with_other_weights"]
 
 SEED = 0
 
@@ -53,6 +53,47 @@ def other_inputs(args: Any, kwargs: Mapping[str, Any], seed: int = SEED) -> tupl
         return drawn.to(values).reshape(leaf.shape)
 
     return tree_map(change, (args, dict(kwargs)))
+
+
+def with_one_more_row(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return inputs of another batch size.
+
+    Each tensor whose first axis is as long as that of the first tensor gets its first row once more.
+
+    Example:
+        >>> with_one_more_row((torch.arange(2), torch.zeros(3, 1)), {"mask": torch.tensor([True, False])})
+        ((tensor([0, 1, 0]), tensor([[0.],
+                [0.],
+                [0.]])), {'mask': tensor([ True, False,  True])})
+    """
+    tensors = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor) and x.numel()]
+    rows = next((len(x) for x in tensors if x.ndim), 0)
+
+    def lengthen(x: Any) -> Any:
+        fits = isinstance(x, Tensor) and x.ndim and x.numel() and len(x) == rows
+        return torch.cat([x, x[:1]]) if fits else x
+
+    return tree_map(lengthen, (args, dict(kwargs)))
+
+
+def hides_parts(model: nn.Module) -> bool:
+    """Return whether a parameter is all zeros, a bias aside: what it multiplies reaches no output.
+
+    Gains of residual branches often start at zero.
+
+    Example:
+        >>> layer = nn.LayerNorm(2)  # its bias is zero
+        >>> hides_parts(layer)
+        False
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> hides_parts(layer)
+        True
+    """
+    return any(
+        x.is_floating_point() and x.numel() > 0 and not x.any()
+        for name, x in model.named_parameters()
+        if "bias" not in name.rpartition(".")[2]
+    )
 
 
 @torch.no_grad()

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.blocks import without_blocks
-from secateur.apply.check_inputs import with_other_weights
+from secateur.apply.check_inputs import hides_parts, with_other_weights
 from secateur.apply.copying import check_plan, check_tensors, copy_with
-from secateur.apply.exactness import verify
+from secateur.apply.exactness import Exactness, verify
 from secateur.apply.mask import mask
-from secateur.core import ExactnessError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
+from secateur.core import ExactnessError, InputError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
 from secateur.core.indices import kept_indices, kept_length
 from secateur.execution import check_flags, one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
 
-__all__ = ["shrink"]
+__all__ = ["check_shrunk", "shrink"]
 
 OTHER_WEIGHTS = 6  # draws until an output reacts; with few units left, ReLUs may pass nothing
 
@@ -67,30 +67,46 @@ def shrink(
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
     result = _resize(result, touched, heads)
     if check and (plan.graph.example_inputs or plan.graph.example_kwargs):
-        _check(model, result, plan, check_device)
+        check_shrunk(model, result, plan, check_device)
     return result
 
 
-def _check(model: nn.Module, small: nn.Module, plan: Plan, device: Any) -> None:
-    """Compare a shrunk model with the masked one.
+def check_shrunk(
+    model: nn.Module, small: nn.Module, plan: Plan, device: Any = None, explain: bool = True
+) -> Exactness:
+    """Compare a shrunk model with the masked one; see `secateur.apply.exactness.verify`.
 
-    If no output reacts to the inputs, they are compared again with other weights, so that the check is not
-    one of constants.
+    Weights may hide a difference: outputs that do not react to the inputs, tensors of zeros, or outputs that
+    are integers.  Then both are compared with other weights, too.
 
     Raises:
         ExactnessError: If they differ, or if nothing reacts with other weights either.
     """
-    if verify(mask(model, plan), small, plan, device).reacts:
-        return
+    found = verify(mask(model, plan), small, plan, device, explain)
+    reacts = found.reacts
+    if reacts and not found.coarse and not hides_parts(model):
+        return found
     for seed in range(OTHER_WEIGHTS):
-        other = with_other_weights(model, seed)
-        if verify(mask(other, plan), shrink(other, plan, check=False), plan, device).reacts:
-            return
-    raise ExactnessError(
-        "the exactness check compares constants: the masked model returns the same for the example "
-        "inputs and for others, whatever its weights are. Your model is unchanged; give example inputs "
-        "that its outputs depend on, or check=False to skip the comparison"
-    )
+        reacts |= _reacts_with_other_weights(with_other_weights(model, seed), plan, device, explain)
+        if reacts and not found.coarse:
+            break
+    if not reacts:
+        raise ExactnessError(
+            "the exactness check compares constants: the masked model returns the same for the example "
+            "inputs and for others, whatever its weights are. Your model is unchanged; give example inputs "
+            "that its outputs depend on, or check=False to skip the comparison"
+        )
+    return found
+
+
+def _reacts_with_other_weights(other: nn.Module, plan: Plan, device: Any, explain: bool) -> bool:
+    try:
+        small = shrink(other, plan, check=False)
+        return verify(mask(other, plan), small, plan, device, explain).reacts
+    except InputError:
+        return False  # it does not run with these weights
+    except ExactnessError as error:
+        raise ExactnessError(f"with other weights, {error}") from error
 
 
 def _select(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:

@@ -9,6 +9,8 @@ from math import lcm
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
+import torch
+
 from secateur.core.errors import InputError, unknown
 from secateur.core.latency_table import LatencyTable
 
@@ -296,6 +298,8 @@ class Latency(Budget):
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not (whole and value >= least) and not (name == "threads" and value is None):
                 raise InputError(f"Latency.{name} must be an integer of at least {least}; got {value!r}")
+        if not (self.device is None or isinstance(self.device, (str, torch.device))):
+            raise InputError(f"Latency.device must be a name such as 'cuda'; got {self.device!r}")
 
     @property
     def limit(self) -> float | None:

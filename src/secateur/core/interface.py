@@ -12,7 +12,7 @@ narrower state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "StateAxis",
     "check_outputs",
     "check_states",
+    "entries_of",
     "part_of",
     "paths_of",
     "with_parts",
@@ -135,6 +136,19 @@ class Interface:
         return lines
 
 
+def entries_of(value: Any) -> tuple[Any, ...]:
+    """Return what an iterable gives; nothing for what is none, such as a tensor without axes.
+
+    Example:
+        >>> entries_of(["a"]), entries_of(3)
+        (('a',), ())
+    """
+    try:
+        return tuple(value)
+    except TypeError:
+        return ()
+
+
 def check_outputs(outputs: Any) -> tuple[str, ...]:
     """Return the outputs that a user names, as paths.
 
@@ -151,7 +165,7 @@ def check_outputs(outputs: Any) -> tuple[str, ...]:
     if outputs is None:
         return ()
     single = isinstance(outputs, (str, int))
-    listed = (outputs,) if single else tuple(outputs) if isinstance(outputs, Iterable) else ()
+    listed = (outputs,) if single else entries_of(outputs)
     if not listed or not all(is_path(x) for x in listed):
         raise InputError(
             "outputs are names of fields, indices, or paths of the outputs that count, as in 'logits', 0 or "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from secateur.apply.check_inputs import SEED
-from secateur.apply.exactness import BOUNDS, verify
+from secateur.apply.exactness import verify
 from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, SecateurError, StoreError
@@ -34,7 +34,7 @@ from secateur.measure.cost import nbytes, nonzero, parameters
 from secateur.measure.metrics import Metric, evaluate
 from secateur.repair.checkpoint import hash_tensors
 from secateur.report import Report
-from secateur.views import view
+from secateur.views import narrow_example, view
 
 __all__ = ["hash_batches", "make_certificate", "read_certificate", "verify_folder"]
 
@@ -176,6 +176,7 @@ def _compare(
 ) -> Iterator[str]:
     """Yield what agrees; raise `StoreError` at the first line that differs."""
     plan, report = store.load_plan(folder), Report.from_dict(body.get("report") or {})
+    _agree("not proven", given["not proven"], list(NOT_PROVEN), "this version")
     yield _agree("versions", given["versions"], body.get("versions"), "the folder")
     yield _agree("plan", given["plan"], plan_digest(plan), "the folder")
     yield _agree("original", given["original"], _hash(model), "your model")
@@ -187,6 +188,7 @@ def _compare(
         yield f"exactness: not compared, {given['exactness']['not compared']}"
     else:
         plan = _with_inputs(plan, given["inputs"])
+        _check_inputs(plan, body["fingerprint"])
         found = _measure_exactness(model, plan)
         same = {key: x for key, x in found.items() if key != "deviation"}
         said = {key: x for key, x in given["exactness"].items() if key != "deviation"}
@@ -247,17 +249,17 @@ def _with_inputs(plan: Plan, inputs: Any) -> Plan:
     return replace(plan, graph=replace(plan.graph, example_inputs=args, example_kwargs=kwargs))
 
 
+def _check_inputs(plan: Plan, fingerprint: Mapping[str, Any]) -> None:
+    """Raise `StoreError` unless the fingerprint of the result was taken on the same inputs, if it has any."""
+    described = describe_inputs(*narrow_example(plan.graph, plan.keep))
+    if "inputs" in fingerprint:
+        _agree("inputs", described, fingerprint["inputs"], "the folder")
+
+
 def _measure_exactness(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """Compare the masked model with the shrunk one."""
     found = verify(mask(model, plan), shrink(model, plan, check=False), plan, "cpu")
-    return {
-        "seed": SEED,
-        "type": str(found.dtype).removeprefix("torch."),
-        "bound": BOUNDS[found.dtype],
-        "deviation": found.deviation,
-        "other inputs": found.other,
-        "reacts": found.reacts,
-    }
+    return {"seed": SEED, **found.describe()}
 
 
 def _sizes(model: nn.Module) -> dict[str, int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.apply.float64 import in_float64
 from secateur.core import PlanError
 from secateur.execution import duplicate
@@ -128,7 +128,10 @@ def _make_input(described: Any, floating: torch.dtype | None) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{described['tensor']!r} is not a type of torch")
     if values is not None:
-        return torch.tensor(values, dtype=dtype).reshape(shape)
+        try:
+            return torch.tensor(values, dtype=dtype).reshape(shape)
+        except RuntimeError as error:
+            raise ValueError(f"these are not {shape} values of type {dtype}: {error}") from error
     # Multiples of the golden ratio modulo 1 are spread evenly; scaled to mean 0 and variance 1.
     steps = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
     return ((steps * GOLDEN % 1 - 0.5) * math.sqrt(12)).reshape(shape).to(floating or dtype)

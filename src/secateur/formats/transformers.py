@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from secateur.apply.exactness import deviation
+from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
 from secateur.apply.kept_tensors import check_shapes, shorten
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown

@@ -44,6 +44,7 @@ DETAILS = {
     "steps": "Steps",
     "finetune": "Fine-tuning",
     "warnings": "Warnings",
+    "exactness": "Exactness check",
     "seconds": "Seconds",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.apply.compose import narrow_masks
+from secateur.apply.exactness import Exactness
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import few_tokens
 from secateur.core import Plan, PruningGraph, Statistics
@@ -37,6 +38,7 @@ class Pruned:
         plan: All that has gone, as one plan on the original model; empty at the start.
         folds: What fold and refit report, by weight.
         training: What the fine-tuning reports.
+        exactness: What the check of the removal found, if it was made.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Pruned:
     plan: Plan
     folds: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    exactness: Exactness | None = None
 
     def view(self, compared: Plan | None = None) -> nn.Module:
         """Return the model as it is called and compared; see `secateur.views.view`."""

@@ -63,7 +63,11 @@ def find_ignored_layers(model: nn.Module, entries: Any) -> tuple[IgnoredLayer, .
         InputError: If `entries` is not a list, a name or kind is unknown, or a named module has no
             parameters.
     """
-    if isinstance(entries, (str, nn.Module)) or not isinstance(entries, Iterable):
+    if (
+        isinstance(entries, (str, nn.Module))
+        or not isinstance(entries, Iterable)
+        or getattr(entries, "ndim", 1) == 0
+    ):
         raise InputError(f"ignored_layers is a list of modules and names; got {type(entries).__name__}")
     modules, first = list(model.named_modules(remove_duplicate=False)), first_names(model)
     name_of = {id(module): name for name, module in reversed(modules)}

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from secateur.core import CaptureError, InputError, PruningGraph, unknown
+from secateur.core.interface import entries_of
 from secateur.execution import (
     copy_tensors,
     duplicate,
@@ -79,7 +80,7 @@ def check_inside(
     """
     if inside is None:
         return ()
-    names = (inside,) if isinstance(inside, str) else tuple(inside) if isinstance(inside, Iterable) else ()
+    names = (inside,) if isinstance(inside, str) else entries_of(inside)
     known = [name for name, _ in model.named_modules() if name]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"inside is a name of a submodule, a list of names, or 'auto'; got {inside!r}")
