@@ -26,8 +26,10 @@ def to_path(path: str | Path) -> Path:
     try:
         Path(path).exists()
         Path(path).resolve()
-    except (OSError, RuntimeError) as error:  # too long, a folder that cannot be entered, a loop of links
-        raise InputError(f"{str(path)[:200]} cannot be used as a path: {error}") from error
+    except (OSError, RuntimeError, UnicodeError) as error:
+        # Too long, a folder that cannot be entered, a loop of links, a character that no file system takes.
+        name = str(path)[:200].encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"{name} cannot be used as a path: {str(error)[:200]}") from error
     return Path(path)
 
 
