@@ -159,6 +159,8 @@ def _explain_accuracy(
     maps, removed = mean(rows, "maps") or 0.0, mean(rows, "maps removed") or 0.0
     control = mean(rows, "random everywhere")
     facts = []
+    if key != "lost" and abs(apart) > TOLERANCE:
+        facts.append(f"{apart:+.1f} of the points are the whole network's")
     if maps:
         facts.append(f"{removed:.1f} of {maps:.0f} feature maps removed")
     if control is not None and key in ("random scored", "critical") and share is not None:
