@@ -7,6 +7,7 @@ The command line and the bench read these names.  Models, data, metrics and loss
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -375,7 +376,7 @@ def _options(text: str) -> dict[str, Any]:
         try:
             chosen[key.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            chosen[key.strip()] = value
+            chosen[key.strip()] = math.inf if value == "inf" else value
     return chosen
 
 

@@ -93,6 +93,13 @@ def test_numbers_of_other_types_are_numbers():
     assert METHODS["spectral"](epsilon=np.int64(2))._parameter() == 0.25
 
 
+def test_the_command_line_writes_infinity():
+    method: Any = make_method("mip:time_limit=inf,nodes=5")
+    assert method.time_limit == float("inf")
+    with pytest.raises(InputError, match=r"MIP\.lam must be 0 or more, and finite; got inf"):
+        make_method("mip:lam=inf")
+
+
 def test_the_command_line_writes_tuples():
     method: Any = make_method("matroid:ground=rows,domain=box,box=(-1, 2.5),swaps=3")
     assert method.box == (-1, 2.5) and method.swaps == 3
