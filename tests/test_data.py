@@ -105,6 +105,14 @@ def test_idx_folder(folder: Path) -> None:
     assert torch.equal(found.parts["test"][0][:, 0], torch.from_numpy(raw / np.float32(255)))
 
 
+def test_idx_files_with_kaggles_names(folder: Path) -> None:
+    wanted = data.load_dataset("fashion", folder)
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    found = data.load_dataset("fashion", folder)
+    assert all(torch.equal(a, b) for a, b in zip(wanted.parts["train"], found.parts["train"], strict=True))
+
+
 def test_damaged_idx_files_are_named(folder: Path) -> None:
     path = folder / "train-images-idx3-ubyte"
     whole = path.read_bytes()
@@ -192,6 +200,9 @@ def test_cifar10(tmp_path: Path) -> None:
     assert torch.equal((x[3, 1, 0] * 255).round().byte(), torch.from_numpy(green_row))
     (tmp_path / "data_batch_3.bin").write_bytes(b"x" * 3072)
     with pytest.raises(InputError, match=r"data_batch_3\.bin is damaged"):
+        data.cifar10(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(b"")
+    with pytest.raises(InputError, match=r"Python version of CIFAR-10 \(pickles\): give the binary version"):
         data.cifar10(tmp_path)
 
 

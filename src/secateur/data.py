@@ -213,6 +213,10 @@ def cifar10(folder: str | Path, seed: int = 0) -> Dataset:
     The Python version of CIFAR-10 consists of pickles, which are not supported.
     """
     folder = Path(folder)
+    if (folder / "data_batch_1").is_file():
+        raise InputError(
+            f"{folder} has the Python version of CIFAR-10 (pickles): give the binary version, *.bin"
+        )
     train = [_read_cifar(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     inputs = torch.cat([x for x, _ in train])
     targets = torch.cat([y for _, y in train])
@@ -279,8 +283,11 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _with_or_without_gz(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / name.removesuffix(".gz"))
-    return next((path for path in candidates if path.is_file()), None)
+    """Return the file, also without .gz or with a dot before "idx" (as Kaggle writes it), or None."""
+    names = [
+        n for written in (name, name.replace("-idx", ".idx")) for n in (written, written.removesuffix(".gz"))
+    ]
+    return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
 def _idx_pair(folder: Path, part: str) -> Batch:

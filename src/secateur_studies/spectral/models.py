@@ -209,8 +209,8 @@ class _Batches:
     def __iter__(self) -> Iterator[Batch]:
         x, y = (part[: self.scale.examples] for part in self.data.parts["train"])
         for at in torch.randperm(len(y), generator=self.generator).split(self.size):
-            images = self._augment(x[at]) if self.scale.paper else x[at]
-            yield images.to(self.scale.device), y[at].to(self.scale.device)
+            images = x[at].to(self.scale.device)
+            yield self._augment(images) if self.scale.paper else images, y[at].to(self.scale.device)
 
     def _augment(self, x: Tensor) -> Tensor:
         """Flip, and shift by up to 4 pixels. Crop Tiny ImageNet at random scale and aspect."""
@@ -226,7 +226,7 @@ class _Batches:
             shift = 2 * pixels / x.shape[-1]
         theta = torch.zeros(n, 2, 3)
         theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = flip * wide, high, shift
-        grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
+        grid = functional.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
         return functional.grid_sample(x, grid, align_corners=False)
 
 
