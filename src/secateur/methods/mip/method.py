@@ -48,8 +48,7 @@ class MIP(ScoreMethod):
         relax: Leave binaries in [0, 1].
         objective: ``"layer_mean"`` or ``"paper"``; see `relu_mip.build`.
         rescale: c in s - c.
-        gap: Relative gap at which a solve stops.  A tenth of it takes a trained LeNet-5 16 times as long, and
-            to the time limit on a busy machine.
+        gap: Relative gap at which a solve stops.
         time_limit: Seconds for all programs together, in equal shares.  If it ends a solve, scores depend on
             the machine: a warning and ``notes["mip"]["status"]`` say so.
         nodes: Limit on branch-and-bound nodes of each program; the result is the same on every machine.
@@ -78,7 +77,7 @@ class MIP(ScoreMethod):
     relax: bool = False
     objective: Literal["layer_mean", "paper"] = "layer_mean"
     rescale: float = 2.0
-    gap: float = 1e-3
+    gap: float = 1e-4
     time_limit: float = 300.0
     nodes: int = 1000
     solver: mip.Solver = "highs"
