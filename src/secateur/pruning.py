@@ -36,6 +36,7 @@ from secateur.progress import Stopwatch
 from secateur.pruning_step import Callback, call_back, decide, remove_units
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.repair.loss_curves import Divergence, with_loss_curves
+from secateur.repair.principal_values import turn_values
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs
 from secateur.report import start_report
 from secateur.result import Result
@@ -120,6 +121,7 @@ def prune(
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
     inside: str | Iterable[str] | None = None,
+    positions: bool = False,
     check: bool = True,
     check_device: str | torch.device | None = None,
     progress: bool = True,
@@ -154,6 +156,8 @@ def prune(
         outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
         inside: Submodules to prune, or "auto", in a model that `torch.export` cannot export: see `trace`.
+        positions: Whether positions within the heads of attention may go, too: see `trace`.  A repair then
+            first turns the values of each head into their principal axes.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.
         progress: Whether to show progress on a terminal.
@@ -177,10 +181,16 @@ def prune(
     chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
+    if positions and getattr(schedule, "count", 1) > 1:
+        raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
     clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states, inside)
+    call = (*call, positions)
     with clock("trace"):
         traced = trace_without_blocks(model, blocks, budget, batches, call, recipe.group_losses, check)
     left, graph, shares, gone = traced
+    if positions and repairs:
+        with clock("repair"):
+            left = turn_values(left, graph, recipe.settings.fitting, seed)
     settings = replace(recipe.settings, original=left)
     start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
     inexact, notes = dict[str, str](), list[dict[str, Any]]()

@@ -24,11 +24,21 @@ Axis = tuple[str, int]
 def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     """Return the graph of the network that is left when only these units stay; its units are renumbered.
 
+    Heads from which positions can go own unequal numbers of them afterwards: all groups of their layers are
+    left out.
+
     Raises:
         PlanError: If a unit does not exist, or if the units of a group would own unequal numbers of indices.
     """
     left = kept_axes(graph, keep)
-    groups = tuple(_restrict_group(group, keep.get(group.name), left) for group in graph.groups)
+    padded = {axis for group in graph.groups if group.padded for axis in _axes(group)}
+    last = {group.name for group in graph.groups if not padded.isdisjoint(_axes(group))}
+    groups = tuple(
+        replace(group, size=len(keep.get(group.name, range(group.size))), slots=())
+        if group.name in last
+        else _restrict_group(group, keep.get(group.name), left)
+        for group in graph.groups
+    )
     sizes = tuple(_restrict_size(size, graph, keep) for size in graph.sizes)
     interface = graph.interface.with_axes(lambda axis: _restrict_size(axis, graph, keep))
     args, kwargs = narrow_example(graph, keep)
@@ -43,7 +53,11 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
         interface=interface,
         example_inputs=args,
         example_kwargs=kwargs,
-    )
+    ).without_groups(last, "positions within heads go in one step")
+
+
+def _axes(group: Group) -> set[Axis]:
+    return {(slot.tensor, slot.axis) for slot in group.slots}
 
 
 def compose(first: Plan, second: Plan) -> Plan:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from secateur.core import IntArray, PlanError, PruningGraph
 from secateur.core.indices import kept_axes
 from secateur.execution import plain_tensors, tensors_of
+from secateur.modules.padded_linear import PaddedLinear
 
-__all__ = ["LISTED", "check_shapes", "copy_kept_tensors", "named_tensors", "shorten"]
+__all__ = ["LISTED", "check_shapes", "copy_kept_tensors", "named_tensors", "places", "shorten"]
 
 LISTED = 3
 
@@ -20,6 +21,12 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer, a tied tensor under each of its names."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+
+
+def places(model: nn.Module) -> set[str]:
+    """Return the names of the buffers that say where zeros are, which the original does not have."""
+    padded = (name for name, module in model.named_modules() if isinstance(module, PaddedLinear))
+    return {f"{name}.{table}".lstrip(".") for name in padded for table in ("inputs", "outputs")}
 
 
 def shorten(items: Sequence[str], separator: str = ", ") -> str:
@@ -40,7 +47,9 @@ def check_shapes(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what
         PlanError: If a tensor is missing, has another shape, or is not expected.
     """
     plain = {name: tensor for name, tensor in plain_tensors(model).items() if name in expected}
-    shapes = {name: tuple(tensor.shape) for name, tensor in {**tensors_of(model), **plain}.items()}
+    known = {**tensors_of(model), **plain}
+    tensors = {name: known[name] for name in known.keys() - places(model)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [
         f"{name!r} is missing"
         if name not in shapes
@@ -69,6 +78,8 @@ def copy_kept_tensors(
     kept = kept_axes(graph, keep)
     sources = dict(named_tensors(source))
     for name, tensor in named_tensors(target):
+        if name not in sources:
+            continue  # where zeros are
         value = sources[name].detach()
         for axis in range(value.ndim):
             if (name, axis) in kept:

@@ -19,9 +19,10 @@ from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import Exactness, verify
 from secateur.apply.mask import mask
 from secateur.core import ExactnessError, InputError, IntArray, NothingToPrune, Plan, PlanError, SizeAttribute
-from secateur.core.indices import kept_indices, kept_length
+from secateur.core.indices import kept_indices, kept_length, padded_axes
 from secateur.execution import check_flags, one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
+from secateur.modules.padded_linear import PaddedLinear
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
 
@@ -65,7 +66,7 @@ def shrink(
     for size in plan.graph.sizes:
         result = _set_size(result, model, size, plan)
     heads = {name: m.head_dim for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    result = _resize(result, touched, heads)
+    result = _pad_layers(_resize(result, touched, heads), plan)
     if check and (plan.graph.example_inputs or plan.graph.example_kwargs):
         check_shrunk(model, result, plan, check_device)
     return result
@@ -162,3 +163,35 @@ def _disable_nested_tensors(model: nn.Module, name: str) -> None:
         module = model.get_submodule(".".join(path[:length]))
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+
+
+def _pad_layers(model: nn.Module, plan: Plan) -> nn.Module:
+    """Replace the layers in which zeros take the place of removed units by `PaddedLinear`."""
+    axes: dict[str, dict[int, tuple[IntArray, int]]] = {}
+    for (tensor, axis), places in padded_axes(plan.graph, plan.keep).items():
+        name, _, last = tensor.rpartition(".")
+        if last == "weight":
+            axes.setdefault(name, {})[axis] = places
+    for name, padded in axes.items():
+        layer: Any = model.get_submodule(name)
+        if type(layer) is not nn.Linear:
+            raise PlanError(f"{name!r} is a {type(layer).__name__} and no nn.Linear, as when traced")
+        model = _replace_module(model, name, _padded(layer, padded))
+    return model
+
+
+def _padded(layer: nn.Linear, axes: Mapping[int, tuple[IntArray, int]]) -> PaddedLinear:
+    """Return a layer with the tensors of another; for each axis of its weight, the places that are left."""
+    rows, columns = layer.weight.shape
+    places, length = axes.get(0, (None, None))
+    with torch.device("meta"):
+        padded = PaddedLinear(columns, rows, layer.bias is not None, 1 in axes, length)
+    padded.weight, padded.bias = layer.weight, layer.bias
+    device = layer.weight.device
+    if 1 in axes:
+        padded.inputs = torch.from_numpy(axes[1][0]).to(device)
+    if places is not None and length is not None:
+        table = torch.full((length,), rows)
+        table[torch.from_numpy(places)] = torch.arange(rows)
+        padded.outputs = table.to(device)
+    return padded.train(layer.training)

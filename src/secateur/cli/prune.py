@@ -72,7 +72,7 @@ from secateur.texts import JUDGING, SAMPLES, TextBatches
 
 __all__ = ["print_result", "prune_command"]
 
-HIDDEN, VOCABULARY = "hidden", "vocabulary"
+HIDDEN, VOCABULARY, POSITIONS = "hidden", "vocabulary", "positions"
 GROUPS = 30  # in the table of groups
 UNDONE = 5  # repairs that were undone
 # Option of a fine-tuning -> attribute of `Finetune`.
@@ -152,7 +152,8 @@ CutKinds = Annotated[
     typer.Option(
         "--cut",
         help="Also cut what else stays whole in a transformers model: hidden (its residual stream), "
-        "vocabulary (tokens that the calibration texts never have). May be repeated.",
+        "vocabulary (tokens that the calibration texts never have), positions (within the heads of "
+        "attention; other models, too). May be repeated.",
     ),
 ]
 DeviceName = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
@@ -256,6 +257,7 @@ def prune_command(
         ignored_layers=[*(ignore or ()), *whole],
         blocks=parse_blocks(blocks),
         **make_interface(output, state, inside),
+        positions=POSITIONS in (cut or ()),
         seed=seed,
     )
     if current_processes().number:
@@ -273,7 +275,7 @@ def prune_command(
 
 def _whole_by_default(model: nn.Module, cut: Sequence[str]) -> list[str]:
     """Return what stays whole in a model of transformers unless the user wants it cut."""
-    known = [HIDDEN, VOCABULARY]
+    known = [HIDDEN, VOCABULARY, POSITIONS]
     if other := [kind for kind in cut if kind not in known]:
         raise InputError(unknown("kind of units that stays whole by default", other[0], known))
     return [f"kind:{HIDDEN}"] if hasattr(model, "get_input_embeddings") and HIDDEN not in cut else []

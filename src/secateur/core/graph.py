@@ -39,9 +39,12 @@ Kind = Literal[
     "hidden",
     "key-value groups",
     "other",
+    "query-key positions",
     "recurrent",
+    "value positions",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PADDED: tuple[Kind, ...] = ("query-key positions", "value positions")
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 LISTED = 8  # groups in a repr
@@ -83,7 +86,8 @@ class Group:
         slots: Everything that the units own.
         kind: What the units are in the network: ``"heads"`` of attention (under grouped queries, one query
             head of every group), ``"key-value groups"`` (a key and a value with all their query heads),
-            ``"head positions"``, ``"ffn"`` (inner units between linear layers), ``"expert units"`` (the same
+            ``"head positions"``, ``"query-key positions"`` and ``"value positions"`` of one key-value group
+            (see `padded`), ``"ffn"`` (inner units between linear layers), ``"expert units"`` (the same
             of all experts of a mixture), ``"hidden"`` (the residual
             stream), ``"channels"`` of convolutions, ``"recurrent"`` units, features of an ``"embedding"``,
             or ``"other"``.
@@ -93,6 +97,15 @@ class Group:
     size: int
     slots: tuple[Slot, ...]
     kind: Kind = "other"
+
+    @property
+    def padded(self) -> bool:
+        """Whether zeros take the place of removed units, so that what lies between the layers keeps its sizes.
+
+        The layers that own the units get smaller: those that produce them return zeros there, and those that
+        read them pass over them.
+        """
+        return self.kind in PADDED
 
     def slots_with(self, role: Role) -> tuple[Slot, ...]:
         """Return the slots of that role; of those that produce the units, weights come before biases."""

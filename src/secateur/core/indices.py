@@ -26,6 +26,7 @@ __all__ = [
     "kept_positions",
     "kept_shapes",
     "kept_states",
+    "padded_axes",
     "removed_units",
 ]
 
@@ -118,6 +119,35 @@ def kept_indices(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str,
     for (tensor, axis), stays in kept_axes(graph, keep).items():
         kept.setdefault(tensor, {})[axis] = np.flatnonzero(stays)
     return kept
+
+
+def padded_axes(
+    graph: PruningGraph, keep: Mapping[str, IntArray]
+) -> dict[tuple[str, int], tuple[IntArray, int]]:
+    """Return where the indices that stay are, for every axis on which zeros take the place of removed units.
+
+    Returns:
+        (tensor, axis) -> the place of each index that stays, and the length of the axis with the zeros; see
+        `Group.padded`.
+
+    Example:
+        >>> from secateur.core import Group, PruningGraph, Slot
+        >>> heads = Group("heads", 2, (Slot("v", 0, np.arange(6).reshape(2, 3), "out"),), "heads")
+        >>> rows = Slot("v", 0, np.arange(6)[:, None], "out")
+        >>> graph = PruningGraph(
+        ...     (heads, Group("v", 6, (rows,), "value positions")), (), (), {"v": (6, 4)}, ()
+        ... )
+        >>> padded_axes(graph, {"heads": np.array([1]), "v": np.array([0, 1, 2, 4])})
+        {('v', 0): (array([1]), 3)}
+    """
+    padded = {group.name for group in graph.groups if group.padded}
+    shorter = kept_axes(graph, {name: kept for name, kept in keep.items() if name not in padded})
+    left = kept_axes(graph, keep)
+    found = {}
+    for axis in kept_axes(graph, {name: kept for name, kept in keep.items() if name in padded}):
+        stays = left[axis][shorter.get(axis, np.ones(len(left[axis]), bool))]
+        found[axis] = np.flatnonzero(stays), len(stays)
+    return found
 
 
 def kept_shapes(graph: PruningGraph, keep: Mapping[str, IntArray]) -> dict[str, tuple[int, ...]]:

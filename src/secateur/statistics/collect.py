@@ -29,7 +29,7 @@ from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
-from secateur.statistics.token_gates import TokenGates, takes_token_gates
+from secateur.statistics.token_gates import TokenGates, gates_keys, takes_token_gates
 from secateur.statistics.unit_gates import Gates
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
@@ -206,7 +206,7 @@ class _Pass:
         return inputs
 
     def _make_gates(self, targets: Any, loss: Loss) -> Gates | TokenGates:
-        read = all(self._graph.consumers(group) for group in self._graph.groups)
+        read = all(self._graph.consumers(group) or gates_keys(group) for group in self._graph.groups)
         tokens = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
         kind = TokenGates if read and tokens and takes_token_gates(self._model) else Gates
         return kind(self._model, self._graph, loss)

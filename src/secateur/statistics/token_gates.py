@@ -2,7 +2,8 @@
 
 Each token of a text has a loss of its own, so the tokens are the examples of a causal language model.  A gate
 z_tu multiplies unit u where a weight reads it at token t; the derivative of the loss by it is the sum of
-x * d loss / d x over the features x that the unit is there.  One backward pass gives all of them, and the
+x * d loss / d x over the features x that the unit is there.  A unit of queries and keys, which no weight reads,
+has its gate on the key.  One backward pass gives all of them, and the
 forward pass before it also gives the inputs of the weights to whoever collects their moments.
 """
 
@@ -10,23 +11,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.batches import predicts_next_token
-from secateur.core import PruningGraph
+from secateur.core import Group, PruningGraph
+from secateur.execution import device_of
 from secateur.statistics.loss import Loss
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
-__all__ = ["TokenGates", "takes_token_gates"]
+__all__ = ["TokenGates", "gates_keys", "takes_token_gates"]
 
 
 def takes_token_gates(model: Any) -> bool:
     """Return whether a model is a causal language model without stacked experts: its weights are matrices."""
     return predicts_next_token(model) and all(x.ndim <= 2 for x in model.parameters())
+
+
+def gates_keys(group: Group) -> bool:
+    """Return whether the gates of a group are on the keys that it makes: no weight reads its units."""
+    return group.kind == "query-key positions"
 
 
 class TokenGates:
@@ -46,7 +53,13 @@ class TokenGates:
         parameters = {k: p.requires_grad_(False) for k, p in model.named_parameters()}
         self._units: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
         self._weights: dict[str, tuple[Tensor, int]] = {}
+        self._keys: dict[str, nn.Module] = {}
         for group in graph.groups:
+            if gates_keys(group):
+                key = group.slots_with("out")[-1]
+                name = key.tensor.rpartition(".")[0]
+                self._keys[name] = model.get_submodule(name)
+                self._units[name].append((group.name, torch.from_numpy(key.index).to(device_of(model))))
             for layer, slot in graph.consumers(group):
                 key, weight = graph.input_key(layer), parameters[layer.weight]
                 self._weights[key] = weight, slot.axis
@@ -85,12 +98,17 @@ class TokenGates:
         reads: list[tuple[str, Tensor]] = []
 
         def gate(read: WeightInput) -> Tensor:
-            x = read.x.movedim(read.axis, -1)
-            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            reads.append((read.key, x))
-            return x.movedim(-1, read.axis)
+            return gate_features(read.key, read.x.movedim(read.axis, -1)).movedim(-1, read.axis)
 
-        with torch.enable_grad(), inputs, InputHooks(self._weights, gate):
+        def gate_features(key: str, x: Tensor) -> Tensor:
+            x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            reads.append((key, x))
+            return x
+
+        with ExitStack() as hooks, torch.enable_grad(), inputs, InputHooks(self._weights, gate):
+            for name, layer in self._keys.items():
+                hook = layer.register_forward_hook(lambda _, __, made, name=name: gate_features(name, made))
+                hooks.callback(hook.remove)
             loss = self._loss(self._model(*args, **kwargs), targets)
         derivatives = torch.autograd.grad(loss, [x for _, x in reads], allow_unused=True)
         terms: dict[tuple[str, torch.Size], Tensor] = {}

@@ -218,14 +218,17 @@ KINDS_IN_NAMES = ("heads", "key-value groups", "head positions")
 LOCATION = re.compile(r" \(([^()]*:\d+)\)$")
 
 
-def find_frozen(propagation: Propagation, tensors: Tensors) -> tuple[Frozen, ...]:
-    """List the feature axes of weights that cannot lose anything, with the reasons."""
+def find_frozen(
+    propagation: Propagation, tensors: Tensors, others: Sequence[Group] = ()
+) -> tuple[Frozen, ...]:
+    """List the feature axes of weights that cannot lose anything, not even units of other groups, and why."""
+    owned = {(slot.tensor, slot.axis) for group in others for slot in group.slots}
     frozen = []
     for name, state in tensors.states.items():
         for axis, label in enumerate(state.labels):
             if name not in tensors.parameters or len(state.shape) < 2 or state.shape[axis] == 1 or axis > 1:
                 continue
-            if propagation.algebra.normal(label) is not None:
+            if (name, axis) in owned or propagation.algebra.normal(label) is not None:
                 continue
             reason = "; ".join(propagation.algebra.reason(label)) or "no units on this axis"
             location = LOCATION.search(reason)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from secateur.core import InputError, Interface, Layer, PruningGraph
+from secateur.core import Group, InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
-from secateur.execution import one_at_a_time, plain_tensors, tensors_by_name
+from secateur.execution import check_flags, one_at_a_time, plain_tensors, tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.equal_lengths import tie_uncountable
 from secateur.tracing.export import ExportedModel, concrete, export_model, first_names, shapes_in
@@ -31,6 +31,7 @@ from secateur.tracing.groups import (
     find_groups,
     find_sizes,
 )
+from secateur.tracing.head_positions import find_head_positions, without_ignored
 from secateur.tracing.ignored import (
     IgnoredLayer,
     find_ignored_layers,
@@ -58,6 +59,7 @@ def trace(
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
     inside: str | Iterable[str] | None = None,
+    positions: bool = False,
 ) -> PruningGraph:
     """Find the groups of units that can be removed from a model.
 
@@ -80,11 +82,14 @@ def trace(
         inside: For a model that `torch.export` cannot export: the submodules that it can, by name.  Only
             these lose units, everything that leaves them keeps its size, and the rest stays as it is.
             ``"auto"`` finds the largest ones.
+        positions: Whether positions within the heads of attention are units, too: pairs under a rotary
+            embedding, in queries and key, and positions of the values, of each key-value group by itself.
+            The layers around the attention get smaller; the attention itself computes zeros.
 
     Raises:
         CaptureError: If torch.export cannot export the model, or a submodule that `inside` names.
         InputError: If the inputs are invalid, or an entry of `ignored_layers`, `outputs`, `states` or
-            `inside` matches nothing.
+            `inside` matches nothing, or if there are no positions within heads that could go.
 
     Example:
         >>> from torch import nn
@@ -98,6 +103,12 @@ def trace(
     args, kwargs = as_call(example_inputs, example_kwargs)
     counted, pairs = check_outputs(outputs), check_states(states)
     ignored = find_ignored_layers(model, ignored_layers)
+    check_flags(positions=positions)
+    inner: tuple[Group, ...] = ()
+    if positions:
+        inner, ignored = without_ignored(find_head_positions(model, args, kwargs), ignored)
+    if positions and inside is not None:
+        raise InputError("positions within heads go from models that are traced whole: leave out inside")
     names = check_inside(model, args, kwargs, inside, counted, pairs)
     if names:
         replayed, calls = record_calls(model, names, args, kwargs)
@@ -106,8 +117,8 @@ def trace(
         found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
     propagation, tensors, families = found.propagation, found.tensors, found.families
     graph = PruningGraph(
-        groups=tuple(f.group for f in families),
-        frozen=find_frozen(propagation, tensors),
+        groups=(*(f.group for f in families), *inner),
+        frozen=find_frozen(propagation, tensors, inner),
         layers=tuple(_add_uses(propagation.layers)),
         shapes=_shapes(model, tensors, families),
         parameters=tuple(n for n, _ in model.named_parameters()),
