@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
+from secateur.core.indices import padded_axes
 from secateur.core.paths import check_replaceable, flush, to_path
 from secateur.formats.gguf_tokenizer import add_tokenizer, find_tokenizer
 from secateur.formats.plain_state import correct_norms
@@ -109,7 +110,9 @@ def _checkpoint(folder: Path, model: Any, plan: Plan) -> _Checkpoint:
     """Return what goes into the file, of a folder of transformers that was compared with the pruned model."""
     kind = model.config.model_type
     try:
-        save_pretrained(folder, model, plan)
+        # The format has one length for all heads, so positions within them come back as zeros.
+        padded = padded_axes(plan.graph, plan.keep)
+        save_pretrained(folder, model, plan, uneven="pad" if padded else "error")
     except InputError:
         if ARCHITECTURES[kind] != "llama":
             raise

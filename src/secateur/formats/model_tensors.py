@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.kept_tensors import check_shapes, named_tensors, shorten
+from secateur.apply.kept_tensors import check_shapes, named_tensors, places, shorten
 from secateur.core import PlanError, StoreError
 from secateur.tracing.export import first_names
 
@@ -31,12 +31,14 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 def gather_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every tensor by its first name, on the CPU, without shared storage.
 
+    The plan knows where zeros take the place of units, so these numbers are not among them.
+
     Raises:
         StoreError: If a safetensors file cannot hold a tensor.
     """
-    tied, gathered = tied_names(model), {}
+    left_out, gathered = tied_names(model).keys() | places(model), {}
     for name, tensor in named_tensors(model):
-        if name in tied:
+        if name in left_out:
             continue
         if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else tensor.layout

@@ -7,6 +7,7 @@ and which attributes hold their lengths.  The file in the folder builds the plai
 
 from __future__ import annotations
 
+import inspect
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,27 +15,36 @@ from typing import Any
 
 from torch import nn
 
+from secateur.apply.kept_tensors import places
 from secateur.core import InputError, IntArray, Plan
 from secateur.core.indices import kept_length, kept_shapes
 from secateur.modules.narrow_norm import NarrowNorm
+from secateur.modules.padded_linear import PaddedLinear
 
 __all__ = ["MODELLING_FILE", "auto_map", "import_class", "list_sizes", "write_modelling_file"]
 
 MODELLING_FILE = "modeling_pruned.py"
 SOURCE = '''"""{plain} with layers of unequal sizes.
 
-config.json lists under "secateur" the shape of every tensor that is smaller than in the plain class, and
-every attribute that holds such a length.  Load the folder with
+config.json lists under "secateur" the shape of every tensor that is smaller than in the plain class, every
+attribute that holds such a length, and the layers in which zeros take the place of what has gone.  Load the folder with
 `{auto}.from_pretrained(folder, trust_remote_code=True)`.  Secateur wrote this file; it is not needed here.
 """
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import {plain}
 
 
 class {name}({plain}):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
+        for name, (reads, length) in config.secateur["padded"].items():
+            rows, columns = config.secateur["shapes"][name + ".weight"]
+            bias = self.get_submodule(name).bias is not None
+            parent, _, last = name.rpartition(".")
+            setattr(self.get_submodule(parent), last, PaddedLinear(columns, rows, bias, reads, length))
         for name, shape in config.secateur["shapes"].items():
             module, _, tensor = name.rpartition(".")
             shorten(self.get_submodule(module), tensor, shape)
@@ -60,7 +70,9 @@ def shorten(module, name, shape):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     if hasattr(module, "normalized_shape"):
         module.normalized_shape = tuple(shape)
-'''
+
+
+{padded_linear}'''
 
 
 def list_sizes(model: nn.Module, plan: Plan, wide: Mapping[str, IntArray]) -> dict[str, Any]:
@@ -72,14 +84,16 @@ def list_sizes(model: nn.Module, plan: Plan, wide: Mapping[str, IntArray]) -> di
         wide: The units that the plain class has.
 
     Returns:
-        "shapes": tensor of the state dict -> shape; "attributes": (module, attribute, value) of each.
+        "shapes": tensor of the state dict -> shape; "attributes": (module, attribute, value) of each;
+        "padded": name of a `PaddedLinear` -> whether it leaves inputs out, and its outputs with the zeros.
 
     Raises:
         InputError: If a LayerNorm is narrower: the plain module would centre by another count.
     """
     graph = plan.graph
     small, plain = kept_shapes(graph, plan.keep), kept_shapes(graph, wide)
-    firsts = {name: graph.aliases.get(name, name) for name in model.state_dict()}
+    zeros = places(model)
+    firsts = {name: graph.aliases.get(name, name) for name in model.state_dict() if name not in zeros}
     shapes = {name: list(small[first]) for name, first in firsts.items() if small[first] != plain[first]}
     for name, module in model.named_modules():
         if isinstance(module, NarrowNorm) and module.form.centred and f"{name}.weight" in shapes:
@@ -94,7 +108,12 @@ def list_sizes(model: nn.Module, plan: Plan, wide: Mapping[str, IntArray]) -> di
         if size.attribute != "normalized_shape"
     }
     attributes = [[*where, small] for where, (small, plain) in lengths.items() if small != plain]
-    return {"shapes": shapes, "attributes": attributes}
+    padded = {
+        name: (module.inputs is not None, None if module.outputs is None else len(module.outputs))
+        for name, module in model.named_modules()
+        if isinstance(module, PaddedLinear)
+    }
+    return {"shapes": shapes, "attributes": attributes, "padded": padded}
 
 
 def auto_map(model: Any) -> dict[str, str]:
@@ -131,6 +150,7 @@ def _auto_classes(model: Any) -> Iterator[str]:
 def write_modelling_file(folder: Path, model: Any) -> None:
     """Write the modelling file for the class of a model."""
     names = {"plain": type(model).__name__, "name": _class_name(model), "auto": next(_auto_classes(model))}
+    names["padded_linear"] = inspect.getsource(PaddedLinear)
     (folder / MODELLING_FILE).write_text(SOURCE.format(**names), encoding="utf-8")
 
 

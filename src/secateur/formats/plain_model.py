@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from secateur.apply.kept_tensors import shorten
+from secateur.apply.kept_tensors import places, shorten
 from secateur.core import Group, InputError, IntArray, Plan
-from secateur.core.indices import kept_shapes
+from secateur.core.indices import kept_shapes, padded_axes
 from secateur.formats.modelling_file import list_sizes
 from secateur.formats.plain_state import correct_embedding_scale, correct_norms, narrow_layer_norm
 from secateur.formats.transformers_config import ConfigSearch, build_on_meta
@@ -28,6 +28,10 @@ __all__ = ["UNEVEN", "PlainModel", "Uneven", "plain_models"]
 Uneven = Literal["error", "pad", "code"]
 UNEVEN = ("error", "pad", "code")
 Keep = Mapping[str, IntArray]
+CODE_OR_ZEROS = (
+    "Give uneven='pad', which fills up with units of zeros (exact, loads everywhere, saves less), "
+    "or uneven='code', which writes a modelling file (exact, loads with trust_remote_code=True)"
+)
 FEW = 64  # more units than that are not tried one count after the other
 
 
@@ -46,13 +50,19 @@ def plain_models(model: Any, plan: Plan, uneven: Uneven) -> Iterator[PlainModel]
     Raises:
         InputError: If no config states the sizes, and zeros are not allowed or do not help.
     """
-    wide: Keep = plan.keep
+    wide: Keep = {name: kept for name, kept in plan.keep.items() if not plan.graph.group(name).padded}
+    padded = list(padded_axes(plan.graph, plan.keep))
+    if padded and uneven == "error":
+        raise InputError(
+            f"positions within heads have gone ({shorten([name for name, _ in padded])}), which no config "
+            f"states. {CODE_OR_ZEROS}; or use result.save, which keeps any plan"
+        )
     while isinstance(search := _search(model, plan, wide), _Missing):
         wider = _widen(model, plan, wide, search)
         if uneven == "error" or wider is None:
             raise InputError(_refusal(plan, search, wider is not None))
         wide = wider
-    if uneven == "code" and wide is not plan.keep:
+    if uneven == "code" and kept_shapes(plan.graph, wide) != kept_shapes(plan.graph, plan.keep):
         sizes, state = list_sizes(model, plan, wide), model.state_dict()
     else:
         _warn_of_padding(plan, wide)
@@ -91,12 +101,15 @@ def _search(model: Any, plan: Plan, keep: Keep) -> ConfigSearch | _Missing:
 
 def _state_shapes(model: Any, plan: Plan, keep: Keep) -> dict[str, tuple[int, ...]]:
     shapes = kept_shapes(plan.graph, keep)
-    return {name: shapes[plan.graph.aliases.get(name, name)] for name in model.state_dict()}
+    zeros = places(model)
+    names = [name for name in model.state_dict() if name not in zeros]
+    return {name: shapes[plan.graph.aliases.get(name, name)] for name in names}
 
 
 def _widen(model: Any, plan: Plan, wide: Keep, missing: _Missing) -> Keep | None:
     """Return wider layers: first equal counts, then the original width where no config states another."""
-    graph, even = plan.graph, widen_to_even(plan.graph, plan.keep)
+    graph = plan.graph
+    even = widen_to_even(graph, {name: plan.keep[name] for name in wide})
     if any(len(wide[name]) < len(even[name]) for name in wide):
         return even
     sets = [
@@ -142,10 +155,7 @@ def _correct(model: Any, config: Any, state: dict[str, Tensor]) -> PlainModel:
 def _refusal(plan: Plan, missing: _Missing, paddable: bool) -> str:
     """Say which sizes a folder cannot state, and what to do."""
     why, advice = missing.reason, "Keep these units (ignored_layers=)"
-    padding = (
-        "; or give uneven='pad', which fills up with units of zeros (exact, loads everywhere, saves less), "
-        "or uneven='code', which writes a modelling file (exact, loads with trust_remote_code=True)"
-    )
+    padding = f"; or g{CODE_OR_ZEROS[1:]}"
     counts = _uneven_counts(plan)
     if counts:
         why = f"layers of the same kind keep unequal counts ({shorten(counts)}), and a config has one number"

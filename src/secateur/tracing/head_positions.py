@@ -33,7 +33,7 @@ QUERY, KEY, VALUE = range(3)
 SHARES = (1.0, 0.5, 0.25, 0.75, 0.4, 0.125)  # of a head that a rotary embedding turns
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
-NONE = "no attention has linear layers of its own for queries, keys and values whose heads can be found"
+NONE = "no attention has queries, keys and values from linear layers (nn.Linear) whose heads can be found"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class _Attention:
     """An attention as it ran.
 
     Attributes:
-        before: The last three linear layers before it.
+        before: The last linear layers before it, three at most.
         after: The first one behind it that reads so many features.
         inputs: Queries, keys and values [batch, heads, tokens, positions].
     """
@@ -95,25 +95,25 @@ class _Recorder(TorchFunctionMode):
 
 @dataclass(frozen=True, eq=False)
 class _Heads:
-    """The projections of an attention and the lengths of their heads.
+    """The projections of an attention and the places of their heads.
 
     Attributes:
         names: Modules of queries, keys, values, and of the layer that reads the result.
-        shared: Number of key-value groups.
-        repeated: Query heads in each.
-        lengths: Positions of a head, of queries and keys, and of values.
+        rows: The features of queries, keys and values that their modules make, each [key-value groups, heads
+            in each, positions].
     """
 
     names: tuple[str, str, str, str]
-    shared: int
-    repeated: int
-    lengths: tuple[int, int]
+    rows: tuple[IntArray, IntArray, IntArray]
 
-    def rows(self, which: int) -> IntArray:
-        """Return the features of queries, keys or values as [key-value groups, heads in each, positions]."""
-        length = self.lengths[which == VALUE]
-        heads = self.shared * (self.repeated if which == QUERY else 1)
-        return np.arange(heads * length).reshape(self.shared, -1, length)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the number of key-value groups, and of query heads in each."""
+        return self.rows[QUERY].shape[0], self.rows[QUERY].shape[1]
+
+    def length(self, which: int) -> int:
+        """Return the positions of a head of queries, keys or values."""
+        return int(self.rows[which].shape[2])
 
 
 def find_head_positions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Group]:
@@ -134,15 +134,15 @@ def find_head_positions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
         return list(_attentions(recorder.calls))
 
     whole = run({})
-    owners = [_owners(run, whole, i) for i in range(3)]
-    found = [
-        _heads(attention, which) for attention, which in zip(whole, zip(*owners, strict=True), strict=True)
-    ]
-    heads = list({x.names: x for x in found if x is not None}.values())
-    uses = [name for x in heads for name in x.names]
-    heads = [x for x in heads if all(uses.count(name) == 1 for name in x.names)]
-    pairs = _find_pairs(run, heads)
-    groups = [g for x in heads if (p := pairs.get(x.names)) is not None for g in _groups(model, x, p)]
+    owners = [_owners(run, whole, number) for number in range(3)]
+    candidates: dict[int, list[_Heads]] = {}
+    used: set[str] = set()
+    for number, (attention, which) in enumerate(zip(whole, zip(*owners, strict=True), strict=True)):
+        found = _separate(attention, which) or _fused(attention)
+        if found and used.isdisjoint(found[0].names):
+            candidates[number] = found
+            used.update(found[0].names)
+    groups = [g for heads, pairs in _find_pairs(run, candidates) for g in _groups(model, heads, pairs)]
     if not groups:
         raise InputError(f"positions within heads cannot go: {NONE}")
     return groups
@@ -172,11 +172,11 @@ def _plain_linears(model: nn.Module) -> dict[int, str]:
 
 
 def _attentions(calls: list[Any]) -> Iterator[_Attention]:
-    """Yield the attentions with four axes that three linear layers come before and one reads."""
+    """Yield the attentions with four axes that linear layers come before and one reads."""
     places = [-1, *(i for i, x in enumerate(calls) if isinstance(x, tuple)), len(calls)]
     for (start, at), (_, end) in pairwise(pairwise(places)):
         before, inputs = calls[start + 1 : at][-3:], calls[at]
-        if len(before) == 3 and all(x.ndim == 4 for x in inputs):
+        if before and all(x.ndim == 4 for x in inputs):
             width = inputs[QUERY].shape[1] * inputs[VALUE].shape[3]
             after = next((x for x in calls[at + 1 : end] if x.read.shape[-1] == width), None)
             if after is not None:
@@ -185,38 +185,62 @@ def _attentions(calls: list[Any]) -> Iterator[_Attention]:
 
 def _owners(run: Any, whole: list[_Attention], number: int) -> list[int | None]:
     """Return what the layer of that number before each attention makes: queries, keys or values."""
-    layers = [x.before[number] for x in whole]
+    layers = [x.before[number] for x in whole if number < len(x.before)]
     seen = run({x.name: torch.zeros(x.made.shape[-1]) for x in layers})
     zero = [[bool((x == 0).all()) for x in attention.inputs] for attention in seen]
     return [flags.index(True) if sum(flags) == 1 else None for flags in zero]
 
 
-def _heads(attention: _Attention, which: tuple[int | None, ...]) -> _Heads | None:
-    """Return the projections of an attention; None if they are not three, or their widths do not fit."""
-    if set(which) != {QUERY, KEY, VALUE}:
-        return None
-    query, key, value = (attention.before[which.index(i)] for i in (QUERY, KEY, VALUE))
-    length, value_length = attention.inputs[QUERY].shape[3], attention.inputs[VALUE].shape[3]
-    heads, rest = divmod(query.made.shape[-1], length)
-    shared, more = divmod(key.made.shape[-1], length)
-    fits = not (rest or more) and shared and heads % shared == 0
-    if not fits or value.made.shape[-1] != shared * value_length or length % 2:
-        return None
-    names = query.name, key.name, value.name, attention.after.name
-    return _Heads(names, shared, heads // shared, (length, value_length))
+def _separate(attention: _Attention, which: tuple[int | None, ...]) -> list[_Heads]:
+    """Return the projections of an attention if they are three whose widths fit."""
+    if len(attention.before) < 3 or set(which) != {QUERY, KEY, VALUE}:
+        return []
+    made = [attention.before[which.index(i)] for i in (QUERY, KEY, VALUE)]
+    lengths = [x.shape[3] for x in attention.inputs]
+    (heads, a), (shared, b), (values, c) = (
+        divmod(x.made.shape[-1], length) for x, length in zip(made, lengths, strict=True)
+    )
+    if a or b or c or values != shared or not shared or heads % shared:
+        return []
+    rows = (np.arange(x.made.shape[-1]).reshape(shared, -1, n) for x, n in zip(made, lengths, strict=True))
+    query, key, value = (x.name for x in made)
+    return [_Heads((query, key, value, attention.after.name), tuple(rows))]  # type: ignore[arg-type]
 
 
-def _find_pairs(run: Any, heads: list[_Heads]) -> dict[tuple[str, ...], IntArray]:
-    """Return, by the names of the projections, pairs [n, 2] of positions that only go together."""
-    found: dict[tuple[str, ...], IntArray] = {}
+def _fused(attention: _Attention) -> list[_Heads]:
+    """Return what one layer that makes queries, keys and values may be: one after the other, or by heads."""
+    layer, length = attention.before[-1], attention.inputs[QUERY].shape[3]
+    heads = attention.inputs[QUERY].shape[1]
+    total, rest = divmod(layer.made.shape[-1], length)
+    shared, odd = divmod(total - heads, 2)
+    if rest or odd or shared < 1 or heads % shared or attention.inputs[VALUE].shape[3] != length:
+        return []
+    rows = np.arange(layer.made.shape[-1]).reshape(-1, length)
+    cuts = (rows[:heads], rows[heads : heads + shared], rows[heads + shared :])
+    grouped = rows.reshape(shared, -1, length)
+    names = (layer.name, layer.name, layer.name, attention.after.name)
+    stacked = tuple(x.reshape(shared, -1, length) for x in cuts)
+    return [
+        _Heads(names, stacked),  # type: ignore[arg-type]
+        _Heads(names, (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:])),
+    ]
+
+
+def _find_pairs(run: Any, candidates: Mapping[int, list[_Heads]]) -> list[tuple[_Heads, IntArray]]:
+    """Return the heads that are as thought, with pairs [n, 2] of positions that only go together."""
+    found: dict[int, tuple[_Heads, IntArray]] = {}
     for share in SHARES:
         for interleaved in (False, True):
-            left = [x for x in heads if x.names not in found]
-            trial = {x.names: _pairs(x.lengths[0], share, interleaved) for x in left}
-            trial = {names: pairs for names, pairs in trial.items() if pairs is not None}
-            if trial:
-                found |= _confirmed(run, [x for x in left if x.names in trial], trial)
-    return found
+            for layout in range(2):
+                trial = {}
+                for number, heads in candidates.items():
+                    if number in found or layout >= len(heads):
+                        continue
+                    pairs = _pairs(heads[layout].length(QUERY), share, interleaved)
+                    if pairs is not None:
+                        trial[number] = heads[layout], pairs
+                found |= _confirmed(run, trial) if trial else {}
+    return [found[number] for number in sorted(found)]
 
 
 def _pairs(length: int, share: float, interleaved: bool) -> IntArray | None:
@@ -230,48 +254,43 @@ def _pairs(length: int, share: float, interleaved: bool) -> IntArray | None:
 
 
 def _confirmed(
-    run: Any, heads: list[_Heads], trial: Mapping[tuple[str, ...], IntArray]
-) -> dict[tuple[str, ...], IntArray]:
-    """Return the pairs of those attentions that are zero just where half of the units are zero."""
+    run: Any, trial: Mapping[int, tuple[_Heads, IntArray]]
+) -> dict[int, tuple[_Heads, IntArray]]:
+    """Return what is zero just where it should be while half of the units are zero."""
     generator = np.random.default_rng(0)
     alive: dict[str, Tensor] = {}
-    gone: dict[tuple[str, ...], list[Any]] = {}
-    for x in heads:
-        pairs = trial[x.names]
-        some = generator.random((x.shared, len(pairs))) < 0.5
-        dead = np.zeros((x.shared, x.lengths[0]), dtype=bool)
+    gone: dict[int, list[Any]] = {}
+    for number, (heads, pairs) in trial.items():
+        some = generator.random((heads.shape[0], len(pairs))) < 0.5
+        dead = np.zeros((heads.shape[0], heads.length(QUERY)), dtype=bool)
         for group, chosen in enumerate(some):
             dead[group, pairs[chosen].ravel()] = True
-        gone[x.names] = [dead, dead, generator.random((x.shared, x.lengths[1])) < 0.5]
-        for which in (QUERY, KEY, VALUE):
-            stays = np.ones(x.rows(which).size)
-            stays[x.rows(which).swapaxes(1, 2)[gone[x.names][which]].ravel()] = 0
-            alive[x.names[which]] = torch.from_numpy(stays)
-    seen = {_names_of(attention, heads): attention for attention in run(alive)}
+        values = generator.random((heads.shape[0], heads.length(VALUE))) < 0.5
+        gone[number] = [dead, dead, values]
+        widths = {name: 0 for name in heads.names[:3]}
+        for name, rows in zip(heads.names, heads.rows, strict=False):
+            widths[name] += rows.size
+        alive |= {name: torch.ones(width) for name, width in widths.items()}
+        for name, rows, dead in zip(heads.names, heads.rows, gone[number], strict=False):
+            alive[name][rows.swapaxes(1, 2)[dead].ravel()] = 0
+    seen = run(alive)
     return {
-        x.names: trial[x.names]
-        for x in heads
-        if x.names in seen and _as_thought(seen[x.names], x, gone[x.names])
+        number: found
+        for number, found in trial.items()
+        if number < len(seen) and _as_thought(seen[number], found[0], gone[number])
     }
-
-
-def _names_of(attention: _Attention, heads: list[_Heads]) -> tuple[str, ...] | None:
-    """Return the names of the projections of an attention."""
-    before = {use.name for use in attention.before}
-    return next(
-        (x.names for x in heads if before == set(x.names[:3]) and x.names[3] == attention.after.name), None
-    )
 
 
 def _as_thought(attention: _Attention, heads: _Heads, gone: list[Any]) -> bool:
     """Return whether queries, keys, values and what is read of them are zero just where they should be."""
+    shared, repeated = heads.shape
     for which, x in enumerate(attention.inputs):
-        times = x.shape[1] // heads.shared
-        if x.shape[1] % heads.shared or not _zero_at(x.transpose(1, 2), np.repeat(gone[which], times, 0)):
+        times, rest = divmod(x.shape[1], shared)
+        if rest or not _zero_at(x.transpose(1, 2), np.repeat(gone[which], times, 0)):
             return False
     read = attention.after.read
-    read = read.reshape(-1, heads.shared * heads.repeated, heads.lengths[1])
-    return _zero_at(read, np.repeat(gone[VALUE], heads.repeated, 0))
+    read = read.reshape(-1, shared * repeated, heads.length(VALUE))
+    return _zero_at(read, np.repeat(gone[VALUE], repeated, 0))
 
 
 def _zero_at(x: Tensor, gone: IntArray) -> bool:
@@ -283,15 +302,16 @@ def _zero_at(x: Tensor, gone: IntArray) -> bool:
 def _groups(model: nn.Module, heads: _Heads, pairs: IntArray) -> Iterator[Group]:
     """Yield the two groups of an attention; unit p of key-value group k has the number k * P + p."""
     query, key, value, output = heads.names
-    queries, keys, values = (heads.rows(which) for which in (QUERY, KEY, VALUE))
-    own_queries = queries[:, :, pairs].transpose(0, 2, 1, 3).reshape(heads.shared * len(pairs), -1)
-    own_keys = keys[:, :, pairs].transpose(0, 2, 1, 3).reshape(heads.shared * len(pairs), -1)
-    slots = (*_rows(model, query, own_queries), *_rows(model, key, own_keys))
+    units = heads.shape[0] * len(pairs)
+    queries, keys = (
+        heads.rows[which][:, :, pairs].transpose(0, 2, 1, 3).reshape(units, -1) for which in (QUERY, KEY)
+    )
+    slots = (*_rows(model, query, queries), *_rows(model, key, keys))
     yield _group(query, "query-key positions", slots)
-    columns = np.arange(heads.shared * heads.repeated * heads.lengths[1])
-    columns = columns.reshape(heads.shared, heads.repeated, -1).swapaxes(1, 2).reshape(values.size, -1)
-    reader = Slot(f"{output}.weight", 1, columns, "in")
-    yield _group(value, "value positions", (*_rows(model, value, values.reshape(-1, 1)), reader))
+    values = heads.rows[VALUE].reshape(-1, 1)
+    columns = np.arange(values.size * heads.shape[1]).reshape(*heads.shape, -1)
+    reader = Slot(f"{output}.weight", 1, columns.swapaxes(1, 2).reshape(values.size, -1), "in")
+    yield _group(value, "value positions", (*_rows(model, value, values), reader))
 
 
 def _rows(model: nn.Module, name: str, index: IntArray) -> Iterator[Slot]:
