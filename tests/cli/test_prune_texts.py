@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -167,6 +168,20 @@ def test_inspect_measures_sensitivity_on_texts(llama: Path) -> None:
     ):
         done = run("inspect", "llama", *wrong)
         assert done.exit_code == 2 and message in done.stderr, done.output
+
+
+def test_positions_within_heads_are_cut_where_the_user_asks_for_it(llama: Path) -> None:
+    plain = ("--method", "taylor", "--repair", "fold", "--cut", "positions", "--scope", "layer")
+    done = prune(*TEXTS, *plain, "--modelling-file", "--out", "small")
+    assert done.exit_code == 0, done.output
+    padded = json.loads(Path("small/config.json").read_text())["secateur"]["padded"]
+    names = [f"model.layers.{layer}.self_attn.{x}_proj" for layer in range(2) for x in "qkvo"]
+    assert sorted(padded) == sorted(names)
+    shapes = {name: x.shape for name, x in load_file("small/model.safetensors").items()}
+    assert shapes["model.layers.0.self_attn.v_proj.weight"][0] < 12
+    assert shapes["model.layers.0.self_attn.q_proj.outputs"] == (24,)
+    done = prune(*TEXTS, *plain, "--steps", "2")
+    assert done.exit_code == 2 and "one step" in done.stderr, done.output
 
 
 def test_the_vocabulary_is_cut_where_the_user_asks_for_it(llama: Path) -> None:

@@ -282,9 +282,39 @@ def test_a_modelling_file_states_uneven_layers(family: str, tmp_path: Path) -> N
         check_generation(loaded)
 
 
-def test_a_modelling_file_needs_no_secateur(tmp_path: Path) -> None:
-    model = build("llama")
+def positions_plan(model: Any) -> Plan:
+    """Keep other positions in each head, and other counts in each layer of everything else."""
     plan = uneven_plan(model)
+    graph = sc.trace(model, {"input_ids": ids()}, positions=True)
+    draw = np.random.default_rng(0)
+    keep = {
+        g.name: np.sort(draw.choice(g.size, g.size - 1 - number, replace=False))
+        for number, g in enumerate(g for g in graph.groups if g.padded)
+    }
+    return Plan(graph, "by hand", {**plan.keep, **keep})
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "opt"])
+def test_positions_within_heads(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    plan = positions_plan(model)
+    small = sc.shrink(model, plan)
+    with pytest.raises(InputError, match=r"positions within heads have gone.*uneven='pad'"):
+        folders.save_pretrained(tmp_path / "out", small, plan)
+    with pytest.warns(UserWarning, match="padded with zeros"):
+        assert folders.save_pretrained(tmp_path / "zeros", small, plan, uneven="pad") <= 1e-5
+    assert compared(small, type(model).from_pretrained(tmp_path / "zeros").eval()) <= 1e-5
+    assert folders.save_pretrained(tmp_path / "code", small, plan, uneven="code") <= 1e-5
+    loaded = import_class(tmp_path / "code", model).from_pretrained(tmp_path / "code").eval()
+    assert compared(small, loaded) <= 1e-5
+    assert sum(x.numel() for x in loaded.parameters()) == sum(x.numel() for x in small.parameters())
+    check_generation(loaded)
+
+
+@pytest.mark.parametrize("make_plan", [uneven_plan, positions_plan])
+def test_a_modelling_file_needs_no_secateur(make_plan: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    plan = make_plan(model)
     small = sc.shrink(model, plan)
     folders.save_pretrained(tmp_path / "out", small, plan, uneven="code")
     torch.save((ids(), small(ids()).logits), tmp_path / "expected.pt")

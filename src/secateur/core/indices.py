@@ -146,7 +146,8 @@ def padded_axes(
     found = {}
     for axis in kept_axes(graph, {name: kept for name, kept in keep.items() if name in padded}):
         stays = left[axis][shorter.get(axis, np.ones(len(left[axis]), bool))]
-        found[axis] = np.flatnonzero(stays), len(stays)
+        if not stays.all():  # else the units that went were those of heads that are gone as a whole
+            found[axis] = np.flatnonzero(stays), len(stays)
     return found
 
 
