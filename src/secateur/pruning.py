@@ -183,8 +183,8 @@ def prune(
     each_step, at_the_end = _split_repairs(repairs, schedule)
     if positions and getattr(schedule, "count", 1) > 1:
         raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
-    clock, call = Stopwatch(), (example_inputs, ignored_layers, example_kwargs, outputs, states, inside)
-    call = (*call, positions)
+    how_called = (example_kwargs, outputs, states, inside, positions)
+    clock, call = Stopwatch(), (example_inputs, ignored_layers, *how_called)
     with clock("trace"):
         traced = trace_without_blocks(model, blocks, budget, batches, call, recipe.group_losses, check)
     left, graph, shares, gone = traced

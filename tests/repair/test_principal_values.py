@@ -56,7 +56,7 @@ def test_the_function_stays(keys: int, bias: bool) -> None:
 
 
 def test_no_choice_of_positions_is_as_good_as_the_first_axes() -> None:
-    """One query head for each key: the error is that of the best approximation of lower rank (Eckart, Young)."""
+    """One query head for each key: the error is that of the best matrix of lower rank (Eckart, Young)."""
     model = llama(4)
     graph = sc.trace(model, {"input_ids": batches()[0]["input_ids"][:2]}, positions=True)
     turned = turn_values(model, graph, batches())

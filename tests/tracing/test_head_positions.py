@@ -60,7 +60,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[list[int]], list[int]]] = {
         [1],
     ),
     "phi3, one layer makes all": ("Phi3ForCausalLM", SHARED, [[1, 5, 9, 13], [33, 37]], [1, 9]),
-    "gpt_neox, one layer by heads": ("GPTNeoXForCausalLM", {**SIZES, "rotary_pct": 0.5}, [[1, 3], [9, 11]], [1]),
+    "gpt_neox, one layer by heads": (
+        "GPTNeoXForCausalLM",
+        {**SIZES, "rotary_pct": 0.5},
+        [[1, 3], [9, 11]],
+        [1],
+    ),
     "opt, nothing turns": ("OPTForCausalLM", OPT, [[1, 5], [1, 5]], [1]),
     "bert": ("BertModel", SIZES, [[1, 5], [1, 5]], [1]),
 }
@@ -178,7 +183,9 @@ def test_models_without_such_heads() -> None:
     mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="positions within heads cannot go"):
         sc.trace(mlp, torch.ones(2, 4), positions=True)
-    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4))
+    gpt2 = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4)
+    )
     with pytest.raises(InputError, match=r"nn\.Linear"):
         sc.trace(gpt2, {"input_ids": tokens()}, positions=True)
     with torch.device("meta"):

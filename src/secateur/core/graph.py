@@ -100,7 +100,7 @@ class Group:
 
     @property
     def padded(self) -> bool:
-        """Whether zeros take the place of removed units, so that what lies between the layers keeps its sizes.
+        """Whether zeros take the place of removed units: what lies between the layers keeps its sizes.
 
         The layers that own the units get smaller: those that produce them return zeros there, and those that
         read them pass over them.

@@ -1,11 +1,11 @@
 """Turn the values of attention so that positions within a head come in the order of what they do.
 
 An attention mixes values v over tokens, and an output layer reads the result x = sum_t a_t v_t.  For any
-invertible R, values R v and columns W R^-1 of the output layer give the same output.  With M = E[x x^T] = L L^T
-and the columns W_j of the query heads j that share the value, take the eigenvectors U of
-L^T (sum_j W_j^T W_j) L, largest eigenvalue first, and R = U^T L^-1.  Then the features R x are uncorrelated with
-equal variance, and leaving out the last ones changes sum_j W_j x least: for one query head a group it is the best
-approximation of the product of both matrices by one of lower rank on the data.
+invertible R, values R v and columns W R^-1 of the output layer give the same output.  With M = E[x x^T] =
+L L^T and the columns W_j of the query heads j that share the value, take the eigenvectors U of
+L^T (sum_j W_j^T W_j) L, largest eigenvalue first, and R = U^T L^-1.  Then the features R x are uncorrelated
+with equal variance, and leaving out the last ones changes sum_j W_j x least: for one query head a group it is
+the best approximation of the product of both matrices by one of lower rank on the data.
 
 Source: type III of C.-H. Lin et al., "MoDeGPT: Modular Decomposition for Large Language Model Compression",
 ICLR 2025, arXiv:2408.09632; here one R for all query heads of a key-value group.
@@ -95,7 +95,7 @@ def _turn(model: nn.Module, group: Group, layer: Layer, length: int, covariance:
 
 
 def _shared(group: Group, length: int) -> Iterator[tuple[IntArray, IntArray]]:
-    """Yield, for each key-value group, the rows of its value and the columns [heads, positions] that read it."""
+    """Yield, for each key-value group, the rows of its value and the columns [heads, positions]."""
     values, columns = group.slots_with("out")[0].index[:, 0], group.slots_with("in")[0].index
     for start in range(0, group.size, length):
         units = np.arange(start, start + length)

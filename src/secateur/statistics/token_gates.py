@@ -2,9 +2,9 @@
 
 Each token of a text has a loss of its own, so the tokens are the examples of a causal language model.  A gate
 z_tu multiplies unit u where a weight reads it at token t; the derivative of the loss by it is the sum of
-x * d loss / d x over the features x that the unit is there.  A unit of queries and keys, which no weight reads,
-has its gate on the key.  One backward pass gives all of them, and the
-forward pass before it also gives the inputs of the weights to whoever collects their moments.
+x * d loss / d x over the features x that the unit is there.  A unit of queries and keys, which no weight
+reads, has its gate on the key.  One backward pass gives all of them, and the forward pass before it also
+gives the inputs of the weights to whoever collects their moments.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class TokenGates:
         self._keys: dict[str, nn.Module] = {}
         for group in graph.groups:
             if gates_keys(group):
-                key = group.slots_with("out")[-1]
-                name = key.tensor.rpartition(".")[0]
+                made = group.slots_with("out")[-1]
+                name = made.tensor.rpartition(".")[0]
                 self._keys[name] = model.get_submodule(name)
-                self._units[name].append((group.name, torch.from_numpy(key.index).to(device_of(model))))
+                self._units[name].append((group.name, torch.from_numpy(made.index).to(device_of(model))))
             for layer, slot in graph.consumers(group):
                 key, weight = graph.input_key(layer), parameters[layer.weight]
                 self._weights[key] = weight, slot.axis

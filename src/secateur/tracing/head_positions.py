@@ -151,7 +151,7 @@ def find_head_positions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
 def without_ignored(
     groups: Sequence[Group], ignored: Sequence[IgnoredLayer]
 ) -> tuple[tuple[Group, ...], tuple[IgnoredLayer, ...]]:
-    """Return the groups that no entry names, nor a layer that makes them, and the entries for other groups."""
+    """Return the groups that stay after the entries for them and their layers, and the other entries."""
 
     def names(layer: IgnoredLayer, group: Group) -> bool:
         return layer.matches(group) or any(s.tensor in layer.tensors for s in group.slots_with("out"))
@@ -253,9 +253,7 @@ def _pairs(length: int, share: float, interleaved: bool) -> IntArray | None:
     return np.concatenate([pairs if interleaved else pairs.T, rest])
 
 
-def _confirmed(
-    run: Any, trial: Mapping[int, tuple[_Heads, IntArray]]
-) -> dict[int, tuple[_Heads, IntArray]]:
+def _confirmed(run: Any, trial: Mapping[int, tuple[_Heads, IntArray]]) -> dict[int, tuple[_Heads, IntArray]]:
     """Return what is zero just where it should be while half of the units are zero."""
     generator = np.random.default_rng(0)
     alive: dict[str, Tensor] = {}
@@ -267,7 +265,7 @@ def _confirmed(
             dead[group, pairs[chosen].ravel()] = True
         values = generator.random((heads.shape[0], heads.length(VALUE))) < 0.5
         gone[number] = [dead, dead, values]
-        widths = {name: 0 for name in heads.names[:3]}
+        widths = dict.fromkeys(heads.names[:3], 0)
         for name, rows in zip(heads.names, heads.rows, strict=False):
             widths[name] += rows.size
         alive |= {name: torch.ones(width) for name, width in widths.items()}
