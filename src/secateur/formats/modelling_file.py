@@ -28,7 +28,8 @@ SOURCE = '''"""{plain} with layers of unequal sizes.
 
 config.json lists under "secateur" the shape of every tensor that is smaller than in the plain class, every
 attribute that holds such a length, and the layers in which zeros take the place of what has gone.  Load the
-folder with `{auto}.from_pretrained(folder, trust_remote_code=True)`.  Secateur wrote this file; it is not needed here.
+folder with `{auto}.from_pretrained(folder, trust_remote_code=True)`.  Secateur wrote this file; it is not
+needed here.
 """
 
 import torch
