@@ -177,20 +177,13 @@ def prune(
         (67, 35)
     """
     batches = None if data is None else as_batches(data)
-    budget = _check_arguments(budget, schedule, callback, loss, seed, check=check, progress=progress)
+    budget = _check_arguments(budget, schedule, callback, loss, seed, check, progress, positions)
     chosen, repairs = _defaults(method, repair, batches, budget, model)
     recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     each_step, at_the_end = _split_repairs(repairs, schedule)
-    if positions and getattr(schedule, "count", 1) > 1:
-        raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
-    how_called = (example_kwargs, outputs, states, inside, positions)
-    clock, call = Stopwatch(), (example_inputs, ignored_layers, *how_called)
-    with clock("trace"):
-        traced = trace_without_blocks(model, blocks, budget, batches, call, recipe.group_losses, check)
-    left, graph, shares, gone = traced
-    if positions and repairs:
-        with clock("repair"):
-            left = turn_values(left, graph, recipe.settings.fitting, seed)
+    call = (example_inputs, ignored_layers, example_kwargs, outputs, states, inside, positions)
+    with (clock := Stopwatch())("trace"):
+        left, graph, shares, gone = recipe.trace(model, blocks, call, check, bool(repairs))
     settings = replace(recipe.settings, original=left)
     start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
     inexact, notes = dict[str, str](), list[dict[str, Any]]()
@@ -244,7 +237,14 @@ def _defaults(
 
 
 def _check_arguments(
-    budget: Any, schedule: Any, callback: Any, loss: Any, seed: Any, **flags: bool
+    budget: Any,
+    schedule: Any,
+    callback: Any,
+    loss: Any,
+    seed: Any,
+    check: Any,
+    progress: Any,
+    positions: Any,
 ) -> Budget:
     """Return the budget, or raise `InputError` if an argument is invalid."""
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
@@ -253,7 +253,9 @@ def _check_arguments(
         budget = Units(schedule.step)
     budget = as_budget(budget)
     check_seed(seed)
-    check_flags(**flags)
+    check_flags(check=check, progress=progress, positions=positions)
+    if positions and getattr(schedule, "count", 1) > 1:
+        raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
     for name, given in (("callback", callback), ("loss", loss)):
         if given is not None and not callable(given):
             raise InputError(f"{name} must be a callable; got {type(given).__name__}")
@@ -304,6 +306,16 @@ class _Recipe:
             return statistics
         scores = self.by_loss.unit_scores(graph, statistics)
         return with_loss_curves(statistics, scores, model, graph, x.fitting or (), x.guard, x.progress)
+
+    def trace(
+        self, model: nn.Module, blocks: Any, call: tuple[Any, ...], check: bool, turn: bool
+    ) -> tuple[nn.Module, PruningGraph, Budget, tuple[str, ...]]:
+        """Trace without blocks: see `trace_without_blocks`; if `turn`, turn values to principal axes."""
+        x = self.settings
+        left, graph, shares, gone = trace_without_blocks(
+            model, blocks, self.budget, x.tuning, call, self.group_losses, check
+        )
+        return turn_values(left, graph, x.fitting if turn else None, x.seed), graph, shares, gone
 
     def group_losses(self, graph: PruningGraph) -> Mapping[str, LossCurve]:
         """Measure what removing units of each group costs; raise `InputError` if nothing orders units."""
