@@ -278,3 +278,69 @@ def test_the_integer_program_needs_the_whole_network() -> None:
     model = perturbed(Counting)
     with pytest.raises(InputError, match="the integer program needs the whole network"):
         sc.prune(model, IMAGES, sc.Units(0.5), draws(), method="mip", inside=BOTH, progress=False)
+
+
+class Layer(nn.Module):
+    """Attention that no graph can hold, beside a feed-forward part that is called layer by layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.up, self.act, self.down = (
+            nn.Linear(6, 6),
+            nn.Linear(6, 16),
+            nn.GELU(),
+            nn.Linear(16, 6),
+        )
+        self.peek = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(x)
+        x = x + (mixed if mixed.sum() > 0 else -mixed)
+        hidden = nn.functional.dropout(self.act(self.up(x)), 0.1, self.training)
+        return x + self.down(hidden) + (hidden.mean() if self.peek else 0)
+
+
+def layers(**peek: bool) -> Any:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"first": Layer(), "second": Layer()})
+    both = nn.Sequential(model["first"], model["second"])
+    for name, value in peek.items():
+        model[name].peek = value
+    return oracles.perturb(both).eval()
+
+
+ROWS = torch.randn(3, 6, generator=torch.Generator().manual_seed(3))
+
+
+def test_what_submodules_pass_on_to_each_other_loses_units() -> None:
+    model = layers()
+    graph = sc.trace(model, ROWS, inside="auto")
+    assert graph.inside == ("0.up", "0.act", "0.down", "1.up", "1.act", "1.down")
+    assert [(group.name, group.size) for group in graph.groups] == [("0.up", 16), ("1.up", 16)]
+    plan = oracles.half_plan(graph)
+    small, masked = sc.shrink(model, plan), sc.mask(model, plan)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x), rtol=0, atol=1e-5)
+        small[1].down.bias[0] += 1
+    with pytest.raises(sc.core.ExactnessError, match="deviates"):
+        verify(masked, small, plan)
+
+
+def test_what_is_also_read_elsewhere_keeps_its_size() -> None:
+    graph = sc.trace(layers(second=True), ROWS, inside="auto")
+    assert graph.inside == ("0.up", "0.act", "0.down", "1.up", "1.act")
+    assert [(group.name, group.size) for group in graph.groups] == [("0.up", 16)]
+
+
+@pytest.mark.parametrize("repair", ["fold", "refit"])
+def test_repairs_follow_what_is_passed_on(repair: str) -> None:
+    model = layers()
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(5))
+    plain, repaired = (
+        sc.prune(model, ROWS, sc.Units(0.5), [x], method="magnitude", repair=how, inside="auto")
+        for how in (None, repair)
+    )
+    with torch.no_grad():
+        lost = [float((y.model(x) - model(x)).square().sum()) for y in (plain, repaired)]
+    assert lost[1] < 0.9 * lost[0]

@@ -18,6 +18,7 @@ from secateur.apply.float64 import computing_in, copy_for_check, run
 from secateur.core import ExactnessError, InputError, Plan
 from secateur.execution import copy_tensors, duplicate
 from secateur.tracing.export import user_code_line
+from secateur.tracing.inside import compared_submodules
 from secateur.views import as_called, view
 
 __all__ = ["Exactness", "verify", "verify_call"]
@@ -82,7 +83,8 @@ def verify(
         ExactnessError: If the deviation exceeds 1e-10 (in float32 3.5e-4) or the shrunk model does not run;
             the message names the operation, unless `explain` is False, which saves the search for it.
     """
-    compared = _compare(*_seen(masked, small, plan), *_example(plan), device, plan.graph.inside)
+    inside = compared_submodules(masked, plan.graph.inside, *_example(plan))
+    compared = _compare(*_seen(masked, small, plan), *_example(plan), device, inside)
     kind = str(compared.dtype).removeprefix("torch.")
     if compared.error is not None:
         where = find_deviating_operation(masked, small, plan) if explain else ""
