@@ -23,8 +23,10 @@ from secateur.core import InputError, SecateurError
 __all__ = [
     "all_finite",
     "call",
+    "check_calls",
     "check_finite",
     "check_flags",
+    "check_module",
     "check_seed",
     "copy_tensors",
     "device_and_dtype",
@@ -122,6 +124,19 @@ def check_flags(**flags: Any) -> None:
     for name, given in flags.items():
         if not isinstance(given, bool):
             raise InputError(f"{name} must be True or False; got {given!r}")
+
+
+def check_module(model: Any, name: str = "model") -> None:
+    """Raise `InputError` if an argument is not a module."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
+
+
+def check_calls(**functions: Any) -> None:
+    """Raise `InputError` if an argument of this name is neither None nor a callable."""
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise InputError(f"{name} must be a callable; got {type(function).__name__}")
 
 
 def check_seed(seed: Any) -> None:
@@ -272,7 +287,11 @@ def read_batches(
         InputError: If there are no batches, or one has another form or NaN or infinite values.
     """
     where = ""
-    for number, batch in enumerate(batches, getattr(batches, "first_number", 0)):
+    try:
+        numbered = enumerate(batches, getattr(batches, "first_number", 0))
+    except TypeError as error:
+        raise InputError(f"batches must be a list or a DataLoader; got {type(batches).__name__}") from error
+    for number, batch in numbered:
         where = f"batch {number}"
         try:
             args, kwargs, targets = split_batch(batch, model)

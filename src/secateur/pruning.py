@@ -27,7 +27,7 @@ from secateur.core import (
 )
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.depth import latency_notes, trace_without_blocks
-from secateur.execution import check_flags, check_seed, one_at_a_time
+from secateur.execution import check_flags, check_module, check_seed, one_at_a_time
 from secateur.latency_budget import note_prediction, remove_within, with_tables
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
@@ -90,8 +90,7 @@ def plan(
     model = traced_model(graph) if model is None else model
     if model is None:
         raise InputError("the model of this graph is not in memory: pass model=")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     graph = graph.with_even_layers(budget.even)
     batches = None if data is None else as_batches(data)
     recipe = _recipe(model, chosen, budget, batches, (), loss, seed)

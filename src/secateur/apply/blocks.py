@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.apply.exactness import verify_call
 from secateur.apply.kept_tensors import shorten
 from secateur.core import InputError, Plan, PlanError, unknown
-from secateur.execution import duplicate, plain_tensors, tensors_by_name
+from secateur.execution import check_module, duplicate, plain_tensors, tensors_by_name
 from secateur.tracing.trace import as_call
 
 __all__ = ["drop_blocks", "find_blocks", "without_blocks"]
@@ -87,8 +87,7 @@ def drop_blocks(
         >>> len(small)
         1
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     gone = _by_stack(model, names)
     small = duplicate(model, replaced)
     for stack, numbers in gone.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from secateur.core import InputError, Plan, PlanError
-from secateur.execution import duplicate, plain_tensors, tensors_by_name
+from secateur.execution import check_module, duplicate, plain_tensors, tensors_by_name
 
 __all__ = ["check_plan", "check_tensors", "copy_with"]
 
@@ -25,8 +25,7 @@ def check_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         InputError: If the model is not a module, or the plan not a plan.
         PlanError: If the model lacks a tensor of the plan, or one has another shape.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     check_plan(plan)
     tensors = {**plain_tensors(model), **tensors_by_name(model)}
     for name, shape in plan.graph.shapes.items():

@@ -21,7 +21,7 @@ from secateur.apply.exactness import verify_call
 from secateur.apply.kept_tensors import shorten
 from secateur.core import InputError, unknown
 from secateur.core.indices import check_units
-from secateur.execution import duplicate
+from secateur.execution import check_module, duplicate
 from secateur.tracing.trace import as_call
 
 __all__ = ["Mixture", "drop_experts", "find_mixtures"]
@@ -94,8 +94,7 @@ def drop_experts(
         PlanError: If the numbers are not experts, each once, rising.
         ExactnessError: If the router would choose otherwise.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     mixtures = find_mixtures(model)
     kept = _check_experts(mixtures, keep)
     small = duplicate(model)

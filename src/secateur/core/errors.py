@@ -38,7 +38,7 @@ LISTED = 20  # known names in a message
 
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the message for an unknown name, with similar names and the first of the known names."""
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    near = get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     return f"no {what} {name!r}{hint} Known: {', '.join(map(repr, sorted(known)[:LISTED])) or 'none'}{more}"

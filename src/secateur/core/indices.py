@@ -41,7 +41,10 @@ def check_units(group: str, size: int, kept: Any) -> IntArray:
         >>> check_units("fc", 4, [1, 3])
         array([1, 3])
     """
-    units = np.empty(0, np.int64) if isinstance(kept, (list, tuple)) and not kept else np.asarray(kept)
+    try:
+        units = np.empty(0, np.int64) if isinstance(kept, (list, tuple)) and not kept else np.asarray(kept)
+    except (TypeError, ValueError) as error:  # tensors without values, lists of unequal lengths
+        raise PlanError(f"keep[{group!r}] must be a vector of integers: {error}") from error
     if units.ndim != 1 or units.dtype.kind not in "iu":
         raise PlanError(
             f"keep[{group!r}] must be a vector of integers, the units that stay; got "

@@ -90,6 +90,9 @@ class Plan:
             PlanError: If a unit is invalid; the message names the group and the first such unit.  Or if
                 counts must be equal and are not; the message names the groups.
         """
+        for what, kind in (("graph", PruningGraph), ("method", str), ("budget", str)):
+            if not isinstance(given := getattr(self, what), kind):
+                raise PlanError(f"{what} must be a {kind.__name__}; got a {type(given).__name__}")
         names = isinstance(self.blocks, (tuple, list)) and all(isinstance(x, str) for x in self.blocks)
         if not names:
             raise PlanError(f"blocks must be names of blocks; got {self.blocks!r}")

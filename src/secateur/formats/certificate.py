@@ -25,7 +25,7 @@ from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, SecateurError, StoreError
 from secateur.core.jsonable import plain
 from secateur.core.paths import read_bounded, to_path
-from secateur.execution import duplicate, one_at_a_time
+from secateur.execution import check_module, duplicate, one_at_a_time
 from secateur.formats import store
 from secateur.formats.fingerprint import describe_inputs, make_inputs
 from secateur.formats.model_tensors import gather_tensors
@@ -153,8 +153,7 @@ def verify_folder(
         StoreError: If a line differs, which the message names, or if the folder cannot be read.
         InputError: If an argument is invalid.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     body = store.read_body(folder)
     given = _check_form(body.get("certificate") if certificate is None else certificate, folder)
     try:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.core import CaptureError, ExactnessError, InputError, StoreError
 from secateur.core.paths import check_replaceable, to_path
+from secateur.execution import check_module
 from secateur.tracing.export import copy_sharing_tensors, silenced, user_code_line, without_fused_attention
 from secateur.tracing.trace import as_call
 
@@ -105,8 +106,7 @@ def _check_arguments(model: nn.Module, example_inputs: Any, example_kwargs: Mapp
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX export needs {', '.join(missing)}: pip install 'secateur[onnx]'")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     args, kwargs = as_call(example_inputs, example_kwargs)
     tensors = [t for t in tree_leaves((args, kwargs, [*model.parameters()])) if isinstance(t, Tensor)]
     if any(t.dtype == torch.bfloat16 for t in tensors):

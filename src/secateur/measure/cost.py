@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.core import InputError
-from secateur.execution import call, evaluating
+from secateur.execution import call, check_module, evaluating
 
 __all__ = ["ModelCost", "cost", "macs", "nbytes", "nonzero", "parameters"]
 
@@ -108,8 +107,7 @@ def cost(
         >>> cost(nn.Linear(20, 30), torch.zeros(1, 20))
         ModelCost(parameters=630, nonzero=630, bytes=2520, macs=600, body=630)
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     body = sum(p.numel() for name, p in model.named_parameters() if name not in embeddings)
     return ModelCost(parameters(model), nonzero(model), nbytes(model), macs(model, inputs, kwargs), body)
 

@@ -6,7 +6,7 @@ tuple of values.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -39,11 +39,12 @@ def check_training(epochs: Any, steps: Any, minutes: Any, lr: Any) -> None:
     if epochs is not None and steps is not None:
         raise InputError("give epochs or steps, not both")
     for name, count in (("epochs", epochs), ("steps", steps)):
-        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        if count is not None and not (whole and 1 <= count < 2**63):
             raise InputError(f"{name} must be a positive integer; got {count!r}")
     for name, number in (("minutes", minutes), ("lr", lr)):
         real = isinstance(number, Real) and not isinstance(number, bool)
-        if not (real and 0 < number < math.inf) and not (name == "minutes" and number is None):
+        if not (real and 0 < number <= sys.float_info.max) and not (name == "minutes" and number is None):
             raise InputError(f"{name} must be a positive number; got {number!r}")
 
 

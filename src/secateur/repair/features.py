@@ -133,6 +133,7 @@ def following(
 def check_features(features: Any, with_teacher: bool) -> tuple[str, ...]:
     """Return features as a tuple; raise `InputError` unless they are names of modules, with a teacher."""
     listed = isinstance(features, Iterable) and not isinstance(features, str)
+    listed = listed and getattr(features, "ndim", 1) > 0  # a tensor without axes claims to be iterable
     names = tuple(features) if listed else ()
     if not listed or not all(isinstance(name, str) and name for name in names):
         raise InputError(

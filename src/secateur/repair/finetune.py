@@ -17,12 +17,17 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
+from secateur.apply.copying import check_plan
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import split_batch
 from secateur.core import InputError, Interface, Plan
+from secateur.core.paths import to_path
 from secateur.execution import (
     all_finite,
     call,
+    check_calls,
+    check_flags,
+    check_module,
     check_seed,
     device_of,
     duplicate,
@@ -161,9 +166,13 @@ def finetune(
         (0.0, 5)
         >>> small, history = finetune(nn.Linear(3, 3), [torch.eye(3)], teacher=model, progress=False)
     """
+    check_module(model)
+    check_flags(mixed_precision=mixed_precision, progress=progress)
+    if plan is not None:
+        check_plan(plan)
     limits = Limits(epochs, steps, minutes)
     features = _check_arguments(limits, lr, loss, teacher, features, seed)
-    _check_calls(optimizer=optimizer, loss=loss, after_epoch=after_epoch, after_step=after_step)
+    check_calls(optimizer=optimizer, loss=loss, after_epoch=after_epoch, after_step=after_step)
     _check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
     data = list(batches) if isinstance(batches, Iterator) else batches
     interface = Interface() if plan is None else plan.graph.interface
@@ -214,6 +223,8 @@ def _begin(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("no parameter requires a gradient: there is nothing to train")
+    if not isinstance(masks, (Mapping, NoneType)):
+        raise InputError(f"masks must map names of weights to masks; got {type(masks).__name__}")
     masked = masked_weights(model, masks or {})
     zero_weights(masked)
     if optimizer is not None:
@@ -242,22 +253,18 @@ def _check_arguments(
     """Return the features, or raise `InputError` if an argument is invalid."""
     check_training(limits.epochs, limits.steps, limits.minutes, lr)
     check_seed(seed)
-    if teacher is not None and not isinstance(teacher, nn.Module):
-        raise InputError(f"teacher must be a torch.nn.Module; got {type(teacher).__name__}")
+    if teacher is not None:
+        check_module(teacher, "teacher")
     if teacher is not None and loss is not None:
         raise InputError("a teacher brings its own loss: give loss= or teacher=, not both")
     return check_features(features, teacher is not None)
 
 
-def _check_calls(**given: Any) -> None:
-    for name, function in given.items():
-        if function is not None and not callable(function):
-            raise InputError(f"{name} must be a callable; got {type(function).__name__}")
-
-
 def _check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
     if not isinstance(path, (str, os.PathLike, NoneType)):
         raise InputError(f"checkpoint must be the path of a file; got {type(path).__name__}")
+    if path is not None:
+        to_path(Path(path))
     if path is None and steps is not None:
         raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):

@@ -29,8 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.apply.copying import check_tensors
 from secateur.core import InputError, IntArray, Layer, Moments, Plan, PruningGraph, Statistics
 from secateur.core.indices import kept_indices
+from secateur.execution import check_calls, check_module
 from secateur.repair.regression import Fit, OutputError, Regression, SecondMoments
 from secateur.repair.weight_matrix import as_matrix, in_axis_of, set_matrix
 
@@ -142,6 +144,12 @@ def fold(
         >>> notes["2.weight"]["folded"] < notes["2.weight"]["plain"]
         True
     """
+    for name, given in {"statistics": statistics, "guard": statistics if guard is None else guard}.items():
+        if not isinstance(given, Statistics):
+            raise InputError(f"{name} must be what collect_statistics returned; got {type(given).__name__}")
+    check_tensors(model, plan)
+    check_module(small, "small")
+    check_calls(judge=judge)
     merged = merge(model, small, plan) if plan.merges else small
     kept = kept_indices(plan.graph, plan.keep)
     consumers, tied = _fit_consumers(model, plan, kept, statistics, guard)

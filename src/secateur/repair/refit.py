@@ -20,6 +20,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.batches import few_tokens
+from secateur.apply.copying import check_tensors
+from secateur.batches import as_batches, few_tokens
 from secateur.core import InputError, IntArray, Layer, Plan
 from secateur.core.indices import kept_indices
-from secateur.execution import all_finite, duplicate, one_at_a_time, read_batches, tensors_by_name, untouched
+from secateur.execution import (
+    all_finite,
+    check_flags,
+    check_module,
+    duplicate,
+    one_at_a_time,
+    read_batches,
+    tensors_by_name,
+    untouched,
+)
 from secateur.measure.metrics import distance_from
 from secateur.progress import progress_bar
 from secateur.repair.batchnorm import NormInput, norm_layers
@@ -95,8 +106,14 @@ def refit(
         >>> bool((better(x) - mlp(x)).square().sum() < (small(x) - mlp(x)).square().sum())
         True
     """
-    fitting = record_batches(model, plan.graph, fitting)
-    guard = record_batches(model, plan.graph, guard) if guard else None
+    check_tensors(model, plan)
+    check_module(small, "small")
+    check_flags(progress=progress)
+    if isinstance(memory, bool) or not isinstance(memory, Real) or not memory >= 0:
+        raise InputError(f"memory must be a number of bytes; got {memory!r}")
+    fitting = record_batches(model, plan.graph, as_batches(fitting))
+    none = guard is None or (isinstance(guard, (list, tuple)) and not guard)
+    guard = None if none else record_batches(model, plan.graph, as_batches(guard))
     model, small = view(model, plan.graph.interface), view(small, plan.graph.interface, plan)
     repaired = duplicate(small)
     original, before, after = (as_replayed(x, fitting) for x in (model, small, repaired))

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from secateur.core import Group, InputError, Interface, Layer, PruningGraph
 from secateur.core.interface import check_outputs, check_states
-from secateur.execution import check_flags, one_at_a_time, plain_tensors, tensors_by_name
+from secateur.execution import check_flags, check_module, one_at_a_time, plain_tensors, tensors_by_name
 from secateur.modules.narrow_norm import norm_form
 from secateur.tracing.equal_lengths import tie_uncountable
 from secateur.tracing.export import ExportedModel, concrete, export_model, first_names, shapes_in
@@ -98,8 +98,7 @@ def trace(
         >>> [(g.name, g.size) for g in graph.groups]
         [('0', 8)]
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     args, kwargs = as_call(example_inputs, example_kwargs)
     counted, pairs = check_outputs(outputs), check_states(states)
     ignored = find_ignored_layers(model, ignored_layers)
