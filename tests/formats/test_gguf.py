@@ -88,6 +88,22 @@ def test_uneven_layers_are_a_deci_file(tmp_path: Path) -> None:
         write_gguf(tmp_path / "q.gguf", qwen, plan)
 
 
+def test_positions_within_heads_come_back_as_zeros(tmp_path: Path) -> None:
+    model = build("llama")
+    graph = sc.trace(model, {"input_ids": ids()}, positions=True)
+    keep = {g.name: np.arange(1, g.size) for g in graph.groups if g.padded}
+    plan = Plan(graph, "by hand", keep)
+    small = sc.shrink(model, plan)
+    with pytest.warns(UserWarning, match="padded with zeros"):
+        write_gguf(tmp_path / "m.gguf", small, plan, "f32")
+    assert fields(tmp_path / "m.gguf")["general.architecture"] == "llama"
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids()).logits, small(ids()).logits, rtol=1e-4, atol=1e-5)
+    rows = loaded.get_parameter("model.layers.0.self_attn.v_proj.weight")
+    assert rows[0].eq(0).all() and rows[1:].ne(0).any(1).all()
+
+
 @pytest.mark.parametrize("byte_fallback", [False, True])
 def test_the_tokenizer_travels_along(byte_fallback: bool, tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
