@@ -6,11 +6,9 @@ The command line and the bench read these names.  Models, data, metrics and loss
 
 from __future__ import annotations
 
-import ast
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from secateur.execution import evaluating, to_model
 from secateur.formats.weights import load_weights, split_key
 from secateur.measure.metrics import Metric, metric_named
 from secateur.methods import METHODS, Method
+from secateur.methods.registry import configure
 from secateur.pretrained import is_pretrained, load_pretrained
 from secateur.user_code import find_function, find_guarded, run_user_code
 
@@ -208,19 +207,7 @@ def make_method(spec: str) -> Method:
         (-1, 1)
     """
     name, kind, options = _kind(spec)
-    known: list[str] = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
-    chosen = _options(options)
-    for key in chosen:
-        if key not in known:
-            raise InputError(unknown(f"option of {name}", key, known))
-
-    def make() -> Any:
-        try:
-            return kind(**chosen)
-        except TypeError as error:
-            raise InputError(f"{spec!r}: {error}") from error
-
-    method = run_user_code(repr(spec), make)
+    method = run_user_code(repr(spec), lambda: configure(name, kind, options))
     if not isinstance(method, Method):
         kind_name = type(method).__name__
         raise InputError(
@@ -365,19 +352,6 @@ def default_metric(holdout: Sequence[Any], model: nn.Module) -> str:
     targets = split_batch(next(iter(holdout)), model)[2]
     classes = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
     return "accuracy" if classes else "agreement"
-
-
-def _options(text: str) -> dict[str, Any]:
-    chosen = {}
-    for part in filter(None, re.split(r",(?![^(]*\))", text)):  # not at commas in parentheses
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"an option is written name=value; got {part!r}")
-        try:
-            chosen[key.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            chosen[key.strip()] = math.inf if value == "inf" else value
-    return chosen
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:

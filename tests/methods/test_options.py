@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from secateur.core import InputError
-from secateur.methods import METHODS
+from secateur.methods import METHODS, find_method
 from secateur.methods.options import check_options
 from secateur.specs import make_method
 
@@ -70,8 +70,9 @@ def test_every_value_of_every_option_is_taken_or_refused_by_name(method, option)
     ],
 )
 def test_the_command_line_gives_the_same_message(spec, message):
-    with pytest.raises(InputError, match=message):
-        make_method(spec)
+    for find in (make_method, find_method):
+        with pytest.raises(InputError, match=message):
+            find(spec)
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])

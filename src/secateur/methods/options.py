@@ -1,7 +1,10 @@
-"""Check the options of a method against the types of its fields."""
+"""Options of a method: read from a text, and checked against the types of the fields."""
 
 from __future__ import annotations
 
+import ast
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from numbers import Integral, Real
@@ -10,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from secateur.core import InputError
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "parse_options"]
 
 LARGEST = 2**63 - 1  # that torch and numpy take
 
@@ -91,3 +94,22 @@ def _example(field: Field[Any]) -> str:
 
 def _join(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Return the options of a text ``option=value,option=value``; tuples are in parentheses.
+
+    Example:
+        >>> parse_options("ground=rows,box=(-1,2.5),time_limit=inf")
+        {'ground': 'rows', 'box': (-1, 2.5), 'time_limit': inf}
+    """
+    chosen: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?![^(]*\))", text)):  # not at commas in parentheses
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"an option is written name=value; got {part!r}")
+        try:
+            chosen[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            chosen[key.strip()] = math.inf if value == "inf" else value
+    return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 
 from secateur.core import InputError, unknown
 from secateur.methods.base import Method
+from secateur.methods.options import parse_options
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "METHODS", "find_method", "register"]
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "METHODS", "configure", "find_method", "register"]
 
 BUILT_IN = {
     "matroid": ("matroid", "Matroid"),
@@ -112,25 +114,43 @@ def register(name: str) -> Callable[[Kind], Kind]:
 
 
 def find_method(method: str | Method | type) -> Method:
-    """Return a method given by its name in `METHODS`, as a class, or as an instance.
+    """Return a method given by its name in `METHODS`, with options or without, as a class, or as an instance.
 
     Raises:
-        InputError: If the name is unknown, or the value is not a method.
+        InputError: If the name or an option is not valid, or the value is not a method.
 
     Example:
-        >>> find_method("magnitude").name
-        'magnitude'
+        >>> find_method("magnitude").name, find_method("matroid:ground=rows").ground
+        ('magnitude', 'rows')
     """
     if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(unknown("method", method, list(METHODS)))
-        return METHODS[method]()
+        name, _, options = method.partition(":")
+        if name not in METHODS:
+            raise InputError(unknown("method", name, list(METHODS)))
+        return configure(name, METHODS[name], options)
     chosen = method() if isinstance(method, type) else method
     if not isinstance(chosen, Method):
         raise InputError(
             f"method must be a name in METHODS, or have `needs` and `plan`; got {type(chosen).__name__}"
         )
     return chosen
+
+
+def configure(name: str, kind: Callable[..., Any], options: str) -> Any:
+    """Return an instance of a method's class, with options written ``option=value,option=value``.
+
+    Raises:
+        InputError: If an option is unknown or its value is not valid.
+    """
+    known = [f.name for f in fields(kind) if f.init] if is_dataclass(kind) else []
+    chosen = parse_options(options)
+    for key in chosen:
+        if key not in known:
+            raise InputError(unknown(f"option of {name}", key, known))
+    try:
+        return kind(**chosen)
+    except TypeError as error:
+        raise InputError(f"{name}:{options}: {error}" if options else f"{name}: {error}") from error
 
 
 def _path(kind: type) -> str:
