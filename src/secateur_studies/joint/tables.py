@@ -22,8 +22,8 @@ WORDS = {"none": "no repair", "fold": "with the fold", "finetune": "after a shor
 _STANDINGS = (
     "A block is a network on a data set at a ratio. `best` counts the blocks in which a method loses least, "
     "alone or with others. `tied` counts those in which the best is not significantly better (paired "
-    "t-tests over the seeds, Holm-corrected for all pairs, 5 %: with five seeds only differences of some "
-    "eight standard deviations are significant). `behind` is the mean distance to the best of each block, "
+    "t-tests over the seeds, Holm-corrected for all pairs, 5 %: with three seeds hardly any difference is "
+    "significant, and most methods count as tied). `behind` is the mean distance to the best of each block, "
     "`lost` the mean loss, in points of test accuracy. Means of a method that is not defined everywhere are "
     "over its own blocks and cannot be compared with the others."
 )
