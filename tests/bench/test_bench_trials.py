@@ -202,6 +202,33 @@ def test_what_is_done_stays_and_every_process_ends(tmp_path: Path, stop: signal.
     assert [json.loads(line)["params"] for line in path.read_text().splitlines()] == [{"seconds": 0.1}]
 
 
+class Starting:
+    """A pool that is interrupted before its process has started."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.stopped = False
+
+    def submit(self, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    def shutdown(self, kill_workers: bool) -> None:
+        self.stopped = kill_workers
+
+
+def test_an_interrupt_while_a_process_starts_leaves_our_own_process_group_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
+    monkeypatch.setattr("secateur.bench.worker.ProcessPoolExecutor", Starting)
+    with Worker() as worker:
+        with pytest.raises(KeyboardInterrupt):
+            worker.run(draws(0)[0])
+        pool = worker._executor
+        assert isinstance(pool, Starting) and not pool.stopped
+    assert killed == [] and pool.stopped
+
+
 def test_what_a_crashed_trial_started_ends(tmp_path: Path) -> None:
     with Worker() as worker:
         params = {"file": str(tmp_path / "child"), "then": "crash"}

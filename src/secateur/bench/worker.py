@@ -116,10 +116,12 @@ class Worker:
     def _stop(self) -> None:
         with self._lock:
             executor, self._executor = self._executor, None
+            group, self._group = self._group, 0
         if executor is not None:
             executor.shutdown(kill_workers=True)
+        if group:  # it is 0 until the process has reported it, and 0 is our own group
             with suppress(OSError):  # what the trial started, even if the process ended before
-                os.killpg(self._group, signal.SIGKILL)
+                os.killpg(group, signal.SIGKILL)
 
 
 def _prepare_process(parent: int) -> None:
