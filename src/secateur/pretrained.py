@@ -28,11 +28,14 @@ def is_pretrained(name: str) -> bool:
     """Return whether a name is a folder or a GGUF file.  The empty name is neither.
 
     Example:
-        >>> is_pretrained("."), is_pretrained("")
-        (True, False)
+        >>> is_pretrained("."), is_pretrained(""), is_pretrained("x" * 3000)
+        (True, False, False)
     """
     path = Path(name)
-    return bool(name) and (path.is_dir() or (path.suffix == ".gguf" and path.is_file()))
+    try:
+        return bool(name) and (path.is_dir() or (path.suffix == ".gguf" and path.is_file()))
+    except OSError:  # a name that is too long
+        return False
 
 
 def load_pretrained(path: str | Path) -> nn.Module:

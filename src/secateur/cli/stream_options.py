@@ -13,7 +13,7 @@ from secateur.cli.printing import print_line, warn
 from secateur.cli.text_options import ONE_TEXT, TextOptions
 from secateur.core import Budget, InputError
 from secateur.methods import Method
-from secateur.pretrained import empty_model
+from secateur.pretrained import empty_model, is_pretrained
 from secateur.repair.base import Repair
 from secateur.streaming import prune_folder
 
@@ -60,7 +60,7 @@ def prune_streamed(
     """
     if given := [option for option, value in others.items() if value not in (None, False)]:
         raise InputError(f"--{given[0]} needs the whole model in memory: leave it out, or leave out --stream")
-    if not Path(name).is_dir():
+    if not (is_pretrained(name) and Path(name).is_dir()):
         raise InputError(f"--stream takes a folder of transformers with safetensors; got {name}")
     if folder is None:
         raise InputError("--stream writes the new model as it goes: name a folder with --out")
