@@ -244,7 +244,7 @@ def test_a_noisy_machine_is_named_and_does_not_correct(machine: Machine) -> None
     [
         ({"device": "cuda:7"}, "cannot be measured on 'cuda:7'.*such as 'cpu'"),
         ({"device": "nonsense"}, "cannot be measured on 'nonsense'"),
-        ({"device": 3.5}, "cannot be measured on 3.5"),
+        ({"device": 3.5}, "device must be a name.*got 3.5"),
         ({"device": "meta"}, "meta device"),
         ({"batch_axis": 5}, "batch axis 5"),
     ],

@@ -110,7 +110,7 @@ def explain_chance(values: Sequence[float], printed: Printed) -> str:
 
     Example:
         >>> explain_chance([80.0, 84.0, 85.0], Printed(76.0, 7.0)), explain_chance([80.0], Printed(10.0, 1.0))
-        ('printed ± 7.0, ours ± 2.6: p = 0.20', '')
+        ('printed ± 7.0, ours ± 2.6: p = 0.22', '')
     """
     if not printed.spread or not values:
         return ""
