@@ -12,7 +12,15 @@ from secateur.core.indices import kept_axes
 from secateur.execution import plain_tensors, tensors_of
 from secateur.modules.padded_linear import PaddedLinear
 
-__all__ = ["LISTED", "check_shapes", "copy_kept_tensors", "named_tensors", "places", "shorten"]
+__all__ = [
+    "LISTED",
+    "check_shapes",
+    "copy_kept_tensors",
+    "named_tensors",
+    "places",
+    "shorten",
+    "state_without_places",
+]
 
 LISTED = 3
 
@@ -27,6 +35,12 @@ def places(model: nn.Module) -> set[str]:
     """Return the names of the buffers that say where zeros are, which the original does not have."""
     padded = (name for name, module in model.named_modules() if isinstance(module, PaddedLinear))
     return {f"{name}.{table}".lstrip(".") for name in padded for table in ("inputs", "outputs")}
+
+
+def state_without_places(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model without the buffers of `places`."""
+    gone = places(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
 
 
 def shorten(items: Sequence[str], separator: str = ", ") -> str:
@@ -47,9 +61,8 @@ def check_shapes(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what
         PlanError: If a tensor is missing, has another shape, or is not expected.
     """
     plain = {name: tensor for name, tensor in plain_tensors(model).items() if name in expected}
-    known = {**tensors_of(model), **plain}
-    tensors = {name: known[name] for name in known.keys() - places(model)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    gone, tensors = places(model), {**tensors_of(model), **plain}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in gone}
     wrong = [
         f"{name!r} is missing"
         if name not in shapes

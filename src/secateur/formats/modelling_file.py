@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.apply.kept_tensors import places
+from secateur.apply.kept_tensors import state_without_places
 from secateur.core import InputError, IntArray, Plan
 from secateur.core.indices import kept_length, kept_shapes
 from secateur.modules.narrow_norm import NarrowNorm
@@ -93,8 +93,7 @@ def list_sizes(model: nn.Module, plan: Plan, wide: Mapping[str, IntArray]) -> di
     """
     graph = plan.graph
     small, plain = kept_shapes(graph, plan.keep), kept_shapes(graph, wide)
-    zeros = places(model)
-    firsts = {name: graph.aliases.get(name, name) for name in model.state_dict() if name not in zeros}
+    firsts = {name: graph.aliases.get(name, name) for name in state_without_places(model)}
     shapes = {name: list(small[first]) for name, first in firsts.items() if small[first] != plain[first]}
     for name, module in model.named_modules():
         if isinstance(module, NarrowNorm) and module.form.centred and f"{name}.weight" in shapes:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from secateur.apply.kept_tensors import places, shorten
+from secateur.apply.kept_tensors import shorten, state_without_places
 from secateur.core import Group, InputError, IntArray, Plan
 from secateur.core.indices import kept_shapes, padded_axes
 from secateur.formats.modelling_file import list_sizes
@@ -101,9 +101,7 @@ def _search(model: Any, plan: Plan, keep: Keep) -> ConfigSearch | _Missing:
 
 def _state_shapes(model: Any, plan: Plan, keep: Keep) -> dict[str, tuple[int, ...]]:
     shapes = kept_shapes(plan.graph, keep)
-    zeros = places(model)
-    names = [name for name in model.state_dict() if name not in zeros]
-    return {name: shapes[plan.graph.aliases.get(name, name)] for name in names}
+    return {name: shapes[plan.graph.aliases.get(name, name)] for name in state_without_places(model)}
 
 
 def _widen(model: Any, plan: Plan, wide: Keep, missing: _Missing) -> Keep | None:

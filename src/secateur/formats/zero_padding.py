@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.kept_tensors import places
+from secateur.apply.kept_tensors import state_without_places
 from secateur.core import IntArray, PruningGraph
 from secateur.core.indices import kept_indices
 
@@ -54,8 +54,7 @@ def pad_with_zeros(model: nn.Module, graph: PruningGraph, keep: Keep, wide: Keep
     """
     have, want = kept_indices(graph, keep), kept_indices(graph, wide)
     padded: dict[str, Tensor] = {}
-    gone, state = places(model), model.state_dict()
-    state = {name: tensor for name, tensor in state.items() if name not in gone}
+    state = state_without_places(model)
     for name, tensor in state.items():
         first = graph.aliases.get(name, name)
         if first in padded:
