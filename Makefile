@@ -42,13 +42,13 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: $(READY) packages lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(READY)
-	$(BIN)/pytest -n 2 tests/core tests/tracing tests/apply tests/test_imports.py tests/test_pruning.py
+	$(BIN)/pytest -n 2 --dist loadfile tests/core tests/tracing tests/apply tests/test_imports.py tests/test_pruning.py
 
 test-all: $(READY) packages lint
-	$(BIN)/pytest -n 2 -m ''
+	$(BIN)/pytest -n 2 --dist loadfile -m ''
 
 demo: $(READY) packages
 	$(BIN)/secateur demo --out runs/demo

@@ -74,7 +74,10 @@ def common() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+EXAMPLES = [pytest.param(page, marks=pytest.mark.slow if page.name == "bench.md" else ()) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", {})

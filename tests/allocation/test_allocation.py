@@ -315,7 +315,7 @@ def test_cost_budgets_take_the_best_share_from_below(budget: type, keep: float, 
     total = getattr(graph_cost(graph), field)
     found = allocate(graph, budget(keep, round_to=step))
     reached = {}
-    for share in np.linspace(0, 1, 4001):
+    for share in np.linspace(0, 1, 1001):
         counts = allocate(graph, Units(max(share, 1e-9), round_to=step)).counts
         keeps = {k: np.arange(n) for k, n in counts.items()}
         reached[tuple(counts.values())] = getattr(graph_cost(graph, keeps), field) / total

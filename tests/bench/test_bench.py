@@ -429,6 +429,7 @@ def test_one_seed_is_too_few(place: Path) -> None:
     assert write_comparison(found, place / "page", "One").exists()
 
 
+@pytest.mark.slow
 def test_a_structure_that_took_part_has_its_chapter(place: Path) -> None:
     one = bench(methods=["spectral", "magnitude"], seeds=[0, 1], ratios=[0.5, 0.25])
     rows, seed_note = run_bench(one, place / "out", engine="inline")

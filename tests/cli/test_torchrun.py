@@ -103,11 +103,12 @@ def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "message"),
     [
         ("FailsInOne", "the second process has no disk left"),
-        pytest.param("Differs", "is not the same in all processes", marks=pytest.mark.slow),
+        ("Differs", "is not the same in all processes"),
     ],
 )
 def test_an_error_of_one_ends_all_with_one_message(tmp_path: Path, method: str, message: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     ),
 }
 ONLY_UNITS = ("gpt_neox", "gpt2", "opt", *ENCODERS)
+
+
+def some(*fast: str, of: Iterable[str] = (*DECODERS, *ENCODERS)) -> list[Any]:
+    """List families as test parameters; all but `fast` are marked slow."""
+    return [pytest.param(x, marks=() if x in fast else pytest.mark.slow) for x in of]
 
 
 def build(family: str, **options: Any) -> Any:
@@ -267,7 +273,7 @@ def uneven_plan(model: Any) -> Plan:
     return Plan(graph, "by hand", keep)
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("family", some("llama", "gemma3_text", "mixtral", "gpt2", "bert"))
 def test_a_modelling_file_states_uneven_layers(family: str, tmp_path: Path) -> None:
     model = build(family)
     plan = uneven_plan(model)
@@ -294,7 +300,10 @@ def positions_plan(model: Any) -> Plan:
     return Plan(graph, "by hand", {**plan.keep, **keep})
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "opt"])
+ROTATING = ("llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "opt")
+
+
+@pytest.mark.parametrize("family", some("llama", "phi3", of=ROTATING))
 def test_positions_within_heads(family: str, tmp_path: Path) -> None:
     model = build(family)
     plan = positions_plan(model)
@@ -311,7 +320,7 @@ def test_positions_within_heads(family: str, tmp_path: Path) -> None:
     check_generation(loaded)
 
 
-@pytest.mark.parametrize("make_plan", [uneven_plan, positions_plan])
+@pytest.mark.parametrize("make_plan", [uneven_plan, pytest.param(positions_plan, marks=pytest.mark.slow)])
 def test_a_modelling_file_needs_no_secateur(make_plan: Any, tmp_path: Path) -> None:
     model = build("llama")
     plan = make_plan(model)

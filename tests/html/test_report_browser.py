@@ -296,6 +296,7 @@ def thousand() -> list[dict]:
     return runs
 
 
+@pytest.mark.slow
 def test_a_thousand_reports_open_quickly(browser, tmp_path: Path) -> None:
     path = write_html(thousand(), tmp_path / "many.html")
     assert path.stat().st_size < 10_000_000

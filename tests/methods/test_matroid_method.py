@@ -160,18 +160,18 @@ def structured() -> tuple[nn.Sequential, torch.Tensor]:
     return model, inputs(50, 2)
 
 
-def test_windows_remove_the_tail_and_say_how_it_was_found():
+@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_windows_remove_the_tail_and_say_how_it_was_found(exact):
     model, x = structured()
-    for exact in (False, True):
-        method = Matroid(ground="windows", exact=exact, order="index")
-        graph, statistics = looked_at(model, x, method)
-        tail = partitions(graph, statistics, exact=exact)["0"]
-        assert tail.tail.tolist() == list(range(6, 30))
-        plan = method.plan(graph, statistics, Units(0.1))
-        assert plan.removed("0").tolist() == list(range(6, 24))
-        note = plan.notes["0"]
-        assert (note["rank"], note["tail"], note["removed"], note["asked"]) == (3, 24, 18, 27)
-        assert "tail 24" in plan.explain()
+    method = Matroid(ground="windows", exact=exact, order="index")
+    graph, statistics = looked_at(model, x, method)
+    tail = partitions(graph, statistics, exact=exact)["0"]
+    assert tail.tail.tolist() == list(range(6, 30))
+    plan = method.plan(graph, statistics, Units(0.1))
+    assert plan.removed("0").tolist() == list(range(6, 24))
+    note = plan.notes["0"]
+    assert (note["rank"], note["tail"], note["removed"], note["asked"]) == (3, 24, 18, 27)
+    assert "tail 24" in plan.explain()
     some = Matroid(ground="windows", order="outermost").plan(graph, statistics, Units(0.9))
     assert some.removed("0").tolist() == [6, 7, 29]
 

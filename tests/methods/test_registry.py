@@ -28,7 +28,10 @@ def test_built_in_methods_are_found_by_name() -> None:
         METHODS["spread"]
 
 
-@pytest.mark.parametrize("name", ["magnitude", "matroid", "taylor", "synflow"])
+@pytest.mark.parametrize(
+    "name",
+    ["magnitude", "matroid", *(pytest.param(x, marks=pytest.mark.slow) for x in ("taylor", "synflow"))],
+)
 def test_a_method_loads_only_what_it_needs(name: str) -> None:
     code = f"""
 import sys, types

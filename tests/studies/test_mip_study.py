@@ -32,6 +32,7 @@ SMALL = Setting(train=300, epochs=1, test=200, draws=3, sets=2, width=1 / 16)
 JSON = {key: value for key, value in vars(SMALL).items() if key != "cache"}
 
 
+@pytest.mark.slow
 def test_a_part_runs_and_is_not_run_twice(tmp_path):
     messages: list[str] = []
     options = {"parts": ["lambdas"], "nets": ["FC-3"], "setting": SMALL, "jobs": 1}

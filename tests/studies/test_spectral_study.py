@@ -156,6 +156,7 @@ def test_differences_are_paired() -> None:
     assert difference(rows, *both, density=0.2).outcome == "tie"
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_findings(tmp_path: Path) -> None:
     options = {"parts": ["oneshot"], "nets": [], "seeds": 1, "jobs": 1}
     options["scale"] = Scale(1.0, 28, 200, 100, 1, paper=False)
