@@ -36,7 +36,8 @@ from secateur.apply.mask import mask
 from secateur.apply.shrink import shrink
 from secateur.batches import split_off_guard
 from secateur.core import Budget, NothingToPrune, Plan, PruningGraph, Statistics
-from secateur.latency_budget import remove_within, time_models, with_tables
+from secateur.latency_budget import time_models, with_tables
+from secateur.latency_correction import remove_within
 from secateur.methods import find_method
 from secateur.methods.contract import needs_of
 from secateur.methods.decided import Decided

@@ -31,7 +31,16 @@ for _stage in ("tracing", "statistics", "apply", "measure", "repair"):
     MAY_IMPORT[_stage] = {*MAY_IMPORT} - {"methods", "allocation"}
 MAY_IMPORT["report"] = {*MAY_IMPORT} - {"methods"}
 MAY_IMPORT["formats"] = {*MAY_IMPORT} - {"methods", "allocation"}
-for _stage in ("schedule", "result", "latency_budget", "depth", "pruning_step", "pruning", "diagnostics"):
+for _stage in (
+    "schedule",
+    "result",
+    "latency_budget",
+    "latency_correction",
+    "depth",
+    "pruning_step",
+    "pruning",
+    "diagnostics",
+):
     MAY_IMPORT[_stage] = {*MAY_IMPORT}
 MAY_IMPORT["data"] = {"core"}
 MAY_IMPORT["zoo"] = {"core", "data", "measure", "repair", "execution", "batches"}

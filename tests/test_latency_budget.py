@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import secateur as sc
-from secateur import depth, latency_budget
+from secateur import depth, latency_budget, latency_correction
 from secateur.allocation import allocate, counted_terms, predicted_latency
 from secateur.cli import main as cli
 from secateur.core import InputError, LatencyTable, LayerTimes, PruningGraph
@@ -90,8 +90,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     known = Machine()
     monkeypatch.setattr(layer_table, "time_shapes", lambda *a: known.time_shapes(*a))
-    monkeypatch.setattr(latency_budget, "time_models", lambda *a: known.time_models(*a))
+    replace_measurement(monkeypatch, known.time_models)
     return known
+
+
+def replace_measurement(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., RelativeTime]) -> None:
+    """Measure like this when a table is fitted, and when the plan is corrected."""
+    for module in (latency_budget, latency_correction):
+        monkeypatch.setattr(module, "time_models", measure)
 
 
 def prune(model: nn.Module, budget: Any, **options: Any) -> Any:
@@ -214,7 +220,7 @@ def test_a_network_that_pruning_does_not_make_faster(machine: Machine) -> None:
 
 def test_a_plan_that_would_be_slower_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([RelativeTime(2.0, 0.1, 0.0), RelativeTime(2.0, 1.2, 0.0)])
-    monkeypatch.setattr(latency_budget, "time_models", lambda *_: next(times))
+    replace_measurement(monkeypatch, lambda *_: next(times))
     with pytest.raises(InputError, match=r"slower: 2 ms before, 2.4 ms after.*spent in 0.weight"):
         prune(network(), sc.Latency(0.8))
 
@@ -223,7 +229,7 @@ def test_a_budget_that_cannot_be_met_says_what_stands_in_the_way(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ratios = iter([0.1, *[0.9] * 9])
-    monkeypatch.setattr(latency_budget, "time_models", lambda *_: RelativeTime(2.0, next(ratios), 0.0))
+    replace_measurement(monkeypatch, lambda *_: RelativeTime(2.0, next(ratios), 0.0))
     result = prune(network(), sc.Latency(0.5))
     (note,) = result.report.notes["latency"]
     assert not note["holds"] and note["measured"] == pytest.approx(1.8)

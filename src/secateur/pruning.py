@@ -28,7 +28,8 @@ from secateur.core import (
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.depth import latency_notes, trace_without_blocks
 from secateur.execution import check_flags, check_module, check_seed, one_at_a_time
-from secateur.latency_budget import note_prediction, remove_within, with_tables
+from secateur.latency_budget import note_prediction, with_tables
+from secateur.latency_correction import remove_within
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.methods.contract import needs_of
