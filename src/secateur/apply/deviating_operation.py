@@ -15,8 +15,8 @@ from secateur.apply.deviation import deviation
 from secateur.core import BoolArray, CaptureError, Group, InputError, Plan
 from secateur.execution import tensors_by_name
 from secateur.tracing.export import ExportedModel, export_model, source_line, user_code_line
-from secateur.tracing.inside import record_calls
 from secateur.tracing.propagate import TensorAxes
+from secateur.tracing.replay import make_replay
 from secateur.tracing.trace import LabelledExport, export_with_labels
 from secateur.views import narrow_example
 
@@ -29,8 +29,8 @@ def find_deviating_operation(masked: nn.Module, small: nn.Module, plan: Plan) ->
     narrow = narrow_example(plan.graph, plan.keep)
     try:
         if plan.graph.inside:
-            masked, calls = record_calls(masked, plan.graph.inside, args, kwargs)
-            small, narrow_calls = record_calls(small, plan.graph.inside, *narrow)
+            masked, calls = make_replay(masked, plan.graph.inside, args, kwargs)
+            small, narrow_calls = make_replay(small, plan.graph.inside, *narrow)
             args, kwargs, narrow = (calls,), {}, ((narrow_calls,), {})
         shrunk = export_model(small, *narrow)
     except (CaptureError, InputError) as error:

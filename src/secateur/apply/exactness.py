@@ -18,7 +18,7 @@ from secateur.apply.float64 import computing_in, copy_for_check, run
 from secateur.core import ExactnessError, InputError, Plan
 from secateur.execution import copy_tensors, duplicate
 from secateur.tracing.export import user_code_line
-from secateur.tracing.inside import compared_submodules
+from secateur.tracing.replay import compared_submodules
 from secateur.views import as_called, view
 
 __all__ = ["Exactness", "verify", "verify_call"]

@@ -23,7 +23,7 @@ from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import distillation_loss
-from secateur.tracing.inside import as_replayed, record_batches
+from secateur.tracing.replay import as_replayed, record_batches
 from secateur.views import as_returned_by, view
 
 __all__ = ["Divergence", "measure_loss_curves", "with_loss_curves"]

@@ -51,7 +51,7 @@ from secateur.repair.sweep import Batch, Cut, Outline, Pair, outline, sweep, ver
 from secateur.repair.weight_fit import SharedSums, WeightFit
 from secateur.repair.weight_matrix import in_axis_of
 from secateur.statistics.collect import consumer_layers
-from secateur.tracing.inside import as_replayed, record_batches
+from secateur.tracing.replay import as_replayed, record_batches
 from secateur.views import view, without_view
 
 __all__ = ["MEMORY", "refit", "refit_in_place"]

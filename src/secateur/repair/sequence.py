@@ -22,7 +22,7 @@ from secateur.repair.fold import fold, merge
 from secateur.repair.refit import refit
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
-from secateur.tracing.inside import as_replayed, record_batches
+from secateur.tracing.replay import as_replayed, record_batches
 from secateur.views import view, without_view
 
 __all__ = ["Pruned", "RepairSettings", "apply_repairs", "zero_masked"]

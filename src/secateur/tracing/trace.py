@@ -38,10 +38,11 @@ from secateur.tracing.ignored import (
     freeze_ignored_groups,
     freeze_ignored_layers,
 )
-from secateur.tracing.inside import check_inside, freeze_shared, record_calls
+from secateur.tracing.inside import check_inside, freeze_shared
 from secateur.tracing.operations import run_graph
 from secateur.tracing.ports import Ports, find_ports, find_state_axes
 from secateur.tracing.propagate import Propagation, TensorAxes
+from secateur.tracing.replay import make_replay
 from secateur.tracing.sizes import match_sizes
 
 __all__ = ["LabelledExport", "as_call", "export_with_labels", "freeze_groups", "trace", "traced_model"]
@@ -110,7 +111,7 @@ def trace(
         raise InputError("positions within heads go from models that are traced whole: leave out inside")
     names = check_inside(model, args, kwargs, inside, counted, pairs)
     if names:
-        replayed, calls = record_calls(model, names, args, kwargs)
+        replayed, calls = make_replay(model, names, args, kwargs)
         found = _analyse(replayed, (calls,), {}, ignored, Ports(Interface()))
     else:
         found = _analyse(model, args, kwargs, ignored, find_ports(model, args, kwargs, counted, pairs))
