@@ -11,7 +11,8 @@ import secateur as sc
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan
 from secateur.repair import loss_curves
-from secateur.repair.fold import RIDGES, fold
+from secateur.repair.consumer_fit import RIDGES
+from secateur.repair.fold import fold
 from secateur.repair.loss_curves import Divergence, measure_loss_curves
 from secateur.statistics.collect import collect_statistics
 
