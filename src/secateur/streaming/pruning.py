@@ -1,66 +1,47 @@
 """Prune a transformers folder block by block, with one block in memory.
 
 The structure is traced without weights.  A budget of scope "layer" gives the counts from the shapes alone, so
-each block is decided, shrunk, repaired and written before the next one is read.  Two streams of hidden states
-walk along, as in `refit`: those of the original, and those of the pruned network as repaired so far.
+each block is decided, shrunk, repaired and written before the next one is read (see `walk`).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
-import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from secateur.apply.shrink import shrink
 from secateur.batches import as_batches, split_off_guard
-from secateur.core import (
-    Budget,
-    InputError,
-    IntArray,
-    Latency,
-    Plan,
-    PruningGraph,
-    StoreError,
-    Units,
-    Weights,
-)
+from secateur.core import Budget, InputError, IntArray, Latency, Plan, Units, Weights
 from secateur.core.budget import BY_LOSS, as_budget
-from secateur.core.indices import kept_shapes
-from secateur.core.jsonable import versions
 from secateur.core.paths import to_path
 from secateur.execution import check_seed
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers import KEY, write_companions
 from secateur.methods import Method, find_method
-from secateur.methods.contract import check_step, needs_of
+from secateur.methods.contract import needs_of
 from secateur.pretrained import INDEX
-from secateur.progress import progress_bar
-from secateur.repair.base import Finetune, Fold, Repair, parse_repair, repair_name, repair_needs
-from secateur.repair.fold import fold, merge
-from secateur.repair.refit import refit_in_place
+from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
 from secateur.report import Report, start_report
-from secateur.statistics.collect import collect_statistics
-from secateur.streaming.blocks import BlockChain, BlockModel, Call, graph_of_block
-from secateur.streaming.journal import Journal, sizes_of
+from secateur.streaming.blocks import BlockChain
+from secateur.streaming.journal import Journal
 from secateur.streaming.shards import ShardReader
 from secateur.streaming.sizes import EXAMPLE, choose_sizes, trace_chain
+from secateur.streaming.task import StreamTask, check_space, identity_of
+from secateur.streaming.walk import prune_blocks
 
 __all__ = ["StreamedPruning", "prune_folder"]
 
 STATISTICS = frozenset({"activations", "gram", "moments"})  # that one block at a time can give
-ACTIVATIONS = 2**30  # bytes of paused passes in memory
 GENERATION = "generation_config.json"
 
 
@@ -138,70 +119,22 @@ def prune_folder(
     batches = [*fitting, *(guard or ()), *(batch for text in texts.values() for batch in text)]
     chain = BlockChain(source)
     ignored = list(ignored_layers)
-    graph = trace_chain(chain, budget, ignored)
-    graph, counts, config = choose_sizes(chain, graph, budget)
+    graph, counts, config = choose_sizes(chain, trace_chain(chain, budget, ignored), budget)
     parts = len(fitting), len(fitting) + len(guard or ())
-    task = _Task(chain, graph, counts, chosen, repairs, batches, parts, check, seed)
-    journal = Journal(place, _identity(task, budget, ignored))
+    task = StreamTask(chain, graph, budget, counts, ignored, chosen, repairs, batches, parts, check, seed)
+    journal = Journal(place, identity_of(task))
     if (result := journal.result()) is None:
-        _check_space(task, journal)
+        check_space(task, journal)
         journal.start()
-        result = _walk(task, journal, progress)
+        result = prune_blocks(task, journal, progress)
         result["perplexity"] = _perplexities(task, texts, journal)
         result["seconds"] += time.perf_counter() - started - result.pop("this run")
         with journal.writing():
-            _assemble(task, journal, config, _plan(task, budget, result), tokenizer)
+            _assemble(task, journal, config, _plan(task, result), tokenizer)
     with journal.writing():
         journal.complete(result)
-    plan = _plan(task, budget, result)
+    plan = _plan(task, result)
     return StreamedPruning(place, plan, _report(task, plan, result))
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """What a run does.
-
-    Attributes:
-        chain: The model.
-        graph: Its structure.
-        counts: By group, the units that stay.
-        method: Decides which.
-        repairs: What follows.
-        batches: All of them: those to fit on, those kept apart, those of the texts that judge.
-        parts: Where the second and the third kind begin.
-        check: Whether shrunk blocks are compared with masked ones.
-        seed: The seed.
-    """
-
-    chain: BlockChain
-    graph: PruningGraph
-    counts: Mapping[str, int]
-    method: Method
-    repairs: Sequence[Repair]
-    batches: Sequence[Any]
-    parts: tuple[int, int]
-    check: bool
-    seed: int
-
-
-class _HiddenBatches(Sequence[Mapping[str, Any]]):
-    """Batches of a block, read from the disk whenever they are asked for."""
-
-    def __init__(self, files: Sequence[Path], calls: Sequence[Call]) -> None:
-        self._files, self._calls = files, calls
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return _HiddenBatches(self._files[number], self._calls[number])
-        hidden = ShardReader.read_file(self._files[number])
-        both = {"original": hidden["original"], "pruned": hidden.get("pruned", hidden["original"])}
-        return {**both, **self._calls[number]}
-
-
-# --- before anything is written
 
 
 def _check_arguments(
@@ -233,142 +166,7 @@ def _check_arguments(
     return budget, chosen, repairs
 
 
-def _identity(task: _Task, budget: Budget, ignored_layers: Sequence[str]) -> dict[str, Any]:
-    """Return what decides the bits of the result."""
-    folder = task.chain.shards.folder
-    return {
-        "folder": str(folder.resolve()),
-        "files": sizes_of([folder / name for name in ("config.json", *task.chain.shards.files())]),
-        "budget": repr(budget),
-        "method": repr(task.method),
-        "repair": repair_name(task.repairs),
-        "ignored layers": list(map(str, ignored_layers)),
-        "seed": task.seed,
-        "tokens": _digest(task.batches),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-def _digest(batches: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
-    for x in torch.utils._pytree.tree_leaves([dict(b) if isinstance(b, Mapping) else b for b in batches]):
-        digest.update(repr(x.tolist() if isinstance(x, Tensor) else x).encode())
-    return digest.hexdigest()
-
-
-def _check_space(task: _Task, journal: Journal) -> None:
-    """Raise `StoreError` if the disk is too small for the new model and the hidden states of two blocks."""
-    keep = {name: np.arange(count) for name, count in task.counts.items()}
-    shapes = kept_shapes(task.graph, keep)
-    need = sum(math.prod(shapes[name]) * size for name, size in task.graph.element_sizes.items())
-    width = task.chain.empty.get_input_embeddings().weight
-    leaves = torch.utils._pytree.tree_leaves([dict(b) if isinstance(b, Mapping) else b for b in task.batches])
-    tokens = sum(x.numel() for x in leaves if isinstance(x, Tensor))
-    need += 4 * tokens * width.shape[1] * width.element_size()
-    need -= sum(x.stat().st_size for x in journal.folder.rglob("*") if x.is_file())
-    there = next(path for path in journal.folder.parents if path.exists())
-    if need > (free := shutil.disk_usage(there).free):
-        raise StoreError(
-            f"{there} has {free / 2**30:.1f} GiB free, and the pruned model and its activations take up to "
-            f"{need / 2**30:.1f} GiB: make space, or give another --out"
-        )
-
-
-# --- block by block
-
-
-def _walk(task: _Task, journal: Journal, progress: bool) -> dict[str, Any]:
-    """Finish the blocks that are left; return what stays, what the repairs report, and the seconds."""
-    chain, calls, begun = task.chain, list[Sequence[Call]](), time.perf_counter()
-    with journal.writing():
-        for number, name in enumerate(chain.outer):
-            journal.write_shard(_shard(chain, number), chain.shards.read([name]))
-        inputs = _embedded(task, calls)
-        if journal.done() or journal.hidden(0):
-            for _ in inputs:
-                pass
-        else:
-            journal.write_hidden(0, inputs)
-    total = len(chain.names)
-    with progress_bar("blocks", total, progress) as show:
-        for number in range(journal.done(), total):
-            show(number, chain.names[number])
-            started = time.perf_counter()
-            batches = _HiddenBatches(journal.hidden(number), [call[number] for call in calls])
-            original, small, record = _prune_block(task, number, batches)
-            with journal.writing():
-                journal.write_shard(_shard(chain, len(chain.outer) + number), small.state_dict())
-                journal.write_hidden(number + 1, _forward(original, small, batches))
-                journal.finish(number, {**record, "seconds": time.perf_counter() - started})
-            del original, small  # before the next block is read
-    records = [journal.record(number) for number in range(total)]
-    return {
-        "keep": {name: units for x in records for name, units in x["keep"].items()},
-        "folds": {name: note for x in records for name, note in x["folds"].items()},
-        "seconds": sum(x["seconds"] for x in records),
-        "this run": time.perf_counter() - begun,
-    }
-
-
-def _embedded(task: _Task, calls: list[Sequence[Call]]) -> Iterator[dict[str, Tensor]]:
-    """Yield the hidden states before the first block, and add what the blocks get beside them to a list."""
-    for hidden, call in task.chain.calls(task.batches):
-        calls.append(call)
-        yield {"original": hidden}
-
-
-def _prune_block(
-    task: _Task, number: int, batches: _HiddenBatches
-) -> tuple[BlockModel, BlockModel, dict[str, Any]]:
-    """Return a block, the block pruned and repaired, and the record of it."""
-    original = task.chain.block(number)
-    ids = torch.arange(math.prod(EXAMPLE)).reshape(EXAMPLE) % len(
-        task.chain.empty.get_input_embeddings().weight
-    )
-    ((hidden, calls),) = task.chain.calls([{"input_ids": ids}])
-    example = {"original": hidden, "pruned": hidden, **calls[number]}
-    graph = graph_of_block(task.graph, original.name, example)
-    shares = {g.name: task.counts[g.name] / g.size for g in graph.groups}
-    fitting, guard = batches[: task.parts[0]], batches[slice(*task.parts)]
-    small: Any = copy.deepcopy(original)
-    plan = Plan(graph, task.method.name)
-    needs = repair_needs(task.repairs)
-    statistics = None
-    if min(shares.values(), default=1.0) < 1:
-        budget = Units(shares)
-        needs |= needs_of(task.method, budget)
-        statistics = collect_statistics(original, graph, fitting, needs, task.seed)
-        plan = task.method.plan(graph, statistics, budget)
-        check_step(task.method, plan)
-        small = shrink(original, plan, task.check)
-    small.reads_pruned = True
-    if plan.merges and not any(isinstance(x, Fold) for x in task.repairs):
-        small = merge(original, small, plan)
-    folds: dict[str, Any] = {}
-    for repair in task.repairs:
-        if isinstance(repair, Fold) and statistics is not None:
-            held_out = None
-            if guard:
-                held_out = collect_statistics(original, graph, guard, {"gram"}, task.seed, roots=True)
-            small, folds = fold(original, small, plan, statistics, held_out)
-            statistics = held_out = None  # matrices of wide layers take gigabytes
-        elif not isinstance(repair, Fold):
-            notes, _ = refit_in_place(original, small, plan, fitting, guard or None, memory=ACTIVATIONS)
-            folds = {**folds, **{name: {**folds.get(name, {}), "refit": x} for name, x in notes.items()}}
-    return original, small, {"keep": plan.keep, "folds": folds}
-
-
-@torch.no_grad()
-def _forward(original: nn.Module, small: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, Tensor]]:
-    for batch in batches:
-        yield {"original": original(**batch), "pruned": small(**batch)}
-
-
-# --- the end
-
-
-def _perplexities(task: _Task, texts: Mapping[str, Sequence[Any]], journal: Journal) -> dict[str, Any]:
+def _perplexities(task: StreamTask, texts: Mapping[str, Sequence[Any]], journal: Journal) -> dict[str, Any]:
     """Return the perplexity of both networks on each text."""
     files, start, found = journal.hidden(len(task.chain.names)), task.parts[1], {}
     for name, batches in texts.items():
@@ -381,12 +179,12 @@ def _perplexities(task: _Task, texts: Mapping[str, Sequence[Any]], journal: Jour
     return found
 
 
-def _plan(task: _Task, budget: Budget, result: Mapping[str, Any]) -> Plan:
+def _plan(task: StreamTask, result: Mapping[str, Any]) -> Plan:
     keep: dict[str, IntArray] = {name: np.array(units, np.int64) for name, units in result["keep"].items()}
-    return Plan(task.graph, task.method.name, keep, budget=repr(budget), seed=task.seed)
+    return Plan(task.graph, task.method.name, keep, budget=repr(task.budget), seed=task.seed)
 
 
-def _report(task: _Task, plan: Plan, result: Mapping[str, Any]) -> Report:
+def _report(task: StreamTask, plan: Plan, result: Mapping[str, Any]) -> Report:
     """Return the report; sizes come from models without values."""
     ids = torch.zeros(EXAMPLE, dtype=torch.long, device="meta")
     # Without a cache transformers looks for packed sequences, in values that are not there.
@@ -411,7 +209,7 @@ def _report(task: _Task, plan: Plan, result: Mapping[str, Any]) -> Report:
     return dataclasses.replace(report, metric="perplexity", before=before, after=after)
 
 
-def _assemble(task: _Task, journal: Journal, config: Any, plan: Plan, tokenizer: Any) -> None:
+def _assemble(task: StreamTask, journal: Journal, config: Any, plan: Plan, tokenizer: Any) -> None:
     """Write what a folder of transformers has beside the weights."""
     chain, folder = task.chain, journal.model
     for path in folder.iterdir():
@@ -430,8 +228,3 @@ def _assemble(task: _Task, journal: Journal, config: Any, plan: Plan, tokenizer:
     if (chain.shards.folder / GENERATION).is_file():
         shutil.copyfile(chain.shards.folder / GENERATION, folder / GENERATION)
     write_companions(folder, chain.empty, tokenizer)
-
-
-def _shard(chain: BlockChain, number: int) -> str:
-    total = len(chain.outer) + len(chain.names)
-    return f"model-{number + 1:05d}-of-{total:05d}.safetensors"
