@@ -29,7 +29,8 @@ MAY_IMPORT["allocation"] = {"core", "structures"}
 MAY_IMPORT["methods"] = {"core", "progress", "structures", "allocation"}
 for _stage in ("tracing", "statistics", "apply", "measure", "repair"):
     MAY_IMPORT[_stage] = {*MAY_IMPORT} - {"methods", "allocation"}
-MAY_IMPORT["report"] = {*MAY_IMPORT} - {"methods"}
+MAY_IMPORT["report"] = {"core", "measure"}
+MAY_IMPORT["comparison"] = {*MAY_IMPORT} - {"methods"}
 MAY_IMPORT["formats"] = {*MAY_IMPORT} - {"methods", "allocation"}
 for _stage in (
     "schedule",

@@ -14,6 +14,7 @@ from torch import nn
 from secateur.allocation.amounts import with_shares
 from secateur.allocation.schedule import reached
 from secateur.batches import as_batches, split_off_guard
+from secateur.comparison import start_report
 from secateur.core import (
     Budget,
     InputError,
@@ -39,7 +40,6 @@ from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, re
 from secateur.repair.loss_curves import Divergence, with_loss_curves
 from secateur.repair.principal_values import turn_values
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs
-from secateur.report import start_report
 from secateur.result import Result
 from secateur.schedule import OneShot, Schedule, Tolerance, describe_step, nothing_accepted
 from secateur.statistics.collect import collect_statistics

@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from secateur.allocation.schedule import removed_by_kind
-from secateur.batches import few_tokens, split_batch
-from secateur.core import InputError, Plan
-from secateur.core.indices import kept_states
+from secateur.core import InputError
 from secateur.core.jsonable import plain, versions
 from secateur.core.markdown import markdown_table
-from secateur.execution import device_and_dtype
-from secateur.measure.cost import ModelCost, cost
-from secateur.measure.generation import TokenRates, token_rates
-from secateur.measure.latency import Timing, describe_latency, latency, try_sizes
-from secateur.measure.metrics import Agreement, Metric, agreement, evaluate, metric_named
-from secateur.views import as_called, narrow_example, view
+from secateur.measure.cost import ModelCost
+from secateur.measure.generation import TokenRates
+from secateur.measure.latency import Timing, describe_latency
+from secateur.measure.metrics import Agreement
 
-__all__ = ["Measurement", "Report", "measure", "start_report"]
+__all__ = ["Measurement", "Report"]
 
-METRIC_BY_DEFAULT = "accuracy"
 CHANGES = 9  # lines of before and after in a summary
 SHORTEST = 0.005  # seconds of a stage that a summary mentions
-
-
-def peak_memory() -> int | None:
-    """Return the peak resident memory of this process in bytes, or None where the system does not give it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+COSTS = {
+    "parameters": "parameters",
+    "body": "parameters without embeddings",
+    "nonzero": "nonzero parameters",
+    "bytes": "bytes",
+    "macs": "MACs",
+}
+# Fields that methods and repairs fill freely; they are made plain so that the report survives JSON.
+FREE = (
+    "groups",
+    "kinds",
+    "masks",
+    "interface",
+    "frozen",
+    "notes",
+    "folds",
+    "steps",
+    "finetune",
+    "structure",
+    "exactness",
+    "seconds",
+    "versions",
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Report:
 
     def __post_init__(self) -> None:
         """Make what methods and repairs filled in plain, so that the report survives JSON unchanged."""
-        for name in _FREE:
+        for name in FREE:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,7 +263,7 @@ class Report:
                 what = f"{self.metric} on {where}" if where else str(self.metric)
                 rows.append((what, f"{a:.4f}", f"{b:.4f}", None))
         parameters = self.before.cost.parameters
-        for key, name in _COSTS.items():
+        for key, name in COSTS.items():
             a, b = getattr(self.before.cost, key), getattr(self.after.cost, key)
             if (key == "nonzero" and not self.masks) or (key == "body" and a in (None, parameters)):
                 continue
@@ -287,141 +291,10 @@ class Report:
         return text if same is None else f"{text}; same top class: {same:.2%} of {self.agreement.examples}"
 
 
-def start_report(
-    model: nn.Module,
-    pruned: nn.Module,
-    plan: Plan,
-    folds: Mapping[str, Any],
-    training: Mapping[str, Any],
-    **how: Any,
-) -> Report:
-    """Return the report of a pruning, with the sizes of both models and nothing else measured.
-
-    Args:
-        model: The original model.
-        pruned: The pruned model.
-        plan: What went.
-        folds: What fold and refit report.
-        training: What the fine-tuning reports.
-        how: More fields of the report: repair, schedule, steps, seconds, seed.
-    """
-    graph = plan.graph
-    device, dtype = device_and_dtype(model)
-    return Report(
-        model=type(model).__name__,
-        method=plan.method,
-        budget=plan.budget,
-        metric=None,
-        before=Measurement(cost(model, graph.example_inputs, graph.example_kwargs, graph.embeddings())),
-        after=Measurement(cost(pruned, *narrow_example(graph, plan.keep), graph.embeddings())),
-        groups={
-            g.name: {"units": g.size, "kept": len(plan.keep.get(g.name, range(g.size)))} for g in graph.groups
-        },
-        kinds=removed_by_kind(plan),
-        masks={name: {"weights": m.size, "kept": int(m.sum())} for name, m in plan.masks.items()},
-        interface=graph.interface.summary(kept_states(graph, plan.keep)),
-        frozen=[asdict(axis) for axis in graph.frozen],
-        notes={key: note for key, note in plan.notes.items() if key != "steps"},
-        folds=folds,
-        finetune=training,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        peak_memory=peak_memory(),
-        **how,
-    )
-
-
-def measure(
-    report: Report,
-    model: nn.Module,
-    pruned: nn.Module,
-    plan: Plan,
-    holdout: Sequence[Any] | None = None,
-    metric: str | Metric | None = None,
-    *,
-    batch_sizes: Sequence[int] = (),
-    batch_axis: int = 0,
-    name: str | None = None,
-    prompt: Tensor | None = None,
-) -> Report:
-    """Return the report with a metric, the agreement and latencies of both models; see `Result.measure`."""
-    started = time.perf_counter()
-    graph = plan.graph
-    args, kwargs = graph.example_inputs, graph.example_kwargs
-    seen, small = view(model, graph.interface), view(pruned, graph.interface, plan)
-    try_sizes(model, args, kwargs, batch_sizes, batch_axis)
-    both = {"before": model, "after": as_called(pruned, plan)}
-    if holdout is None and (metric is not None or name is not None):
-        raise InputError(f"the metric {metric!r} needs batches: give measure(holdout, metric)")
-    if holdout is not None and metric is None and _has_classes(holdout):
-        metric = METRIC_BY_DEFAULT
-    values = {
-        when: None if holdout is None or metric is None else evaluate(x, holdout, metric, original=seen)
-        for when, x in {"before": seen, "after": small}.items()
-    }
-    latencies: Mapping[str, tuple[Timing, ...]] = {"before": (), "after": ()}
-    if batch_sizes:
-        latencies = latency(
-            both, args, kwargs, batch_sizes=batch_sizes, batch_axis=batch_axis, limit=10.0, seed=report.seed
-        )
-    rates: Mapping[str, TokenRates] = {} if prompt is None else token_rates(both, prompt)
-    batches, named = ([(args, None)], kwargs) if holdout is None else (holdout, None)
-    # Another pass over all tokens of a text would cost as much as its perplexity.
-    compared = agreement(seen, small, batches if name is None else few_tokens(batches), named)
-    earlier = 0.0 if name is None else report.seconds.get("measure", 0.0)
-
-    def measured(when: str, before: Measurement) -> Measurement:
-        value = values[when]
-        metrics = before.metrics if name is None or value is None else {**before.metrics, name: value}
-        rate = rates.get(when, before.rates)
-        return replace(before, metric=value, latency=latencies[when], metrics=metrics, rates=rate)
-
-    return replace(
-        report,
-        metric=None if metric is None else metric_named(metric)[0],
-        before=measured("before", report.before),
-        after=measured("after", report.after),
-        agreement=compared,
-        seconds={**report.seconds, "measure": earlier + time.perf_counter() - started},
-        peak_memory=peak_memory(),
-    )
-
-
-_COSTS = {
-    "parameters": "parameters",
-    "body": "parameters without embeddings",
-    "nonzero": "nonzero parameters",
-    "bytes": "bytes",
-    "macs": "MACs",
-}
-# Fields that methods and repairs fill freely; they are made plain so that the report survives JSON.
-_FREE = (
-    "groups",
-    "kinds",
-    "masks",
-    "interface",
-    "frozen",
-    "notes",
-    "folds",
-    "steps",
-    "finetune",
-    "structure",
-    "exactness",
-    "seconds",
-    "versions",
-)
-
-
 def _measurement(values: Mapping[str, Any]) -> Measurement:
     rows = tuple(Timing(**row) for row in values["latency"])
     rates = values.get("rates") and TokenRates(**values["rates"])
     return Measurement(ModelCost(**values["cost"]), values["metric"], rows, values.get("metrics", {}), rates)
-
-
-def _has_classes(batches: Iterable[Any]) -> bool:
-    """Return whether the targets of the first batch are class numbers."""
-    targets = split_batch(next(iter(batches), None))[2]
-    return isinstance(targets, Tensor) and not targets.is_floating_point()
 
 
 def _has(note: Any, what: str) -> bool:

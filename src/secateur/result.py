@@ -11,13 +11,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from secateur.batches import as_batches
+from secateur.comparison import with_measurements
 from secateur.core import InputError, Plan, PruningGraph, StoreError
 from secateur.core.paths import write_text
 from secateur.execution import check_flags, one_at_a_time
 from secateur.formats import store
 from secateur.formats.certificate import hash_batches, make_certificate
 from secateur.measure.metrics import Metric
-from secateur.report import Report, measure
+from secateur.report import Report
 from secateur.views import narrow_example
 
 __all__ = ["Result", "load_report"]
@@ -75,7 +76,7 @@ class Result:
         if not isinstance(name, str | None):
             raise InputError(f"name must be a text, as 'test'; got {name!r}")
         batches = None if holdout is None else as_batches(holdout)
-        report = measure(
+        report = with_measurements(
             self.report,
             self.original,
             self.model,

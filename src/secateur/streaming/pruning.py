@@ -21,6 +21,7 @@ import torch
 
 from secateur.apply.shrink import shrink
 from secateur.batches import as_batches, split_off_guard
+from secateur.comparison import start_report
 from secateur.core import Budget, InputError, IntArray, Latency, Plan, Units, Weights
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.core.paths import to_path
@@ -31,7 +32,7 @@ from secateur.methods import Method, find_method
 from secateur.methods.contract import needs_of
 from secateur.pretrained import INDEX
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
-from secateur.report import Report, start_report
+from secateur.report import Report
 from secateur.streaming.blocks import BlockChain
 from secateur.streaming.journal import Journal
 from secateur.streaming.shards import ShardReader
