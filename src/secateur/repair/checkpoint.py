@@ -6,20 +6,22 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core import InputError, StoreError
+from secateur.core.paths import to_path
 from secateur.execution import tensors_of
-from secateur.repair.training import TrainingState
+from secateur.repair.training import Limits, TrainingState
 
-__all__ = ["Checkpoint", "fingerprint", "hash_tensors"]
+__all__ = ["Checkpoint", "check_checkpoint", "fingerprint", "hash_tensors", "training_settings"]
 
 SECONDS = 60.0  # from one checkpoint to the next, by default
 Settings = Mapping[str, str | int | float | None]
@@ -32,7 +34,7 @@ class Checkpoint:
     Attributes:
         path: The file.  It is replaced as a whole, so an interrupt leaves the one before.
         steps: Steps from one checkpoint to the next; None for a minute.
-        settings: What the training is: another one does not resume from this file.
+        settings: What decides the result.  A training with other settings does not resume from this file.
     """
 
     path: Path
@@ -107,6 +109,51 @@ class Checkpoint:
                 with suppress(OSError):
                     beside.unlink(missing_ok=True)
         self._saved = time.perf_counter()
+
+
+def check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
+    """Raise `InputError` if the arguments of `finetune` for a checkpoint are invalid."""
+    if not isinstance(path, (str, os.PathLike, NoneType)):
+        raise InputError(f"checkpoint must be the path of a file; got {type(path).__name__}")
+    if path is not None:
+        to_path(Path(path))
+    if path is None and steps is not None:
+        raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise InputError(f"checkpoint_steps must be a positive integer; got {steps!r}")
+    if path is not None and after_epoch is not None:
+        raise InputError("a checkpoint does not hold what after_epoch= remembers: give one of them")
+
+
+def training_settings(
+    state: TrainingState,
+    limits: Limits,
+    lr: float,
+    seed: int,
+    loss: Any,
+    teacher: nn.Module | None,
+    features: Sequence[str],
+) -> dict[str, str]:
+    """Return what decides the result of a training, by name.
+
+    Raises:
+        InputError: If the user's optimiser has a scheduler.
+    """
+    groups = state.optimizer.param_groups
+    if state.scheduler is None and any("initial_lr" in group for group in groups):
+        raise InputError("a checkpoint does not hold the scheduler of your own optimizer: give one of them")
+    rules = [{key: x for key, x in group.items() if key != "params"} for group in groups]
+    return {
+        "teacher": "None" if teacher is None else fingerprint(teacher),
+        "model": fingerprint(state.model),
+        "loss": getattr(loss, "__qualname__", type(loss).__name__),
+        "masks": hash_tensors({str(number): gone for number, (_, gone) in enumerate(state.masked)}),
+        "features": ", ".join(features),
+        "limits": f"{limits}, {limits.total(state.batches)} steps",
+        "lr": str(lr),
+        "seed": str(seed),
+        "optimizer": f"{type(state.optimizer).__name__} {rules}",
+    }
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,14 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.apply.copying import check_plan
 from secateur.apply.mask import masked_weights, zero_weights
 from secateur.batches import split_batch
 from secateur.core import InputError, Interface, Plan
-from secateur.core.paths import to_path
 from secateur.execution import (
     all_finite,
     call,
@@ -38,15 +34,13 @@ from secateur.execution import (
 )
 from secateur.progress import progress_bar
 from secateur.repair.base import LEARNING_RATE, check_training
-from secateur.repair.checkpoint import Checkpoint, fingerprint, hash_tensors
+from secateur.repair.checkpoint import Checkpoint, check_checkpoint, training_settings
 from secateur.repair.features import Features, check_features, following
 from secateur.repair.training import Limits, TrainingState, learning_rate
-from secateur.statistics.loss import Loss, check_loss, default_loss, distillation_loss
+from secateur.statistics.loss import Loss, default_loss, distillation_loss
 from secateur.views import as_returned_by, view, without_view
 
 __all__ = ["AfterEpoch", "AfterStep", "History", "adam", "finetune", "have_targets"]
-
-LARGEST_NORM = 1.0  # of the gradient
 
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 AfterEpoch = Callable[[int, nn.Module], Mapping[str, Any] | None]
@@ -173,7 +167,7 @@ def finetune(
     limits = Limits(epochs, steps, minutes)
     features = _check_arguments(limits, lr, loss, teacher, features, seed)
     check_calls(optimizer=optimizer, loss=loss, after_epoch=after_epoch, after_step=after_step)
-    _check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
+    check_checkpoint(checkpoint, checkpoint_steps, after_epoch)
     data = list(batches) if isinstance(batches, Iterator) else batches
     interface = Interface() if plan is None else plan.graph.interface
     tuned = duplicate(view(model, interface, plan))
@@ -186,14 +180,14 @@ def finetune(
         state = _begin(tuned, masks, data, limits, lr, optimizer)
         file = None
         if checkpoint is not None:
-            settings = _settings(state, limits, (lr, seed, loss, teacher, features))
+            settings = training_settings(state, limits, lr, seed, loss, teacher, features)
             file = Checkpoint(Path(checkpoint), checkpoint_steps, settings)
             file.resume(state)
         show = stack.enter_context(progress_bar("fine-tuning", 1.0, progress))
         for batch in _stream(state, limits, after_epoch):
             with _autocast(tuned, mixed_precision):
                 value = _loss(tuned, batch, loss, teacher, followed)
-            _take_step(state, value)
+            state.take_step(value)
             show(limits.share(state), f"loss {state.losses[-1]:.3g}")
             if after_step is not None:
                 after_step(len(state.losses), state.losses[-1], tuned)
@@ -260,41 +254,6 @@ def _check_arguments(
     return check_features(features, teacher is not None)
 
 
-def _check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
-    if not isinstance(path, (str, os.PathLike, NoneType)):
-        raise InputError(f"checkpoint must be the path of a file; got {type(path).__name__}")
-    if path is not None:
-        to_path(Path(path))
-    if path is None and steps is not None:
-        raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise InputError(f"checkpoint_steps must be a positive integer; got {steps!r}")
-    if path is not None and after_epoch is not None:
-        raise InputError("a checkpoint does not hold what after_epoch= remembers: give one of them")
-
-
-def _settings(
-    state: TrainingState, limits: Limits, given: tuple[float, int, Any, Any, Sequence[str]]
-) -> dict[str, str]:
-    """Return what makes a training what it is, by name, for a checkpoint."""
-    groups = state.optimizer.param_groups
-    if state.scheduler is None and any("initial_lr" in group for group in groups):
-        raise InputError("a checkpoint does not hold the scheduler of your own optimizer: give one of them")
-    lr, seed, loss, teacher, features = given
-    rules = [{key: x for key, x in group.items() if key != "params"} for group in groups]
-    return {
-        "teacher": "None" if teacher is None else fingerprint(teacher),
-        "model": fingerprint(state.model),
-        "loss": getattr(loss, "__qualname__", type(loss).__name__),
-        "masks": hash_tensors({str(number): gone for number, (_, gone) in enumerate(state.masked)}),
-        "features": ", ".join(features),
-        "limits": f"{limits}, {limits.total(state.batches)} steps",
-        "lr": str(lr),
-        "seed": str(seed),
-        "optimizer": f"{type(state.optimizer).__name__} {rules}",
-    }
-
-
 def _stream(
     state: TrainingState, limits: Limits, after_epoch: AfterEpoch | None
 ) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any], Any]]:
@@ -321,42 +280,6 @@ def _autocast(model: nn.Module, mixed: bool) -> AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16) if mixed and device == "cuda" else nullcontext()
 
 
-def _take_step(state: TrainingState, value: torch.Tensor) -> None:
-    _check_value(value, len(state.losses) + 1)
-    state.optimizer.zero_grad()
-    value.backward()
-    _zero_gradients(state.masked)
-    if state.scheduler is not None:
-        _clip(state)
-    try:
-        state.optimizer.step()
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        message = f"{type(state.optimizer).__name__} fails at step {len(state.losses) + 1}: {error}"
-        raise InputError(f"{message}; a smaller lr may help") from error
-    zero_weights(state.masked)
-    state.losses.append(float(value.detach()))
-    state.batch += 1
-    if state.scheduler is not None:
-        state.scheduler.step()
-
-
-def _clip(state: TrainingState) -> None:
-    used = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if any(p.grad.is_sparse for p in used):
-        raise InputError(
-            "AdamW takes no sparse gradients: pass optimizer=, or an Embedding without sparse=True"
-        )
-    norm = get_total_norm([p.grad for p in used])
-    if not norm.isfinite():
-        raise InputError(
-            f"the gradient is {float(norm)} at step {len(state.losses) + 1}, though the loss is finite: look "
-            "for a square root or a division by a number near zero in the model or the loss"
-        )
-    clip_grads_with_norm_(used, LARGEST_NORM, norm)
-
-
 def _loss(
     model: nn.Module,
     batch: tuple[str, tuple[Any, ...], dict[str, Any], Any],
@@ -381,31 +304,12 @@ def _loss(
     return default_loss(output, targets)
 
 
-def _check_value(value: Any, step: int) -> None:
-    check_loss(value)
-    if not math.isfinite(float(value.detach())):
-        raise InputError(
-            f"the loss is {float(value.detach())} at step {step}; a smaller lr may help, or look for NaN in "
-            "the weights"
-        )
-
-
 def _check_weights(state: TrainingState, lr: float) -> None:
     for name, weight in state.model.named_parameters():
         if weight.requires_grad and not all_finite(weight.detach()):
             raise InputError(
                 f"{name!r} has NaN or infinite values after the training; a smaller lr than {lr} may help"
             )
-
-
-@torch.no_grad()
-def _zero_gradients(masked: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
-    # An optimiser's momentum must not gather for weights that a later mask lets train again.
-    for weight, gone in masked:
-        if weight.grad is not None and weight.grad.is_sparse:
-            weight.grad = weight.grad.to_dense()
-        if weight.grad is not None:
-            weight.grad.masked_fill_(gone, 0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The course of a training: what changes at each step, when it ends, and the learning rate on the way."""
+"""The course of a training: a step and what it changes, when the training ends, and the learning rate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from secateur.apply.mask import zero_weights
+from secateur.core import InputError
 from secateur.execution import tensors_of
+from secateur.statistics.loss import check_loss
 
 __all__ = ["Limits", "TrainingState", "learning_rate"]
 
 WARM_UP = 0.05  # of the training
 LEAST = 0.1  # of the learning rate, at the first step
+LARGEST_NORM = 1.0  # of the gradient
 
 
 @dataclass(eq=False)
@@ -54,6 +59,32 @@ class TrainingState:
     def elapsed(self) -> float:
         """Return the seconds of this and earlier runs."""
         return self.seconds + time.perf_counter() - self._started
+
+    def take_step(self, loss: Tensor) -> None:
+        """Take an optimiser step on a loss; masked weights stay zero.
+
+        Raises:
+            InputError: If the loss or the gradient is not finite, or the optimiser fails.
+        """
+        number = len(self.losses) + 1
+        _check_value(loss, number)
+        self.optimizer.zero_grad()
+        loss.backward()
+        _zero_gradients(self.masked)
+        if self.scheduler is not None:
+            _clip(self.optimizer, number)
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            message = f"{type(self.optimizer).__name__} fails at step {number}: {error}"
+            raise InputError(f"{message}; a smaller lr may help") from error
+        zero_weights(self.masked)
+        self.losses.append(float(loss.detach()))
+        self.batch += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def begin_epoch(self) -> None:
         """Note the generators; after a resumption set them as they were when the epoch began."""
@@ -120,6 +151,41 @@ class TrainingState:
             torch.cuda.set_rng_state(state, device)
         for generator, state in zip(self._own_generators(), states["batches"], strict=True):
             generator.set_state(state)
+
+
+def _check_value(loss: Any, step: int) -> None:
+    check_loss(loss)
+    if not math.isfinite(float(loss.detach())):
+        raise InputError(
+            f"the loss is {float(loss.detach())} at step {step}; a smaller lr may help, or look for NaN in "
+            "the weights"
+        )
+
+
+@torch.no_grad()
+def _zero_gradients(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
+    # An optimiser's momentum must not gather for weights that a later mask lets train again.
+    for weight, gone in masked:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
+        if weight.grad is not None:
+            weight.grad.masked_fill_(gone, 0)
+
+
+def _clip(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Clip the gradient to norm 1."""
+    used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if any(p.grad.is_sparse for p in used):
+        raise InputError(
+            "AdamW takes no sparse gradients: pass optimizer=, or an Embedding without sparse=True"
+        )
+    norm = get_total_norm([p.grad for p in used])
+    if not norm.isfinite():
+        raise InputError(
+            f"the gradient is {float(norm)} at step {step}, though the loss is finite: look "
+            "for a square root or a division by a number near zero in the model or the loss"
+        )
+    clip_grads_with_norm_(used, LARGEST_NORM, norm)
 
 
 @dataclass(frozen=True)
