@@ -24,6 +24,7 @@ MAY_IMPORT["batches"] = {"core"}
 MAY_IMPORT["processes"] = {"core"}
 MAY_IMPORT["views"] = {"core"}
 MAY_IMPORT["execution"] = {"core", "batches"}
+MAY_IMPORT["outputs"] = {"core"}
 MAY_IMPORT["modules"] = {"core"}
 MAY_IMPORT["allocation"] = {"core", "structures"}
 MAY_IMPORT["methods"] = {"core", "progress", "structures", "allocation"}

@@ -13,7 +13,7 @@ from bank import BANK
 from torch import Tensor, nn
 
 from secateur.core import InputError, PruningGraph
-from secateur.execution import logits
+from secateur.outputs import logits
 from secateur.statistics.collect import collect_statistics
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import default_loss

@@ -26,11 +26,12 @@ from secateur.apply.kept_tensors import check_shapes, shorten
 from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
 from secateur.core.indices import kept_shapes
 from secateur.core.paths import flush, to_path
-from secateur.execution import call, duplicate, evaluating, floating_outputs
+from secateur.execution import call, duplicate, evaluating
 from secateur.formats.modelling_file import auto_map, import_class, write_modelling_file
 from secateur.formats.plain_model import UNEVEN, PlainModel, Uneven, plain_models
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers_config import build_on_meta
+from secateur.outputs import floating_outputs
 from secateur.tracing.export import silenced, without_fused_attention
 
 __all__ = ["KEY", "check_model", "check_place", "publish", "save_pretrained", "write_companions"]

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 
 from secateur.batches import IGNORED, own_tokens
 from secateur.core import InputError, unknown
-from secateur.execution import call, evaluating, floating_outputs, is_cache, logits, read_batches
+from secateur.execution import call, evaluating, read_batches
+from secateur.outputs import floating_outputs, is_cache, logits
 from secateur.statistics.loss import class_axis, class_scores
 from secateur.views import as_returned_by
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import InputError, unknown
-from secateur.execution import floating_outputs
+from secateur.outputs import floating_outputs
 from secateur.statistics.loss import relative_square
 
 __all__ = ["Features", "check_features", "following"]

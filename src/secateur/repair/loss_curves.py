@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from secateur.apply.mask import mask
 from secateur.batches import few_tokens
 from secateur.core import IntArray, LossCurve, Plan, PruningGraph, Statistics
-from secateur.execution import evaluating, explain_errors, floating_outputs, read_batches
+from secateur.execution import evaluating, explain_errors, read_batches
+from secateur.outputs import floating_outputs
 from secateur.processes import current_processes, gather_over_processes
 from secateur.progress import progress_bar
 from secateur.repair.fold import fold_masked

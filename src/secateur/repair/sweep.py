@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.core import InputError
-from secateur.execution import explain_errors, floating_outputs
+from secateur.execution import explain_errors
+from secateur.outputs import floating_outputs
 from secateur.repair.spill import Spill
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from secateur.core import InputError, PruningGraph
-from secateur.execution import logits, tensors_of, untouched
+from secateur.execution import tensors_of, untouched
+from secateur.outputs import logits
 from secateur.statistics.loss import Loss, check_loss
 
 __all__ = ["SynapticFlow", "gradients"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.batches import IGNORED
 from secateur.core import InputError
-from secateur.execution import floating_outputs, logits, named_logits
+from secateur.outputs import floating_outputs, logits, named_logits
 
 __all__ = [
     "Loss",
