@@ -16,19 +16,8 @@ from secateur.core.errors import (
     StoreError,
     unknown,
 )
-from secateur.core.graph import (
-    KINDS,
-    BoolArray,
-    Frozen,
-    Group,
-    IntArray,
-    Kind,
-    Layer,
-    PruningGraph,
-    Role,
-    SizeAttribute,
-    Slot,
-)
+from secateur.core.graph import Frozen, Layer, PruningGraph, SizeAttribute
+from secateur.core.group import KINDS, BoolArray, Group, IntArray, Kind, Role, Slot
 from secateur.core.interface import Interface, State, StateAxis
 from secateur.core.latency_table import LatencyTable, LayerTimes
 from secateur.core.plan import Merge, Plan

@@ -14,7 +14,8 @@ import numpy as np
 from secateur.core.errors import PlanError
 
 if TYPE_CHECKING:
-    from secateur.core.graph import BoolArray, IntArray, PruningGraph, SizeAttribute
+    from secateur.core.graph import PruningGraph, SizeAttribute
+    from secateur.core.group import BoolArray, IntArray
     from secateur.core.interface import StateAxis
 
 __all__ = [

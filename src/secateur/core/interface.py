@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.core.errors import InputError, unknown
+from secateur.core.group import IntArray
 
 __all__ = [
     "Interface",
@@ -51,7 +50,7 @@ class StateAxis:
     axis: int
     value: int
     groups: tuple[str, ...]
-    index: tuple[NDArray[np.int64], ...]
+    index: tuple[IntArray, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ class Interface:
             states.append(replace(state, axes=tuple(x for x in axes if x is not None)))
         return replace(self, states=tuple(states))
 
-    def summary(self, kept: Mapping[tuple[int, int], NDArray[np.int64]] | None = None) -> list[str]:
+    def summary(self, kept: Mapping[tuple[int, int], IntArray] | None = None) -> list[str]:
         """Say which outputs count, and which units lie on the states or what is left of these, line by line.
 
         Args:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.core.errors import PlanError, unknown
-from secateur.core.graph import BoolArray, IntArray, PruningGraph
+from secateur.core.graph import PruningGraph
+from secateur.core.group import BoolArray, IntArray
 from secateur.core.indices import check_units
 
 __all__ = ["Merge", "Plan"]
