@@ -42,13 +42,16 @@ def _share(what: str, value: Any) -> float:
     return float(value)
 
 
-def _check_options(scope: str, floor: int, round_to: int, even: bool, least: int = 1) -> None:
+def _check_options(budget: Budget) -> None:
+    """Check everything but the share of a budget."""
+    scope, floor, round_to = budget.scope, budget.floor, budget.round_to
     if not isinstance(scope, str) or scope not in SCOPES:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
+    least = 0 if isinstance(budget, Latency) else 1
     if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
         raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
-    if not isinstance(even, bool):
-        raise InputError(f"even must be True or False; got {even!r}")
+    if not isinstance(budget.even, bool):
+        raise InputError(f"even must be True or False; got {budget.even!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,9 +92,7 @@ class Budget:
         if isinstance(self.keep, Mapping):
             raise InputError(f"{kind}.keep must be one number; Units takes a mapping of groups to shares")
         object.__setattr__(self, "keep", _share(f"{kind}.keep", self.keep))
-        _check_options(
-            self.scope, self.floor, self.round_to, self.even, 0 if isinstance(self, Latency) else 1
-        )
+        _check_options(self)
 
     def __repr__(self) -> str:
         """Return the budget as it is written, without defaults."""
@@ -177,7 +178,7 @@ class Units(Budget):
             raise InputError(f"with a share for each layer, scope must be 'layer'; got {self.scope!r}")
         shares = {name: _share(f"Units.keep[{name!r}]", share) for name, share in self.keep.items()}
         object.__setattr__(self, "keep", shares)
-        _check_options(self.scope, self.floor, self.round_to, self.even)
+        _check_options(self)
 
     def after(self, progress: float) -> Self:
         """Return the budget after a part of the way; see `Budget.after`."""
@@ -320,9 +321,7 @@ def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
         return
     if isinstance(limit, bool) or not (isinstance(limit, Real) and 0 < float(limit) < float("inf")):
         raise InputError(f"{kind}.{name} must be a positive number; got {limit!r}")
-    _check_options(
-        budget.scope, budget.floor, budget.round_to, budget.even, 0 if isinstance(budget, Latency) else 1
-    )
+    _check_options(budget)
 
 
 @dataclass(frozen=True, init=False, repr=False)
