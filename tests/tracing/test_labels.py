@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.tracing.labels import LabelAlgebra
-from secateur.tracing.propagate import Propagation, TensorAxes, concatenate, factor_groups
+from secateur.tracing.labels import LabelAlgebra, concatenate
+from secateur.tracing.propagate import Propagation, TensorAxes, factor_groups
 
 
 def alive(algebra: LabelAlgebra, label, dead: set[int], n: int) -> tuple[bool, ...]:

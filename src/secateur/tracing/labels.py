@@ -29,12 +29,13 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Label", "LabelAlgebra"]
+__all__ = ["Label", "LabelAlgebra", "concatenate", "tile"]
 
 Ints = NDArray[np.int64]
 Label = Ints | None
@@ -331,3 +332,22 @@ def _same(p: Ints, q: Ints) -> bool:
     """Return whether two arrays partition the positions in the same way."""
     pairs = np.unique(np.stack([p, q]), axis=1).shape[1]
     return bool(pairs == p.max() + 1 == q.max() + 1)
+
+
+def tile(label: Label, n: int) -> Label:
+    """Repeat a label end to end n times."""
+    return None if label is None else np.tile(label, (n, 1))
+
+
+def concatenate(labels: Sequence[Label], sizes: Sequence[int]) -> Label:
+    """Join labels end to end; an axis without a label gets atom 0, which is always alive."""
+    width = max((x.shape[1] for x in labels if x is not None), default=0)
+    if not width:
+        return None
+    rows = []
+    for label, n in zip(labels, sizes, strict=True):
+        full = np.zeros((n, width), dtype=np.int64)
+        if label is not None:
+            full[:, : label.shape[1]] = label
+        rows.append(full)
+    return np.concatenate(rows)

@@ -392,22 +392,3 @@ def factor_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
                 j += 1
         groups.append((left, right))
     return groups
-
-
-def tile(label: Label, n: int) -> Label:
-    """Repeat a label end to end n times."""
-    return None if label is None else np.tile(label, (n, 1))
-
-
-def concatenate(labels: Sequence[Label], sizes: Sequence[int]) -> Label:
-    """Join labels end to end; an axis without a label gets atom 0, which is always alive."""
-    width = max((x.shape[1] for x in labels if x is not None), default=0)
-    if not width:
-        return None
-    rows = []
-    for label, n in zip(labels, sizes, strict=True):
-        full = np.zeros((n, width), dtype=np.int64)
-        if label is not None:
-            full[:, : label.shape[1]] = label
-        rows.append(full)
-    return np.concatenate(rows)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.tracing.labels import Label
-from secateur.tracing.propagate import Propagation, TensorAxes, concatenate, tile
+from secateur.tracing.labels import Label, concatenate, tile
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules.base import rule
 from secateur.tracing.stacked_states import stack_rows
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.tracing.propagate import Propagation, TensorAxes, concatenate
+from secateur.tracing.labels import concatenate
+from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.rules.base import axes_of, rule
 
 __all__: list[str] = []
