@@ -39,6 +39,7 @@ for _stage in (
     "latency_budget",
     "latency_correction",
     "depth",
+    "mixtures",
     "pruning_step",
     "pruning",
     "diagnostics",

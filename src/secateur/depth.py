@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from secateur.allocation.amounts import with_shares
 from secateur.allocation.block_choice import choose_blocks
 from secateur.allocation.schedule import remaining_budget
 from secateur.apply.blocks import drop_blocks, find_blocks
@@ -22,7 +21,13 @@ from secateur.repair.loss_curves import Divergence
 from secateur.tracing.trace import trace
 from secateur.views import as_called, view
 
-__all__ = ["find_least_needed_blocks", "latency_notes", "measure_blocks", "trace_without_blocks"]
+__all__ = [
+    "find_least_needed_blocks",
+    "latency_notes",
+    "measure_blocks",
+    "trace_rest",
+    "trace_without_blocks",
+]
 
 
 def find_least_needed_blocks(model: nn.Module, batches: Sequence[Any], count: int) -> tuple[str, ...]:
@@ -93,22 +98,24 @@ def measure_blocks(
 
 def trace_without_blocks(
     model: nn.Module,
-    blocks: int | str | Sequence[str],
+    graph: PruningGraph,
     budget: Budget,
+    blocks: int | str | Sequence[str],
     batches: Sequence[Any] | None,
     call: tuple[Any, ...],
-    measure_losses: Callable[[PruningGraph], Mapping[str, LossCurve]],
+    measure_losses: Callable[[nn.Module, PruningGraph], Mapping[str, LossCurve]],
     check: bool = True,
 ) -> tuple[nn.Module, PruningGraph, Budget, tuple[str, ...]]:
     """Take out blocks, and trace what is left.
 
     Args:
         model: The model; it is not changed.
+        graph: Its graph.
+        budget: What stays of it, as shares.
         blocks: Names of blocks, or how many, or ``"auto"``; 0 or an empty list for none.
-        budget: What stays of the whole model.
         batches: Batches to find the least needed blocks on, unless `blocks` has names.
         call: Example inputs and what follows them, as `trace` takes them.
-        measure_losses: The graph of the whole model -> what removing units of its groups costs; for "auto".
+        measure_losses: A model and its graph -> what removing units of its groups costs; for "auto".
         check: Whether to compare what is left with the model whose blocks are zero.
 
     Returns:
@@ -119,25 +126,38 @@ def trace_without_blocks(
         ExactnessError: If leaving out a block is not exact.
     """
     _check(blocks, batches)
-    whole = trace(model, *call).with_even_layers(budget.even)
-    shares = with_shares(whole, with_tables(budget, model, whole))
     if not blocks:
-        return model, whole, shares, ()
-    seen = view(model, whole.interface)
-    example = (whole.example_inputs, whole.example_kwargs) if check else ()
+        return model, graph, budget, ()
+    seen = view(model, graph.interface)
+    example = (graph.example_inputs, graph.example_kwargs) if check else ()
     if blocks == "auto":
         found = measure_blocks(seen, batches or (), example)
-        names = choose_blocks(whole, shares, measure_losses(whole), found)
+        names = choose_blocks(graph, budget, measure_losses(model, graph), found)
     elif isinstance(blocks, Integral):
         names = find_least_needed_blocks(seen, batches or (), int(blocks))
     else:
         names = tuple(blocks)  # type: ignore[arg-type]
     if not names:
-        return model, whole, shares, ()
+        return model, graph, budget, ()
     left = drop_blocks(model, names, *example)
-    graph = trace(left, *call).with_even_layers(budget.even)
-    parts = [_remaining(part, model, left, whole, graph) for part in shares.parts]
-    return left, graph, with_tables(as_budget(parts), left, graph), names
+    return left, *trace_rest(left, call, budget, model, graph), names
+
+
+def trace_rest(
+    left: nn.Module, call: tuple[Any, ...], budget: Budget, model: nn.Module, graph: PruningGraph
+) -> tuple[PruningGraph, Budget]:
+    """Trace what is left of a model; return its graph and the budget as shares of what it has.
+
+    Args:
+        left: The model without experts or blocks.
+        call: Example inputs and what follows them, as `trace` takes them.
+        budget: What stays of the model with them.
+        model: The model with them.
+        graph: Its graph.
+    """
+    rest = trace(left, *call).with_even_layers(budget.even)
+    parts = [_remaining(part, model, left, graph, rest) for part in budget.parts]
+    return rest, with_tables(as_budget(parts), left, rest)
 
 
 def _remaining(
@@ -154,14 +174,14 @@ def _remaining(
 def latency_notes(
     notes: Sequence[Mapping[str, Any]], budget: Budget, original: nn.Module, small: nn.Module, plan: Plan
 ) -> list[dict[str, Any]]:
-    """Return the notes on a budget of milliseconds with the times of the model that still had the blocks.
+    """Return the notes on a budget of milliseconds with the times of the original model.
 
     Args:
-        notes: What `remove_within` noted, beside the model without the blocks.
+        notes: What `remove_within` noted, beside the model without the experts and blocks.
         budget: The user's budget.
         original: The user's model.
         small: The pruned model.
-        plan: The plan, with the blocks.
+        plan: The plan, with the experts and blocks.
     """
     latencies = [part for part in budget.parts if isinstance(part, Latency)]
     told = []

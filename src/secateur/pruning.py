@@ -34,6 +34,7 @@ from secateur.latency_correction import remove_within
 from secateur.methods import Method, find_method
 from secateur.methods.base import SetMethod
 from secateur.methods.contract import needs_of
+from secateur.mixtures import Experts, trace_without_experts
 from secateur.progress import Stopwatch
 from secateur.pruning_step import Callback, call_back, decide, remove_units
 from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
@@ -117,6 +118,7 @@ def prune(
     loss: Loss | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
     blocks: int | str | Sequence[str] = 0,
+    experts: Experts | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
@@ -152,6 +154,9 @@ def prune(
         blocks: Whole blocks that go first: names (see `drop_blocks`), or how many, the least needed by
             trial on the data, or "auto": those that the integer program drops, which weighs blocks against
             units.  What is left has other numbers, which `ignored_layers` refers to.
+        experts: How many whole experts stay in each mixture, those of the largest saliency on the data
+            (Lasby et al. 2025); or by name of a mixture (see `find_mixtures`) how many, or the numbers of
+            those that stay.  The others go first, before blocks.
         example_kwargs: More keyword arguments of the model.
         outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
@@ -183,9 +188,8 @@ def prune(
     each_step, at_the_end = _split_repairs(repairs, schedule)
     call = (example_inputs, ignored_layers, example_kwargs, outputs, states, inside, positions)
     with (clock := Stopwatch())("trace"):
-        left, graph, shares, gone = recipe.trace(model, blocks, call, check, bool(repairs))
-    settings = replace(recipe.settings, original=left)
-    start = state = Pruned(left, graph, Plan(graph, chosen.name, blocks=gone))
+        shares, start = recipe.trace(model, experts, blocks, call, check, bool(repairs))
+    settings, graph, state = replace(recipe.settings, original=start.model), start.graph, start
     inexact, notes = dict[str, str](), list[dict[str, Any]]()
     judge, refusal = schedule.judge(view(model, graph.interface)), NothingToPrune("the schedule has no steps")
     for number, goal in enumerate(schedule.goals(shares), 1):
@@ -198,7 +202,7 @@ def prune(
         step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
         if isinstance(step_plan, NothingToPrune):
             refusal = step_plan
-            notes += [] if schedule.restarts else [describe_step(number, goal, left, state.plan)]
+            notes += [] if schedule.restarts else [describe_step(number, goal, start.model, state.plan)]
             continue
         with clock("repair"):
             after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
@@ -212,7 +216,7 @@ def prune(
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes}
-    return _result(model, state, budget, inexact, settings, {**how, "seconds": clock.seconds})
+    return _result(model, start.plan, state, budget, inexact, settings, {**how, "seconds": clock.seconds})
 
 
 def _defaults(
@@ -287,12 +291,14 @@ class _Recipe:
     """What a pruning looks at and on which batches.
 
     Attributes:
+        method: The method's name.
         budget: The user's budget.
         needs: What the method and the repairs look at.
         by_loss: The method that orders the units, if the losses of the groups decide the counts.
         settings: The model and the batches; some are kept apart to judge a fold and measure losses.
     """
 
+    method: str
     budget: Budget
     needs: frozenset[str]
     by_loss: SetMethod | None
@@ -308,20 +314,31 @@ class _Recipe:
         return with_loss_curves(statistics, scores, model, graph, x.fitting or (), x.guard, x.progress)
 
     def trace(
-        self, model: nn.Module, blocks: Any, call: tuple[Any, ...], check: bool, turn: bool
-    ) -> tuple[nn.Module, PruningGraph, Budget, tuple[str, ...]]:
-        """Trace without blocks: see `trace_without_blocks`; if `turn`, turn values to principal axes."""
-        x = self.settings
-        left, graph, shares, gone = trace_without_blocks(
-            model, blocks, self.budget, x.tuning, call, self.group_losses, check
-        )
-        return turn_values(left, graph, x.fitting if turn else None, x.seed), graph, shares, gone
+        self, model: nn.Module, experts: Any, blocks: Any, call: tuple[Any, ...], check: bool, turn: bool
+    ) -> tuple[Budget, Pruned]:
+        """Trace what is left without experts and blocks; if `turn`, turn values to principal axes.
 
-    def group_losses(self, graph: PruningGraph) -> Mapping[str, LossCurve]:
+        Returns:
+            The budget as shares of what is left; what is left, with the plan that drops experts and blocks.
+        """
+        x = self.settings
+        left, graph, shares, kept, notes = trace_without_experts(
+            model, experts, self.budget, x.tuning, call, check
+        )
+        left, graph, shares, gone = trace_without_blocks(
+            left, graph, shares, blocks, x.tuning, call, self.group_losses, check
+        )
+        reasons: dict[str, Any] = {"experts gone": notes, "blocks gone": gone}
+        reasons = {what: note for what, note in reasons.items() if note}
+        plan = Plan(graph, self.method, blocks=gone, experts=kept, notes=reasons)
+        left = turn_values(left, graph, x.fitting if turn else None, x.seed)
+        return shares, Pruned(left, graph, plan)
+
+    def group_losses(self, model: nn.Module, graph: PruningGraph) -> Mapping[str, LossCurve]:
         """Measure what removing units of each group costs; raise `InputError` if nothing orders units."""
         if self.by_loss is None:
             raise InputError(f"blocks='auto' weighs blocks against units: {self.budget} needs scope='loss'")
-        return self.collect(view(self.settings.original, graph.interface), graph).losses
+        return self.collect(view(model, graph.interface), graph).losses
 
 
 def _recipe(
@@ -340,7 +357,7 @@ def _recipe(
     if batches and (by_loss or repair_needs(repairs)):
         fitting, guard = split_off_guard(batches)
     settings = RepairSettings(model, fitting, guard, batches, loss, seed, progress)
-    return _Recipe(budget, frozenset(needs), by_loss, settings)
+    return _Recipe(method.name, budget, frozenset(needs), by_loss, settings)
 
 
 def _split_repairs(
@@ -356,21 +373,26 @@ def _split_repairs(
 
 
 def _result(
-    original: nn.Module, state: Pruned, budget: Budget, inexact: Any, settings: RepairSettings, how: Any
+    original: nn.Module,
+    first: Plan,
+    state: Pruned,
+    budget: Budget,
+    inexact: Any,
+    settings: RepairSettings,
+    how: Any,
 ) -> Result:
     """Return the result of a pruning, with what its report says about how it came about."""
-    notes = {**state.plan.notes, "schedule": how["schedule"]}
-    if state.plan.blocks:
-        notes["blocks gone"] = state.plan.blocks
-        if "latency" in notes:
-            notes["latency"] = latency_notes(notes["latency"], budget, original, state.model, state.plan)
+    notes = {**first.notes, **state.plan.notes, "schedule": how["schedule"]}
+    whole = state.plan.experts or state.plan.blocks
+    if whole and "latency" in notes:
+        notes["latency"] = latency_notes(notes["latency"], budget, original, state.model, state.plan)
     if inexact:
         notes["inexact groups"] = inexact
     if "predicted loss" in notes:
         divergence = Divergence(
             view(original, state.graph.interface), settings.guard or settings.fitting or ()
         )
-        if state.plan.blocks:  # the prediction is that of units alone
+        if whole:  # the prediction is that of units alone
             notes["predicted loss"] += divergence(view(settings.original, state.graph.interface))
         notes["measured loss"] = how["steps"][-1]["loss"] = divergence(state.view())
     if len(how["steps"]) > 1:

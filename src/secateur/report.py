@@ -83,7 +83,7 @@ class Report:
         groups: By group, the units it had ("units") and those that stayed ("kept").
         kinds: By kind of group, the groups, the units they had ("units"), those that stayed ("kept"), and
             the parameters that go if only these units go ("parameters"); a weight between two kinds counts
-            in both.
+            in both.  Whole experts come first, as "experts" of so many mixtures ("groups").
         masks: By weight, the single weights it had ("weights") and those that stayed ("kept").
         interface: Which outputs count, if not all do, and what became of the states, line by line.
         frozen: Axes from which nothing was removed, each with its reason.
@@ -197,7 +197,7 @@ class Report:
                 "",
                 *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
                 *(f"{describe_latency(note)}.\n" for note in self.notes.get("latency", ())),
-                *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if len(by_kind) > 1 else []),
+                *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if self._has_kinds() else []),
                 *([f"{'; '.join(self.interface)}.", ""] if self.interface else []),
                 markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
                 "",
@@ -224,7 +224,7 @@ class Report:
         lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
         if blocks := self.notes.get("blocks gone"):
             lines.append(f"  whole blocks gone: {len(blocks)}; see report.notes")
-        if len(self.kinds) > 1:
+        if self._has_kinds():
             lines.append(f"  {self._kinds()}")
         lines += [f"  {line}" for line in self.interface]
         if "measured loss" in self.notes:
@@ -243,6 +243,10 @@ class Report:
         spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
         memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
         return "\n".join([*lines, f"  time: {spent}{memory}"])
+
+    def _has_kinds(self) -> bool:
+        """Return whether the kinds say more than the number of all units."""
+        return len(self.kinds) > 1 or "experts" in self.kinds
 
     def _kinds(self) -> str:
         """Describe what each kind of units gave."""

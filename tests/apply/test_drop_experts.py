@@ -136,6 +136,76 @@ def test_the_use_of_experts_is_counted() -> None:
     assert torch.allclose(shares, expected.double()) and float(shares.sum()) == pytest.approx(CHOSEN)
 
 
+class Grouped(Mixing):
+    """Two groups of three experts, of which the router first chooses one, by biased scores (DeepSeek-V3)."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        super().__init__(count=6)
+        self.n_group, self.topk_group = 2, 1
+        self.gate.correction_bias = nn.Buffer(bias * torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).sigmoid()
+        choice = (scores + self.gate.correction_bias).reshape(len(x), self.n_group, -1)
+        group = choice.topk(2).values.sum(-1).topk(self.topk_group).indices
+        open_groups = torch.zeros(len(x), self.n_group, dtype=torch.bool).scatter(1, group, True)
+        choice = choice.masked_fill(~open_groups[..., None], -torch.inf).flatten(1)
+        index = choice.topk(self.top_k).indices
+        chosen = self.experts(x).gather(1, index[..., None].expand(-1, -1, WIDTH))
+        return x + (scores.gather(1, index)[..., None] * chosen).sum(1)
+
+
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+def test_groups_of_experts_keep_equally_many(bias: float) -> None:
+    """With a bias, a score of 0 would often be among the largest."""
+    model = model_of(Grouped(bias)).double()
+    assert find_mixtures(model)["0"] == Mixture("0.experts", "0.gate", 6, CHOSEN, groups=2, open=1)
+    kept = [0, 2, 3, 4]
+    small = drop_experts(model, {"0": kept}, X.double())
+    assert torch.equal(small[0].gate.correction_bias, model[0].gate.correction_bias[kept])
+    every, scores = model[0].experts(X.double()).detach(), model[0].gate(X.double()).detach().sigmoid()
+    ranked, rows = scores + model[0].gate.correction_bias, []
+    for token in range(len(X)):
+        sums = [float(ranked[token, pair].sum()) for pair in ([0, 2], [3, 4])]
+        pair = [0, 2] if sums[0] >= sums[1] else [3, 4]
+        rows.append(X[token].double() + sum(scores[token, e] * every[token, e] for e in pair))
+    assert torch.allclose(small(X.double()), torch.stack(rows), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem"),
+    [
+        ([0, 1, 2, 3], r"groups of experts of '0' would keep \[3, 1\]"),
+        ([0, 2, 4], "keep a multiple of 2"),
+        ([0, 3], "chooses 2 for each token from 1 of 2 groups: keep at least 4"),
+    ],
+)
+def test_unequal_groups_are_refused(kept: list[int], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        drop_experts(model_of(Grouped()), {"0": kept}, X)
+
+
+def test_a_list_of_layers_beside_a_head_is_no_mixture() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList([Mixing(), Mixing(Listed)]), nn.Linear(WIDTH, 2)
+
+            self.scan = nn.ModuleDict({"conv": nn.Conv1d(8, 8, 3, groups=8), "in": nn.Linear(WIDTH, 8)})
+
+    assert set(find_mixtures(Net())) == {"layers.0", "layers.1"}
+
+
+@pytest.mark.parametrize("experts", [Stacked, Listed])
+def test_nothing_is_shared_with_the_model(experts: type[nn.Module]) -> None:
+    model = model_of(Mixing(experts))
+    model.append(model[0])  # its tensors have two names
+    for dropped in (model, model[0]):
+        small = drop_experts(dropped, {"0" if dropped is model else "": [0, 2, 4]})
+        own = {p.data_ptr() for p in model.parameters()}
+        assert not own & {p.data_ptr() for p in small.parameters()}
+
+
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Olmoe"])
 def test_mixtures_of_transformers_stay_ordinary_models(family: str) -> None:
     transformers = pytest.importorskip("transformers")

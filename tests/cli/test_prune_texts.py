@@ -11,7 +11,7 @@ from click.testing import Result
 from command_line import run
 from language_folder import make_folder, make_text, make_tokenizer
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from secateur.measure.metrics import perplexity
 from secateur.result import load_report
@@ -115,6 +115,42 @@ def test_whole_blocks_go_first(llama: Path, blocks: str) -> None:
     assert len(gone) == 1 or blocks == "auto"
     done = prune(*TEXTS, *plain, "--blocks", "model.layers.7")
     assert done.exit_code == 2 and "no block 'model.layers.7'" in done.stderr
+
+
+def test_whole_experts_go_first(place: Path) -> None:
+    (place / "gardens.txt").write_text(make_text("gardens"))
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 4, "num_local_experts": 4}
+    make_tokenizer().save_pretrained("mixtral")
+    config = MixtralConfig(**sizes, vocab_size=300, num_hidden_layers=2, num_key_value_heads=2)
+    MixtralForCausalLM(config).save_pretrained("mixtral")
+    plain = ("--method", "magnitude", "--repair", "none", "--budget", "params=0.6,of=body")
+
+    def mixtral(*arguments: str) -> Result:
+        return run("prune", "mixtral", *TEXTS, *plain, *arguments)
+
+    done = mixtral("--experts", "3", "--out", "small", "--explain")
+    assert done.exit_code == 0 and "from_pretrained loads" in done.stdout, done.output
+    assert "experts 2 of 8 (" in done.stdout and "experts that stay in model.layers.0.mlp: [" in done.stdout
+    small = MixtralForCausalLM.from_pretrained("small")
+    assert small.config.num_local_experts == 3 and small.config.intermediate_size < 16
+    assert load_report("small").kinds["experts"]["kept"] == 6
+    named = [x for n in (0, 1) for x in ("--experts", f"model.layers.{n}.mlp:{n},2,3")]
+    done = mixtral(*named, "--out", "other")
+    assert done.exit_code == 0, done.output
+    notes = load_report("other").notes["experts gone"]
+    assert [note["gone"] for note in notes.values()] == [[1], [0]]
+    done = mixtral(*named[:2], "--out", "uneven")
+    assert done.exit_code == 0 and "unequal numbers of experts" in done.stderr, done.output
+    assert "secateur.load reads" in done.stderr
+    for text, problem in (
+        ("1", "keep at least 2"),
+        ("model.layers.0.mlp", "--experts takes"),
+        ("mlp:0,x", "takes"),
+    ):
+        done = mixtral("--experts", text)
+        assert done.exit_code == 2 and problem in done.stderr
+    done = run("prune", "mixtral", "--stream", "--text", "gardens.txt", "--experts", "3", "--out", "streamed")
+    assert done.exit_code == 2 and "--experts needs the whole model in memory" in done.stderr
 
 
 def test_the_tokenizer_may_be_elsewhere(llama: Path) -> None:

@@ -32,6 +32,8 @@ WHOLE = np.ones((6, 4), bool)
         ({"masks": {"0.weight": WHOLE}, "factors": {"0.weight": 0.0 * WHOLE}}, "finite and not 0"),
         ({"blocks": 3}, "blocks must be names of blocks; got 3"),
         ({"blocks": "layers.0"}, "blocks must be names of blocks"),
+        ({"experts": [0]}, "experts must map names of mixtures to numbers of experts; got a list"),
+        ({"experts": {"mlp": [2, 1]}}, r"keep\['mlp'\] has unit 1 at index 1"),
     ],
 )
 def test_parts_of_a_wrong_kind(parts: dict[str, Any], words: str) -> None:

@@ -32,12 +32,13 @@ def removed_by_kind(plan: Plan) -> dict[str, dict[str, int]]:
     """Return, by kind of group, what a plan removes: "groups", "units", "kept" units, and "parameters".
 
     The parameters are those that go if only the units of this kind go, so a weight between two kinds counts
-    in both.  A plan that removes no units gives an empty mapping.
+    in both.  Whole experts are the first kind, "experts" of so many mixtures ("groups").  A plan that removes
+    neither units nor experts gives an empty mapping.
     """
+    kinds = _removed_experts(plan)
     if not plan.keep:
-        return {}
+        return kinds
     model = CostModel(plan.graph)
-    kinds: dict[str, dict[str, int]] = {}
     for kind, groups in plan.graph.by_kind().items():
         keep = {group.name: plan.keep[group.name] for group in groups if group.name in plan.keep}
         kinds[kind] = {
@@ -47,6 +48,16 @@ def removed_by_kind(plan: Plan) -> dict[str, dict[str, int]]:
             "parameters": model({}).params - model(keep).params,
         }
     return kinds
+
+
+def _removed_experts(plan: Plan) -> dict[str, dict[str, int]]:
+    """Return what whole experts give, which the notes of a plan of `prune` say."""
+    notes = plan.notes.get("experts gone") if plan.experts else None
+    if not notes:
+        return {}
+    had, gone = sum(note["of"] for note in notes.values()), sum(len(note["gone"]) for note in notes.values())
+    parameters = sum(note["parameters"] for note in notes.values())
+    return {"experts": {"groups": len(notes), "units": had, "kept": had - gone, "parameters": parameters}}
 
 
 def remaining_budget(original: PruningGraph, left: PruningGraph, goal: Budget) -> Budget:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from secateur.apply.exactness import verify_call
 from secateur.apply.kept_tensors import shorten
-from secateur.core import InputError, Plan, PlanError, unknown
-from secateur.execution import check_module, duplicate, plain_tensors, tensors_by_name
+from secateur.core import InputError, unknown
+from secateur.execution import check_module, duplicate, tensors_by_name
 from secateur.tracing.trace import as_call
 
-__all__ = ["drop_blocks", "find_blocks", "without_blocks"]
+__all__ = ["drop_blocks", "find_blocks"]
 
 STACKS = (nn.ModuleList, nn.Sequential)
 NUMBER = "num_hidden_layers"  # of transformers' configs, whatever their own name for it
@@ -98,24 +98,6 @@ def drop_blocks(
         what = f"the model without the blocks {listed}"
         verify_call(_zeroed(model, gone), small, args, kwargs, what, check_device)
     return small
-
-
-def without_blocks(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return the model that the graph of a plan describes: without the blocks that the plan drops.
-
-    A model without them is returned as it is.
-
-    Raises:
-        PlanError: If the model does not have these blocks.
-    """
-    if not plan.blocks or set(tensors_by_name(model)) == set(plan.graph.shapes) - set(plain_tensors(model)):
-        return model
-    try:
-        return drop_blocks(model, plan.blocks)
-    except InputError as error:
-        raise PlanError(
-            f"the plan drops blocks that {type(model).__name__} does not have: {error}"
-        ) from error
 
 
 def _by_stack(model: nn.Module, names: Iterable[str]) -> dict[str, list[int]]:

@@ -90,7 +90,14 @@ def compose(first: Plan, second: Plan) -> Plan:
             )
         whole[np.ix_(*axes)] &= mask
     return replace(
-        second, graph=graph, keep=keep, masks=masks, merges={}, blocks=first.blocks, factors=first.factors
+        second,
+        graph=graph,
+        keep=keep,
+        masks=masks,
+        merges={},
+        experts=first.experts,
+        blocks=first.blocks,
+        factors=first.factors,
     )
 
 

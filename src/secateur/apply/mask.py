@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.blocks import without_blocks
+from secateur.apply.before_units import before_units
 from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.core import Plan, PlanError, unknown
 
@@ -24,16 +24,16 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model in which everything that the plan removes is zero.
 
     Weights that stay are multiplied by the plan's factors, if it has any.
-    Shapes stay, and nothing gets faster; only whole blocks that the plan drops are gone.  Buffers of
-    floating numbers are masked like parameters: a table of positions that is added to the features must be
-    zero where the features are.  Other buffers stay.  In training, zeroed weights become nonzero again
+    Shapes stay, and nothing gets faster; only whole experts and blocks that the plan drops are gone.  Buffers
+    of floating numbers are masked like parameters: a table of positions that is added to the features must
+    be zero where the features are.  Other buffers stay.  In training, zeroed weights become nonzero again
     unless `keep_masked` is used.
 
     Raises:
         PlanError: If the plan does not fit the model.
     """
     check_plan(plan)
-    model = without_blocks(model, plan)
+    model = before_units(model, plan)
     tensors = check_tensors(model, plan)
     factors: dict[str, Tensor] = {}
     for group in plan.graph.groups:

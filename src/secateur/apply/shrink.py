@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.blocks import without_blocks
+from secateur.apply.before_units import before_units
 from secateur.apply.check_inputs import hides_parts, with_other_weights
 from secateur.apply.copying import check_plan, check_tensors, copy_with
 from secateur.apply.exactness import Exactness, verify
@@ -53,9 +53,9 @@ def shrink(
     """
     check_flags(check=check)
     check_plan(plan)
-    model = without_blocks(model, plan)
+    model = before_units(model, plan)
     kept = kept_indices(plan.graph, plan.keep)
-    if not (kept or plan.masks or plan.blocks):
+    if not (kept or plan.masks or plan.blocks or plan.experts):
         raise NothingToPrune(f"the plan removes nothing.\n{plan.graph.describe_frozen()}")
     base = mask(model, replace(plan, keep={}, merges={})) if plan.masks else model
     tensors = check_tensors(base, plan)

@@ -39,9 +39,11 @@ __all__ = [
     "Strict",
     "WeightsFile",
     "WholeBlocks",
+    "WholeExperts",
     "check_writable",
     "make_interface",
     "parse_blocks",
+    "parse_experts",
     "prepare_model",
 ]
 
@@ -128,6 +130,15 @@ WholeBlocks = Annotated[
         "commas, or auto (the integer program weighs them against units).",
     ),
 ]
+WholeExperts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--experts",
+        help="Whole experts of mixtures, which go before blocks and units: how many stay in each mixture "
+        "(those of the largest saliency on the data), or a mixture and the experts that stay in it, as in "
+        "model.layers.0.mlp:0,2,5, which may be repeated.",
+    ),
+]
 ScopeName = Annotated[
     str | None,
     typer.Option(
@@ -211,6 +222,27 @@ def parse_blocks(text: str | None) -> int | str | list[str]:
     if text is None or text == "auto":
         return text or 0
     return int(text) if text.isdecimal() else text.split(",")
+
+
+def parse_experts(texts: list[str] | None) -> int | dict[str, list[int]] | None:
+    """Return the argument `experts` of `prune` for ``--experts``.
+
+    Example:
+        >>> parse_experts(None), parse_experts(["6"]), parse_experts(["layers.0:0,2", "layers.1:1,3"])
+        (None, 6, {'layers.0': [0, 2], 'layers.1': [1, 3]})
+    """
+    if texts and len(texts) == 1 and texts[0].isdecimal():
+        return int(texts[0])
+    kept: dict[str, list[int]] = {}
+    for text in texts or ():
+        name, _, numbers = text.rpartition(":")
+        if not name or name in kept or not all(number.isdecimal() for number in numbers.split(",")):
+            raise InputError(
+                "--experts takes one number, or a mixture and its experts that stay, as in "
+                f"model.layers.0.mlp:0,2,5; got {text!r}"
+            )
+        kept[name] = [int(number) for number in numbers.split(",")]
+    return kept or None
 
 
 def check_writable(folder: Path, replaced: Iterable[str] = (), mark: str = "") -> None:

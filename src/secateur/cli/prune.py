@@ -30,8 +30,10 @@ from secateur.cli.options import (
     Strict,
     WeightsFile,
     WholeBlocks,
+    WholeExperts,
     make_interface,
     parse_blocks,
+    parse_experts,
     prepare_model,
 )
 from secateur.cli.out_folder import check_out_folder, save_result
@@ -209,6 +211,7 @@ def prune_command(
     inside: InsideNames = None,
     cut: CutKinds = None,
     blocks: WholeBlocks = None,
+    experts: WholeExperts = None,
     device: DeviceName = "cpu",
     seed: Seed = 0,
     explain: Explain = False,
@@ -230,7 +233,7 @@ def prune_command(
         others |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
         others |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
         others |= {"device": None if device == "cpu" else device, "inside": inside, "latency": latency}
-        others |= {"modelling-file": modelling_file}
+        others |= {"modelling-file": modelling_file, "experts": experts}
         prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, others)
         return
     user_metric = None if metric is None else make_metric(metric)
@@ -256,6 +259,7 @@ def prune_command(
         loss=user_loss,
         ignored_layers=[*(ignore or ()), *whole],
         blocks=parse_blocks(blocks),
+        experts=parse_experts(experts),
         **make_interface(output, state, inside),
         positions=POSITIONS in (cut or ()),
         seed=seed,

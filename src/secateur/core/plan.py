@@ -18,11 +18,13 @@ __all__ = ["Merge", "Plan"]
 
 LISTED = 6  # entries of a list in a note
 SHOWN = 10  # groups and weights in a repr
+MOST_EXPERTS = 2**31  # the model knows how many there are
 MAPS = {
     "keep": "group names to unit numbers",
     "masks": "weight names to masks",
     "merges": "group names to merges",
     "factors": "weight names to factors",
+    "experts": "names of mixtures to numbers of experts",
     "notes": "names to reasons",
 }
 
@@ -67,6 +69,8 @@ class Plan:
             (`secateur.apply.blocks`); the graph is that of the model without them.
         factors: Weight name -> float64 factors of its shape for the weights that stay, if the method rescales
             them (a sparsifier: 1 / probability).  Only masked weights have factors.
+        experts: Name of a mixture of the original model -> sorted numbers of the experts that stay
+            (`secateur.apply.experts`).  The others go before blocks and units; mixtures not named stay whole.
 
     Raises:
         PlanError: If the units of `keep` are not units of the graph, each once, rising, if groups of
@@ -83,6 +87,7 @@ class Plan:
     notes: Mapping[str, Any] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    experts: Mapping[str, IntArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the units, the masks and the factors.
@@ -100,6 +105,8 @@ class Plan:
         for what, maps in MAPS.items():
             if not isinstance(given := getattr(self, what), Mapping):
                 raise PlanError(f"{what} must map {maps}; got a {type(given).__name__}")
+        for name, kept in self.experts.items():
+            check_units(name, MOST_EXPERTS, kept)
         self._check_units()
         self._check_masks()
 
@@ -140,7 +147,7 @@ class Plan:
     @property
     def removes(self) -> bool:
         """Whether anything goes."""
-        return bool(self.keep or self.masks or self.blocks)
+        return bool(self.keep or self.masks or self.blocks or self.experts)
 
     def removed(self, group: str) -> IntArray:
         """Return the sorted numbers of a group's removed units."""
@@ -153,13 +160,15 @@ class Plan:
         lines = [f"  {name}: {len(kept)} of {names[name]} units stay" for name, kept in self.keep.items()]
         lines += [f"  {name}: {int(m.sum())} of {m.size} weights stay" for name, m in self.masks.items()]
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        without = f", {len(self.blocks)} blocks gone" if self.blocks else ""
+        without = f", experts of {len(self.experts)} mixtures gone" if self.experts else ""
+        without += f", {len(self.blocks)} blocks gone" if self.blocks else ""
         head = f"Plan by {self.method!r}, budget {self.budget or 'none'}, seed {self.seed}{without}"
         return "\n".join([head, *lines[:SHOWN], *more, "plan.explain() shows everything, with the reasons"])
 
     def explain(self) -> str:
         """Describe what goes from each group and weight, with the notes."""
         lines = [f"{self.method}, budget {self.budget}, seed {self.seed}"]
+        lines += [f"  experts that stay in {x}: {_short(list(kept))}" for x, kept in self.experts.items()]
         lines += [f"  blocks gone: {', '.join(self.blocks)}"] if self.blocks else []
         for name, kept in self.keep.items():
             size = self.graph.group(name).size

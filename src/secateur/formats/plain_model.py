@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from secateur.apply.experts import find_mixtures
 from secateur.apply.kept_tensors import shorten, state_without_places
 from secateur.core import Group, InputError, IntArray, Plan
 from secateur.core.indices import kept_shapes, padded_axes
@@ -50,6 +51,7 @@ def plain_models(model: Any, plan: Plan, uneven: Uneven) -> Iterator[PlainModel]
     Raises:
         InputError: If no config states the sizes, and zeros are not allowed or do not help.
     """
+    _check_experts(model, plan)
     wide: Keep = {name: kept for name, kept in plan.keep.items() if not plan.graph.group(name).padded}
     padded = list(padded_axes(plan.graph, plan.keep))
     if padded and uneven == "error":
@@ -69,6 +71,17 @@ def plain_models(model: Any, plan: Plan, uneven: Uneven) -> Iterator[PlainModel]
         sizes, state = None, pad_with_zeros(model, plan.graph, plan.keep, wide)
     for config in search.configs():
         yield replace(_correct(model, config, dict(state)), sizes=sizes)
+
+
+def _check_experts(model: Any, plan: Plan) -> None:
+    """Refuse mixtures that kept unequal numbers of experts."""
+    counts = {name: mixture.count for name, mixture in find_mixtures(model).items()} if plan.experts else {}
+    if len(set(counts.values())) > 1:
+        listed = shorten([f"{count} in {name!r}" for name, count in counts.items()])
+        raise InputError(
+            f"the mixtures keep unequal numbers of experts ({listed}), and a config has one number. Keep "
+            "equally many in each; or use result.save, which keeps any plan"
+        )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.apply.blocks import without_blocks
+from secateur.apply.before_units import before_units
 from secateur.apply.kept_tensors import check_shapes
 from secateur.apply.shrink import shrink
 from secateur.core import InputError, Plan, PlanError, StoreError
@@ -155,7 +155,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
     path = to_path(folder) / DOCUMENT
     plan, fresh = _plan(path, body, files), _call(factory)
     remedy = f"{path} needs a factory that returns the model as it was before pruning"
-    fresh = without_blocks(fresh, plan)
+    fresh = before_units(fresh, plan)
     check_shapes(fresh, plan.graph.shapes, "the factory's model", remedy)
     try:
         _check_sizes(fresh, plan)
