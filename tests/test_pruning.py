@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +510,8 @@ def test_results_print_in_a_few_lines(trained: nn.Module) -> None:
     for value in (result, result.report, result.plan, result.graph):
         assert 1 <= len(repr(value).splitlines()) <= 15
     assert "parameters" in repr(result)
+    slow = replace(result.report, seconds={"plan": 152.3, "repair": 0.0123})
+    assert "time: plan 152 s, repair 0.012 s" in repr(slow)
 
 
 def test_nothing_to_prune_lists_what_is_frozen() -> None:

@@ -240,7 +240,7 @@ class Report:
         for what in ("undone", "skipped"):
             if count := sum(_has(note, what) for note in self.folds.values()):
                 lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
-        spent = ", ".join(f"{stage} {x:.2g} s" for stage, x in self.seconds.items() if x >= SHORTEST)
+        spent = ", ".join(f"{stage} {_seconds(x)}" for stage, x in self.seconds.items() if x >= SHORTEST)
         memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
         return "\n".join([*lines, f"  time: {spent}{memory}"])
 
@@ -312,6 +312,10 @@ def _ratio(before: float, after: float) -> float | None:
 
 def _rate(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _seconds(x: float) -> str:
+    return f"{x:.0f} s" if x >= 10 else f"{x:.2g} s"
 
 
 def _milliseconds(x: Timing) -> str:
