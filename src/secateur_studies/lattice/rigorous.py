@@ -168,7 +168,7 @@ def _make_plans(case: Case, ratio: float) -> Iterator[tuple[str, Plan]]:
 def quiet() -> Iterator[None]:
     """Silence the warnings of the order; the tables show the results."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(order says little|units are irreducible)")
+        warnings.filterwarnings("ignore", message=".*(the order is uninformative|units are irreducible)")
         yield
 
 
