@@ -125,7 +125,7 @@ def test_covers_heights_bounds_and_dual_equal_their_definitions(seed):
     reduction = nx.transitive_reduction(nx.DiGraph(np.argwhere(leq & ~np.eye(n, dtype=bool)).tolist()))
     covers = {(i, int(j)) for i in range(n) for j in poset.upper_covers(i)}
     assert covers == set(reduction.edges)
-    assert covers == {(int(i), j) for j in range(n) for i in poset.lower_covers(j)}
+    assert covers == {(int(i), j) for j in range(n) for i in poset.dual.upper_covers(j)}
     assert [poset.rank[i] < poset.rank[j] for i, j in covers].count(False) == 0
     graph = nx.DiGraph(list(covers))
     graph.add_nodes_from(range(n))
@@ -351,9 +351,8 @@ def test_operator_that_restricts_keeps_meets_and_loses_joins_where_distributivit
         assert all(meet(x, join(a, b)) == join(meet(x, a), meet(x, b)) for x, a, b in triples) == keeps
 
 
-def test_hasse_diagram_exports_covers_only():
+def test_the_hasse_diagram_shows_covers_only():
     chain = Poset.from_digraph(digraph(3, (0, 1), (1, 2), (0, 2)))
-    assert set(chain.to_networkx().edges) == {(0, 1), (1, 2)}
     dot = chain.to_dot(['a"', "b", "c"])
     assert '0 [label="a\\""' in dot and "0 -> 1;" in dot and "0 -> 2;" not in dot
     with pytest.raises(ValueError, match="3 elements need as many labels"):

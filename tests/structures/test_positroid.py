@@ -133,7 +133,8 @@ def test_kernels_are_totally_positive_and_their_rows_with_a_bias_are_not() -> No
     for weight in (tp_exponential(a, b).numpy(), cauchy(a, b.flip(0)).numpy()[::-1][:, ::-1]):
         falling = weight if is_totally_positive(weight) else weight[::-1]
         assert is_totally_positive(falling)
-        assert not maximal_minor_signs(np.hstack([weight, bias])).nonnegative
+        signs = maximal_minor_signs(np.hstack([weight, bias]))
+        assert signs.positive and signs.negative
 
 
 def test_what_is_too_large_is_refused() -> None:

@@ -83,7 +83,6 @@ class IntervalMatroid:
         if confirm == "rational":
             flint()
         self.size = rows.shape[0]
-        self.confirmed_by = confirm
         self.bounded_affine_permutation: Ints = _vote_over_primes(rows)
         if confirm == "rational":
             self._prove_deficiencies(rows)

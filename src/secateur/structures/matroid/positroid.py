@@ -55,11 +55,6 @@ class MinorSigns:
     zero: int
     negative: int
 
-    @property
-    def nonnegative(self) -> bool:
-        """Whether no two minors have opposite signs: the row space is totally non-negative, up to sign."""
-        return not (self.positive and self.negative)
-
 
 def is_uniform(matroid: FiniteMatroid, limit: int = LIMIT) -> bool:
     """Return whether every set of as many elements as the rank is a basis.

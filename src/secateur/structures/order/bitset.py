@@ -16,7 +16,6 @@ Bits = NDArray[np.uint64]
 Indices = NDArray[np.int32]
 
 _ONE = np.uint64(1)
-_LOW = np.uint64(63)
 
 
 @njit(cache=True, nogil=True)

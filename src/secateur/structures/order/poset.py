@@ -21,8 +21,6 @@ from scipy.sparse.csgraph import connected_components
 from secateur.structures.order import bitset
 
 if TYPE_CHECKING:
-    import networkx as nx
-
     from secateur.structures.order.completion import Completion
 
 __all__ = ["Poset", "edges_of"]
@@ -151,10 +149,6 @@ class Poset:
         first, last = self.cover_starts[self._check_element(element)], self.cover_starts[element + 1]
         return np.sort(self.cover_targets[first:last]).astype(np.int64)
 
-    def lower_covers(self, element: int) -> IntArray:
-        """Return the elements that this one covers, ascending by number."""
-        return self.dual.upper_covers(element)
-
     def heights(self) -> IntArray:
         """Return for each element the number of steps in the longest chain that ends there [n]."""
         return bitset.heights(self.cover_starts, self.cover_targets, self.order)
@@ -250,17 +244,6 @@ class Poset:
         from secateur.structures.order.completion import complete
 
         return complete(self, limit)
-
-    def to_networkx(self, labels: Sequence[str] | None = None) -> nx.DiGraph:
-        """Return the Hasse diagram: one edge from each element to each that covers it."""
-        import networkx as nx
-
-        graph = nx.DiGraph()
-        names = self._node_labels(labels)
-        for i in range(len(self)):
-            graph.add_node(i, label=names[i], vertices=self.members(i).tolist())
-            graph.add_edges_from((i, int(j)) for j in self.upper_covers(i))
-        return graph
 
     def to_dot(self, labels: Sequence[str] | None = None) -> str:
         """Return the Hasse diagram in the DOT language, least elements at the bottom, irreducibles filled."""

@@ -148,10 +148,6 @@ class Program:
                 means[step.name] += np.bincount(step.units, h.mean(0), minlength=step.size) / places
         return means
 
-    def pruned_logits(self, scores: Mapping[str, Float], threshold: float) -> Float:
-        """Return the logits of the network without the units whose score is below `threshold`."""
-        return self.chain.logits(self.x, {name: s >= threshold for name, s in scores.items()})
-
 
 def build(
     chain: Chain,
