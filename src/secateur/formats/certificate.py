@@ -188,34 +188,41 @@ def _compare(
     else:
         plan = _with_inputs(plan, given["inputs"])
         _check_inputs(plan, body["fingerprint"])
-        found = _measure_exactness(model, plan)
-        same = {key: x for key, x in found.items() if key != "deviation"}
-        said = {key: x for key, x in given["exactness"].items() if key != "deviation"}
-        yield _agree("exactness", said, same, "this comparison")
-        if not 0 <= given["exactness"]["deviation"] <= found["bound"]:
-            raise StoreError(
-                f"exactness differs: the certificate states a deviation of "
-                f"{given['exactness']['deviation']}, which is not within the bound {found['bound']}"
-            )
+        yield _compare_exactness(given["exactness"], _measure_exactness(model, plan))
     sizes = {"before": _sizes(model), "after": _sizes(small)}
     yield _agree("sizes", given["sizes"], sizes, "this computation")
-    costs = {when: getattr(report, when).cost for when in sizes}
-    stated = {when: {key: getattr(costs[when], key) for key in sizes[when]} for when in sizes}
-    yield _agree("sizes in the report", given["sizes"], stated, "the report")
+    yield _agree("sizes in the report", given["sizes"], _sizes_in(report), "the report")
     yield _agree("metrics", given["metrics"], _metrics_of(report), "the report")
     if batches is None:
         yield "metrics: not recomputed without their batches"
         return
-    metrics = given["metrics"].get(name)
-    if metrics is None:
+    stated = given["metrics"].get(name)
+    if stated is None:
         raise InputError(f"there are no metrics on batches named {name!r}: {sorted(given['metrics'])}")
-    yield _agree("batches", metrics["batches"], hash_batches(batches), "your batches")
-    seen = view(model, plan.graph.interface)
-    for when, network in (("before", seen), ("after", view(small, plan.graph.interface, plan))):
-        value, said = evaluate(network, batches, metric or metrics["metric"], original=seen), metrics[when]
-        if not abs(value - said) <= TOLERANCE * max(1.0, abs(said)):
-            raise StoreError(f"{metrics['metric']} {when} differs: stated {said}, recomputed {value}")
-        yield f"{metrics['metric']} {when}: {value:.6g}"
+    yield _agree("batches", stated["batches"], hash_batches(batches), "your batches")
+    seen, small = view(model, plan.graph.interface), view(small, plan.graph.interface, plan)
+    for when, network in (("before", seen), ("after", small)):
+        value = evaluate(network, batches, metric or stated["metric"], original=seen)
+        yield _compare_metric(f"{stated['metric']} {when}", stated[when], value)
+
+
+def _compare_exactness(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Compare what two checks found; the deviation differs between machines, within the bound."""
+    said, same = ({key: x for key, x in each.items() if key != "deviation"} for each in (stated, found))
+    line = _agree("exactness", said, same, "this comparison")
+    if not 0 <= stated["deviation"] <= found["bound"]:
+        raise StoreError(
+            f"exactness differs: the certificate states a deviation of "
+            f"{stated['deviation']}, which is not within the bound {found['bound']}"
+        )
+    return line
+
+
+def _compare_metric(line: str, stated: float, found: float) -> str:
+    """Compare two values of a metric; other machines round otherwise."""
+    if not abs(found - stated) <= TOLERANCE * max(1.0, abs(stated)):
+        raise StoreError(f"{line} differs: stated {stated}, recomputed {found}")
+    return f"{line}: {found:.6g}"
 
 
 def _agree(line: str, stated: Any, found: Any, whose: str) -> str:
@@ -263,6 +270,15 @@ def _measure_exactness(model: nn.Module, plan: Plan) -> dict[str, Any]:
 
 def _sizes(model: nn.Module) -> dict[str, int]:
     return {"parameters": parameters(model), "nonzero": nonzero(model), "bytes": nbytes(model)}
+
+
+def _sizes_in(report: Report) -> dict[str, dict[str, int]]:
+    """Return the sizes of both models that a report states."""
+    costs = {"before": report.before.cost, "after": report.after.cost}
+    return {
+        when: {"parameters": cost.parameters, "nonzero": cost.nonzero, "bytes": cost.bytes}
+        for when, cost in costs.items()
+    }
 
 
 def _metrics_of(report: Report) -> dict[str, Any]:
