@@ -269,19 +269,9 @@ def _assemble_program(
     weight: float,
     kind: BoundsKind,
 ) -> Program:
-    """Stack the blocks; rows of one column become bounds, empty rows are dropped."""
-    rows = _stack_blocks([block[0] for block in builder.blocks], builder.width)
-    low, high = (np.concatenate([block[k] for block in builder.blocks]) for k in (1, 2))
-    lazy = np.concatenate([np.full(block[0].shape[0], block[3]) for block in builder.blocks])
-    lower, upper = builder.box()
-    keep = _move_singletons_to_bounds(rows, low, high, lazy, lower, upper)
+    """Stack the blocks of rows and of images."""
     scores = np.concatenate(list(layers.values()))
-    # s = 1 is feasible; rounding must not exclude it.
-    lower[scores], upper[scores] = np.clip(lower[scores], 0, 1), 1.0
-    rows, low, high, lazy = rows[keep], low[keep], high[keep], lazy[keep]
-    # Rows whose ends coincide up to rounding become equations.
-    flat = high - low <= _ZERO_WIDTH
-    low[flat] = high[flat] = (low[flat] + high[flat]) / 2
+    rows, low, high, lazy, lower, upper = _stack_rows(builder, scores)
     logits = _stack_blocks([image.E for image in images], builder.width)
     constant = np.concatenate([image.d for image in images])
     cost = np.zeros(builder.width)
@@ -315,6 +305,26 @@ def _assemble_program(
         _dead_units(chain, x),
         kind,
     )
+
+
+def _stack_rows(builder: Builder, scores: Int) -> tuple[sparse.csr_array, Float, Float, Bool, Float, Float]:
+    """Stack the rows; those of one column become bounds, empty ones are dropped.
+
+    Returns:
+        The rows, their ends, which of them are lazy, and the bounds of the columns.
+    """
+    rows = _stack_blocks([block[0] for block in builder.blocks], builder.width)
+    low, high = (np.concatenate([block[k] for block in builder.blocks]) for k in (1, 2))
+    lazy = np.concatenate([np.full(block[0].shape[0], block[3]) for block in builder.blocks])
+    lower, upper = builder.box()
+    keep = _move_singletons_to_bounds(rows, low, high, lazy, lower, upper)
+    # s = 1 is feasible; rounding must not exclude it.
+    lower[scores], upper[scores] = np.clip(lower[scores], 0, 1), 1.0
+    rows, low, high, lazy = rows[keep], low[keep], high[keep], lazy[keep]
+    # Rows whose ends coincide up to rounding become equations.
+    flat = high - low <= _ZERO_WIDTH
+    low[flat] = high[flat] = (low[flat] + high[flat]) / 2
+    return rows, low, high, lazy, lower, upper
 
 
 def _move_singletons_to_bounds(
