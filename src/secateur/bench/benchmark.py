@@ -218,15 +218,7 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
                 "part_of_holdout": [0, 1] if one_each else [number, len(bench.seeds)],
                 "seed": seed,
                 "draw": draw,
-                "pruning": {
-                    "method": _without_folder(method),
-                    "budgets": bench.budgets_at(ratio),
-                    "scope": bench.scope,
-                    "repair": None if repair == "none" else repair,
-                    "ignored_layers": list(bench.ignore),
-                    "seed": seed + NEXT_DRAW * draw,
-                    **({"epochs": bench.epochs, "lr": bench.lr} if "finetune" in repair else {}),
-                },
+                "pruning": _pruning_options(bench, method, repair, ratio, seed + NEXT_DRAW * draw),
                 "metric": _without_folder(bench.metric),
                 "latency": bench.latency,
                 "diagnosed": (seed, repair, ratio) == first and method.partition(":")[0] in DIAGNOSTICS,
@@ -239,6 +231,19 @@ def make_trials(bench: Bench, inline: bool = False, limit: float | None = None) 
         for ratio in bench.ratios
         for draw in range(bench.draws if method == CONTROL else 1)
     ]
+
+
+def _pruning_options(bench: Bench, method: str, repair: str, ratio: float, seed: int) -> Row:
+    """Return the keyword arguments of a pruning; see `prune_once`."""
+    options = {
+        "method": _without_folder(method),
+        "budgets": bench.budgets_at(ratio),
+        "scope": bench.scope,
+        "repair": None if repair == "none" else repair,
+        "ignored_layers": list(bench.ignore),
+        "seed": seed,
+    }
+    return {**options, "epochs": bench.epochs, "lr": bench.lr} if "finetune" in repair else options
 
 
 def _without_folder(name: str) -> str:

@@ -81,13 +81,7 @@ def prune_once(
     fit, held_out, data_example, data_hash = load_batches(
         files["data"], files["holdout"], "finetune" in (pruning["repair"] or "")
     )
-    given = {
-        "model": model_hash,
-        "data": data_hash,
-        "method": hash_source(files["method"]),
-        "metric": hash_metric(files["metric"]),
-    }
-    _check_hashes(files, hashes, given)
+    _check_hashes(files, hashes, model_hash, data_hash)
     budget = make_budgets(pruning["budgets"], pruning["scope"])
     row = {name: pruning[name] for name in ("method", "repair")}
     row |= {"budget": repr(budget), "seed": seed, "draw": draw}
@@ -137,9 +131,17 @@ def _prune(
     )
 
 
-def _check_hashes(files: Mapping[str, Any], wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check_hashes(
+    files: Mapping[str, Any], wanted: Mapping[str, Any], model_hash: str, data_hash: str
+) -> None:
     """Raise `ChangedError` if trials of one comparison would not be about the same things."""
-    for what, value in given.items():
+    found = {
+        "model": model_hash,
+        "data": data_hash,
+        "method": hash_source(files["method"]),
+        "metric": hash_metric(files["metric"]),
+    }
+    for what, value in found.items():
         if value != wanted[what]:
             raise ChangedError(
                 f"{files[what]} is not the same {what} as when the comparison began: if it was edited, run "
