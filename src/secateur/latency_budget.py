@@ -57,7 +57,7 @@ LASTING, LIMIT = 0.03, 15.0  # seconds of one measurement, and of all of them bu
 
 @dataclass(frozen=True)
 class RelativeTime:
-    """The time of a network beside the original's.
+    """The time of a network, compared with the original's.
 
     Attributes:
         original: Milliseconds of the original.
@@ -83,7 +83,7 @@ class RelativeTime:
 
 
 def time_models(original: nn.Module, pruned: nn.Module, graph: PruningGraph, budget: Latency) -> RelativeTime:
-    """Measure a network beside the original, in turn, as a budget says; again where it is noisy."""
+    """Measure a network and the original in alternation, as a budget says; longer if the times are noisy."""
     models = {"original": _on_device(original, budget), "pruned": _on_device(pruned, budget)}
     times = _compare(models, graph, budget, ROUNDS[0])
     return _compare(models, graph, budget, ROUNDS[1]) if times.noisy else times

@@ -1,7 +1,7 @@
 """Plan for milliseconds, measure the pruned network, and correct the plan.
 
-The pruned network is measured beside the original, in turn.  If the budget does not hold within 5 %, the
-table of layers is scaled so that it is right about both networks, and the plan is made again.
+The pruned network and the original are measured in alternation.  If the budget does not hold within 5 %, the
+table of layers is scaled so that it is right about both, and the plan is made again.
 """
 
 from __future__ import annotations

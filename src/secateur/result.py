@@ -60,14 +60,14 @@ class Result:
             holdout: Batches that neither the method nor the repair looked at.  Without them, the outputs are
                 compared on the example inputs.
             metric: Name of a metric or a callable (model, batches) -> float, more is better.  By default the
-                accuracy if the batches have class numbers as targets, else none.
-            latency: Whether to measure the latency of both models, in turn.
+                accuracy if the targets are class numbers, else none.
+            latency: Whether to measure the latency of both models, in alternation.
             batch_sizes: Batch sizes of the latency, ten seconds for each at most.
             batch_axis: Axis of the batch in the example inputs.
-            name: Name of the held-out batches.  The report keeps the metrics of several names side by side;
-                the agreement of the outputs is then that of a few sequences.
-            prompt: Token numbers [1, length] from which tokens per second are measured, of a causal language
-                model.
+            name: Name of the held-out batches.  The report keeps the metric of each name; with a name, the
+                outputs are compared on a few sequences only.
+            prompt: Token numbers [1, length] for a causal language model; its tokens per second are measured
+                from there.
 
         Raises:
             InputError: If an argument is invalid, or a model cannot run on the batches.
@@ -93,13 +93,13 @@ class Result:
         return replace(self, report=report)
 
     def certificate(self, path: str | Path | None = None) -> dict[str, Any]:
-        """Return what others with the original model can recompute; `secateur verify` does it.
+        """Return a certificate: what anyone with the original model can recompute, by `secateur verify`.
 
         It holds hashes of the original, the plan and the result, the versions, how exact the removal was and
-        on which inputs, sizes and metrics.  `save` writes it into the folder.
+        on which inputs, the sizes and the metrics.  `save` writes it into the folder.
 
         Args:
-            path: A JSON file to write it to, too.
+            path: A JSON file to write the certificate to.
 
         Raises:
             StoreError: If the file cannot be written.
@@ -113,7 +113,7 @@ class Result:
         """Write model, plan, report and certificate to a folder; `load` reads it back.
 
         Raises:
-            StoreError: If the folder cannot be written; it is then as it was.
+            StoreError: If the folder cannot be written; it then stays as it was.
         """
         report = self.report
         store.save(folder, self.model, self.plan, report.to_dict(), report.versions, self.certificate())
@@ -141,9 +141,9 @@ class Result:
             The largest difference of the outputs, relative to the largest output.
 
         Raises:
-            InputError: If the model is none of transformers or is quantized, or if its config cannot state
+            InputError: If the model is not from transformers or is quantized, or if its config cannot state
                 the sizes.
-            ExactnessError: If the loaded model computes something else.
+            ExactnessError: If the loaded model does not compute what the pruned one does.
             StoreError: If the folder holds files or cannot be written.
         """
         from secateur.formats.transformers import save_pretrained  # transformers is an extra
@@ -164,7 +164,8 @@ class Result:
 
         Args:
             path: The file, replaced if it exists.
-            dtype: Type of the matrices.  With ``"q8_0"``, rows whose length is no multiple of 32 are ``f16``.
+            dtype: Type of the matrices.  With ``"q8_0"``, rows are ``f16`` if their length is not a multiple
+                of 32.
             tokenizer: A fast BPE tokenizer of transformers, or a folder with its files; by default that of
                 the folder that the original was loaded from.  Without any the file has none.
 
@@ -172,8 +173,8 @@ class Result:
             The largest difference of a tensor after reading it, relative to its largest entry.
 
         Raises:
-            InputError: If the model is of another family, or the graph of llama.cpp computes it otherwise.
-            ExactnessError: If the file holds something else.
+            InputError: If the model is of another family, or llama.cpp computes something else for it.
+            ExactnessError: If the file does not hold the tensors of the model.
             StoreError: If the file cannot be written.
         """
         from secateur.formats.gguf import write_gguf  # gguf is an extra
@@ -181,11 +182,11 @@ class Result:
         return write_gguf(path, self.model, self.plan, dtype, tokenizer)
 
     def to_onnx(self, path: str | Path) -> bool:
-        """Write the pruned model as an ONNX file (extra onnx); return whether it takes any batch size.
+        """Write the pruned model as an ONNX file (extra onnx); return whether it accepts any batch size.
 
         Raises:
             CaptureError: If the model cannot be exported.
-            ExactnessError: If the file computes something else than the model.
+            ExactnessError: If the file does not compute what the model does.
         """
         from secateur.formats.onnx import export_any_batch  # onnx is an extra
 

@@ -1,7 +1,7 @@
 """How a pruning proceeds: in one shot, in several steps, or until a metric has lost too much.
 
-A schedule is a value.  It turns the budget into goals, each a budget on the original model, and says after
-each whether to go on.  `prune` works through the goals.
+A schedule is a value.  It turns the budget into goals, each a budget of the original model, and decides after
+each step whether to go on.  `prune` works through the goals.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class OneShot(Steps):
 class Tolerance:
     """Prune more and more, at most to the budget, while a held-out metric falls by no more than `drop`.
 
-    Each step decides anew on the original model.  The last step that is accepted is the result.
+    Each step decides again, on the original model.  The result is the last accepted step.
 
     Attributes:
         drop: Largest accepted fall of the metric (0.01: one point of accuracy), or rise of a perplexity.

@@ -44,7 +44,7 @@ class TextBatches:
     """Batches of token sequences.
 
     Attributes:
-        fit: Batches that methods and repairs look at, the texts in turn.
+        fit: Batches that methods and repairs look at, alternating between the texts.
         judged: By name of a text, batches that nothing else looks at.
         foreign: Whether a text judges that no calibration text is a part of.
     """
@@ -168,7 +168,7 @@ def _checked_length(length: int | None, config: Any) -> int:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the content of a file, or raise `InputError` if it is no text or an empty one."""
+    """Return the content of a file, or raise `InputError` if it is not text or is empty."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -218,7 +218,7 @@ def _vocabulary(config: Any) -> int | None:
 
 
 def _in_turn(texts: Iterable[Tensor]) -> Tensor:
-    """Return the sequences of several texts, one of each in turn."""
+    """Return the sequences of several texts, alternating between the texts."""
     rows = [list(text) for text in texts]
     longest = max(map(len, rows), default=0)
     mixed = [text[i] for i in range(longest) for text in rows if i < len(text)]

@@ -23,11 +23,10 @@ __all__ = ["keep_masked", "mask", "masked_weights", "zero_weights"]
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model in which everything that the plan removes is zero.
 
-    Weights that stay are multiplied by the plan's factors, if it has any.
-    Shapes stay, and nothing gets faster; only whole experts and blocks that the plan drops are gone.  Buffers
-    of floating numbers are masked like parameters: a table of positions that is added to the features must
-    be zero where the features are.  Other buffers stay.  In training, zeroed weights become nonzero again
-    unless `keep_masked` is used.
+    Shapes stay, so nothing gets faster; only whole experts and blocks that the plan drops are gone.  Weights
+    that stay are multiplied by the plan's factors, if it has any.  Floating buffers are masked like
+    parameters: a table of positions that is added to the features must be zero where the features are.
+    Other buffers stay.  In training, zeroed weights become nonzero again unless `keep_masked` is used.
 
     Raises:
         PlanError: If the plan does not fit the model.
@@ -59,11 +58,11 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
 def keep_masked(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> Any:
     """Keep the plan's masked weights at exactly zero through training.
 
-    After every step of the optimiser the masked weights are set to zero again, whatever momentum or
-    weight decay did.
+    After every step of the optimiser the masked weights are set to zero again, because momentum and weight
+    decay change them.
 
     Returns:
-        A handle; `handle.remove()` ends it, and then the weights train again.
+        A handle.  After `handle.remove()`, the weights train again.
 
     Raises:
         PlanError: If the plan does not fit the model.

@@ -1,4 +1,4 @@
-"""Shrink a model: take out what a plan removes; the result is an ordinary, smaller module.
+"""Shrink a model: cut out what a plan removes; the result is an ordinary, smaller module.
 
 `shrink` selects the kept indices of every tensor and sets the sizes that modules store.  Then it compares
 the result with the masked model, whose arithmetic is independent: see `secateur.apply.mask`.
@@ -42,11 +42,11 @@ def shrink(
     Args:
         model: The traced model, or a fresh instance of its class; left as it is.
         plan: What goes.
-        check: Compare with the masked model in float64 on the traced example inputs.
-        check_device: Where to make that comparison; the model's own device by default.
+        check: Whether to compare the result with the masked model, in float64, on the example inputs.
+        check_device: Device of that comparison; by default the model's.
 
     Raises:
-        InputError: If `check` is neither True nor False, or the device is not there.
+        InputError: If an argument is invalid.
         NothingToPrune: If the plan removes nothing.
         PlanError: If the plan does not fit the model.
         ExactnessError: If the outputs differ; the message names the operation.

@@ -186,7 +186,7 @@ def _same_start() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as text, with the line where it arose unless it is an error of ours."""
+    """Return an error as text, with the line where it arose unless it is a `SecateurError`."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SecateurError) or not error.__traceback__:
         return text

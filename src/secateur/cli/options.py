@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they stand for."""
+"""Options that several commands share, and how their values are read."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ InsideNames = Annotated[
     list[str] | None,
     typer.Option(
         "--inside",
-        help="Submodule to prune in a model that torch.export cannot export as a whole, or auto for the "
-        "largest ones that it can; may be repeated. The rest stays as it is.",
+        help="Submodule to prune, if torch.export cannot export the whole model; auto finds the largest ones "
+        "that it can; may be repeated. The rest stays as it is.",
     ),
 ]
 WholeBlocks = Annotated[
@@ -142,17 +142,17 @@ WholeExperts = Annotated[
 ScopeName = Annotated[
     str | None,
     typer.Option(
-        help="layer (the same share in every group), global, erk, loss (least predicted loss, by data) or "
-        "program (the same by an integer program, with a proven gap); "
-        "by default loss for params and macs where there is data, else layer."
+        help="How the groups share the budget: layer (each keeps the same share), global (the best units of "
+        "all stay), erk, loss (least predicted loss; needs data) or program (the same by an integer program, "
+        "with a proven gap). By default loss for params and macs if there is data, else layer."
     ),
 ]
 Even = Annotated[
     bool | None,
     typer.Option(
         "--even/--uneven",
-        help="Whether layers of the same kind keep equal counts, as the config of a transformers model wants "
-        "it; by default for folders of transformers.",
+        help="Whether layers of the same kind keep equal counts, as the config of a transformers model "
+        "needs it. On by default for folders of transformers.",
     ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a fine-tuning; 1 by default.")]

@@ -34,12 +34,13 @@ Texts = Annotated[
     list[str] | None,
     typer.Option(
         "--text",
-        help="Text to calibrate a language model on; several are mixed evenly. Its second half only judges.",
+        help="File with text to calibrate a language model on; may be repeated: several are mixed evenly. "
+        "The perplexity is measured on its second half.",
     ),
 ]
 HoldoutTexts = Annotated[
     list[str] | None,
-    typer.Option("--holdout-text", help="Another text, which only judges; may be repeated."),
+    typer.Option("--holdout-text", help="Another text to measure the perplexity on; may be repeated."),
 ]
 TokenizerFolder = Annotated[
     str | None, typer.Option("--tokenizer", help="Folder of the tokenizer, if it is not that of the model.")
@@ -49,7 +50,7 @@ SequenceLength = Annotated[
     typer.Option(help=f"Tokens in a sequence; {LENGTH} by default, or as many as the model takes."),
 ]
 Samples = Annotated[int, typer.Option(help="Calibration sequences of all texts together.")]
-HoldoutSamples = Annotated[int, typer.Option(help="Sequences of each text that judges.")]
+HoldoutSamples = Annotated[int, typer.Option(help="Sequences of each text to measure the perplexity on.")]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Budgets: how much of a network stays, and what the share counts."""
+"""Budgets: how much of a network stays, counted in units, parameters, operations, bytes or time."""
 
 from __future__ import annotations
 
@@ -56,18 +56,19 @@ def _check_options(budget: Budget) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Budget:
-    """The share that stays: base of `Units`, `Params`, `Macs`, `Bytes` and `Weights`.
+    """How much of a network stays: base of `Units`, `Params`, `Macs`, `Bytes`, `Latency` and `Weights`.
 
-    They say what the share counts.
+    Each of these counts something else.
 
     Attributes:
         keep: Share that stays, in (0, 1].
-        scope: ``"layer"``: the same share in every group; ``"global"``: the best of all groups together;
-            ``"erk"``: shares by the Erdos-Renyi-kernel rule; ``"loss"``: the counts of least predicted loss,
-            from what removing units of each group alone costs at the output (needs data); ``"program"``: the
-            same by an integer program, which proves how far from the least they can be; ``"auto"``:
-            "loss" where `prune` has data and the method an order of units, else "layer".
-        floor: Least number that stays in every group.
+        scope: How the groups share the budget.  ``"layer"``: each keeps the same share; ``"global"``: the
+            best units of all groups stay; ``"erk"``: shares by the Erdos-Renyi-kernel rule; ``"loss"``: the
+            counts with the least predicted loss, from measuring what each group alone costs at the output
+            (needs data); ``"program"``: the same by an integer program, which also proves how far the result
+            can be from the best; ``"auto"``: "loss" if `prune` has data and the method orders units, else
+            "layer".
+        floor: Smallest number of units that every group keeps.
         round_to: Every group keeps a multiple of this number, or stays whole.
         even: Whether layers of the same kind keep the same count, as a transformers config and most file
             formats want it; see `PruningGraph.with_even_layers`.
@@ -129,9 +130,9 @@ class Budget:
         return replace(self, scope=scope)
 
     def after(self, progress: float) -> Self:
-        """Return the budget after a part of the way: its shares to the power of `progress`, in (0, 1].
+        """Return the budget on the way there: its shares to the power of `progress`, in (0, 1].
 
-        Steps of equal progress each keep the same share of what is there.
+        Steps of equal progress each keep the same share of what is left.
 
         Example:
             >>> Units(0.25).after(0.5)
@@ -155,8 +156,8 @@ class Units(Budget):
 
     Attributes:
         keep: A share, or one for each layer: a mapping from names of groups or modules, or patterns of them
-            (``"layer4.*"``), to shares.  A group's own name comes before the name of a module that makes it,
-            and both come before patterns.  Groups without a share stay whole.
+            (``"layer4.*"``), to shares.  A group's own name takes precedence over the name of a module that
+            makes it, and both over patterns.  Groups without a share stay whole.
 
     Example:
         >>> Units(0.5, round_to=8)
@@ -181,7 +182,7 @@ class Units(Budget):
         _check_options(self)
 
     def after(self, progress: float) -> Self:
-        """Return the budget after a part of the way; see `Budget.after`."""
+        """Return the budget on the way there; see `Budget.after`."""
         if isinstance(self.keep, Mapping):
             return replace(self, keep={name: share**progress for name, share in self.keep.items()})
         return super().after(progress)
@@ -225,7 +226,7 @@ class Macs(Budget):
 
 @dataclass(frozen=True, repr=False)
 class Bytes(Budget):
-    """Remove units until this share, or so many megabytes, of parameters and buffers is left.
+    """Remove units until this share, or this many megabytes, of parameters and buffers is left.
 
     Each element counts the bytes of its stored type.
 
@@ -259,20 +260,20 @@ class Bytes(Budget):
 
 @dataclass(frozen=True, repr=False)
 class Latency(Budget):
-    """Remove units until a forward pass takes this share of the time, or so many milliseconds.
+    """Remove units until a forward pass takes this share of the time, or this many milliseconds.
 
-    `prune` measures layers of these shapes on the device and plans by them; then it measures the pruned
-    network beside the original and corrects the plan.  See docs/budgets.md.
+    `prune` measures the layers at several widths on the device and plans by these times.  Then it measures
+    the pruned network and the original in alternation, and corrects the plan.  See docs/budgets.md.
 
     Attributes:
         keep: Share of the original's time that stays.  Give it or `milliseconds`.
-        round_to: As in every budget; 0: widths are multiples of 8, 16, 32 or 64, whichever the device likes.
+        round_to: As in every budget; 0: widths are multiples of 8, 16, 32 or 64, whichever suits the device.
         milliseconds: Milliseconds that one forward pass may take.
-        batch: Examples in a pass: the example inputs are repeated or cut.
+        batch: Examples in a pass; the example inputs are repeated or cut to this number.
         batch_axis: Axis of the batch in the example inputs.
         device: Where to measure; by default where the model is.
         threads: Threads within an operation; by default torch's setting.
-        table: What was measured; `prune` and `plan` fill it in.
+        table: The measured times, filled in by `prune` and `plan`.
 
     Example:
         >>> Latency(0.5), Latency(milliseconds=20, batch=32, threads=4)
@@ -326,7 +327,7 @@ def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
 
 @dataclass(frozen=True, init=False, repr=False)
 class Weights(Budget):
-    """Keep this share of the single weights (a mask; nothing gets smaller).
+    """Keep this share of the single weights: the others are set to zero, and nothing gets smaller.
 
     Example:
         >>> Weights(0.1, scope="global")
@@ -363,10 +364,10 @@ class Budgets(Budget):
 
     Attributes:
         keep: The budgets.
-        scope: The one that they give, other than "auto".
+        scope: Their common scope, apart from "auto".
         floor: The largest of theirs.
         round_to: The least common multiple of theirs.
-        even: Whether one of them is.
+        even: Whether any of them is even.
     """
 
     unit: ClassVar[str] = "budgets"
@@ -410,7 +411,7 @@ class Budgets(Budget):
         return type(self)([budget.with_scope(scope) for budget in self.keep])
 
     def after(self, progress: float) -> Self:
-        """Return the budgets after a part of the way; see `Budget.after`."""
+        """Return the budgets on the way there; see `Budget.after`."""
         return type(self)([budget.after(progress) for budget in self.keep])
 
     def at_least(self, share: float) -> Self:

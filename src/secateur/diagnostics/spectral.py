@@ -120,7 +120,7 @@ def _rows(layers: Layers, columns: Mapping[str, str]) -> list[Json]:
 
 
 def _leverages(name: str, values: NDArray[np.float64], kept: BoolArray) -> Json:
-    """Draw a histogram with bins of equal ratio; weights with score 0 are no edges and have no leverage."""
+    """Draw a histogram with bins of equal ratio; weights with score 0 are not edges and have no leverage."""
     edge = values > 0
     low, high = values[edge].min(), values[edge].max()
     bins = int(np.clip(np.sqrt(edge.sum()), FEWEST_BINS, MOST_BINS))

@@ -38,7 +38,7 @@ __all__ = ["KEY", "check_model", "check_place", "publish", "save_pretrained", "w
 
 KEY = "secateur"  # of config.json
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-ROUNDING = 1e-2  # larger differences are no rounding
+ROUNDING = 1e-2  # larger differences are not due to rounding
 HALF = (torch.float16, torch.bfloat16)
 # Files that travel along: of the tokenizer, a processor and sentence-transformers, and licenses.
 COMPANIONS = (

@@ -24,7 +24,7 @@ __all__ = ["ConfigSearch", "build_on_meta"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axis = tuple[str, int]
-# Integers that are no lengths of axes that can be pruned.
+# Integers that do not state the length of an axis that can be pruned.
 OTHER_INTEGERS = re.compile(r"_ids?$|^num_hidden_layers$|^n_layers?$|^max_|_positions$|^torchscript$|_range$")
 # Read by classes whose config does not list it; without it, a head has width / heads features.
 OPTIONAL = ("head_dim",)

@@ -1,7 +1,7 @@
 """Tokens per second of a language model: reading a prompt (prefill), and writing after it (decode).
 
 Decoding uses the model's cache of keys and values, one sequence and one token at a time, which is what a user
-waits for.  Several models are measured in turn, because the speed of a machine drifts.
+waits for.  Several models are measured in alternation, because the speed of a machine drifts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TokenRates:
 def token_rates(
     models: Mapping[str, nn.Module], prompt: Tensor, new: int = NEW_TOKENS, rounds: int = ROUNDS
 ) -> dict[str, TokenRates]:
-    """Measure causal language models of transformers in turn.
+    """Measure causal language models of transformers in alternation.
 
     Args:
         models: Models by name, on one device.

@@ -1,4 +1,4 @@
-"""Latency: how long a forward pass takes, with several models measured in turn.
+"""Latency: how long a forward pass takes; several models are measured in alternation.
 
 The speed of a machine drifts, so a ratio of two medians is only meaningful if both models saw the same drift.
 Each round therefore times every model once, in a random order, and each for the same time: on a busy machine
@@ -50,7 +50,7 @@ class Timing:
         median: Median over the repeats.
         lower: First quartile.
         upper: Third quartile.
-        repeats: Measurements taken, in turn with the other models.
+        repeats: Measurements taken, alternating with the other models.
         threads: Threads that torch used within an operation.
         device: Type and name of the device.
         speedup: How many times as fast as the first model: the median of the rounds' ratios.  None in reports
@@ -83,7 +83,7 @@ def latency(
     shortest: float = SHORTEST,
     seed: int = 0,
 ) -> dict[str, tuple[Timing, ...]]:
-    """Measure models in turn: each round times every model once, in a random order.
+    """Measure models in alternation: each round times every model once, in a random order.
 
     A measurement lasts two milliseconds or one pass of the slowest model, whichever is longer; faster models
     run several times in it.
@@ -92,7 +92,7 @@ def latency(
         models: Models by name, on one device.
         inputs: Example inputs, a tensor or a sequence of positional arguments, whose first tensor has
             its batch on `batch_axis`.  Every tensor of that length on that axis is repeated or cut.
-        kwargs: Example keyword arguments, resized likewise.
+        kwargs: Example keyword arguments, resized in the same way.
         batch_sizes: Batch sizes to measure.
         batch_axis: Axis of the batch.
         repeats: Measurements of each model and batch size.
@@ -227,7 +227,7 @@ def time_in_turn(
     alike: bool = True,
     shortest: float = SHORTEST,
 ) -> dict[Key, list[float]]:
-    """Measure functions in turn: return the seconds of one run of each, round by round.
+    """Measure functions in alternation: return the seconds of one run of each, round by round.
 
     Args:
         runs: What to measure, by any key; see `timed`.

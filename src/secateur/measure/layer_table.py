@@ -204,7 +204,7 @@ def _times_of(
 def time_shapes(
     shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, threads: int
 ) -> dict[LayerShape, float]:
-    """Measure layers in turn: return the lower quartile of each one's milliseconds.
+    """Measure layers in alternation: return the lower quartile of each one's milliseconds.
 
     Shapes that the device cannot run are left out.
     """

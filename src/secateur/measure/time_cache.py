@@ -66,7 +66,7 @@ class TimeCache:
         return cls(cache_folder() / f"{name}.json", environment)
 
     def read(self) -> dict[str, float]:
-        """Return milliseconds by key; nothing if there is no file, or if it is not one of ours."""
+        """Return milliseconds by key; nothing if there is no file, or if another program wrote it."""
         try:
             document = json.loads(self.path.read_text())
             if document["environment"] != dict(self.environment):

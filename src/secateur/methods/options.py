@@ -75,7 +75,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _allowed(hint: Any) -> list[str]:
-    """Return what a type allows, in words."""
+    """Return what a type allows, as text."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return [repr(choice) for choice in inner]

@@ -65,8 +65,7 @@ class Finetune:
     Attributes:
         epochs: Passes over the data (1, if nothing else limits the training).
         steps: Optimiser steps, instead of `epochs`.
-        minutes: Time after which the training stops, if it has not stopped before.  The result
-            then depends on the clock.
+        minutes: Time limit.  The result then depends on the clock.
         lr: Largest learning rate.
         loss: (outputs, targets) -> scalar; by default what fits the targets (`secateur.finetune`).
         teacher: Whether to train towards the original's outputs instead of the targets; ``"auto"`` does

@@ -116,7 +116,7 @@ class NormInput:
 
         Args:
             mean: The running mean of the pruned layer, where the new one goes.
-            variance: Its running variance, likewise.
+            variance: The running variance of the pruned layer, where the new one goes.
             original: Running mean and variance of the original layer, all channels.
         """
         x, x2, n, z, z2, k = self._sums

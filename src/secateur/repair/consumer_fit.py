@@ -84,7 +84,7 @@ def _fit_consumer(
     alive = np.zeros(matrix.shape[1], dtype=bool)
     alive[kept[layer.weight][in_axis_of(layer)]] = True
     merged = _merged_features(plan, layer)
-    # A transposed convolution gives each output its own taps: a constant input is no constant output.
+    # A transposed convolution gives each output its own taps: a constant input gives no constant output.
     centred = layer.bias is not None and layer.kind != "conv_transpose"
     blocks = list(_blocks(layer, matrix))
     regressions = [_regression(moments, features, alive, merged, centred) for _, features in blocks]

@@ -120,17 +120,17 @@ def finetune(
         batches: Batches as in `secateur.batches`; iterated once an epoch.
         epochs: Passes over the batches (1, if nothing else limits the training).
         steps: Optimiser steps, instead of `epochs`.
-        minutes: Time after which the training stops, if it has not stopped before.
+        minutes: Time limit.
         lr: Largest learning rate.
         masks: Weight name -> boolean array of its shape, True where the weight stays.
-        plan: What went from the original model.  It says which outputs count, and which states of the batches
-            shrink.
+        plan: The plan that made the model, if any.  It states which outputs count, and which states in the
+            batches shrink.
         loss: Callable (output, targets) -> scalar tensor; by default the cross-entropy for class numbers and
             the mean squared error for floating targets.
         teacher: Model whose outputs are the targets, in evaluation mode; it is not changed.
-        features: Names of modules, or patterns such as ``"layer4.*"``, whose outputs should follow those of
-            the same modules of the teacher, too: the mean of their relative squared differences is added to
-            the loss.  A named module must keep its width; of a pattern, those that keep it count.
+        features: Names of modules, or patterns such as ``"layer4.*"``, whose outputs should also follow those
+            of the same modules of the teacher: the mean of their relative squared differences is added to
+            the loss.  A named module must keep its width; a pattern stands for the modules that keep theirs.
         optimizer: Callable (parameters, lr) -> optimiser.
         mixed_precision: Whether to compute in bfloat16 on CUDA.
         after_epoch: Called after each epoch with its number, from 1, and the model in training, which it may

@@ -71,18 +71,18 @@ def refit(
     memory: float = MEMORY,
     progress: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a repaired copy of the shrunk model, and by weight of each layer what was done.
+    """Return a repaired copy of the shrunk model, and a note on each of its weights.
 
-    It costs one forward pass of either model, the products of rows, and the solves.
+    The cost: one forward pass of both models, and a matrix product and a linear solve for each layer.
 
     Args:
         model: The model that the plan was made for.
         small: `shrink(model, plan)`, folded or not.
         plan: What went from that model.
         fitting: Batches to fit on.
-        guard: Batches kept apart, on which each ridge is chosen, and the whole judged at the end; by default
-            those of `fitting`.
-        memory: Bytes of activations of paused passes in memory; beyond, they go to a temporary folder.
+        guard: Batches kept apart.  They choose each ridge and judge the whole at the end; by default those of
+            `fitting` do.
+        memory: Bytes of activations that stay in memory; the rest goes to a temporary folder.
         progress: Whether to show progress on a terminal.
 
     Returns:
@@ -91,8 +91,8 @@ def refit(
         `why`; or why it was `skipped`.
 
     Raises:
-        InputError: If the models cannot take the batches, compute something else on a second call, or `small`
-            is not `model` shrunk by the plan.
+        InputError: If the models cannot take the batches, give other outputs on a second call, or `small` is
+            not `model` shrunk by the plan.
 
     Example:
         >>> from secateur.apply.shrink import shrink

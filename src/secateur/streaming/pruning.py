@@ -107,7 +107,7 @@ def prune_folder(
         progress: Whether to show progress on a terminal.
 
     Raises:
-        InputError: If an argument is invalid, or the model is no chain of equal blocks.
+        InputError: If an argument is invalid, or the model is not a chain of equal blocks.
         NothingToPrune: If nothing would go.
         StoreError: If a folder cannot be read or written, holds other files, or is of another run.
         ExactnessError: If a shrunk block does not compute what the masked one does.

@@ -63,7 +63,7 @@ class ShardReader:
         for file in self.files():
             try:
                 with safe_open(self.folder / file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                    for name in opened.keys():  # noqa: SIM118  (it is not a mapping)
                         shapes[name], places[name] = tuple(opened.get_slice(name).get_shape()), file
             except (SafetensorError, OSError) as error:
                 raise StoreError(f"{self.folder / file} is damaged: {error}. Get this file again") from error

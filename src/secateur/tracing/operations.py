@@ -42,7 +42,7 @@ def run_graph(module: GraphModule, inputs: Mapping[str, Any], propagation: Propa
 
     Args:
         module: The graph.
-        inputs: Placeholder name -> `TensorAxes`, or the value of an input that is no tensor.
+        inputs: Placeholder name -> `TensorAxes`, or the value of an input that is not a tensor.
         propagation: What the rules share.
 
     Returns:

@@ -4,8 +4,8 @@ The model runs once, and the arguments of every call of the submodules are recor
 for the model: it has the same modules under the same names, and its forward makes these calls.  So groups,
 frozen axes and sizes bear the names of the whole model, and what leaves a submodule is an output.
 
-A tensor that one submodule returns and only others of them take is no output: the replay passes it on, so
-it may lose units, as between the two layers of a feed-forward part.  The run that records the calls sees
+A tensor that one submodule returns and only others of them take is not an output: the replay passes it on,
+so it may lose units, as between the two layers of a feed-forward part.  The run that records the calls sees
 whether anything else reads it.
 
 Repairs compare calls, too: what a detector returns depends on the boxes that it finds, and two networks find
@@ -140,7 +140,7 @@ class RecordedBatches(list[Any]):
 
     Attributes:
         names: The submodule of each call; the same in all batches.
-        links: What is passed on from call to call, likewise.
+        links: What is passed on from call to call; the same in all batches.
         first_number: Number of the first batch, for messages.
     """
 
@@ -194,7 +194,7 @@ def record_calls(
                     "module that calls it, instead"
                 )
             return
-        within.append(name)  # first: copies are no uses
+        within.append(name)  # first: the copies below are not uses
         if len(within) == 1:
             uses.read(call, len(calls))
             calls.append((name, copy_tensors(call)))

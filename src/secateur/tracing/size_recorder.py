@@ -169,7 +169,7 @@ class RecordedSizes:
 
 @contextlib.contextmanager
 def _without_einops_cache() -> Iterator[None]:
-    """Make einops compute its shapes anew: those that it keeps hold plain integers of an earlier call."""
+    """Make einops compute its shapes again: its cache holds plain integers of an earlier call."""
     einops: Any = sys.modules.get("einops.einops")
     cached: Any = getattr(einops, EINOPS_CACHE, None)
     if not hasattr(cached, "__wrapped__"):

@@ -273,7 +273,7 @@ class _SizeMatcher:
                 self._dead = None  # the random removals must keep them equal, too
 
     def _product(self, expression: Expression) -> tuple[Label, int] | None:
-        """Return label and length of the axis that a product of lengths counts; None if it is no product."""
+        """Return label and length of the axis that a product of lengths counts, or None."""
         if expression[0] == "number":
             return None, expression[1]
         if expression[0] in ("attr", "shape"):

@@ -139,7 +139,7 @@ def row_offers(
             # normalisation the layers read other values than those that are related here.
             fits = name is not None and used[step.name] == 1 and step.size == graph.group(name).size
             if name is not None and fits and not step.normalised:
-                # A maximum of sums is no sum of maxima.
+                # A maximum of sums is not a sum of maxima.
                 linear_next = isinstance(steps[i + 1], Affine)
                 stage = _stage(before, step, *known, patterns and linear_next)
                 rounding = 4 * torch.finfo(statistics.weights[step.name].dtype).eps

@@ -174,7 +174,7 @@ def maximal_minor_signs(vectors: ArrayLike, limit: int = LIMIT) -> MinorSigns:
 def count_regions(rows: ArrayLike, limit: int = LIMIT) -> int:
     """Count the regions into which the hyperplanes w x + b = 0 of rows [w | b] cut the space of x.
 
-    Rows without a normal are no hyperplanes and are left out; equal hyperplanes count once.
+    Rows without a normal are not hyperplanes and are left out; equal hyperplanes count once.
 
     Raises:
         TooMany: If more than `limit` restrictions are needed: one for each set of fewer than d hyperplanes.
