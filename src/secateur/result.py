@@ -74,7 +74,7 @@ class Result:
         """
         check_flags(latency=latency)
         if not isinstance(name, str | None):
-            raise InputError(f"name must be a text, as 'test'; got {name!r}")
+            raise InputError(f"name must be a string, such as 'test'; got {name!r}")
         batches = None if holdout is None else as_batches(holdout)
         report = with_measurements(
             self.report,

@@ -165,12 +165,12 @@ def _cut_tokenizer(tokenizer: Any, content: dict[str, Any], kept: Sequence[int])
 def _check(
     model: nn.Module, cut: CutVocabulary, texts: Sequence[str], split: Sequence[Sequence[int]]
 ) -> None:
-    """Raise an error if a text is split otherwise than before, or the logits differ."""
+    """Raise an error if a text is split differently than before, or the logits differ."""
     for text, before in zip(texts, split, strict=True):
         after = cut.kept[torch.tensor(cut.tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)]
         if after.tolist() != list(before):
             raise InputError(
-                f"with fewer tokens a text is split otherwise: {type(cut.tokenizer).__name__} cannot be cut"
+                f"with fewer tokens a text is split differently: {type(cut.tokenizer).__name__} cannot be cut"
             )
     few = [number for numbers in split for number in numbers][:TOKENS] or cut.kept[:TOKENS].tolist()
     old = torch.tensor([few])

@@ -290,7 +290,7 @@ def test_files_of_the_user_are_not_replaced(place: Path) -> None:
     bench = ("bench", "net.py:ready", "--data", "net.py:batches", "--out", "mine")
     for command in (bench, ("demo", "--quick", "--out", "mine"), ("report", "mine")):
         done = run(*command)
-        assert done.exit_code == 2 and "mine has files of other origin that would be replaced" in done.stderr
+        assert done.exit_code == 2 and "files that Secateur did not write" in done.stderr
     assert prune("--out", "mine").exit_code == 2
     assert all(path.read_text() == "mine" for path in (place / "mine").iterdir())
 

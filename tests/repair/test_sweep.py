@@ -229,5 +229,5 @@ def test_a_model_that_changes_from_call_to_call_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.dropout(super().forward(x), 0.5, training=True)
 
-    with pytest.raises(InputError, match="something else on the second call"):
+    with pytest.raises(InputError, match="other outputs on the second call"):
         walk(Noise(3, 3), [torch.ones(2, 3)], lambda cut: None)

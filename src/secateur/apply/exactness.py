@@ -262,8 +262,8 @@ def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> 
         raise ExactnessError(
             "the shrunk model is exact in evaluation mode without a cache, but it does not run as it is: "
             f"{type(error).__name__}: {error}{' at ' + where if where else ''}. It may store values of the "
-            "old size, or size its cache otherwise. Your model is unchanged; set config.use_cache = False if "
-            "the model has it, or name the layer in ignored_layers to leave it whole"
+            "old size, or give its cache another size. Your model is unchanged; set config.use_cache = False "
+            "if the model has it, or name the layer in ignored_layers to leave it whole"
         ) from error
 
 

@@ -125,7 +125,9 @@ def _set_size(model: nn.Module, original: nn.Module, size: SizeAttribute, plan: 
         before, after = original.get_submodule(size.module), model.get_submodule(size.module)
         norm = build_narrow_norm(before, after, size.value)
         if norm is None:
-            raise PlanError(f"{size.module!r} is a {type(before).__name__} of another form than when traced")
+            raise PlanError(
+                f"{size.module!r} is a {type(before).__name__} of another form than in the traced model"
+            )
         return _replace_module(model, size.module, norm)
     holder: Any = model.get_submodule(size.module)
     *path, attribute = size.attribute.split(".")
@@ -175,7 +177,7 @@ def _pad_layers(model: nn.Module, plan: Plan) -> nn.Module:
     for name, padded in axes.items():
         layer: Any = model.get_submodule(name)
         if type(layer) is not nn.Linear:
-            raise PlanError(f"{name!r} is a {type(layer).__name__} and no nn.Linear, as when traced")
+            raise PlanError(f"{name!r} is a {type(layer).__name__}, but an nn.Linear in the traced model")
         model = _replace_module(model, name, _padded(layer, padded))
     return model
 

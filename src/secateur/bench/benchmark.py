@@ -95,10 +95,10 @@ class Bench:
         for what in ("methods", "ratios", "seeds", "repairs", "budgets"):
             values = list(getattr(self, what))
             if not values or len(set(values)) < len(values):
-                raise InputError(f"{what} are one or more, each once; got {values}")
+                raise InputError(f"{what} must be one or more values, each once; got {values}")
         if all("=" in budget for budget in self.budgets):
             raise InputError(
-                f"one budget at least must be without an amount, as 'macs': the ratios are its amounts; "
+                f"at least one budget must have no amount, as 'macs': the ratios are its amounts; "
                 f"got {list(self.budgets)}"
             )
         for method in self.methods:
@@ -120,8 +120,8 @@ class Bench:
         largest = LARGEST_SEED - NEXT_DRAW * self.draws
         if wrong := [seed for seed in self.seeds if not 0 <= seed <= largest]:
             raise InputError(
-                f"seeds are not negative and at most {largest}, so that each of {self.draws} draws has "
-                f"a seed below 2**63; got {wrong[0]}"
+                f"seeds must be from 0 to {largest}, so that each of {self.draws} draws has a seed below "
+                f"2**63; got {wrong[0]}"
             )
 
     def budgets_at(self, ratio: float) -> list[str]:

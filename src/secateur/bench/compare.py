@@ -94,7 +94,7 @@ def compare_methods(rows: Sequence[Row], seed_note: str = "", loss: float = 0.01
         InputError: If the loss is negative, or every pruning failed.
     """
     if not loss >= 0:
-        raise InputError(f"a loss is 0 or more; got {loss}")
+        raise InputError(f"the accepted loss must be 0 or more; got {loss}")
     groups, failed = settings(rows), failures(rows)
     if not groups:
         why = "; ".join(f"{row['method']}: {row['why']}" for row in failed[:3])

@@ -265,8 +265,8 @@ def check_writable(folder: Path, replaced: Iterable[str] = (), mark: str = "") -
         theirs = [name for name in replaced if (folder / name).exists()]
         if theirs and not (mark and (folder / mark).exists()) and not is_own_page(folder / PAGE):
             raise StoreError(
-                f"{folder} has files of other origin that would be replaced: {', '.join(theirs)}. Name "
-                "another folder, or move them"
+                f"{folder} has files that Secateur did not write and would replace: {', '.join(theirs)}. "
+                "Name another folder, or move them"
             )
     except OSError as error:
         raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error

@@ -163,7 +163,7 @@ def _choose(
         StoreError: If none fits, or several do.
     """
     if not found:
-        raise StoreError(f"{file} holds no tensors with names, so no state dict")
+        raise StoreError(f"{file} holds no tensors with names, so it is not a state dict")
     shared = {s.key: sum(name in wanted for name in s.tensors) for s in found}
     usable = [s for s in found if shared[s.key] and not _misfits(s.tensors, wanted)]
     fits = [s for s in usable if not _missing(s, wanted) and all(name in wanted for name in s.tensors)]

@@ -131,7 +131,7 @@ def outline(model: nn.Module, observed: Observed, batch: Batch) -> Outline:
         second = floating_outputs(model(*batch.args, **batch.kwargs))
     if len(first) != len(second) or not all(map(_equal, first, second)):
         raise InputError(
-            f"{type(model).__name__} computes something else on the second call with the same inputs "
+            f"{type(model).__name__} gives other outputs on the second call with the same inputs "
             f"({batch.where}), in evaluation mode: a repair cannot compare it with its pruned copy. Make "
             "the forward pass deterministic, or pass repair=None"
         )

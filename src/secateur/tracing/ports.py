@@ -96,7 +96,9 @@ class Ports:
         for given, number in zip(states.values(), self.returned, strict=True):
             result = outputs[first + number]
             if not isinstance(result, TensorAxes) or result.ndim != given.ndim:
-                raise InputError("a state is a tensor of as many axes where it comes out as where it goes in")
+                raise InputError(
+                    "a state must have the same number of axes where it goes in and where it comes out"
+                )
             for row in result.rows[1:]:
                 propagation.equate(result.rows[0], row)
             for axis in range(given.ndim):
@@ -249,8 +251,8 @@ def _number(x: Tensor, tree: Any, path: str) -> int:
         if leaf is x:
             return number
     raise InputError(
-        f"the state {path!r} is inside an object that torch.export takes apart otherwise (a cache of Hugging "
-        "Face); a state is a tensor, or tensors in tuples, lists and dicts"
+        f"the state {path!r} is inside an object that torch.export takes apart in its own way (a cache of "
+        "Hugging Face); a state is a tensor, or tensors in tuples, lists and dicts"
     )
 
 

@@ -108,7 +108,7 @@ def trace(
     if positions:
         inner, ignored = without_ignored(find_head_positions(model, args, kwargs), ignored)
     if positions and inside is not None:
-        raise InputError("positions within heads go from models that are traced whole: leave out inside")
+        raise InputError("positions within heads need a model that is traced as a whole: leave out inside=")
     names = check_inside(model, args, kwargs, inside, counted, pairs)
     if names:
         replayed, calls = make_replay(model, names, args, kwargs)
