@@ -133,7 +133,7 @@ def pack_text(tokenizer: Any, text: str, length: int, count: int) -> Tensor:
     room = length - len(before) - len(after)
     if room < 1:
         raise InputError(
-            f"a sequence of {length} tokens has no room beside {len(before) + len(after)} special ones"
+            f"a sequence of {length} tokens has no room for text: {len(before) + len(after)} are special ones"
         )
     # A long text is not tokenised as a whole.
     span = CHARACTERS * room

@@ -24,9 +24,9 @@ def find_inexact_groups(
 ) -> tuple[str, ...]:
     """Return the groups that must stay whole so that the rest of a plan is exact.
 
-    A set of exact groups grows: a block of groups that fails beside it is halved, and each half is tried,
-    the largest blocks first.  Groups that must keep equal counts count as one.  With k failures among n
-    groups this takes about 2 k log2(n / k) comparisons.  After 40 comparisons, the groups that are not
+    A set of exact groups grows: a block of groups that fails together with it is halved, and each half is
+    tried, the largest blocks first.  Groups that must keep equal counts count as one.  With k failures among
+    n groups this takes about 2 k log2(n / k) comparisons.  After 40 comparisons, the groups that are not
     settled count as inexact.
 
     Args:

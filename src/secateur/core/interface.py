@@ -117,7 +117,7 @@ class Interface:
         return replace(self, states=tuple(states))
 
     def summary(self, kept: Mapping[tuple[int, int], IntArray] | None = None) -> list[str]:
-        """Say which outputs count, and which units lie on the states or what is left of these, line by line.
+        """Describe which outputs count, and which units lie on the states or what is left of them.
 
         Args:
             kept: (number of a state, axis) -> positions that stay, if some have gone.

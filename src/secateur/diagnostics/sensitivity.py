@@ -210,7 +210,7 @@ def measure_sensitivity(
         example_inputs: What the model is called with.
         data: Batches, without labels if you like; the last fifth is kept apart to judge.
         method: The method whose order of units decides which go first.
-        costs: More budgets, to show what they count beside multiply-accumulates, parameters and bytes:
+        costs: More budgets, to show what they count besides multiply-accumulates, parameters and bytes:
             ``[Latency(0.5, batch=32)]`` measures the layers and shows milliseconds.
         ignored_layers: Modules, or names or patterns of modules, parameters or groups, whose units all stay.
         example_kwargs: More keyword arguments of the model.
@@ -262,7 +262,7 @@ def measure_sensitivity(
 def _sensitivity(
     model: str, method: str, graph: PruningGraph, curves: Mapping[str, LossCurve], budget: Budget
 ) -> Sensitivities:
-    """Put the costs of each removal beside its loss."""
+    """Add the costs of each removal to its loss."""
     amounts = Amounts(graph, budget)
     units = [part.unit for part, x in zip(budget.parts, amounts.whole, strict=True) if x > 0]
     groups = {}

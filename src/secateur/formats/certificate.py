@@ -219,7 +219,7 @@ def _compare_exactness(stated: Mapping[str, Any], found: Mapping[str, Any]) -> s
 
 
 def _compare_metric(line: str, stated: float, found: float) -> str:
-    """Compare two values of a metric; other machines round otherwise."""
+    """Compare two values of a metric; other machines round differently."""
     if not abs(found - stated) <= TOLERANCE * max(1.0, abs(stated)):
         raise StoreError(f"{line} differs: stated {stated}, recomputed {found}")
     return f"{line}: {found:.6g}"

@@ -130,7 +130,7 @@ def _checkpoint(folder: Path, model: Any, plan: Plan) -> _Checkpoint:
 
 
 def _check_graph(checkpoint: _Checkpoint) -> None:
-    """Refuse what llama.cpp's graph of the architecture computes otherwise."""
+    """Refuse what llama.cpp's graph of the architecture computes differently."""
     config, wrong = checkpoint.config, []
     if checkpoint.architecture == "gemma3":
         full = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]

@@ -76,7 +76,7 @@ def _module_texts(model: nn.Module) -> dict[str, str]:
 
 
 def _is_permuted(tensor: Tensor) -> bool:
-    """Whether a tensor fills its memory in another order of axes than the default (channels last)."""
+    """Return whether a tensor fills its memory in another order of axes than the default (channels last)."""
     default = torch.empty(tensor.shape, device="meta").stride()
     return tensor.stride() != default and _is_dense(tensor.stride(), tensor.shape)
 

@@ -164,7 +164,7 @@ def _correct(model: Any, config: Any, state: dict[str, Tensor]) -> PlainModel:
 
 
 def _refusal(plan: Plan, missing: _Missing, paddable: bool) -> str:
-    """Say which sizes a folder cannot state, and what to do."""
+    """Describe which sizes a folder cannot state, and what to do."""
     why, advice = missing.reason, "Keep these units (ignored_layers=)"
     padding = f"; or g{CODE_OR_ZEROS[1:]}"
     counts = _uneven_counts(plan)

@@ -83,7 +83,7 @@ class ConfigSearch:
         return {x: self._value({}, x) for x in OPTIONAL if x in self._names and x not in listed}
 
     def explain(self) -> str:
-        """Say which axis no config states, after a search without result."""
+        """Describe which axis no config states, after a search without result."""
         kind = type(self.config).__name__
         if self.refused is not None:
             return f"{kind} does not accept the sizes: {self.refused}"

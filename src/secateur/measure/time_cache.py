@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 
 def describe_environment(device: torch.device, dtype: torch.dtype, threads: int) -> dict[str, Any]:
-    """Return what measured times depend on beside the layer."""
+    """Return what measured times depend on besides the layer."""
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "format": FORMAT,

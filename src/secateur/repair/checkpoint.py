@@ -86,28 +86,28 @@ class Checkpoint:
             self.save(state)
 
     def save(self, state: TrainingState) -> None:
-        """Save the state: into a file beside, which then takes the place of the one before.
+        """Save the state to a draft, which then replaces the file.
 
         Raises:
             StoreError: If it cannot be written.
         """
         content = {"kind": "secateur training", "settings": dict(self.settings), "state": state.state_dict()}
-        beside = None
+        draft = None
         try:
             with tempfile.NamedTemporaryFile(
                 dir=self.path.parent, prefix=f".{self.path.name}.", delete=False
             ) as file:
-                beside = Path(file.name)
+                draft = Path(file.name)
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(self.path)
+            draft.replace(self.path)
         except (OSError, RuntimeError) as error:
             raise StoreError(f"the checkpoint {self.path} cannot be written: {error}") from error
         finally:
-            if beside is not None:
+            if draft is not None:
                 with suppress(OSError):
-                    beside.unlink(missing_ok=True)
+                    draft.unlink(missing_ok=True)
         self._saved = time.perf_counter()
 
 

@@ -5,7 +5,7 @@ covariance.  Least squares gives C = S_RK (S_KK + ridge)^-1 and c = m_R - C m_K.
 
 What does not depend on the ridge is computed once: for n features and o outputs, k of the features kept, one
 ridge costs k^3 / 3 + 2 k^2 (n - k) + 2 o k n operations, the factor, C and the error of the output.  S_KK is
-gathered from the Gram matrix for each ridge and becomes its factor, so beside the Gram matrices of a wide
+gathered from the Gram matrix for each ridge and becomes its factor, so besides the Gram matrices of a wide
 layer (1.5 GiB at 14,336 features) there is one matrix of that order.
 """
 

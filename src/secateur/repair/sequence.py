@@ -55,7 +55,7 @@ class Pruned:
 
 @dataclass(frozen=True, eq=False)
 class RepairSettings:
-    """What repairs need beside the model.
+    """What repairs need besides the model.
 
     Attributes:
         original: The original model.

@@ -56,13 +56,13 @@ class Spill:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self, number: int, inputs: Any) -> None:
-        """Say what a pass gets."""
+        """Record what a pass gets."""
         for x in _tensors(inputs):
             self._tensors[number][x] = None
             self._given.add(_address(x))
 
     def track(self, number: int, inputs: Any, results: Any) -> None:
-        """Say what an operation of a pass made."""
+        """Record what an operation of a pass made."""
         known = self._tensors[number]
         if any(x in known for x in _tensors(inputs)):
             for x in _tensors(results):

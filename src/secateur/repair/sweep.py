@@ -210,7 +210,7 @@ def _torch_settings() -> dict[str, Any]:
 
 
 class _Watched(InputHooks):
-    """Report what every operation makes, beside the inputs of the weights."""
+    """Report what every operation makes, besides the inputs of the weights."""
 
     def __init__(
         self,

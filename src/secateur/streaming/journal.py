@@ -35,7 +35,7 @@ class Journal:
             not go on here.
 
     Attributes:
-        folder: Where unfinished work is, beside `place`.
+        folder: Where unfinished work is, next to `place`.
         model: Where the files of the model are written.
 
     Raises:

@@ -84,7 +84,7 @@ def prune_folder(
     """Prune a transformers folder into another one, with one block of the model in memory at a time.
 
     A run that was killed goes on when it is called again with the same arguments, and gives the same bits.
-    Until the end everything is in a folder beside `out`, with ``.unfinished`` behind its name.
+    Until the end, all files are in a folder next to `out` whose name ends in ``.unfinished``.
 
     Layers of the same kind keep equal counts, and the residual stream and the output layer stay as they are.
     The counts come from the shapes, so a scope "auto" is "layer" here.  Nothing judges the whole network;
@@ -211,7 +211,7 @@ def _report(task: StreamTask, plan: Plan, result: Mapping[str, Any]) -> Report:
 
 
 def _assemble(task: StreamTask, journal: Journal, config: Any, plan: Plan, tokenizer: Any) -> None:
-    """Write what a folder of transformers has beside the weights."""
+    """Write the files of a transformers folder besides the weights."""
     chain, folder = task.chain, journal.model
     for path in folder.iterdir():
         if not path.name.startswith("model-"):  # of a run that was killed here

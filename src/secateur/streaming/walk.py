@@ -86,7 +86,7 @@ def prune_blocks(task: StreamTask, journal: Journal, progress: bool) -> dict[str
 
 
 def _embedded(task: StreamTask, calls: list[Sequence[Call]]) -> Iterator[dict[str, Tensor]]:
-    """Yield the hidden states before the first block, and add what the blocks get beside them to a list."""
+    """Yield the hidden states before the first block, and add what else the blocks get to a list."""
     for hidden, call in task.chain.calls(task.batches):
         calls.append(call)
         yield {"original": hidden}

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """An exported program beside the model that it came from.
+    """An exported program with the model that it came from.
 
     Attributes:
         model: The user's model (a reference; it is not changed).

@@ -303,7 +303,7 @@ def _switch_together(
 
     Args:
         stage: The stage, with signs.
-        apart: Units to leave out, beside those that are expressed already.
+        apart: Units to leave out, besides those that are expressed already.
         tolerance: See `row_basis`.
         express: The expressions, to which those found here are added.
     """
