@@ -27,7 +27,7 @@ __all__ = ["StreamTask", "check_space", "identity_of"]
 
 @dataclass(frozen=True, eq=False)
 class StreamTask:
-    """What a run does.
+    """Everything that a run of `prune_folder` works on.
 
     Attributes:
         chain: The model.

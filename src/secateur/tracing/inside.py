@@ -54,7 +54,7 @@ def check_inside(
 
 
 def find_exportable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the largest submodules that `torch.export` can export; () if it can the model.
+    """Return the names of the largest submodules that `torch.export` can export; () for the whole model.
 
     Submodules with less than two layers are left out: nothing in them could lose units.
 

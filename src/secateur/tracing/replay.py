@@ -1,4 +1,4 @@
-"""Stand for a model by calls of some of its submodules, recorded in one run and made again.
+"""Replay a model: record the calls of some of its submodules in one run, and make them again.
 
 The model runs once, and the arguments of every call of the submodules are recorded.  A `Replay` then stands
 for the model: it has the same modules under the same names, and its forward makes these calls.  So groups,
@@ -294,5 +294,5 @@ def _run(
 
 
 def prefixes(names: Sequence[str]) -> tuple[str, ...]:
-    """Return how the names of everything inside of some submodules begin."""
+    """Return the prefixes of the names of everything inside some submodules."""
     return tuple(f"{name}." for name in names)
