@@ -74,7 +74,7 @@ def failures(kit: Kit, shape: tuple[int, ...], seeds: range, steps: int) -> tupl
     return wrong, Counter(found.values())
 
 
-@pytest.mark.parametrize("start", range(0, 80, 20))
+@pytest.mark.parametrize("start", [0, *(pytest.param(x, marks=pytest.mark.slow) for x in (20, 40, 60))])
 @pytest.mark.parametrize(("kit", "shape"), KITS)
 def test_random_networks_shrink_exactly(kit: Kit, shape: tuple[int, ...], start: int) -> None:
     units = [check_unless_constant(kit, shape, seed, steps=7) for seed in range(start, start + 20)]

@@ -18,17 +18,17 @@ from secateur.core import CaptureError, NothingToPrune, Plan, PruningGraph, Seca
 from secateur.tracing.trace import trace
 
 
-def named(choose: str = "all") -> list[object]:
-    """List entries as test parameters; those of other packages that take seconds are marked slow."""
+def named(choose: str = "all", every: int = 1) -> list[object]:
+    """List entries as test parameters; slow ones, and all but every so many, are marked slow."""
     picked = {
         "all": lambda e: not e.refused,
         "fast": lambda e: not e.refused and not e.needs,
         "refused": lambda e: bool(e.refused),
     }[choose]
+    chosen = [(name, e.slow) for name, e in BANK.items() if picked(e)]
     return [
-        pytest.param(name, marks=pytest.mark.slow if e.slow else (), id=name)
-        for name, e in BANK.items()
-        if picked(e)
+        pytest.param(name, marks=pytest.mark.slow if slow or number % every else (), id=name)
+        for number, (name, slow) in enumerate(chosen)
     ]
 
 
@@ -83,7 +83,7 @@ def test_half_of_every_group_goes_exactly(name: str) -> None:
     assert oracles.distance(plain, oracles.run(small, (args, kwargs))) < 1e-5
 
 
-@pytest.mark.parametrize("name", named())
+@pytest.mark.parametrize("name", named(every=3))
 def test_other_units_go_as_exactly(name: str) -> None:
     """A second draw, three quarters gone, not checked by the library itself."""
     entry, model, graph = traced(name)
@@ -104,7 +104,7 @@ def test_each_group_alone_goes_exactly(name: str) -> None:
         assert oracles.deviation(entry, model, small) < oracles.TOLERANCE, group.name
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_one_unit_left_in_every_group_is_exact(name: str) -> None:
     entry, model, graph = traced(name)
     keep = {g.name: np.array([g.size - 1]) for g in graph.groups if g.size > 1}
@@ -112,7 +112,7 @@ def test_one_unit_left_in_every_group_is_exact(name: str) -> None:
     assert oracles.deviation(entry, model, small) < oracles.TOLERANCE
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_smaller_plans_give_nested_masks(name: str) -> None:
     _, model, graph = traced(name)
     large = oracles.half_plan(graph, seed=3)
@@ -125,7 +125,7 @@ def test_smaller_plans_give_nested_masks(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_ignored_layers_keep_their_units(name: str) -> None:
     entry, model, graph = traced(name)
     layers = graph.producers(graph.groups[0])
@@ -147,7 +147,7 @@ def test_ignored_layers_keep_their_units(name: str) -> None:
             assert small.get_parameter(slot.tensor).shape[slot.axis] == held.shapes[slot.tensor][slot.axis]
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_plan_replays_on_a_fresh_instance(name: str) -> None:
     """A plan made on one instance applies to another of the same class, with other weights."""
     entry, _, graph = traced(name)
@@ -156,7 +156,7 @@ def test_plan_replays_on_a_fresh_instance(name: str) -> None:
     assert oracles.deviation(entry, other, small) < oracles.TOLERANCE
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_shrunk_models_train(name: str) -> None:
     """Gradients reach every parameter of the shrunk model that they reach in the original."""
     entry, model, graph = traced(name)
@@ -171,7 +171,7 @@ def test_shrunk_models_train(name: str) -> None:
     assert reached[0] == reached[1]
 
 
-@pytest.mark.parametrize("name", named("fast"))
+@pytest.mark.parametrize("name", named("fast", every=3))
 def test_shrunk_models_can_be_traced_and_shrunk_again(name: str) -> None:
     """Pruning in steps: the oracle compares the second step with the very first model."""
     entry, model, graph = traced(name)

@@ -496,7 +496,9 @@ def weights_left(model, batches):
 """
 
 
-@pytest.mark.parametrize("metric", ["agreement", "unlabelled.py:weights_left"])
+@pytest.mark.parametrize(
+    "metric", ["agreement", pytest.param("unlabelled.py:weights_left", marks=pytest.mark.slow)]
+)
 def test_no_labels_are_needed(place: Path, metric: str) -> None:
     (place / "unlabelled.py").write_text(LABELS)
     one = Bench(

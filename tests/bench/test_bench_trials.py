@@ -112,7 +112,13 @@ def test_a_last_line_without_its_end_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [b"{", b'{"key": 1}', b"[]", b"my notes", b"\xff\xfe", b"[" * 50_000, b"\0" * 9]
+    "wrong",
+    [
+        b"{",
+        b'{"key": 1}',
+        b"\xff\xfe",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (b"[]", b"my notes", b"[" * 50_000, b"\0" * 9)),
+    ],
 )
 def test_a_line_that_is_not_a_result_is_skipped_and_stays(tmp_path: Path, wrong: bytes) -> None:
     path = tmp_path / "trials.jsonl"

@@ -66,11 +66,20 @@ FIGURE = {"data": [{"type": "bar", "x": ["a", "b"], "y": [1, 2]}], "layout": {"t
 STEPS = [{"step": "a", "n": 1}, {"step": 'b, or "c"', "n": 2.5}]
 
 
-@pytest.fixture
-def page(visit: Callable[..., Any]) -> Any:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of 26 runs and one further section."""
     text = "**First.**\n\nMore [there](there.html)."
-    return visit(two_networks(), (Section("Steps of a and b", text, STEPS, FIGURE, "Bars of a and b"),))
+    section = Section("Steps of a and b", text, STEPS, FIGURE, "Bars of a and b")
+    path = tmp_path_factory.mktemp("written") / "page.html"
+    return write_html(two_networks(), path, title="A page", sections=(section,))
+
+
+@pytest.fixture
+def page(browser, visit: Callable[..., Any], written: Path) -> Any:
+    """The browser, with that page open; `visit` judges it at the end."""
+    browser.get(written.as_uri())
+    return browser
 
 
 def choose_scheme(browser, scheme: str) -> None:
