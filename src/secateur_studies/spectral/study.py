@@ -42,8 +42,8 @@ and even random masks with the layer sizes of `sparsify` do as well, and so do g
 At the lowest density ERK sizes are better than `sparsify`.
 
 Several statements are not reproduced. SynFlow's scores are no better than the others for `sparsify`; SNIP's
-scores are not worse once the sizes are those of `sparsify`; magnitudes ranked over all layers tie with
-`sparsify` when the network is retrained after training.
+scores are not worse once the sizes are those of `sparsify`; magnitudes ranked over all layers are
+ahead of `sparsify` when the network is retrained after training.
 
 The speed-up of the layer-by-layer algorithm is not reproduced either. With both algorithms exact, a mask
 from the whole network's graph takes about as long as one made layer by layer. The published speed-ups are
