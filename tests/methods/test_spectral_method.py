@@ -382,13 +382,13 @@ def test_a_pattern_that_fits_no_width_says_so() -> None:
 def test_reweighting_keeps_the_expected_output() -> None:
     """Over many seeds, kept weights times their factors average to the weights."""
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    w, mean, draws = model[0].weight.detach(), torch.zeros(5, 6), 250
+    w, mean, draws = model[0].weight.detach(), torch.zeros(5, 6), 600
     graph, statistics = setting(model, 6)
     for seed in range(draws):
         own = type(statistics)(weights=statistics.weights, seed=seed)
         plan = Spectral(reweight=True).plan(graph, own, Weights(0.4))
         mean += mask(model, plan)[0].weight.detach() / draws
-    assert ((mean - w).abs() <= 0.35 * w.abs() + 0.03).all()
+    assert ((mean - w).abs() <= 0.25 * w.abs() + 0.02).all()
     assert plan.factors["0.weight"].min() == 1
     assert (plan.factors["0.weight"][~plan.masks["0.weight"]] == 1).all()
 
