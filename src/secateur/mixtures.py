@@ -81,9 +81,9 @@ def trace_without_experts(
     wanted = _wanted(model, experts, batches)
     graph = trace(model, *call).with_even_layers(budget.even)
     shares = with_shares(graph, with_tables(budget, model, graph))
-    mixtures = find_mixtures(model)
     if not wanted:
         return model, graph, shares, {}, {}
+    mixtures = find_mixtures(model)
     counted = [name for name, x in wanted.items() if isinstance(x, int)]
     seen = view(model, graph.interface)
     saliency = measure_expert_saliency(seen, batches or (), counted) if counted else {}
