@@ -45,7 +45,7 @@ test: $(READY) packages lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile tests/core tests/tracing tests/apply tests/test_imports.py tests/test_pruning.py
+	$(BIN)/pytest -n 2 --dist loadfile tests/core tests/tracing tests/apply tests/test_imports.py tests/test_pruning.py tests/test_schedule.py
 
 test-all: $(READY) packages lint
 	$(BIN)/pytest -n 2 --dist loadfile -m ''

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocation import mlp
+from plain_graphs import mlp
 from torch import nn
 
 import secateur as sc

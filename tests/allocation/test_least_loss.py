@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocation import mlp
+from plain_graphs import mlp
 
 from secateur.allocation import allocate
 from secateur.allocation.counts import AllowedCounts

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_allocation import mlp
+from plain_graphs import mlp
 from test_equal_counts import network
 from test_least_loss import curve
 

@@ -9,7 +9,7 @@ import pytest
 from bank import BANK
 from hypothesis import given
 from hypothesis import strategies as st
-from test_allocation import mlp, rows
+from plain_graphs import mlp, rows
 from test_equal_counts import network
 
 from secateur.allocation import CostModel, counted_terms, length_terms, size_terms

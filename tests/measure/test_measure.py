@@ -1,8 +1,7 @@
-"""Measurements against closed forms, hand-made models and the report's round trip."""
+"""Measurements against closed forms and hand-made models."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -15,10 +14,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from secateur.core import InputError
-from secateur.core.jsonable import plain
 from secateur.execution import evaluating
-from secateur.measure.cost import ModelCost, cost, macs, nbytes, nonzero, parameters
-from secateur.measure.latency import Timing, latency
+from secateur.measure.cost import cost, macs, nbytes, nonzero, parameters
+from secateur.measure.latency import latency
 from secateur.measure.metrics import (
     Agreement,
     accuracy,
@@ -30,7 +28,6 @@ from secateur.measure.metrics import (
     more_is_better,
     perplexity,
 )
-from secateur.report import Measurement, Report
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
@@ -405,51 +402,3 @@ def test_latency_bad_input(change: dict, words: str) -> None:
     arguments = {"models": {"a": nn.Identity()}, "inputs": torch.zeros(2, 2), **change}
     with pytest.raises(InputError, match=words):
         latency(**arguments)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(), json_values, max_size=4), st.floats(0, 1))
-def test_report_survives_json(notes: dict, value: float) -> None:
-    row = Timing(1, 0.5, 0.25, 0.75, 30, 1, "cpu")
-    before, after = (Measurement(ModelCost(n, n, 4 * n, 9 * n), value, (row,)) for n in (10, 5))
-    report = Report(
-        model="Net",
-        method="matroid",
-        budget="Units(keep=0.5)",
-        repair="fold",
-        seed=3,
-        metric="accuracy",
-        before=before,
-        after=after,
-        agreement=Agreement(None, value, value, 3),
-        groups={"a|b": {"units": 4, "kept": 2}},
-        notes=notes,
-        masks={"w": {"weights": 8, "kept": 3}},
-        steps=[{"keep": value}],
-        folds={"w": {"residual": math.inf}},
-    )
-    again = Report.from_json(report.to_json())
-    assert again == report
-    assert json.loads(report.to_json(), parse_constant=lambda x: pytest.fail(x)) == report.to_dict()
-    text = report.to_markdown()
-    assert "| parameters | 10 | 5 | 2.00x |" in text
-    assert "| a\\|b | 4 units | 2 |" in text
-
-
-@given(json_values)
-def test_plain_is_idempotent(value: object) -> None:
-    once = plain(value)
-    assert plain(once) == once
-    json.dumps(once, allow_nan=False)
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"agreement": null, "before": 3, "after": 4}'])
-def test_report_bad_input(text: str) -> None:
-    with pytest.raises(InputError, match="not the report"):
-        Report.from_json(text)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from scoring import close, make, plan, scores
+from torch import nn
 
 from secateur.core import (
     Budget,
@@ -44,47 +44,6 @@ from secateur.methods import (
 from secateur.methods.base import normalize_scores
 from secateur.statistics.collect import collect_statistics
 from secateur.tracing.trace import trace
-
-
-def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, PruningGraph, list[Any]]:
-    """A small model, its trace, and two batches."""
-    torch.manual_seed(1)
-    conv = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU()]
-    dense = [nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4)]
-    models = {
-        "mlp": lambda: nn.Sequential(*dense),
-        "cnn": lambda: nn.Sequential(*conv, nn.Flatten(), nn.Linear(8 * 16, 4)),
-        "lstm": LastState,
-    }
-    shapes = {"mlp": (5,), "cnn": (1, 8, 8), "lstm": (6, 3)}
-    model = models[name]().to(dtype).eval()
-    batches = [(torch.randn(n, *shapes[name]).to(dtype), torch.randint(4, (n,))) for n in (7, 5)]
-    return model, trace(model, batches[0][0]), batches
-
-
-class LastState(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.head = nn.LSTM(3, 10, 2, batch_first=True, bidirectional=True), nn.Linear(20, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.net(x)[0][:, -1])
-
-
-def plan(method: Method, budget: Budget, name: str = "mlp", seed: int = 0) -> Plan:
-    model, graph, batches = make(name)
-    return method.plan(graph, collect_statistics(model, graph, batches, method.needs(budget), seed), budget)
-
-
-def scores(method: Any, name: str = "mlp", weights: bool = False) -> dict[str, Tensor]:
-    model, graph, batches = make(name)
-    budget = Weights(0.5) if weights else Units(0.5)
-    statistics = collect_statistics(model, graph, batches, method.needs(budget))
-    return dict((method.weight_scores if weights else method.unit_scores)(graph, statistics))
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b.detach().double(), rtol=1e-10, atol=1e-12)
 
 
 def test_magnitude_is_the_norm_of_a_row() -> None:
@@ -210,37 +169,6 @@ def test_wanda_prunes_every_row_of_weights_alike(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_leverage_is_the_diagonal_of_a_ridge_regression(bias: bool) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3, bias=bias)).double()
-    x = torch.randn(40, 5, dtype=torch.float64)
-    graph = trace(model, x)
-    statistics = collect_statistics(model, graph, [(x, None)], {"gram"})
-    hidden = model[:2](x).detach()
-    # Only a bias can take what is constant.
-    hidden = hidden - hidden.mean(0) if bias else hidden
-    G = hidden.T @ hidden
-    inverse = torch.linalg.inv(G + 0.3 * G.diagonal().mean() * torch.eye(12, dtype=torch.float64))
-    close(RidgeLeverage(ridge=0.3).unit_scores(graph, statistics)["0"], (G @ inverse).diagonal())
-
-
-def test_leverage_of_units_that_are_dead_or_copies() -> None:
-    model, graph, batches = make("mlp")
-    with torch.no_grad():
-        model[0].weight[:3], model[0].bias[:3] = 0.0, -1.0
-        model[0].weight[5], model[0].bias[5] = model[0].weight[4], model[0].bias[4]
-    statistics = collect_statistics(model, graph, batches, {"gram"})
-    found = RidgeLeverage().unit_scores(graph, statistics)["0"]
-    close(found[:3], torch.zeros(3))
-    close(found[5], found[4])
-    with torch.no_grad():
-        model[0].weight.zero_()
-        model[0].bias.fill_(-1.0)
-    dead = collect_statistics(model, graph, batches, {"gram"})
-    assert not RidgeLeverage().unit_scores(graph, dead)["0"].any()
-
-
 def test_snip_is_the_derivative_by_a_mask() -> None:
     model, _, batches = make("mlp")
     found = scores(SNIP(), weights=True)
@@ -280,50 +208,6 @@ def test_random_depends_on_seed_and_name_alone() -> None:
     draws = [plan(Random(), Units(0.5), seed=s).keep["0"] for s in range(60)]
     share = np.bincount(np.concatenate(draws), minlength=12) / 60
     assert np.abs(share - 0.5).max() < 4 * np.sqrt(0.25 / 60)
-
-
-def test_synflow_conserves_and_empties_no_layer() -> None:
-    torch.manual_seed(0)
-    widths = [20, 100, 100, 100, 10]
-    parts = [nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
-    model = nn.Sequential(*[x for p in parts for x in (p, nn.ReLU())][:-1]).double()
-    graph = trace(model, torch.randn(2, 20, dtype=torch.float64))
-    statistics = collect_statistics(model, graph, None, {"flow"})
-    total = sum(p.weight.numel() for p in parts)
-    masks = SynFlow().plan(graph, statistics, Weights(0.01, "global")).masks
-    assert sum(int(m.sum()) for m in masks.values()) == round(0.01 * total)
-    # Paths from input to output are left, and R with them, although 99 % is gone.
-    flow = statistics.flow({k: torch.from_numpy(m) for k, m in masks.items()})
-    assert float(flow["0.weight"].sum()) > 0
-    once = SynFlow(rounds=1).plan(graph, statistics, Weights(0.01, "global")).masks
-    left = statistics.flow({k: torch.from_numpy(m) for k, m in once.items()})
-    assert float(left["0.weight"].sum()) < float(flow["0.weight"].sum())
-
-
-def test_synflow_in_one_round_is_its_score() -> None:
-    model, graph, batches = make("mlp")
-    statistics = collect_statistics(model, graph, batches, {"flow"})
-    flow = SynFlow().unit_scores(graph, statistics)["0"]
-    kept = SynFlow(rounds=1).plan(graph, statistics, Units(0.5)).keep["0"]
-    assert kept.tolist() == sorted(torch.argsort(flow, descending=True, stable=True)[:6].tolist())
-
-
-def test_synflow_rounds_are_nested_and_exact() -> None:
-    model, graph, batches = make("lstm")
-    statistics = collect_statistics(model, graph, batches, {"flow"})
-    seen: list[dict[str, Tensor]] = []
-
-    def spy(masks: dict[str, Tensor], **options: Any) -> Any:
-        seen.append({k: m.clone() for k, m in masks.items()})
-        return statistics.flow(masks, **options)
-
-    watched = Statistics(statistics.weights, flow=spy)
-    found = SynFlow(rounds=7).plan(graph, watched, Units(0.4, "global"))
-    assert len(found.keep[graph.groups[0].name]) == 4
-    assert len(seen) == 7
-    for earlier, later in pairwise(seen[1:]):
-        assert all((later[k] <= earlier[k]).all() for k in earlier)
-    assert int((~seen[-1]["head.weight"]).sum()) > 0
 
 
 BUDGETS: list[Budget] = [

@@ -1,4 +1,4 @@
-"""The lattice method: strengths, orders, contexts, budgets, and exact removal of recurrent units."""
+"""The lattice method: strengths, orders, contexts and budgets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cohen_grossberg import CohenGrossberg, CohenGrossbergSystem
+from recurrent_model import WEIGHTS, Recurrent, evidence_of, traced
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateur import zoo
 from secateur.apply.mask import mask
@@ -19,45 +18,18 @@ from secateur.core import (
     InputError,
     NothingToPrune,
     Plan,
-    PruningGraph,
     SecateurError,
-    Statistics,
     Units,
     Weights,
 )
 from secateur.methods import METHODS
-from secateur.methods.during_training import prune_every
 from secateur.methods.lattice.connection_strength import across, entering, onto_consumers, within
 from secateur.methods.lattice.method import Lattice
-from secateur.repair.finetune import finetune
 from secateur.statistics.collect import collect_statistics
 from secateur.structures.order import Poset, feedback_operator, strongest_edges
 from secateur.tracing.trace import trace
-from secateur_studies.lattice.dynamics import lyapunov_spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*order is uninformative", "ignore:.*units are irreducible")
-WEIGHTS = Lattice(adjacency="weights", centrality="mu", density=0.2)
-
-
-class Recurrent(nn.Module):
-    """A recurrent layer and a linear reader of all its outputs."""
-
-    def __init__(self, kind: type[nn.RNNBase], hidden: int = 6, **options: object) -> None:
-        super().__init__()
-        self.rnn = kind(3, hidden, **options)
-        self.fc = nn.Linear(hidden * (2 if self.rnn.bidirectional else 1), 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.rnn(x)[0])
-
-
-def evidence_of(model: nn.Module, graph: PruningGraph, **more: object) -> Statistics:
-    return Statistics({**dict(model.named_parameters()), **dict(model.named_buffers())}, **more)
-
-
-def traced(model: nn.Module, *shape: int) -> tuple[PruningGraph, Statistics]:
-    graph = trace(model, torch.randn(*shape, dtype=next(model.parameters()).dtype))
-    return graph, evidence_of(model, graph)
 
 
 def recurrent_weights(W: np.ndarray) -> nn.Module:
@@ -354,43 +326,6 @@ def test_weight_budgets_zero_rows_of_recurrent_matrices_and_nothing_else():
         WEIGHTS.plan(*traced(feed_forward, 2, 3), Weights(0.5))
 
 
-@pytest.mark.parametrize("adjacency", ["binary", "continuous"])
-@pytest.mark.parametrize("persist", [True, False])
-def test_algorithms_2_and_3_prune_every_few_epochs_while_the_network_trains(adjacency, persist):
-    model = Recurrent(nn.LSTM, 8, batch_first=True)
-    graph = trace(model, torch.randn(4, 5, 3))
-    batches = [(torch.randn(16, 5, 3), torch.randn(16, 5, 2)) for _ in range(2)]
-    method = Lattice(adjacency=adjacency, centrality="mu")
-    zeros = []
-
-    def watched(epoch: int, trained: nn.Module):
-        masks = hook(epoch, trained)
-        zeros.append(int((trained.rnn.weight_hh_l0 == 0).sum()))
-        return masks
-
-    hook = prune_every(2, method, graph, Weights(0.5), persist=persist, seed=5)
-    options = {"loss": nn.functional.mse_loss, "progress": False}
-    trained, _ = finetune(model, batches, epochs=5, after_epoch=watched, **options)
-    expected = method.plan(graph, evidence_of(model, graph, seed=5), Weights(0.5)).masks
-    gone = ~torch.from_numpy(expected["rnn.weight_hh_l0"])
-    count = int(gone.sum())
-    assert zeros == ([0, 0, count, count, count] if persist else [0, count, 0, count, 0])
-    assert bool((trained.rnn.weight_hh_l0[gone] == 0).all()) is persist
-    assert trained.rnn.weight_ih_l0.all()
-
-
-def test_pruning_during_training_refuses_what_it_cannot_do():
-    model = Recurrent(nn.GRU, 6)
-    graph = trace(model, torch.randn(4, 7, 3))
-    for epochs, method, budget, message in (
-        (0, WEIGHTS, Weights(0.5), "at least 1"),
-        (3, WEIGHTS, Units(0.5), "budget in Weights"),
-        (3, Lattice(), Weights(0.5), "needs activations"),
-    ):
-        with pytest.raises(InputError, match=message):
-            prune_every(epochs, method, graph, budget)
-
-
 def test_zeroed_rows_leave_a_unit_alive_where_removal_does_not():
     model = Recurrent(nn.LSTM, 8).double()
     graph, statistics = traced(model, 4, 7, 3)
@@ -459,126 +394,6 @@ def test_projections_empty_sequences_and_fixed_states_are_refused_by_name():
             WEIGHTS.plan(graph, evidence_of(Projected(), graph), Units(0.5))
     with pytest.raises(SecateurError):
         trace(Recurrent(nn.LSTM), torch.randn(0, 7, 3))
-
-
-CASES = [
-    (kind, layers, two, first)
-    for kind in (nn.RNN, nn.GRU, nn.LSTM)
-    for layers in (1, 2, 3)
-    for two in (False, True)
-    for first in (False, True)
-]
-
-
-@pytest.mark.parametrize("kind, layers, two, first", CASES, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_masked_equals_shrunk_for_recurrent_layers(kind, layers, two, first):
-    model = Recurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
-    graph, statistics = traced(model, 4, 5, 3)
-    plan = WEIGHTS.plan(graph, statistics, Units(0.5))
-    small, masked = shrink(model, plan), mask(model, plan)
-    assert small.rnn.hidden_size == 4 and model.rnn.hidden_size == 8
-    for shape in ((4, 5, 3), (6, 2, 3), (1, 9, 3)):
-        x = torch.randn(*shape, dtype=torch.float64)
-        scale = masked(x).abs().max()
-        assert (small(x) - masked(x)).abs().max() <= 1e-12 * scale
-        if layers == 1:
-            assert (oracle(model, plan, x) - masked(x)).abs().max() <= 1e-12 * scale
-
-
-def oracle(model: nn.Module, plan: Plan, x: Tensor) -> Tensor:
-    """Run the whole model step by step, the state of every removed unit set to zero."""
-    rnn = model.rnn
-    sequence = x.transpose(0, 1) if rnn.batch_first else x
-    outputs = []
-    for suffix, group in (("", "rnn"), ("_reverse", "rnn #2"))[: 1 + rnn.bidirectional]:
-        gone = torch.as_tensor(plan.removed(group))
-        cell = {nn.RNN: nn.RNNCell, nn.GRU: nn.GRUCell, nn.LSTM: nn.LSTMCell}[type(rnn)](3, 8).double()
-        cell.load_state_dict({k: getattr(rnn, f"{k}_l0{suffix}") for k in cell.state_dict()})
-        state = sequence.new_zeros(sequence.shape[1], 8)
-        state = (state, state) if isinstance(rnn, nn.LSTM) else state
-        steps = []
-        for u in sequence.flip(0) if suffix else sequence:
-            state = cell(u, state)
-            parts = [s.index_fill(1, gone, 0) for s in (state if isinstance(state, tuple) else (state,))]
-            state = tuple(parts) if isinstance(state, tuple) else parts[0]
-            steps.append(parts[0])
-        y = torch.stack(steps)
-        outputs.append(y.flip(0) if suffix else y)
-    y = torch.cat(outputs, -1)
-    return model.fc(y.transpose(0, 1) if rnn.batch_first else y)
-
-
-class PackedRecurrent(Recurrent):
-    """Packs what the recurrent layer reads, and gives its outputs with their final states."""
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        packed = pack_padded_sequence(x, lengths, self.rnn.batch_first, enforce_sorted=False)
-        y, state = self.rnn(packed)
-        y, _ = pad_packed_sequence(y, self.rnn.batch_first)
-        last = state[0] if isinstance(state, tuple) else state
-        directions = 2 if self.rnn.bidirectional else 1
-        return self.fc(y), self.fc(last[-directions:].transpose(0, 1).flatten(1))
-
-
-PACKED = [pytest.param(*case, marks=() if case[2] == case[3] else pytest.mark.slow) for case in CASES]
-
-
-@pytest.mark.parametrize("kind, layers, two, first", PACKED, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_masked_equals_shrunk_on_packed_sequences(kind, layers, two, first):
-    model = PackedRecurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
-    graph = trace(model, (torch.randn(5, 5, 3).double(), torch.tensor([2, 5, 1, 3, 3])))
-    plan = WEIGHTS.plan(graph, evidence_of(model, graph), Units(0.5))
-    small, masked = shrink(model, plan), mask(model, plan)
-    assert small.rnn.hidden_size == 4 and model.rnn.hidden_size == 8
-    x, lengths = torch.randn(6, 6, 3, dtype=torch.float64), torch.tensor([6, 4, 1, 6, 2, 3])
-    for ours, theirs in zip(small(x, lengths), masked(x, lengths), strict=True):
-        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
-    # The last states of both directions are read side by side, which ties these two; the rest is as without.
-    whole = Recurrent(kind, 8, num_layers=layers, bidirectional=two, batch_first=first).double()
-    whole.load_state_dict(model.state_dict())
-    kept = WEIGHTS.plan(*traced(whole, 4, 5, 3), Units(0.5)).keep
-    alike = list(plan.keep)[: len(kept) - 2] if two else list(kept)
-    assert all(np.array_equal(kept[name], plan.keep[name]) for name in alike)
-    assert len(plan.keep) == len(kept) - two
-
-
-def test_a_packed_example_input_is_refused_and_a_padded_one_will_do():
-    class Outputs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.GRU(3, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(x)[1]
-
-    packed = pack_padded_sequence(torch.randn(6, 3, 3), [6, 4, 1])
-    with pytest.raises(InputError, match="trace with a padded tensor"):
-        trace(Outputs(), packed)
-    with pytest.raises(InputError, match="trace with a padded tensor"):
-        trace(Outputs(), {"x": packed})
-
-
-@pytest.mark.parametrize("method", ["euler", "rk4"])
-@pytest.mark.parametrize("activation", [torch.tanh, torch.sigmoid])
-def test_cohen_grossberg_units_go_exactly_and_the_smaller_layer_is_a_smaller_system(method, activation):
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = CohenGrossberg(3, 8, dt=0.2, method=method, activation=activation)
-            self.fc = nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.layer(x)[0])
-
-    model = Reader().double()
-    graph, statistics = traced(model, 4, 5, 3)
-    plan = WEIGHTS.plan(graph, statistics, Units(0.5))
-    small, masked = shrink(model, plan), mask(model, plan)
-    x = torch.randn(3, 5, 3, dtype=torch.float64)
-    assert (small(x) - masked(x)).abs().max() < 1e-14
-    start = torch.zeros(4, dtype=torch.float64)
-    spectrum = lyapunov_spectrum(CohenGrossbergSystem(small.layer), start, steps=20)
-    assert spectrum.exponents.shape == (4,)
 
 
 def test_the_lattice_is_a_registered_method():
