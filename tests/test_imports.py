@@ -67,6 +67,7 @@ MODULES = {"structures/matroid/parametrize.py"}
 LINES, FUNCTION_LINES = 400, 60
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|not implemented yet|lorem ipsum)\b", re.IGNORECASE)
 # torch.export imports networkx itself.
+STRUCTURES = ("numba", "highspy", "sklearn", "scipy.stats", "scipy.linalg", "ray")
 HEAVY = ("numba", "highspy", "joblib", "rich", "plotly", "sklearn", "jinja2", "typer", "scipy.stats", "ray")
 
 
@@ -208,7 +209,7 @@ def test_the_library_neither_asserts_nor_prints_nor_swallows_nor_unpickles() -> 
 
 
 def test_the_public_face_is_explicit_and_light() -> None:
-    """A magnitude pruning imports nothing heavy; every public name is there, and old names warn."""
+    """Neither a magnitude pruning nor the command line imports anything heavy; old names warn."""
     code = f"""
 import sys, warnings, torch
 import secateur as sc
@@ -217,6 +218,9 @@ assert len(set(sc.__all__)) == len(sc.__all__) <= 30
 model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 sc.prune(model, torch.ones(2, 4), sc.Units(0.5), method="magnitude")
 loaded = [name for name in {HEAVY} if name in sys.modules]
+assert loaded == [], loaded
+import secateur.cli.main
+loaded = [name for name in {STRUCTURES} if name in sys.modules]
 assert loaded == [], loaded
 assert [name for name in sc.__all__ if not hasattr(sc, name)] == []
 with warnings.catch_warnings(record=True) as caught:

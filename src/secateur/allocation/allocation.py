@@ -25,7 +25,6 @@ from secateur.allocation.counts import (
 from secateur.allocation.erk import erk_densities, fill, unit_factors
 from secateur.allocation.layer_shares import layer_shares
 from secateur.allocation.least_loss import counts_of_least_loss, predicted_losses
-from secateur.allocation.program import counts_of_program
 from secateur.allocation.ranking import comparable, ranked, top
 from secateur.allocation.terms import counted_terms
 from secateur.core import (
@@ -243,6 +242,8 @@ def _allocate_units(
             curves = [loss_by_count(losses, names) for names in sets]
             counts = counts_of_least_loss(allowed, curves, excess, 1.0)
             if budget.scope == "program":
+                from secateur.allocation.program import counts_of_program  # loads scipy: half a second
+
                 costs = [counted_terms(graph, part) for part in budget.parts]
                 budgets = list(zip(costs, targets.tolist(), strict=True))
                 counts, notes = counts_of_program(sets, allowed, curves, budgets, amounts, counts)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from secateur.allocation.allocation import allocate, allowed_counts, loss_by_count
 from secateur.allocation.amounts import measured_table
 from secateur.allocation.counts import AllowedCounts
-from secateur.allocation.program import counts_of_program
 from secateur.allocation.terms import CostTerms, Term, counted_terms
 from secateur.core import Budget, InputError, Latency, LossCurve, PruningGraph, Units
 
@@ -47,6 +46,8 @@ def choose_blocks(
     costs = [_cost_with_blocks(graph, part, tuple(blocks)) for part in budget.parts]
     names = [*(names[0] for names in sets), *map(_unknown, blocks)]
     many = [*map(len, sets), *(1 for _ in blocks)]
+
+    from secateur.allocation.program import counts_of_program  # loads scipy: half a second
 
     def amounts(counts: list[int]) -> NDArray[np.float64]:
         each = {name: n // m for name, n, m in zip(names, counts, many, strict=True)}

@@ -14,10 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from secateur.core import InputError
 
@@ -131,10 +131,17 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, draws: int = DRAWS,
     n, mean = len(x), float(x.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1)))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t_quantile(level, n - 1))
     means = _means(x, draws, seed)
     low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
     return Interval(mean, float(low), float(high), n)
+
+
+def _t_quantile(level: float, degrees: int) -> float:
+    """Return t such that Student's t is in [-t, t] with probability `level`."""
+    from scipy.special import stdtrit  # scipy takes a while to import
+
+    return float(stdtrit(degrees, (1 + level) / 2))
 
 
 def _means(x: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
@@ -169,7 +176,9 @@ def paired_p(differences: Sequence[float], examples: float | None = None) -> flo
     error = _error(x, examples)
     if error <= 1e-12 * float(np.abs(x).max()):
         return 0.0
-    return float(2 * stats.t.sf(abs(x.mean()) / error, len(x) - 1))
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(len(x) - 1, -abs(x.mean()) / error))
 
 
 def _error(x: NDArray[np.float64], examples: float | None) -> float:
@@ -189,8 +198,8 @@ def _interval(differences: Sequence[float], level: float, seed: int, examples: f
     interval = bootstrap(differences, level, seed=seed)
     if examples is None or len(differences) < 2:
         return interval
-    t = stats.t.ppf((1 + level) / 2, len(differences) - 1)
-    half = float(t) * _least_error(np.asarray(differences, dtype=np.float64), examples)
+    least = _least_error(np.asarray(differences, dtype=np.float64), examples)
+    half = _t_quantile(level, len(differences) - 1) * least
     mean = interval.estimate
     low, high = min(interval.low, mean - half), max(interval.high, mean + half)
     return Interval(mean, low, high, interval.count)

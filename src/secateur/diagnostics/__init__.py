@@ -7,8 +7,9 @@ figures.  `measure_sensitivity` asks before any pruning what each group would co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -16,23 +17,14 @@ from torch import nn
 from secateur.batches import as_batches, split_off_guard
 from secateur.core import InputError
 from secateur.diagnostics.context import DiagnosticContext
-from secateur.diagnostics.figures import Json
-from secateur.diagnostics.lattice import lattice_sections
-from secateur.diagnostics.matroid import matroid_sections
-from secateur.diagnostics.mip import mip_sections
 from secateur.diagnostics.sensitivity import GroupSensitivity, Sensitivities, measure_sensitivity
-from secateur.diagnostics.spectral import spectral_sections
 from secateur.methods import Method, find_method
 from secateur.result import Result
 
 __all__ = ["DIAGNOSTICS", "GroupSensitivity", "Sensitivities", "diagnose", "measure_sensitivity"]
 
-DIAGNOSTICS: dict[str, Callable[[DiagnosticContext], list[Json]]] = {
-    "matroid": matroid_sections,
-    "spectral": spectral_sections,
-    "mip": mip_sections,
-    "lattice": lattice_sections,
-}
+# Each is a module here with a function NAME_sections; imported on use, since the structures take a second.
+DIAGNOSTICS = ("matroid", "spectral", "mip", "lattice")
 
 
 def diagnose(
@@ -72,5 +64,7 @@ def diagnose(
     if batches and "fold" in (result.report.repair or ""):
         batches, _ = split_off_guard(batches)  # the method did not see the batches that judged the fold
     context = DiagnosticContext(model, result.plan, chosen, batches)
-    structure = {"structure": chosen.name, "sections": DIAGNOSTICS[chosen.name](context)}
+    module = import_module(f"secateur.diagnostics.{chosen.name}")
+    sections = getattr(module, f"{chosen.name}_sections")(context)
+    structure = {"structure": chosen.name, "sections": sections}
     return replace(result, report=replace(result.report, structure=structure))

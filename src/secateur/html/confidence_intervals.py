@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from scipy import stats
-
 from secateur.html.rows import IDENTITY, Row
 
 __all__ = ["mean_interval", "seed_intervals"]
@@ -25,7 +23,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     n, mean = len(values), fmean(values)
     if n == 1:
         return mean, mean, mean
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    from scipy.special import stdtrit  # scipy takes a while to import
+
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 

@@ -25,7 +25,6 @@ from secateur.execution import (
 )
 from secateur.processes import current_processes, sum_over_processes, undivided
 from secateur.statistics.activation_sample import ActivationSample
-from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
@@ -341,6 +340,8 @@ def _programs(
         raise InputError(
             "programs: the auxiliary networks learn classes: give one class number for each input"
         )
+    from secateur.statistics.auxiliary_heads import attach_auxiliaries, parts  # as above
+
     with explain_errors("the batches", (x,), {}):
         return partial(parts, attach_auxiliaries(model, kept, seed=seed))
 
