@@ -17,6 +17,7 @@ __all__ = [
     "RULE",
     "compare_mean",
     "explain_chance",
+    "explain_difference",
     "published_rows",
     "rounded_mean",
     "subtract",
@@ -127,6 +128,24 @@ def explain_chance(values: Sequence[float], printed: Printed) -> str:
     return f"printed ± {printed.spread:.1f}, {beside}: p = {p:.2f}"
 
 
+def explain_difference(
+    rows: Rows, differences: Sequence[float], printed: Printed, share: Printed | None
+) -> str:
+    """Return what was measured about a difference of two criteria that is not the printed one.
+
+    Args:
+        rows: Our rows.
+        differences: Ours, one for each of them.
+        printed: The printed difference.
+        share: The printed share of the weights removed.
+    """
+    return _join(explain_chance(differences, printed), _explain_less(rows, share))
+
+
+def _join(*facts: str) -> str:
+    return "; ".join(fact for fact in facts if fact) or "not explained"
+
+
 def _explain(rows: Rows, key: str, printed: Printed, share: Printed | None, whole: Printed | None) -> str:
     """Return what was measured about a number that differs."""
     chance = explain_chance([row[key] for row in rows if row.get(key) is not None], printed)
@@ -136,7 +155,7 @@ def _explain(rows: Rows, key: str, printed: Printed, share: Printed | None, whol
         facts = _explain_share(rows)
     else:
         facts = _explain_accuracy(rows, key, printed, share, whole)
-    return "; ".join(text for text in (chance, facts) if text) or "not explained"
+    return _join(chance, facts)
 
 
 def _explain_training(rows: Rows) -> str:
@@ -152,7 +171,7 @@ def _explain_share(rows: Rows) -> str:
 def _explain_accuracy(
     rows: Rows, key: str, printed: Printed, share: Printed | None, whole: Printed | None
 ) -> str:
-    ref, ours, reached = (mean(rows, name) or 0.0 for name in ("ref", key, "pruned weights"))
+    ref, ours = (mean(rows, name) or 0.0 for name in ("ref", key))
     apart = 0.0 if whole is None else ref - whole.mean
     if key != "lost" and abs(ours - printed.mean - apart) <= TOLERANCE:
         return f"the whole network is {apart:+.1f} points apart"
@@ -165,6 +184,12 @@ def _explain_accuracy(
         facts.append(f"{removed:.1f} of {maps:.0f} feature maps removed")
     if control is not None and key in ("random scored", "critical") and share is not None:
         facts.append(f"random units, {share.mean:g} % of every layer: {control:.1f}")
-    if share is not None and abs(reached - share.mean) > TOLERANCE:
-        facts.append(f"{reached:.1f} % of the weights removed, printed {share.mean:.1f}")
-    return "; ".join(facts)
+    return "; ".join(fact for fact in (*facts, _explain_less(rows, share)) if fact)
+
+
+def _explain_less(rows: Rows, share: Printed | None) -> str:
+    """Return the shares of the weights removed, if they differ."""
+    reached = mean(rows, "pruned weights")
+    if share is None or reached is None or abs(reached - share.mean) <= TOLERANCE:
+        return ""
+    return f"{reached:.1f} % of the weights removed, printed {share.mean:.1f}"

@@ -13,7 +13,7 @@ from secateur_studies.mip.comparison import (
     CHANCE,
     RULE,
     compare_mean,
-    explain_chance,
+    explain_difference,
     published_rows,
     rounded_mean,
     subtract,
@@ -78,8 +78,7 @@ _FOLDED = (
     "least-squares fold."
 )
 _LENET = (
-    "LeNet-5, in percent. Points lost: accuracy of the whole network less that of the pruned one. "
-    f"{RULE.capitalize()}"
+    f"LeNet-5, in percent; points lost: accuracy of the whole network less that of the pruned one; {RULE}"
 )
 _RESCALED = (
     f"{_LENET} With layer means, c takes the same from every layer, so it can only move the scores within "
@@ -223,7 +222,12 @@ def list_differences(rows: Rows) -> list[dict[str, Any]]:
             theirs = subtract(*(printed.get(name + after, printed.get(name)) for name in (one, other)))
             shown = " - ".join(TITLES.get(name, name) for name in (one, other))
             line = {"net": net, "data": data, "form": bounds, "difference": shown}
-            lines += [line | _judge_difference(differences, theirs)] if differences else []
+            judged = _judge_difference(differences, theirs) if differences else None
+            if judged and theirs is not None and judged["verdict"] == "differs":
+                judged["measured"] = explain_difference(
+                    known, differences, theirs, printed.get("pruned weights")
+                )
+            lines += [] if judged is None else [line | judged]
     return lines
 
 
@@ -246,7 +250,7 @@ def _judge_difference(differences: Sequence[float], printed: Printed | None) -> 
         "outcome": "one network" if comparison.count == 1 else comparison.outcome,
         "published": None if printed is None else printed.mean,
         "verdict": "" if printed is None else "differs" if differs else "reproduced",
-        "measured": (explain_chance(differences, printed) or "not explained") if printed and differs else "",
+        "measured": "",
     }
 
 
