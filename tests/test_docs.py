@@ -242,6 +242,7 @@ def test_invalid_registrations(tmp_path: Path) -> None:
 # --- the API reference
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("docs_api", ROOT / "docs" / "api.py")
     api = importlib.util.module_from_spec(spec)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sampled import sampled
 from torch import nn
 from typer.testing import CliRunner
 
@@ -140,7 +141,7 @@ class Residual(nn.Module):
         return x + self.outer(self.inner(x).relu())
 
 
-@pytest.mark.parametrize("blocks", [1, "auto", ["2.1"]])
+@pytest.mark.parametrize("blocks", sampled([1, "auto", ["2.1"]], "auto"))
 def test_blocks_go_before_units_do(machine: Machine, monkeypatch: pytest.MonkeyPatch, blocks: Any) -> None:
     """What is asked for, and what the report says, is the time of the model that has its blocks."""
     monkeypatch.setattr(depth, "time_models", lambda *a: machine.time_models(*a))

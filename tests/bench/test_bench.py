@@ -151,6 +151,7 @@ def test_invalid_models_and_data(model: str, data: str, holdout: str | None, wor
         make_trials(Bench(model, data, holdout, seeds=[0]), inline=True)
 
 
+@pytest.mark.slow
 def test_one_seed_is_too_few(place: Path) -> None:
     rows, seed_note = run_bench(bench(seeds=[0]), place / "out", engine="inline")
     found = compare_methods(rows, seed_note)

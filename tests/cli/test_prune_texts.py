@@ -11,6 +11,7 @@ from click.testing import Result
 from command_line import run
 from language_folder import make_folder, make_text, make_tokenizer
 from safetensors.torch import load_file
+from sampled import sampled
 from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from secateur.measure.metrics import perplexity
@@ -104,7 +105,7 @@ def test_the_residual_stream_is_cut_if_asked_for(llama: Path) -> None:
     assert done.exit_code == 2 and "'hidden'" in done.stderr
 
 
-@pytest.mark.parametrize("blocks", ["1", "auto", "model.layers.0"])
+@pytest.mark.parametrize("blocks", sampled(["1", "auto", "model.layers.0"], "auto"))
 def test_whole_blocks_go_first(llama: Path, blocks: str) -> None:
     plain = ("--method", "matroid", "--repair", "none", "--budget", "params=0.8,of=body")
     done = prune(*TEXTS, *plain, "--blocks", blocks, "--out", "small")

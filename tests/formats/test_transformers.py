@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor, nn
 
 import secateur as sc
@@ -85,12 +85,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
         {"embedding_size": 16, "intermediate_size": 24},
     ),
 }
+EVERY = (*DECODERS, *ENCODERS)
 ONLY_UNITS = ("gpt_neox", "gpt2", "opt", *ENCODERS)
-
-
-def some(*fast: str, of: Iterable[str] = (*DECODERS, *ENCODERS)) -> list[Any]:
-    """List families as test parameters; all but `fast` are marked slow."""
-    return [pytest.param(x, marks=() if x in fast else pytest.mark.slow) for x in of]
 
 
 def build(family: str, **options: Any) -> Any:
@@ -132,7 +128,9 @@ def compared(model: nn.Module, other: nn.Module) -> float:
     return deviation([first], [second])
 
 
-@pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize(
+    "family", sampled(EVERY, "llama", "qwen3", "gemma3_text", "phi3", "gpt2", "mixtral", "bert")
+)
 def test_a_family_loads_with_the_plain_class(family: str, tmp_path: Path) -> None:
     small, plan = halved(family)
     model, before = build(family), small.config.to_dict()  # type: ignore[union-attr]
@@ -164,7 +162,7 @@ def check_generation(model: Any) -> None:
     assert cached.equal(known)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("family", sampled(["llama", "qwen3", "gemma3_text", "olmo2"], "qwen3"))
 def test_norms_are_rescaled_exactly(family: str, tmp_path: Path) -> None:
     """With a large eps and all axes cut, in float64: the residual stream and the heads by other factors."""
     model = build(family, rms_norm_eps=0.05).double()
@@ -235,7 +233,7 @@ def test_heads_with_a_position_of_their_own_are_padded_in_place(tmp_path: Path) 
         assert folders.save_pretrained(tmp_path / "out", small, plan, uneven="pad") <= 1e-5
 
 
-@pytest.mark.parametrize("family", [f for f in ONLY_UNITS if f != "electra"])
+@pytest.mark.parametrize("family", sampled([f for f in ONLY_UNITS if f != "electra"], "gpt2", "bert"))
 def test_what_a_config_cannot_state_is_named_and_padded(family: str, tmp_path: Path) -> None:
     """Heads of families without a free head length, and LayerNorm over fewer features."""
     model = build(family)
@@ -273,7 +271,7 @@ def uneven_plan(model: Any) -> Plan:
     return Plan(graph, "by hand", keep)
 
 
-@pytest.mark.parametrize("family", some("llama", "gemma3_text", "mixtral", "gpt2", "bert"))
+@pytest.mark.parametrize("family", sampled(EVERY, "gemma3_text", "mixtral", "gpt2"))
 def test_a_modelling_file_states_uneven_layers(family: str, tmp_path: Path) -> None:
     model = build(family)
     plan = uneven_plan(model)
@@ -303,7 +301,7 @@ def positions_plan(model: Any) -> Plan:
 ROTATING = ("llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "opt")
 
 
-@pytest.mark.parametrize("family", some("llama", "phi3", of=ROTATING))
+@pytest.mark.parametrize("family", sampled(ROTATING, "phi3"))
 def test_positions_within_heads(family: str, tmp_path: Path) -> None:
     model = build(family)
     plan = positions_plan(model)

@@ -23,9 +23,12 @@ torch.set_default_dtype(torch.float32)
 
 
 def working() -> list[Any]:
+    """List the entries that work; slow ones, and two of three others, are marked slow."""
     entries = [entry for entry in BANK.values() if not entry.refused]
-    slow = [[pytest.mark.slow] if entry.slow or entry.needs else [] for entry in entries]
-    return [pytest.param(e, id=e.name, marks=marks) for e, marks in zip(entries, slow, strict=True)]
+    return [
+        pytest.param(e, id=e.name, marks=pytest.mark.slow if e.slow or e.needs or number % 3 else ())
+        for number, e in enumerate(entries)
+    ]
 
 
 @pytest.mark.parametrize("entry", working())

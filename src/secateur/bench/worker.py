@@ -81,7 +81,7 @@ class Worker:
         executor, start = self._started(), time.perf_counter()
         status: Status
         try:
-            return executor.submit(run_here, trial).result(limit)
+            return executor.submit(_run_alone, trial).result(limit)
         except TimeoutError:
             status, error = "timeout", f"stopped after {limit:g} s"
         except BrokenProcessPool as problem:
@@ -146,6 +146,12 @@ def _describe_crash(problem: BaseException) -> str:
     return f"the process ended with {code}{memory}"
 
 
+def _run_alone(trial: Trial) -> TrialResult:
+    """Run a trial in a process of its own: what the one before it left does not count as its memory."""
+    gc.collect()
+    return run_here(trial)
+
+
 def run_here(trial: Trial) -> TrialResult:
     """Run a trial in this process, with one thread and seeded generators.
 
@@ -153,7 +159,6 @@ def run_here(trial: Trial) -> TrialResult:
         >>> run_here(Trial("secateur.zoo:no_such_model")).error[:40]
         'InputError: no function in secateur.zoo '
     """
-    gc.collect()
     with suppress(OSError):
         RESET.write_text("5")  # Linux: reset the peak of the resident memory
     with _same_start():
