@@ -13,7 +13,17 @@ from torch import nn
 from secateur.allocation.block_choice import choose_blocks
 from secateur.allocation.schedule import remaining_budget
 from secateur.apply.blocks import drop_blocks, find_blocks
-from secateur.core import Budget, ExactnessError, InputError, Latency, LossCurve, Plan, PruningGraph, Units
+from secateur.core import (
+    Budget,
+    ExactnessError,
+    InputError,
+    Latency,
+    LossCurve,
+    Plan,
+    PruningGraph,
+    Units,
+    brief,
+)
 from secateur.core.budget import as_budget
 from secateur.execution import tensors_by_name
 from secateur.latency_budget import TOLERANCE, time_models, with_tables
@@ -196,12 +206,12 @@ def latency_notes(
 
 
 def _check(blocks: Any, batches: Sequence[Any] | None) -> None:
-    """Raise `InputError` if `blocks` is no number, no list and not "auto", or needs batches."""
+    """Raise `InputError` if `blocks` is not a number, a list or "auto", or if it needs batches."""
     number = isinstance(blocks, Integral) and not isinstance(blocks, bool) and int(blocks) >= 0
     listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
     if not (number or listed or (isinstance(blocks, str) and blocks == "auto")):
         raise InputError(
-            f"blocks must be a number of blocks, a list of their names, or 'auto'; got {blocks!r}"
+            f"blocks must be a number of blocks, a list of their names, or 'auto'; got {brief(blocks)}"
         )
     if batches is None and not listed and blocks != 0:
         raise InputError(f"blocks={blocks!r} finds the least needed blocks by trial: pass data=batches")

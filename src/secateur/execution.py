@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.batches import split_batch
-from secateur.core import InputError, SecateurError
+from secateur.core import InputError, SecateurError, brief
 
 __all__ = [
     "all_finite",
@@ -119,7 +119,7 @@ def check_flags(**flags: Any) -> None:
     """
     for name, given in flags.items():
         if not isinstance(given, bool):
-            raise InputError(f"{name} must be True or False; got {given!r}")
+            raise InputError(f"{name} must be True or False; got {brief(given)}")
 
 
 def check_module(model: Any, name: str = "model") -> None:
@@ -138,7 +138,7 @@ def check_calls(**functions: Any) -> None:
 def check_seed(seed: Any) -> None:
     """Raise `InputError` unless every generator accepts the seed."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
-        raise InputError(f"a seed is an integer from 0 to 2**63 - 1; got {seed!r}")
+        raise InputError(f"a seed is an integer from 0 to 2**63 - 1; got {brief(seed)}")
 
 
 def duplicate(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:

@@ -172,7 +172,7 @@ def _check_folder(folder: Path, transformers: Any) -> None:
     names = config.get("architectures") or [""]
     if config.get("auto_map") and not hasattr(transformers, names[0]):
         raise InputError(
-            f"{folder} has code of its own for {names[0]}, which is not run here: load the model with "
+            f"{folder} has its own code for {names[0]}, which Secateur does not run: load the model with "
             "trust_remote_code=True, and give it to secateur.prune"
         )
     if (folder / ONE_FILE).is_file():

@@ -83,7 +83,7 @@ def split_over_processes() -> Iterator[Processes]:
     if own:
         try:
             store, number, count = next(iter(dist.rendezvous("env://")))
-            # A group finds its processes by what they write there: each has a place of its own.
+            # The processes of a group find each other by what they write there; groups differ by a prefix.
             store = dist.PrefixStore(f"secateur/{next(_groups)}", store)
             dist.init_process_group("gloo", store=store, rank=number, world_size=count)
         except (RuntimeError, ValueError) as error:

@@ -25,6 +25,7 @@ from secateur.core import (
     Statistics,
     Units,
     Weights,
+    brief,
 )
 from secateur.core.budget import BY_LOSS, as_budget
 from secateur.depth import latency_notes, trace_without_blocks
@@ -252,7 +253,9 @@ def _check_arguments(
 ) -> Budget:
     """Return the budget, or raise `InputError` if an argument is invalid."""
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
-        raise InputError(f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {schedule!r}")
+        raise InputError(
+            f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {brief(schedule)}"
+        )
     if budget is None and isinstance(schedule, Tolerance):
         budget = Units(schedule.step)
     budget = as_budget(budget)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.batches import as_batches
 from secateur.comparison import with_measurements
-from secateur.core import InputError, Plan, PruningGraph, StoreError
+from secateur.core import InputError, Plan, PruningGraph, StoreError, brief
 from secateur.core.paths import write_text
 from secateur.execution import check_flags, one_at_a_time
 from secateur.formats import store
@@ -74,7 +74,7 @@ class Result:
         """
         check_flags(latency=latency)
         if not isinstance(name, str | None):
-            raise InputError(f"name must be a string, such as 'test'; got {name!r}")
+            raise InputError(f"name must be a string, such as 'test'; got {brief(name)}")
         batches = None if holdout is None else as_batches(holdout)
         report = with_measurements(
             self.report,

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from secateur.batches import as_batches
-from secateur.core import Budget, InputError, NothingToPrune, Plan, PruningGraph
+from secateur.core import Budget, InputError, NothingToPrune, Plan, PruningGraph, brief
 from secateur.measure.metrics import Metric, evaluate, metric_named, more_is_better
 
 __all__ = [
@@ -73,7 +73,7 @@ class Steps:
         """Check the count."""
         whole = isinstance(self.count, Integral) and not isinstance(self.count, bool)
         if not (whole and self.count >= 1):
-            raise InputError(f"the number of steps must be an integer of at least 1; got {self.count!r}")
+            raise InputError(f"the number of steps must be an integer of at least 1; got {brief(self.count)}")
 
     def goals(self, budget: Budget) -> Iterator[Budget]:
         """Yield keep ** (1 / count), keep ** (2 / count), ..., keep."""
@@ -120,12 +120,12 @@ class Tolerance:
     def __post_init__(self) -> None:
         """Check the numbers, the metric and the batches."""
         if not (_is_number(self.drop) and self.drop >= 0):
-            raise InputError(f"Tolerance.drop must be a number, 0 or more; got {self.drop!r}")
+            raise InputError(f"Tolerance.drop must be a number, 0 or more; got {brief(self.drop)}")
         if not (_is_number(self.step) and 0 < self.step < 1):
-            raise InputError(f"Tolerance.step must be a number in (0, 1); got {self.step!r}")
+            raise InputError(f"Tolerance.step must be a number in (0, 1); got {brief(self.step)}")
         metric_named(self.metric)
         if self.holdout is None:
-            raise InputError("a Tolerance needs held-out batches that nothing else looks at: give holdout=")
+            raise InputError("a Tolerance needs held-out batches: give holdout=")
         object.__setattr__(self, "holdout", as_batches(self.holdout))
 
     def goals(self, budget: Budget) -> Iterator[Budget]:

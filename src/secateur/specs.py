@@ -26,6 +26,7 @@ from secateur.core import (
     Params,
     Units,
     Weights,
+    brief,
     unknown,
 )
 from secateur.core.budget import as_budget
@@ -170,9 +171,9 @@ def example_of(shape: str) -> Tensor:
     try:
         sizes = tuple(int(size) for size in shape.replace("x", ",").split(","))
     except ValueError as error:
-        raise InputError(f"a shape is integers with commas, as in 2,3,32,32; got {shape!r}") from error
+        raise InputError(f"a shape is integers with commas, as in 2,3,32,32; got {brief(shape)}") from error
     if min(sizes) < 1:
-        raise InputError(f"the sizes of a shape must be positive; got {shape!r}")
+        raise InputError(f"the sizes of a shape must be positive; got {brief(shape)}")
 
     def draw() -> Tensor:
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
@@ -271,7 +272,7 @@ def make_budget(spec: str, scope: str | None = None, floor: int = 1, round_to: i
         raise InputError(
             f"a budget is written {name}=NUMBER, as in {name}=0.5, with a unit, as in bytes=20MB or "
             f"latency=12ms, or with layers or patterns of them, as in units=layer1.*:0.75,fc:0.5; "
-            f"got {spec!r}"
+            f"got {brief(spec)}"
         ) from error
     kind: Any = BUDGETS[name]
     if kind is not Weights:

@@ -45,8 +45,8 @@ class TextBatches:
 
     Attributes:
         fit: Batches that methods and repairs look at, alternating between the texts.
-        judged: By name of a text, batches that nothing else looks at.
-        foreign: Whether a text judges that no calibration text is a part of.
+        judged: By name of a text, batches that are only used to measure.
+        foreign: Whether at least one of these texts is not among the calibration texts.
     """
 
     fit: Sequence[Mapping[str, Tensor]]

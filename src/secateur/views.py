@@ -1,6 +1,6 @@
 """Views: a model as a pruning sees it, for everything that calls or compares models.
 
-A view of a model is a module of its own that shares everything with the model: children, parameters and
+A view of a model is another module that shares everything with the model: children, parameters and
 buffers, under the same names.  It returns only the outputs that count (`Interface`).  The view of a shrunk
 model is called like the original: it takes the states that the original takes, and keeps what is left of
 them.  The model itself is not changed.

@@ -334,7 +334,7 @@ def test_onnx_takes_the_narrower_state(tmp_path: Path) -> None:
         ({}, "states map an input to the output"),
         ([("h", 1, 2)], "states map an input to the output"),
         ([(True, 1)], "states map an input to the output"),
-        ([("h", 1), ("x", 1)], "every state has an input and an output of its own"),
+        ([("h", 1), ("x", 1)], "each state needs its own input and output"),
     ],
 )
 def test_bad_states_are_refused_with_what_there_is(states: Any, message: str) -> None:

@@ -175,7 +175,7 @@ def allocate(
 
 
 def _allocate_layers(graph: PruningGraph, budget: Budget) -> Allocation:
-    """Keep a share of its own in every group that the budget names; the others stay whole."""
+    """Keep in each group the share that the budget names for it; the others stay whole."""
     sizes = {g.name: g.size for g in prunable(graph)}
     shares, aligned = layer_shares(graph, budget.keep), _aligned_groups(graph)
     _check_floor(budget.floor, {name: sizes[name] for name in shares}, "units")

@@ -73,7 +73,7 @@ def drop_blocks(
         replaced: Tensors of the copy by the ids of the model's, as `execution.duplicate` takes them.
 
     Raises:
-        InputError: If a name is no block, or no block of a stack would stay.
+        InputError: If a name is not that of a block, or if all blocks of a stack would go.
         ExactnessError: If the blocks do more than add to their input, so that leaving them out is not exact.
 
     Example:

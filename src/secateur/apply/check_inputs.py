@@ -1,4 +1,4 @@
-"""What the exactness check adds to the user's example: inputs and weights of its own.
+"""Further inputs and weights for the exactness check, besides the user's example.
 
 An example may hide a difference: zeros stay zero in a network without biases, and a branch on a length gives
 the same for inputs that no unit reacts to.  So the check also runs on other values of the same shapes and

@@ -72,11 +72,11 @@ class Exactness:
 def verify(
     masked: nn.Module, small: nn.Module, plan: Plan, device: Any = None, explain: bool = True
 ) -> Exactness:
-    """Compare a shrunk model with the masked one on the traced inputs, and on inputs of the check's own.
+    """Compare a shrunk model with the masked one on the traced inputs and on further inputs.
 
     They run in float64, or in float32 if the model has an operation without float64: a copy of each is
-    called twice, the second time with other values and one more row, as far as the masked model takes them.
-    Then a copy of the shrunk model runs twice as it is.
+    called twice, the second time with other values and one more row if the masked model takes them.  Then a
+    copy of the shrunk model runs twice in its own mode and type.
 
     Raises:
         InputError: If the masked model runs in neither type, or if the device cannot be used.
@@ -149,7 +149,7 @@ def _compare(
 ) -> Exactness:
     """Run both models in the first type that the masked one runs in.
 
-    What the submodules `inside` return is compared, too: the rest of the model may pass nothing of it on (a
+    The results of the submodules `inside` are compared, too: the rest of the model may ignore them (a
     detector that finds no box).
     """
     device = None if device is None else _check_device(device)
@@ -238,7 +238,7 @@ def _how_other(first: Inputs, second: Inputs) -> tuple[bool, bool]:
 
 
 def _check_runs(masked: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:
-    """Run a copy of the shrunk model twice as it is: in its own mode and type, with its own caches.
+    """Run a copy of the shrunk model twice in its own mode and type, with its own caches.
 
     The comparison sets evaluation mode and switches caches off.  That may hide values of the old size
     which the model stored in an earlier call.

@@ -1,8 +1,8 @@
 """Run a model in float64, whatever type its weights have.
 
-A copy of all weights in float64 takes twice the memory of a model in float32.  So the weights stay as they
-are, and each is converted when an operation reads it; only one at a time is there in float64.  Some models
-do what does not go with that, such as writing into a weight.  Those are copied whole.
+A copy of all weights in float64 takes twice the memory of a model in float32.  So each
+weight is converted when an operation reads it; only one at a time is in float64.  Models for which this
+fails, for instance because they write into a weight, are copied whole.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def in_float64(mode: Callable[[], TorchFunctionMode] = _Float64) -> Iterator[Non
 
 
 def computing_in(dtype: torch.dtype, widened: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Return a context that computes in a type; `widened` says that weights keep their own until read."""
+    """Return a context that computes in a type; with `widened`, weights keep their type until read."""
     if dtype != torch.float64:
         return contextlib.nullcontext()
     return in_float64(_WidenedWeights if widened else _Float64)

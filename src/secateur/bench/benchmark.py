@@ -24,7 +24,7 @@ from secateur.bench.models import (
 from secateur.bench.run import check_engine, run_trials
 from secateur.bench.trial import Row, Trial, TrialResult
 from secateur.bench.worker import Worker, run_here
-from secateur.core import InputError, unknown
+from secateur.core import InputError, brief, unknown
 from secateur.diagnostics import DIAGNOSTICS
 from secateur.methods import METHODS
 from secateur.pretrained import is_pretrained
@@ -345,4 +345,4 @@ def parse_numbers(text: str, kind: Callable[[str], Any], what: str) -> list[Any]
         return [kind(piece) for piece in text.split(",")]
     except ValueError as error:
         numbers = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{what} are {numbers} separated by commas; got {text!r}") from error
+        raise InputError(f"{what} are {numbers} separated by commas; got {brief(text)}") from error

@@ -37,7 +37,7 @@ LIGHT: Row = {"notes": {}, "folds": {}, "frozen": [], "steps": [], "finetune": {
 
 
 class ChangedError(InputError):
-    """The model, the data or a method is not what the trials were made for; there is no result."""
+    """The model, the data or a method has changed since the trials were made; there is no result."""
 
 
 def prune_once(

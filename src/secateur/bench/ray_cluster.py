@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.bench.trial import Trial, TrialResult
 from secateur.bench.worker import EngineError, Worker
-from secateur.core import InputError
+from secateur.core import InputError, brief
 
 __all__ = ["run_on_ray"]
 
@@ -27,7 +27,7 @@ def run_on_ray(
 
     Args:
         trials: What to run.
-        jobs: Trials at a time, each on a processor of its own.
+        jobs: Trials at a time, each on its own processor.
         limit: Seconds after which a trial is stopped.
         address: ``HOST:PORT``, ``ray://HOST:PORT`` or ``auto``; by default a cluster is started here.
 
@@ -98,7 +98,7 @@ def _check_answer(address: str) -> None:
     """Raise `EngineError` if nothing listens at an address; Ray itself would try for minutes."""
     match = ADDRESS.fullmatch(address)
     if match is None and address != "auto":
-        raise InputError(f"a Ray address is HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
+        raise InputError(f"a Ray address is HOST:PORT, ray://HOST:PORT or auto; got {brief(address)}")
     if match is not None:
         try:
             socket.create_connection((match["host"], int(match["port"])), ANSWER_WITHIN).close()

@@ -21,8 +21,8 @@ __all__ = ["ResultsFile"]
 class ResultsFile:
     """Results on disk, open for one writer.
 
-    A line that cannot be read (the machine went down while it was written) is skipped with a warning; its
-    trial runs again. Lines of other versions stay in the file and do not count.
+    A damaged line (the machine went down while writing it) is skipped with a warning, and its trial runs
+    again. Lines of other versions stay in the file and do not count.
 
     Args:
         path: The file; it is created if missing.

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.core import InputError
+from secateur.core import InputError, brief
 
 __all__ = [
     "LEVEL",
@@ -125,7 +125,7 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, draws: int = DRAWS,
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
-        raise InputError(f"a bootstrap needs a list of finite numbers; got {values!r}")
+        raise InputError(f"a bootstrap needs a list of finite numbers; got {brief(values)}")
     if not 0 < level < 1 or draws < 1:
         raise InputError(f"a level is in (0, 1) and draws are positive; got {level} and {draws}")
     n, mean = len(x), float(x.mean())

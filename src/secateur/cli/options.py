@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from secateur.core import InputError, StoreError
+from secateur.core import InputError, StoreError, brief
 from secateur.html.files import is_own_page
 from secateur.repair.base import LEARNING_RATE
 from secateur.specs import Batches, example_of, make_model, try_inputs
@@ -208,7 +208,7 @@ def make_interface(
     pairs = [text.split("=") for text in states or ()]
     for text, pair in zip(states or (), pairs, strict=True):
         if len(pair) != 2 or not all(pair):
-            raise InputError(f"--state takes INPUT=OUTPUT, as in h=hidden or 1=1; got {text!r}")
+            raise InputError(f"--state takes INPUT=OUTPUT, as in h=hidden or 1=1; got {brief(text)}")
     return {"outputs": outputs or None, "states": dict(pairs) or None, "inside": inside or None}
 
 
@@ -239,7 +239,7 @@ def parse_experts(texts: list[str] | None) -> int | dict[str, list[int]] | None:
         if not name or name in kept or not all(number.isdecimal() for number in numbers.split(",")):
             raise InputError(
                 "--experts takes one number, or a mixture and its experts that stay, as in "
-                f"model.layers.0.mlp:0,2,5; got {text!r}"
+                f"model.layers.0.mlp:0,2,5; got {brief(text)}"
             )
         kept[name] = [int(number) for number in numbers.split(",")]
     return kept or None

@@ -23,7 +23,7 @@ def check_out_folder(folder: Path | None, onnx: bool, model: str) -> None:
     """Check that a pruned model can be written into a folder.
 
     Raises:
-        InputError: If `onnx` asks for a file that cannot be written.
+        InputError: If `onnx` is given without a folder, or for a folder of transformers.
         StoreError: If the folder is not writable, or holds the user's own files.
     """
     if folder is not None:

@@ -322,7 +322,7 @@ def _choose_metric(
     """Return the user's metric, or the one that fits the held-out batches; None if there are none."""
     if holdout is None:
         if metric is not None:
-            raise InputError("--metric needs batches that nothing else looks at: name them with --holdout")
+            raise InputError("--metric needs held-out batches: name them with --holdout")
         return None
     if metric is not None:
         return metric
@@ -342,7 +342,7 @@ def _make_schedule(
     if steps is not None:
         raise InputError("--tolerance makes its own steps: give --tolerance or --steps, not both")
     if holdout is None or metric is None:
-        raise InputError("--tolerance needs batches that nothing else looks at: name them with --holdout")
+        raise InputError("--tolerance needs held-out batches: name them with --holdout")
     return Tolerance(drop, holdout, metric)
 
 

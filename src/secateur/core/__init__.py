@@ -14,6 +14,7 @@ from secateur.core.errors import (
     PlanError,
     SecateurError,
     StoreError,
+    brief,
     unknown,
 )
 from secateur.core.graph import Frozen, Layer, PruningGraph, SizeAttribute
@@ -61,5 +62,6 @@ __all__ = [
     "StoreError",
     "Units",
     "Weights",
+    "brief",
     "unknown",
 ]

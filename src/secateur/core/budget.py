@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from secateur.core.errors import InputError, unknown
+from secateur.core.errors import InputError, brief, unknown
 from secateur.core.latency_table import LatencyTable
 
 __all__ = [
@@ -38,7 +38,7 @@ COUNTED = ("all", "body", "prunable")
 def _share(what: str, value: Any) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not (number and 0 < value <= 1):
-        raise InputError(f"{what} must be a number in (0, 1]; got {value!r}")
+        raise InputError(f"{what} must be a number in (0, 1]; got {brief(value)}")
     return float(value)
 
 
@@ -49,9 +49,11 @@ def _check_options(budget: Budget) -> None:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
     least = 0 if isinstance(budget, Latency) else 1
     if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
-        raise InputError(f"floor and round_to must be integers of at least 1; got {floor!r} and {round_to!r}")
+        raise InputError(
+            f"floor and round_to must be integers of at least 1; got {brief(floor)} and {brief(round_to)}"
+        )
     if not isinstance(budget.even, bool):
-        raise InputError(f"even must be True or False; got {budget.even!r}")
+        raise InputError(f"even must be True or False; got {brief(budget.even)}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,9 +176,9 @@ class Units(Budget):
             super().__post_init__()
             return
         if not self.keep or not all(isinstance(name, str) for name in self.keep):
-            raise InputError(f"Units.keep must map names of groups to shares; got {self.keep!r}")
+            raise InputError(f"Units.keep must map names of groups to shares; got {brief(self.keep)}")
         if self.scope != "layer":
-            raise InputError(f"with a share for each layer, scope must be 'layer'; got {self.scope!r}")
+            raise InputError(f"with a share for each layer, scope must be 'layer'; got {brief(self.scope)}")
         shares = {name: _share(f"Units.keep[{name!r}]", share) for name, share in self.keep.items()}
         object.__setattr__(self, "keep", shares)
         _check_options(self)
@@ -299,9 +301,9 @@ class Latency(Budget):
             value = getattr(self, name)
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not (whole and value >= least) and not (name == "threads" and value is None):
-                raise InputError(f"Latency.{name} must be an integer of at least {least}; got {value!r}")
+                raise InputError(f"Latency.{name} must be an integer of at least {least}; got {brief(value)}")
         if not (self.device is None or isinstance(self.device, (str, torch.device))):
-            raise InputError(f"Latency.device must be a name such as 'cuda'; got {self.device!r}")
+            raise InputError(f"Latency.device must be a name such as 'cuda'; got {brief(self.device)}")
 
     @property
     def limit(self) -> float | None:
@@ -321,7 +323,7 @@ def _check_share_or_limit(budget: Budget, name: str, limit: Any) -> None:
         Budget.__post_init__(budget)
         return
     if isinstance(limit, bool) or not (isinstance(limit, Real) and 0 < float(limit) < float("inf")):
-        raise InputError(f"{kind}.{name} must be a positive number; got {limit!r}")
+        raise InputError(f"{kind}.{name} must be a positive number; got {brief(limit)}")
     _check_options(budget)
 
 
@@ -436,6 +438,6 @@ def as_budget(budget: Any) -> Budget:
     share = budget if isinstance(budget, float) and 0 < budget <= 1 else 0.5
     raise InputError(
         f"a budget must say what it counts: Units, Params, Macs, Bytes, Latency or Weights, for instance "
-        f"Units({share}); got {budget!r}. A list of budgets is one, too. A Tolerance is a schedule: "
+        f"Units({share}); got {brief(budget)}. A list of budgets is one, too. A Tolerance is a schedule: "
         f"prune(model, x, schedule=Tolerance(...))"
     )

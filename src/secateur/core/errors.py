@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from difflib import get_close_matches
 
 
@@ -34,6 +35,24 @@ class StoreError(SecateurError):
 
 
 LISTED = 20  # known names in a message
+LONGEST = 200  # characters of a value in a message
+_REPR = reprlib.Repr()
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxarray = 8
+_REPR.maxstring = _REPR.maxother = LONGEST
+
+
+def brief(value: object) -> str:
+    """Return the repr of a value for a message; of a long one only the first entries.
+
+    Example:
+        >>> brief(list(range(1000)))
+        '[0, 1, 2, 3, 4, 5, 6, 7, ...]'
+    """
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -41,4 +60,5 @@ def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
     near = get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return f"no {what} {name!r}{hint} Known: {', '.join(map(repr, sorted(known)[:LISTED])) or 'none'}{more}"
+    listed = ", ".join(map(repr, sorted(known)[:LISTED])) or "none"
+    return f"no {what} {brief(name)}{hint} Known: {listed}{more}"

@@ -1,7 +1,7 @@
 """Index arithmetic of a pruning: which units go, and which indices of each axis stay.
 
-Everything that shrinks, counts or repairs uses these functions.  `secateur.apply.mask` does not: it has
-arithmetic of its own, so that comparing the masked model with the shrunk one is a real check.
+Everything that shrinks, counts or repairs uses these functions.  `secateur.apply.mask` does not: its
+arithmetic is independent, so that comparing the masked model with the shrunk one is a real check.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.core.errors import InputError, unknown
+from secateur.core.errors import InputError, brief, unknown
 from secateur.core.group import IntArray
 
 __all__ = [
@@ -92,7 +92,7 @@ class Interface:
         return not self.outputs and not self.states
 
     def counted(self, output: Any) -> Any:
-        """Return an output in which only what counts is left; None takes the place of the rest.
+        """Return an output with None in place of everything that does not count.
 
         Raises:
             InputError: If it does not have a part that counts.
@@ -136,7 +136,7 @@ class Interface:
 
 
 def entries_of(value: Any) -> tuple[Any, ...]:
-    """Return what an iterable gives; nothing for what is none, such as a tensor without axes.
+    """Return the items of an iterable; nothing for other values, such as a tensor without axes.
 
     Example:
         >>> entries_of(["a"]), entries_of(3)
@@ -168,7 +168,7 @@ def check_outputs(outputs: Any) -> tuple[str, ...]:
     if not listed or not all(is_path(x) for x in listed):
         raise InputError(
             "outputs are names of fields, indices, or paths of the outputs that count, as in 'logits', 0 or "
-            f"['logits', 'past.0']; got {outputs!r}"
+            f"['logits', 'past.0']; got {brief(outputs)}"
         )
     return tuple(map(str, listed))
 
@@ -194,12 +194,12 @@ def check_states(states: Any) -> tuple[tuple[str, str], ...]:
     if not good:
         raise InputError(
             "states map an input to the output that is its next value, by names, indices or paths, as in "
-            f"{{'h': 'hidden'}} or [(1, 1)]; got {states!r}"
+            f"{{'h': 'hidden'}} or [(1, 1)]; got {brief(states)}"
         )
     pairs = tuple((str(taken), str(returned)) for taken, returned in listed)
     for side in zip(*pairs, strict=True):
         if len(set(side)) < len(side):
-            raise InputError(f"every state has an input and an output of its own; got {states!r}")
+            raise InputError(f"each state needs its own input and output; got {brief(states)}")
     return pairs
 
 
@@ -211,7 +211,7 @@ def is_path(value: Any) -> bool:
 
 
 def part_of(value: Any, path: str, what: str = "part") -> Any:
-    """Return a part of a structure; `what` it is called in messages.
+    """Return a part of a structure; messages call it `what`.
 
     Raises:
         InputError: If it has no such part, or the part is None; the message lists those that there are.
@@ -242,7 +242,7 @@ def paths_of(value: Any, depth: int = DEEPEST) -> Iterator[str]:
 
 
 def with_parts(value: Any, parts: Mapping[str, Any]) -> Any:
-    """Return a structure in which other values take the place of some parts; it is copied where it changes.
+    """Return a structure with some parts replaced; only what changes is copied.
 
     Example:
         >>> with_parts((1, {"h": 2, "c": 3}), {"1.h": 5})

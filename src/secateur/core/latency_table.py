@@ -119,7 +119,7 @@ class LatencyTable:
         return _interpolate(rows, columns, values, np.asarray(inputs, float), np.asarray(outputs, float))
 
     def through(self, whole: float, predicted: float, measured: float) -> LatencyTable:
-        """Return the table that keeps what it predicts for the original, and is right about another network.
+        """Return the table corrected for another network; its prediction for the original stays the same.
 
         Args:
             whole: What it predicts for the original.

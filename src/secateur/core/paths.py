@@ -1,4 +1,4 @@
-"""Paths that the user gives, and files that anybody may have written."""
+"""Paths from the user, and files of unknown origin."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from secateur.core import InputError, StoreError
+from secateur.core import InputError, StoreError, brief
 
 __all__ = ["check_replaceable", "flush", "read_bounded", "to_path", "write_text"]
 
@@ -22,12 +22,12 @@ def to_path(path: str | Path) -> Path:
     if not isinstance(path, (str, Path)):
         raise InputError(f"a path must be a str or a pathlib.Path; got {type(path).__name__}")
     if "\0" in str(path):
-        raise InputError(f"a path cannot hold a NUL character; got {str(path)!r}")
+        raise InputError(f"a path cannot hold a NUL character; got {brief(str(path))}")
     try:
         Path(path).exists()
         Path(path).resolve()
     except (OSError, RuntimeError, UnicodeError) as error:
-        # Too long, a folder that cannot be entered, a loop of links, a character that no file system takes.
+        # The path is too long, has an invalid character, or leads through a loop of links or a locked folder.
         name = str(path)[:200].encode("utf-8", "backslashreplace").decode()
         raise InputError(f"{name} cannot be used as a path: {str(error)[:200]}") from error
     return Path(path)
@@ -36,7 +36,7 @@ def to_path(path: str | Path) -> Path:
 def check_replaceable(path: Path) -> None:
     """Raise `StoreError` if a path is taken by a folder, a device or a pipe, which must not be replaced.
 
-    A rename puts a file in the place of whatever has the name, for root even of ``/dev/null``.
+    Renaming a file replaces whatever has the new name; for root even ``/dev/null``.
     """
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is not a file and is not replaced: choose another path")

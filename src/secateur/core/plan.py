@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.core.errors import PlanError, unknown
+from secateur.core.errors import PlanError, brief, unknown
 from secateur.core.graph import PruningGraph
 from secateur.core.group import BoolArray, IntArray
 from secateur.core.indices import check_units
@@ -101,7 +101,7 @@ class Plan:
                 raise PlanError(f"{what} must be a {kind.__name__}; got a {type(given).__name__}")
         names = isinstance(self.blocks, (tuple, list)) and all(isinstance(x, str) for x in self.blocks)
         if not names:
-            raise PlanError(f"blocks must be names of blocks; got {self.blocks!r}")
+            raise PlanError(f"blocks must be names of blocks; got {brief(self.blocks)}")
         for what, maps in MAPS.items():
             if not isinstance(given := getattr(self, what), Mapping):
                 raise PlanError(f"{what} must map {maps}; got a {type(given).__name__}")

@@ -26,6 +26,7 @@ from secateur.core import (
     PruningGraph,
     StoreError,
     Units,
+    brief,
 )
 from secateur.core.budget import as_budget
 from secateur.core.jsonable import plain, versions
@@ -99,7 +100,7 @@ class Sensitivities:
             InputError: If the divergence is not a number, or every removal that was tried costs more.
         """
         if isinstance(loss, bool) or not isinstance(loss, Real):
-            raise InputError(f"a divergence is a number, such as 0.05; got {loss!r}")
+            raise InputError(f"a divergence is a number, such as 0.05; got {brief(loss)}")
         keep = {}
         for name, group in self.groups.items():
             fitting = [n for n, x in zip(group.counts, group.losses, strict=True) if x <= loss]

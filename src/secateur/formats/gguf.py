@@ -1,7 +1,7 @@
 """GGUF files of pruned language models, for llama.cpp and what is built on it (extra hf).
 
 Plans of equal counts are written as their own architecture; Llama and Mistral with unequal counts as
-``deci``, whose layers have sizes of their own.  Every file is read back and compared before it gets its name.
+``deci``, where each layer has its own sizes.  Every file is read back and compared before it gets its name.
 """
 
 from __future__ import annotations

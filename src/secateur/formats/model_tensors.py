@@ -117,7 +117,7 @@ def restore_tensors(
             saved, strides = tensors[name], described["strides"].get(name)
             if strides is None or not _is_dense(strides, saved.shape):
                 strides = saved.stride()
-            # A tensor of its own, not a view into the file: kernels give other bits at other alignments.
+            # A copy, not a view into the file: kernels give other bits at other alignments.
             value = torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=tensor.device)
             tensor.data = value.copy_(saved)
     training, fixed = set(described["training"]), set(described["fixed"])

@@ -1,4 +1,4 @@
-"""A modelling file for a folder of transformers: a class whose layers have sizes of their own.
+"""A modelling file for a folder of transformers: a class in which each layer has its own sizes.
 
 A config has one number for all layers.  Where layers of the same kind keep unequal counts, or where the
 config has no number for them, config.json states the widest, and lists beside it which tensors are smaller

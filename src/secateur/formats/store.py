@@ -208,7 +208,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
 def read_report(folder: str | Path) -> dict[str, Any] | None:
     """Return the saved report as JSON, or None if none was saved.
 
-    It is in the document, or in a file of its own beside a model that transformers saved.
+    It is in the document, or in a separate file next to a model that transformers saved.
 
     Raises:
         StoreError: If the folder is missing, damaged, or of a newer version.
@@ -346,7 +346,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _check_body(path: Path, body: Any) -> dict[str, Any]:
-    """Return the body of a plan.json whose digest is right, which somebody may have made all the same."""
+    """Check the body of a plan.json and return it: a correct digest does not prove who wrote the file."""
     if isinstance(body, dict):
         body.setdefault("fingerprint", {})  # version 0.1 had none
     for names, kind in TYPES.items():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
 from secateur.apply.kept_tensors import check_shapes, shorten
-from secateur.core import ExactnessError, InputError, Plan, StoreError, unknown
+from secateur.core import ExactnessError, InputError, Plan, StoreError, brief, unknown
 from secateur.core.indices import kept_shapes
 from secateur.core.paths import flush, to_path
 from secateur.execution import call, duplicate, evaluating
@@ -205,7 +205,9 @@ def write_companions(draft: Path, model: Any, tokenizer: Any = None) -> None:
         tokenizer.save_pretrained(draft)
         return
     if tokenizer is not None and not (isinstance(tokenizer, (str, Path)) and Path(tokenizer).is_dir()):
-        raise InputError(f"tokenizer must be a tokenizer of transformers or its folder; got {tokenizer!r}")
+        raise InputError(
+            f"tokenizer must be a tokenizer of transformers or its folder; got {brief(tokenizer)}"
+        )
     name = tokenizer or getattr(model.config, "_name_or_path", "")
     if not name or not Path(name).is_dir():  # the empty path would be the working directory
         return

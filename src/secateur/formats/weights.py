@@ -195,7 +195,7 @@ def _missing(state: StateDict, wanted: Mapping[str, Tensor]) -> list[str]:
 
 
 def _misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Describe the tensors that cannot be loaded under their name: another shape or kind of number."""
+    """Describe the tensors whose shape or kind of number differs between the file and the model."""
     return [
         f"{name!r} is {_form(t)} in the file and {_form(wanted[name])} in the model"
         for name, t in tensors.items()

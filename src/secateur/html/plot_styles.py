@@ -30,7 +30,7 @@ def method_styles(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]
 
 
 def repair_fills(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return how markers of each repair are filled: open without a repair, the others in turn.
+    """Return how markers of each repair are filled: open without a repair, the others cycle.
 
     Example:
         >>> repair_fills([{"repair": "fold"}, {"repair": None}, {"repair": "refit"}])

@@ -1,4 +1,4 @@
-"""Read saved runs from a folder; files that cannot be drawn are skipped with a warning."""
+"""Read saved runs from a folder; skip damaged files with a warning."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_runs(folder: str | Path) -> SavedRuns:
 
     Raises:
         InputError: If `folder` is not a path.
-        StoreError: If the folder is missing, or has no runs that can be drawn.
+        StoreError: If the folder is missing, or has no readable runs.
     """
     folder = to_path(folder)
     if not folder.is_dir():

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.core import InputError
+from secateur.core import InputError, brief
 from secateur.execution import call, device_of, evaluating, to_model
 
 __all__ = [
@@ -167,9 +167,11 @@ def check_sizes(batch_sizes: Any, batch_axis: Any) -> None:
     """Raise `InputError` if the batch sizes or the batch axis are invalid."""
     listed = isinstance(batch_sizes, Sequence) and not isinstance(batch_sizes, str)
     if not listed or any(isinstance(x, bool) or not isinstance(x, Integral) or x < 1 for x in batch_sizes):
-        raise InputError(f"batch_sizes are positive integers, () to measure nothing; got {batch_sizes!r}")
+        raise InputError(
+            f"batch_sizes are positive integers, () to measure nothing; got {brief(batch_sizes)}"
+        )
     if isinstance(batch_axis, bool) or not isinstance(batch_axis, Integral) or batch_axis < 0:
-        raise InputError(f"batch_axis is the number of an axis, from 0; got {batch_axis!r}")
+        raise InputError(f"batch_axis is the number of an axis, from 0; got {brief(batch_axis)}")
 
 
 def _try(models: Mapping[str, nn.Module], arguments: Any, size: int, axis: int) -> None:

@@ -86,7 +86,7 @@ class TimedLayer:
     Attributes:
         weight: Name of its weight.
         axes: Axes of the weight that read inputs and that produce outputs.
-        kind: Kind of its `LayerShape`; ``""`` if the layer cannot be timed alone.
+        kind: Kind of its `LayerShape`; ``""`` if the layer does not run alone.
         calls: Sizes of the other axes of its inputs -> how often it is called so in one pass.
         options: Options of its `LayerShape`.
         positions: Uses of each weight in one pass.

@@ -43,7 +43,8 @@ def measure_layers(
 ) -> tuple[tuple[LayerTimes, ...], int]:
     """Return the times of layers by their widths, and the step of widths that the device likes.
 
-    Layers that cannot be timed alone take their multiply-accumulates at the rate of the others.
+    The time of a layer that does not run alone is estimated from its multiply-accumulates, at the rate of the
+    others.
 
     Args:
         layers: What `find_timed_layers` found.

@@ -27,6 +27,7 @@ from secateur.core import (
     PruningGraph,
     Statistics,
     Weights,
+    brief,
 )
 from secateur.core.budget import as_budget
 from secateur.core.indices import check_units
@@ -133,7 +134,8 @@ class SetMethod(ABC):
             choice = Choice(choice)
         if not isinstance(choice.keep, Mapping):
             raise InputError(
-                f"choose() of {self.name!r} must return group name -> units that stay; got {choice.keep!r}"
+                f"choose() of {self.name!r} must return group name -> units that stay; got "
+                f"{brief(choice.keep)}"
             )
         return unit_plan(self.name, graph, budget, allocation, choice, statistics.seed)
 

@@ -5,7 +5,7 @@ Frosio and Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019,
 Ajanthan and Torr, ICLR 2019, arXiv:1810.02340); Wanda (Sun, Liu, Bair and Kolter, "A Simple and Effective
 Pruning Approach for Large Language Models", ICLR 2024, arXiv:2306.11695); FLAP (An, Zhao, Yu, Tang and Wang,
 "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, arXiv:2312.11983).
-SynFlow and ridge leverage have modules of their own.
+SynFlow and ridge leverage have their own modules.
 Biases and normalisation are never pruned as single weights, nor do they enter a magnitude.
 """
 
@@ -254,7 +254,7 @@ class Sensitivity(ScoreMethod):
 class Taylor(ScoreMethod):
     """The first-order change of the loss when a gate on the unit closes, squared, summed over examples.
 
-    The examples of a causal language model are its tokens, of which each has a loss of its own.
+    The examples of a causal language model are its tokens, each with its own loss.
     For single weights, the square of gradient times weight, which ranks as SNIP does.
     """
 

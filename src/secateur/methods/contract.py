@@ -1,10 +1,10 @@
-"""Check what a method returns, so that a mistake in a method of one's own is named."""
+"""Check what a method returns, to report mistakes in a user's method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from secateur.core import Budget, InputError, Plan
+from secateur.core import Budget, InputError, Plan, brief
 from secateur.methods.base import Method
 
 __all__ = ["check_step", "needs_of"]
@@ -20,7 +20,7 @@ def needs_of(method: Method, budget: Budget) -> frozenset[str]:
     if isinstance(needs, str) or not isinstance(needs, Iterable):
         raise InputError(
             f"needs() of the method {method.name!r} must return a set of names, for instance "
-            f"frozenset({{'gram'}}), or an empty one; got {needs!r}"
+            f"frozenset({{'gram'}}), or an empty one; got {brief(needs)}"
         )
     return frozenset(needs)
 

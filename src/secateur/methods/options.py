@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from secateur.core import InputError
+from secateur.core import InputError, brief
 
 __all__ = ["check_options", "parse_options"]
 
@@ -46,12 +46,11 @@ def check_options(method: Any) -> None:
     for field in fields(method):
         value, hint = getattr(method, field.name), hints[field.name]
         if isinstance(value, Integral) and abs(int(value)) > LARGEST:
-            raise InputError(f"{type(method).__name__}.{field.name} has at most 63 bits; got {value!r}")
+            raise InputError(f"{type(method).__name__}.{field.name} has at most 63 bits; got {brief(value)}")
         if not _fits(value, hint):
             example = _example(field) if get_origin(hint) is tuple else ""
-            raise InputError(
-                f"{type(method).__name__}.{field.name} is {_join(_allowed(hint))}{example}; got {value!r}"
-            )
+            option = f"{type(method).__name__}.{field.name}"
+            raise InputError(f"{option} is {_join(_allowed(hint))}{example}; got {brief(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -107,7 +106,7 @@ def parse_options(text: str) -> dict[str, Any]:
     for part in filter(None, re.split(r",(?![^(]*\))", text)):  # not at commas in parentheses
         key, equals, value = part.partition("=")
         if not equals:
-            raise InputError(f"an option is written name=value; got {part!r}")
+            raise InputError(f"an option is written name=value; got {brief(part)}")
         try:
             chosen[key.strip()] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from secateur.core import InputError, unknown
+from secateur.core import InputError, brief, unknown
 from secateur.methods.base import Method
 from secateur.methods.options import parse_options
 
@@ -96,7 +96,7 @@ def register(name: str) -> Callable[[Kind], Kind]:
             p: int = 2
     """
     if not isinstance(name, str) or not name or set(name) & set(":, \t\n"):
-        raise InputError(f"a method's name is a word without spaces, colons and commas; got {name!r}")
+        raise InputError(f"a method's name is a word without spaces, colons and commas; got {brief(name)}")
 
     def decorate(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and hasattr(kind, "needs") and hasattr(kind, "plan")):

@@ -68,7 +68,7 @@ def _unit_moments(graph: PruningGraph, statistics: Statistics, layer: Layer) -> 
 
     A fold moves what is constant into the bias, so only the variation counts there.  Without a bias the
     constant part of a removed unit must come from the kept ones.  A transposed convolution gives each output
-    taps of its own, so a constant input does not give a constant output.
+    its own taps, so a constant input does not give a constant output.
     """
     moments = moments_of(graph, statistics, layer)
     if moments is None or moments.gram is None:

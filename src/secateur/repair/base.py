@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from secateur.core import InputError, unknown
+from secateur.core import InputError, brief, unknown
 from secateur.repair.features import check_features
 
 __all__ = [
@@ -41,11 +41,11 @@ def check_training(epochs: Any, steps: Any, minutes: Any, lr: Any) -> None:
     for name, count in (("epochs", epochs), ("steps", steps)):
         whole = isinstance(count, Integral) and not isinstance(count, bool)
         if count is not None and not (whole and 1 <= count < 2**63):
-            raise InputError(f"{name} must be a positive integer; got {count!r}")
+            raise InputError(f"{name} must be a positive integer; got {brief(count)}")
     for name, number in (("minutes", minutes), ("lr", lr)):
         real = isinstance(number, Real) and not isinstance(number, bool)
         if not (real and 0 < number <= sys.float_info.max) and not (name == "minutes" and number is None):
-            raise InputError(f"{name} must be a positive number; got {number!r}")
+            raise InputError(f"{name} must be a positive number; got {brief(number)}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Finetune:
         if self.loss is not None and not callable(self.loss):
             raise InputError(f"loss must be a callable; got {type(self.loss).__name__}")
         if not (isinstance(self.teacher, bool) or (isinstance(self.teacher, str) and self.teacher == "auto")):
-            raise InputError(f"teacher must be 'auto', True or False; got {self.teacher!r}")
+            raise InputError(f"teacher must be 'auto', True or False; got {brief(self.teacher)}")
         if self.teacher is True and self.loss is not None:
             raise InputError("a teacher brings its own loss: give loss= or teacher=True, not both")
         features = check_features(self.features, self.teacher is not False and self.loss is None)
@@ -138,7 +138,7 @@ def parse_repair(repair: str | Repair | Sequence[Repair] | None) -> tuple[Repair
         if not isinstance(value, kinds):
             raise InputError(
                 f"a repair is a name ({', '.join(REPAIRS)}), Fold(), Refit(), Finetune(...), or a tuple of "
-                f"these values; got {value!r}"
+                f"these values; got {brief(value)}"
             )
     order = [kinds.index(type(value)) for value in repairs]
     if order != sorted(set(order)):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core import InputError, StoreError
+from secateur.core import InputError, StoreError, brief
 from secateur.core.paths import to_path
 from secateur.execution import tensors_of
 from secateur.repair.training import Limits, TrainingState
@@ -120,7 +120,7 @@ def check_checkpoint(path: Any, steps: Any, after_epoch: Any) -> None:
     if path is None and steps is not None:
         raise InputError("checkpoint_steps= is for a checkpoint: give checkpoint=, too")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise InputError(f"checkpoint_steps must be a positive integer; got {steps!r}")
+        raise InputError(f"checkpoint_steps must be a positive integer; got {brief(steps)}")
     if path is not None and after_epoch is not None:
         raise InputError("a checkpoint does not hold what after_epoch= remembers: give one of them")
 

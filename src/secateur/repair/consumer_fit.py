@@ -1,6 +1,6 @@
 """Fit the removed features of every consumer, on its Gram matrix; held-out batches choose the ridge.
 
-Letters as in `fold`.  Each group of a convolution has a fit of its own.
+Letters as in `fold`.  Each group of a convolution has its own fit.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.core import InputError, unknown
+from secateur.core import InputError, brief, unknown
 from secateur.outputs import floating_outputs
 from secateur.statistics.loss import relative_square
 
@@ -137,7 +137,7 @@ def check_features(features: Any, with_teacher: bool) -> tuple[str, ...]:
     names = tuple(features) if listed else ()
     if not listed or not all(isinstance(name, str) and name for name in names):
         raise InputError(
-            f"features are a list of names or patterns of modules, as in ['layer4']; got {features!r}"
+            f"features are a list of names or patterns of modules, as in ['layer4']; got {brief(features)}"
         )
     if names and not with_teacher:
         raise InputError("features are compared with those of a teacher: pass teacher=the original model")

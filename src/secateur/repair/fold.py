@@ -53,7 +53,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
         plan: A plan with merges.
 
     Raises:
-        InputError: If a layer reads merged units in a way that cannot be folded.
+        InputError: If no fold can change how a layer reads merged units.
     """
     result = copy.deepcopy(small)
     graph, kept = plan.graph, kept_indices(plan.graph, plan.keep)
@@ -64,7 +64,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
             foldable = {slot.tensor for _, slot in consumers}
             other = [slot.tensor for slot in group.slots_with("in") if slot.tensor not in foldable]
             raise InputError(
-                f"{name!r} cannot be merged exactly: {other} read it in a way that cannot be folded"
+                f"cannot merge units of {name!r} exactly: no fold can change how {other} read them"
             )
         coefficients, offset = torch.from_numpy(merged.coefficients), torch.from_numpy(merged.offset)
         for layer, slot in consumers:

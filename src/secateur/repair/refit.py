@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.apply.copying import check_tensors
 from secateur.batches import as_batches, few_tokens
-from secateur.core import InputError, IntArray, Layer, Plan
+from secateur.core import InputError, IntArray, Layer, Plan, brief
 from secateur.core.indices import kept_indices
 from secateur.execution import (
     all_finite,
@@ -110,7 +110,7 @@ def refit(
     check_module(small, "small")
     check_flags(progress=progress)
     if isinstance(memory, bool) or not isinstance(memory, Real) or not memory >= 0:
-        raise InputError(f"memory must be a number of bytes; got {memory!r}")
+        raise InputError(f"memory must be a number of bytes; got {brief(memory)}")
     fitting = record_batches(model, plan.graph, as_batches(fitting))
     none = guard is None or (isinstance(guard, (list, tuple)) and not guard)
     guard = None if none else record_batches(model, plan.graph, as_batches(guard))
@@ -294,7 +294,7 @@ class _Refit:
         self.changed |= not note.get("undone", True)
 
     def kept_of(self, name: str, axis: int, size: int) -> IntArray:
-        """Return the indices that are left on an axis of a tensor."""
+        """Return the indices that stay on an axis of a tensor."""
         return self.kept.get(name, {}).get(axis, np.arange(size))
 
     def _warn(self) -> None:

@@ -1,8 +1,8 @@
 """One walk over a network: all batches stop together at each weight, in the order of execution.
 
 A repair solves a layer and goes on with what the solved layer gives.  So the forward passes of all batches
-must stand still in front of the same weight, in the original and in the pruned network.  Each pass runs in a
-greenlet of its own, on the model's own code, and stops where `InputHooks` reports an input; the walk lets the
+must stand still in front of the same weight, in the original and in the pruned network.  Each pass runs in
+its own greenlet, on the model's own code, and stops where `InputHooks` reports an input; the walk lets the
 passes go on, one after the other.  A walk costs one forward pass of each network, however deep it is.  It
 keeps what the paused passes keep: the tensors that are alive at this point of the model.
 
@@ -154,8 +154,8 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 class _Pass:
     """A forward pass that stops at every observed weight.
 
-    The pass has modules of its own, which share the tensors, except buffers that it writes to: models may
-    store values in their attributes.
+    The pass has its own modules, because models may store values in their attributes.  They share the
+    tensors, except buffers that the pass writes to.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class _Pass:
             changed = [name for name, value in _torch_settings().items() if value != settings[name]]
             if changed:
                 raise InputError(
-                    f"the model calls a layer inside a context of its own that changes torch's {changed[0]}, "
+                    f"the model calls a layer inside a context that changes torch's {changed[0]}, "
                     "which a refit cannot walk through: use repair='fold'"
                 )
             home.switch(entry)

@@ -1,7 +1,7 @@
 """Weights as matrices, whatever the layer: [out, in, taps], or in blocks [blocks, outputs, features].
 
 A convolution with groups has a block for each group; its features are channels and taps.  A transposed
-convolution gives every tap an output of its own, and so does a weight that is multiplied along one of more
+convolution gives every tap its own output, and so does a weight that is multiplied along one of more
 than two axes.
 """
 

@@ -1,6 +1,6 @@
 """Derivatives of a language model's loss by gates on units, one for each token.
 
-Each token of a text has a loss of its own, so the tokens are the examples of a causal language model.  A gate
+Each token of a text has its own loss, so the tokens are the examples of a causal language model.  A gate
 z_tu multiplies unit u where a weight reads it at token t; the derivative of the loss by it is the sum of
 x * d loss / d x over the features x that the unit is there.  A unit of queries and keys, which no weight
 reads, has its gate on the key.  One backward pass gives all of them, and the forward pass before it also

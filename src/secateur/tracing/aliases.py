@@ -1,7 +1,7 @@
-"""Tensors of a graph that share memory: what an in-place operation writes, all of them show.
+"""Tensors of a graph that share memory: an in-place operation changes them all.
 
-A view has the labels of its base, piece by piece, so a write ties or freezes the labels of both.  What it may
-change besides is which values are 0 at dead indices.
+A view has the labels of its base, piece by piece, so a write ties or freezes the labels of both.  It may also
+change which values are 0 at dead indices.
 """
 
 from __future__ import annotations

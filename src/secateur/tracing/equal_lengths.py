@@ -62,7 +62,7 @@ def tie_uncountable(propagation: Propagation, families: Sequence[Ints] | None = 
 
 
 def _atoms(label: Label) -> Ints | None:
-    """Return the atoms of an axis if each index is one free unit of its own."""
+    """Return the atoms of an axis if each index is a different free unit."""
     if label is None or label.shape[1] != 1 or not label.all() or len(np.unique(label)) < len(label):
         return None
     return label[:, 0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.core import CaptureError, InputError, PruningGraph, unknown
+from secateur.core import CaptureError, InputError, PruningGraph, brief, unknown
 from secateur.core.interface import entries_of
 from secateur.execution import tensors_by_name
 from secateur.tracing.export import export_model
@@ -37,7 +37,7 @@ def check_inside(
     names = (inside,) if isinstance(inside, str) else entries_of(inside)
     known = [name for name, _ in model.named_modules() if name]
     if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"inside is a name of a submodule, a list of names, or 'auto'; got {inside!r}")
+        raise InputError(f"inside is a name of a submodule, a list of names, or 'auto'; got {brief(inside)}")
     if outputs or states:
         raise InputError(
             "inside= keeps the size of everything that leaves a submodule: outputs= and states= are for "

@@ -51,7 +51,7 @@ class Ports:
     def label_states(
         self, exported: ExportedModel, propagation: Propagation, zero: bool
     ) -> dict[str, TensorAxes]:
-        """Give every axis of the states a label of its own.
+        """Give every axis of the states its own label.
 
         Args:
             exported: The exported model.

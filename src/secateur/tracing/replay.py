@@ -78,7 +78,7 @@ class Replay(nn.Module):
         self.names, self.links = tuple(names), tuple(links)
 
     def _get_name(self) -> str:
-        """Return what messages call it."""
+        """Return the model's name for messages."""
         return f"inside {', '.join(dict.fromkeys(self.names))}: a submodule"
 
     def forward(self, calls: Sequence[Call]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""States of several recurrent layers in one tensor, whose rows have units of their own.
+"""States of several recurrent layers in one tensor: each row has its own units.
 
 A kernel returns the last states of all layers and directions as one tensor [rows, batch, units].  Its units
 differ from row to row (`TensorAxes.rows`).  Code that takes single rows (``h[-1]``, ``a, b = h``) reads the
@@ -19,7 +19,7 @@ from secateur.tracing.rules.base import words
 
 __all__ = ["read_rows", "stack_rows"]
 
-# Operations that treat every row alike: they leave the units as they are, or take the states as such.
+# Operations that treat every row alike: they keep the units, or read the states row by row.
 ROW_BY_ROW = words("clone contiguous detach to _to_copy alias lstm gru rnn_tanh rnn_relu")
 ALONG_BATCH = words("index_select squeeze unsqueeze")  # the same if they act on axis 1
 

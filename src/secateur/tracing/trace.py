@@ -265,7 +265,7 @@ def _shapes(model: nn.Module, tensors: Tensors, families: Sequence[UnitFamily]) 
 
 
 def _label_tensors(model: nn.Module, exported: ExportedModel, propagation: Propagation) -> Tensors:
-    """Give every axis of parameters, buffers, and plain tensors that are used a label of its own.
+    """Give every axis of parameters, buffers, and plain tensors that are used its own label.
 
     `mask` sets floating and complex tensors to 0 at dead indices, and leaves integers and booleans.
     """

@@ -35,7 +35,7 @@ def layer_connectivity(
         graph: The traced network.
         weights: Its tensors by name, as in `model.state_dict()`.
         masks: Boolean masks by weight name; other weights stay whole.
-        heads: Whether the queries, keys and values of each head of attention are graphs of their own:
+        heads: Whether the queries, keys and values of each head of attention are separate graphs:
             lambda_2 is then that of the worst of them.
 
     Raises:

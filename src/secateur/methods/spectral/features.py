@@ -26,7 +26,7 @@ Axis = tuple[str, int]
 def axis_features(graph: PruningGraph, layers: tuple[Layer, ...]) -> Mapping[Axis, IntArray]:
     """Return level and node of each feature along axes 0 and 1 of the layers' weights.
 
-    Axes that no unit owns (frozen ones) are levels of their own, also where two layers share them.
+    Axes that no unit owns (frozen ones) are separate levels, also where two layers share them.
 
     Args:
         graph: The traced network.
@@ -68,7 +68,7 @@ class _Owned:
     Attributes:
         axis: Weight and axis.
         group: Number of the group.
-        section: How many convolutions the group has passed before: each has features of its own at both ends.
+        section: How many convolutions the group has passed before: each has its own features at both ends.
         positions: Positions [units, per unit].
         feature: Number of the feature at each position, [units, per unit].
         features: How many features the section has.

@@ -38,7 +38,7 @@ def unfold(layer: Layer, scores: Tensor) -> spectral.LayerGraph:
 
 
 def split_heads(graph: PruningGraph, layer: Layer) -> Layer:
-    """Return a layer of attention with the queries, keys and values of each head as graphs of their own.
+    """Return a layer of attention with the queries, keys and values of each head as separate graphs.
 
     The traced heads say which outputs belong together; each run of neighbours is a graph.  Layers without
     heads, and those whose runs differ in length, are returned as they are.
@@ -65,7 +65,7 @@ def layer_leverages(
         graph: The traced network.
         scores: By weight, non-negative.
         tol: Accepted relative error of the resistances.
-        heads: Whether the queries, keys and values of each head are graphs of their own.
+        heads: Whether the queries, keys and values of each head are separate graphs.
     """
     layers = {name: _layer(graph, name) for name in scores}
     layers = {name: split_heads(graph, x) for name, x in layers.items()} if heads else layers

@@ -1,6 +1,6 @@
 """Recurrent layers and cells: a hidden unit lives in every gate of its layer and direction.
 
-Each layer and direction of a module has units of its own.  `hidden_size` is one number for the whole module,
+Each layer and direction of a module has its own units.  `hidden_size` is one number for the whole module,
 so all keep equally many.
 """
 

@@ -77,7 +77,7 @@ def split(propagation: Propagation, out: Shapes, x: TensorAxes, sizes: Any, dim:
 
 @rule("unbind")
 def unbind(propagation: Propagation, out: Shapes, x: TensorAxes, dim: int = 0) -> list[TensorAxes]:
-    """Take an axis apart into its entries: freeze it.  The rows of stacked states keep units of their own."""
+    """Take an axis apart into its entries: freeze it.  The rows of stacked states keep their own units."""
     x = propagation.freeze(x, [dim], "taken apart by position")
     rows = [stack_rows(x, [row]) for row in x.rows] or [x] * len(out)
     return [row.without([dim]) for row in rows]
