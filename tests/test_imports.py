@@ -41,6 +41,7 @@ for _stage in (
     "depth",
     "mixtures",
     "pruning_step",
+    "recipe",
     "pruning",
     "diagnostics",
 ):

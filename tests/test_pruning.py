@@ -74,17 +74,17 @@ def test_a_fold_guards_itself_with_data_that_it_does_not_fit(
     trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 5 batches, 4 give the Gram matrices and 1 the guard; of a single batch a fifth of the rows."""
-    import secateur.pruning as pruning
+    import secateur.recipe as recipe
     import secateur.repair.sequence as sequence
 
     seen: list[tuple[int, int]] = []
-    real = pruning.collect_statistics
+    real = recipe.collect_statistics
 
     def watch(model: Any, graph: Any, data: Any, needs: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append((len(data), sum(len(y) for _, y in data)))
         return real(model, graph, data, needs, *args, **kwargs)
 
-    for module in (pruning, sequence):
+    for module in (recipe, sequence):
         monkeypatch.setattr(module, "collect_statistics", watch)
     prune(trained, "magnitude", sc.Units(0.5), batches(5), repair="fold")
     prune(trained, "magnitude", sc.Units(0.5), batches(1, rows=20), repair="fold")

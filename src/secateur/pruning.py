@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,40 +12,33 @@ from torch import nn
 
 from secateur.allocation.amounts import with_shares
 from secateur.allocation.schedule import reached
-from secateur.batches import as_batches, split_off_guard
+from secateur.batches import as_batches
 from secateur.comparison import start_report
 from secateur.core import (
     Budget,
     InputError,
-    LossCurve,
     NothingToPrune,
     Plan,
     PruningGraph,
-    Statistics,
     Units,
-    Weights,
     brief,
 )
-from secateur.core.budget import BY_LOSS, as_budget
-from secateur.depth import latency_notes, trace_without_blocks
-from secateur.execution import check_flags, check_module, check_seed, one_at_a_time
+from secateur.core.budget import as_budget
+from secateur.depth import latency_notes
+from secateur.execution import check_calls, check_flags, check_module, check_seed, one_at_a_time
 from secateur.latency_budget import note_prediction, with_tables
 from secateur.latency_correction import remove_within
 from secateur.methods import Method, find_method
-from secateur.methods.base import SetMethod
-from secateur.methods.contract import needs_of
-from secateur.mixtures import Experts, trace_without_experts
+from secateur.mixtures import Experts
 from secateur.progress import Stopwatch
-from secateur.pruning_step import Callback, call_back, decide, remove_units
-from secateur.repair.base import Finetune, Repair, parse_repair, repair_name, repair_needs
-from secateur.repair.loss_curves import Divergence, with_loss_curves
-from secateur.repair.principal_values import turn_values
+from secateur.pruning_step import Callback, Remover, call_back
+from secateur.recipe import check_data, choose_defaults, make_recipe, split_repairs
+from secateur.repair.base import Repair, repair_name
+from secateur.repair.loss_curves import Divergence
 from secateur.repair.sequence import Pruned, RepairSettings, apply_repairs
 from secateur.result import Result
 from secateur.schedule import OneShot, Schedule, Tolerance, describe_step, nothing_accepted
-from secateur.statistics.collect import collect_statistics
 from secateur.statistics.loss import Loss
-from secateur.statistics.token_gates import takes_token_gates
 from secateur.tracing.trace import traced_model
 from secateur.views import view
 
@@ -96,10 +88,10 @@ def plan(
     check_module(model)
     graph = graph.with_even_layers(budget.even)
     batches = None if data is None else as_batches(data)
-    recipe = _recipe(model, chosen, budget, batches, (), loss, seed)
+    recipe = make_recipe(model, chosen, budget, batches, (), loss, seed)
     if recipe.by_loss is not None:  # its trials are folded
         recipe = replace(recipe, needs=recipe.needs | {"gram"})
-    _check_data(chosen, recipe.needs, batches)
+    check_data(chosen, recipe.needs, batches)
     budget = with_shares(graph, with_tables(budget, model, graph))
     statistics = recipe.collect(view(model, graph.interface), graph)
     return note_prediction(chosen.plan(graph, statistics, budget), budget)
@@ -184,61 +176,40 @@ def prune(
     """
     batches = None if data is None else as_batches(data)
     budget = _check_arguments(budget, schedule, callback, loss, seed, check, progress, positions)
-    chosen, repairs = _defaults(method, repair, batches, budget, model)
-    recipe = _recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
-    each_step, at_the_end = _split_repairs(repairs, schedule)
+    chosen, repairs = choose_defaults(method, repair, batches, budget, model)
+    recipe = make_recipe(model, chosen, budget, batches, repairs, loss, seed, progress)
     call = (example_inputs, ignored_layers, example_kwargs, outputs, states, inside, positions)
     with (clock := Stopwatch())("trace"):
-        shares, start = recipe.trace(model, experts, blocks, call, check, bool(repairs))
-    settings, graph, state = replace(recipe.settings, original=start.model), start.graph, start
-    inexact, notes = dict[str, str](), list[dict[str, Any]]()
-    judge, refusal = schedule.judge(view(model, graph.interface)), NothingToPrune("the schedule has no steps")
+        shares, start = recipe.trace(model, experts, blocks, call, check)
+    settings = replace(recipe.settings, original=start.model)
+    remover = Remover(chosen, schedule, start, clock, check, check_device)
+    each_step, at_the_end = split_repairs(repairs, schedule)
+    judge = schedule.judge(view(model, start.graph.interface))
+    state, notes, refusal = start, list[dict[str, Any]](), NothingToPrune("the schedule has no steps")
     for number, goal in enumerate(schedule.goals(shares), 1):
         before = start if schedule.restarts else state
         with clock("statistics"):
             if number == 1 or not schedule.restarts:
                 statistics = recipe.collect(before.view(), before.graph)
-        decide_now = partial(decide, chosen, graph, statistics, state, schedule)
-        remove = partial(remove_units, decide_now, start, before, inexact, clock, check, check_device)
-        step_plan, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
-        if isinstance(step_plan, NothingToPrune):
-            refusal = step_plan
+        remove = partial(remover.remove, before, state, statistics)
+        step, after = remove_within(goal, remove, start, timed=schedule.restarts or goal == shares)
+        if isinstance(step, NothingToPrune):
+            refusal = step
             notes += [] if schedule.restarts else [describe_step(number, goal, start.model, state.plan)]
             continue
         with clock("repair"):
-            after = apply_repairs(each_step, before, after, step_plan, statistics, settings)
-        after = call_back(callback, after, graph, number, schedule)
+            after = apply_repairs(each_step, before, after, step, statistics, settings)
+        after = call_back(callback, after, start.graph, number, schedule)
         notes.append(describe_step(number, goal, after.view(), after.plan, judge))
         if not notes[-1].get("accepted", True):
             break
         state = after
     if not state.plan.removes:
-        raise nothing_accepted(schedule, notes, graph) if schedule.restarts and notes else refusal
+        raise nothing_accepted(schedule, notes, start.graph) if schedule.restarts and notes else refusal
     with clock("repair"):
         state = apply_repairs(at_the_end, state, state, replace(state.plan, merges={}), statistics, settings)
     how = {"repair": repair_name(repairs), "schedule": repr(schedule), "steps": notes}
-    return _result(model, start.plan, state, budget, inexact, settings, {**how, "seconds": clock.seconds})
-
-
-def _defaults(
-    method: str | Method | type | None, repair: Any, batches: Any, budget: Budget, model: Any
-) -> tuple[Method, tuple[Repair, ...]]:
-    """Return the method and the repairs, checked; where the user chose none, the best for what there is."""
-    plain = batches is None or isinstance(budget, Weights)
-    if method is None and batches is None:
-        warnings.warn(
-            "without data, units are chosen by magnitude and nothing is repaired; with data=batches the "
-            "default looks at activations and repairs, which loses much less",
-            stacklevel=4,
-        )
-    best = ("taylor", "fold") if takes_token_gates(model) else ("matroid", "refit")
-    default_method, default_repair = ("magnitude", None) if plain else best
-    chosen = find_method(default_method if method is None else method)
-    if isinstance(repair, str) and repair == "auto":
-        repair = default_repair
-    repairs = parse_repair(repair)
-    _check_data(chosen, needs_of(chosen, budget), batches, repairs)
-    return chosen, repairs
+    return _result(model, budget, state, remover, settings, how)
 
 
 def _check_arguments(
@@ -253,9 +224,8 @@ def _check_arguments(
 ) -> Budget:
     """Return the budget, or raise `InputError` if an argument is invalid."""
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
-        raise InputError(
-            f"schedule must be OneShot(), Steps(5) or Tolerance(0.1, batches); got {brief(schedule)}"
-        )
+        kinds = "OneShot(), Steps(5) or Tolerance(0.1, batches)"
+        raise InputError(f"schedule must be {kinds}; got {brief(schedule)}")
     if budget is None and isinstance(schedule, Tolerance):
         budget = Units(schedule.step)
     budget = as_budget(budget)
@@ -263,134 +233,34 @@ def _check_arguments(
     check_flags(check=check, progress=progress, positions=positions)
     if positions and getattr(schedule, "count", 1) > 1:
         raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
-    for name, given in (("callback", callback), ("loss", loss)):
-        if given is not None and not callable(given):
-            raise InputError(f"{name} must be a callable; got {type(given).__name__}")
+    check_calls(callback=callback, loss=loss)
     return budget
-
-
-def _check_data(method: Method, needs: Iterable[str], batches: Any, repairs: Sequence[Repair] = ()) -> None:
-    """Raise `InputError` if the method or a repair looks at data and there is none."""
-    looks_at = sorted(set(needs) - {"flow", "chain"})
-    if batches is not None or not (looks_at or repairs):
-        return
-    if looks_at:
-        raise InputError(f"{method.name!r} looks at data ({', '.join(looks_at)}): pass data=batches")
-    raise InputError(f"the repair {repair_name(repairs)!r} needs data: pass data=batches")
-
-
-def _by_loss(method: Method, budget: Budget, batches: Any) -> SetMethod | None:
-    """Return the method if the losses of the groups decide the counts: it orders the units for the trials."""
-    orders = method if isinstance(method, SetMethod) and method.orders_units() else None
-    if budget.scope in BY_LOSS and batches is None:
-        raise InputError(f"scope={budget.scope!r} measures what groups cost at the output: pass data=batches")
-    if budget.scope in BY_LOSS and orders is None:
-        raise InputError(f"{method.name!r} gives no order of units to measure losses by: use scope='layer'")
-    return orders if budget.scope in ("auto", *BY_LOSS) and batches is not None else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Recipe:
-    """What a pruning looks at and on which batches.
-
-    Attributes:
-        method: The method's name.
-        budget: The user's budget.
-        needs: What the method and the repairs look at.
-        by_loss: The method that orders the units, if the losses of the groups decide the counts.
-        settings: The model and the batches; some are kept apart to judge a fold and measure losses.
-    """
-
-    method: str
-    budget: Budget
-    needs: frozenset[str]
-    by_loss: SetMethod | None
-    settings: RepairSettings
-
-    def collect(self, model: nn.Module, graph: PruningGraph) -> Statistics:
-        """Collect what the method and the repairs look at."""
-        x = self.settings
-        statistics = collect_statistics(model, graph, x.fitting, self.needs, x.seed, loss=x.loss)
-        if self.by_loss is None:
-            return statistics
-        scores = self.by_loss.unit_scores(graph, statistics)
-        return with_loss_curves(statistics, scores, model, graph, x.fitting or (), x.guard, x.progress)
-
-    def trace(
-        self, model: nn.Module, experts: Any, blocks: Any, call: tuple[Any, ...], check: bool, turn: bool
-    ) -> tuple[Budget, Pruned]:
-        """Trace what is left without experts and blocks; if `turn`, turn values to principal axes.
-
-        Returns:
-            The budget as shares of what is left; what is left, with the plan that drops experts and blocks.
-        """
-        x = self.settings
-        left, graph, shares, kept, notes = trace_without_experts(
-            model, experts, self.budget, x.tuning, call, check
-        )
-        left, graph, shares, gone = trace_without_blocks(
-            left, graph, shares, blocks, x.tuning, call, self.group_losses, check
-        )
-        reasons: dict[str, Any] = {"experts gone": notes, "blocks gone": gone}
-        reasons = {what: note for what, note in reasons.items() if note}
-        plan = Plan(graph, self.method, blocks=gone, experts=kept, notes=reasons)
-        left = turn_values(left, graph, x.fitting if turn else None, x.seed)
-        return shares, Pruned(left, graph, plan)
-
-    def group_losses(self, model: nn.Module, graph: PruningGraph) -> Mapping[str, LossCurve]:
-        """Measure what removing units of each group costs; raise `InputError` if nothing orders units."""
-        if self.by_loss is None:
-            raise InputError(f"blocks='auto' weighs blocks against units: {self.budget} needs scope='loss'")
-        return self.collect(view(model, graph.interface), graph).losses
-
-
-def _recipe(
-    model: nn.Module,
-    method: Method,
-    budget: Budget,
-    batches: Any,
-    repairs: Sequence[Repair],
-    loss: Loss | None,
-    seed: int,
-    progress: bool = False,
-) -> _Recipe:
-    by_loss = _by_loss(method, budget, batches)
-    needs = needs_of(method, budget) | repair_needs(repairs)
-    fitting, guard = batches, None
-    if batches and (by_loss or repair_needs(repairs)):
-        fitting, guard = split_off_guard(batches)
-    settings = RepairSettings(model, fitting, guard, batches, loss, seed, progress)
-    return _Recipe(method.name, budget, frozenset(needs), by_loss, settings)
-
-
-def _split_repairs(
-    repairs: Sequence[Repair], schedule: Schedule
-) -> tuple[tuple[Repair, ...], tuple[Repair, ...]]:
-    """Return the repairs after each step, and those at the end.
-
-    The trials of a tolerance are judged without training; only the accepted one is fine-tuned.  The repairs
-    at the end get a plan without merges, because each step has folded its own.
-    """
-    late = tuple(x for x in repairs if schedule.restarts and isinstance(x, Finetune))
-    return tuple(x for x in repairs if x not in late), late
 
 
 def _result(
     original: nn.Module,
-    first: Plan,
-    state: Pruned,
     budget: Budget,
-    inexact: Any,
+    state: Pruned,
+    remover: Remover,
     settings: RepairSettings,
-    how: Any,
+    how: dict[str, Any],
 ) -> Result:
-    """Return the result of a pruning, with what its report says about how it came about."""
-    notes = {**first.notes, **state.plan.notes, "schedule": how["schedule"]}
+    """Return the result of a pruning, with notes and a report on how it came about.
+
+    Args:
+        original: The user's model.
+        budget: The user's budget.
+        state: What the last step left.
+        remover: What removed it; it knows which groups stayed whole, and the seconds.
+        settings: The batches, and the model without whole experts and blocks.
+        how: Repair, schedule and steps, for the report.
+    """
+    notes = {**remover.start.plan.notes, **state.plan.notes, "schedule": how["schedule"]}
     whole = state.plan.experts or state.plan.blocks
     if whole and "latency" in notes:
         notes["latency"] = latency_notes(notes["latency"], budget, original, state.model, state.plan)
-    if inexact:
-        notes["inexact groups"] = inexact
+    if remover.inexact:
+        notes["inexact groups"] = remover.inexact
     if "predicted loss" in notes:
         divergence = Divergence(
             view(original, state.graph.interface), settings.guard or settings.fitting or ()
@@ -403,7 +273,6 @@ def _result(
     decided = replace(state.plan, budget=repr(budget), notes=notes)
     if state.exactness is not None:
         how["exactness"] = state.exactness.describe()
-    report = start_report(
-        original, state.model, decided, state.folds, state.training, seed=settings.seed, **how
-    )
+    how |= {"seed": settings.seed, "seconds": remover.clock.seconds}
+    report = start_report(original, state.model, decided, state.folds, state.training, **how)
     return Result(state.model, decided, report, state.plan.graph, original)

@@ -1,10 +1,10 @@
-"""One step of a pruning: decide, shrink, and again without the groups that fail the check."""
+"""One step of a pruning: decide, shrink, and repeat without the groups that fail the check."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -32,7 +32,7 @@ from secateur.repair.sequence import Pruned, zero_masked
 from secateur.schedule import Schedule, count_left
 from secateur.tracing.trace import freeze_groups
 
-__all__ = ["Callback", "StepInfo", "call_back", "decide", "remove_units"]
+__all__ = ["Callback", "Remover", "StepInfo", "call_back"]
 
 INEXACT = "without its units the shrunk model fails the exactness check"
 
@@ -58,84 +58,94 @@ class StepInfo:
 Callback = Callable[[StepInfo], nn.Module | None]
 
 
-def remove_units(
-    decide: Callable[[Budget, PruningGraph, Mapping[str, str]], Plan | NothingToPrune],
-    start: Pruned,
-    before: Pruned,
-    inexact: dict[str, str],
-    clock: Stopwatch,
-    check: bool,
-    check_device: Any,
-    goal: Budget,
-) -> tuple[Plan | NothingToPrune, Pruned]:
-    """Decide and shrink, again with fewer groups as long as some fail the check; `inexact` gets them."""
-    while True:
-        with clock("plan"):
-            step = decide(goal, freeze_groups(before.graph, inexact, INEXACT), inexact)
-        if isinstance(step, NothingToPrune):
-            return step, before
-        with clock("shrink"):
-            try:
-                return step, _shrink(start, before, step, check, check_device)
-            except ExactnessError as error:
-                inexact |= _inexact_groups(error, start, before, step, check_device)
+@dataclass(frozen=True, eq=False)
+class Remover:
+    """Decides what the steps of a pruning remove, and shrinks the model.
 
-
-def decide(
-    method: Method,
-    original: PruningGraph,
-    statistics: Statistics,
-    state: Pruned,
-    schedule: Schedule,
-    goal: Budget,
-    graph: PruningGraph,
-    inexact: Mapping[str, str],
-) -> Plan | NothingToPrune:
-    """Return what a step removes, or the reason why it removes nothing (more than the step before)."""
-    budget = remaining_budget(freeze_groups(original, inexact, INEXACT), graph, goal)
-    try:
-        step = method.plan(graph, statistics, budget)
-    except NothingToPrune as refusal:
-        return refusal
-    check_step(method, step)
-    check_same("the plan", {name: kept.tolist() for name, kept in step.keep.items()})
-    if not (step.keep or step.masks):
-        return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
-    if schedule.restarts and count_left(graph, step) == count_left(graph, state.plan):
-        return NothingToPrune(f"{budget} removes no more than the step before")
-    return step
-
-
-def _shrink(start: Pruned, before: Pruned, step: Plan, check: bool, check_device: Any) -> Pruned:
-    """Return the model without what a step removes.
-
-    It is always made from the original, which knows its class and its sizes; then it gets the weights of
-    the model before the step.
+    Attributes:
+        method: What decides.
+        schedule: Whether each step starts from the original again.
+        start: The original model without whole experts and blocks.
+        clock: Gets the seconds of deciding and of shrinking.
+        check: Whether to compare every shrunk model with the masked one.
+        check_device: Device of that comparison; by default the model's.
+        inexact: Groups that failed the comparison, with the reason; they stay whole from then on.
     """
-    whole = _whole_plan(before, step)
-    small = shrink(start.model, whole, check=False)
-    found = check_shrunk(start.model, small, whole, check_device) if check else None
-    if before.plan.removes:
-        copy_kept_tensors(before.model, small, before.graph, step.keep)
-        small = zero_masked(small, whole)
-    return Pruned(small, restrict(whole.graph, whole.keep), whole, exactness=found)
+
+    method: Method
+    schedule: Schedule
+    start: Pruned
+    clock: Stopwatch
+    check: bool
+    check_device: Any
+    inexact: dict[str, str] = field(default_factory=dict)
+
+    def remove(
+        self, before: Pruned, last: Pruned, statistics: Statistics, goal: Budget
+    ) -> tuple[Plan | NothingToPrune, Pruned]:
+        """Return what a step removes and what it leaves, or why it removes nothing.
+
+        Args:
+            before: What the step starts from.
+            last: What the step before left: the same, unless the schedule restarts.
+            statistics: Those of `before`.
+            goal: The budget of the step, counted on the original model.
+        """
+        while True:
+            with self.clock("plan"):
+                step = self._decide(before, last, statistics, goal)
+            if isinstance(step, NothingToPrune):
+                return step, before
+            with self.clock("shrink"):
+                try:
+                    return step, self._shrink(before, step)
+                except ExactnessError as error:
+                    self.inexact.update(self._find_inexact(error, before, step))
+
+    def _decide(
+        self, before: Pruned, last: Pruned, statistics: Statistics, goal: Budget
+    ) -> Plan | NothingToPrune:
+        original, graph = (freeze_groups(x.graph, self.inexact, INEXACT) for x in (self.start, before))
+        budget = remaining_budget(original, graph, goal)
+        try:
+            step = self.method.plan(graph, statistics, budget)
+        except NothingToPrune as refusal:
+            return refusal
+        check_step(self.method, step)
+        check_same("the plan", {name: kept.tolist() for name, kept in step.keep.items()})
+        if not (step.keep or step.masks):
+            return NothingToPrune(f"{budget} removes nothing.\n{graph.describe_frozen()}")
+        if self.schedule.restarts and count_left(graph, step) == count_left(graph, last.plan):
+            return NothingToPrune(f"{budget} removes no more than the step before")
+        return step
+
+    def _shrink(self, before: Pruned, step: Plan) -> Pruned:
+        """Return the model without what a step removes.
+
+        It is always made from the original, which knows its class and its sizes; then it gets the weights
+        of the model before the step.
+        """
+        whole = _whole_plan(before, step)
+        small = shrink(self.start.model, whole, check=False)
+        found = check_shrunk(self.start.model, small, whole, self.check_device) if self.check else None
+        if before.plan.removes:
+            copy_kept_tensors(before.model, small, before.graph, step.keep)
+            small = zero_masked(small, whole)
+        return Pruned(small, restrict(whole.graph, whole.keep), whole, exactness=found)
+
+    def _find_inexact(self, error: ExactnessError, before: Pruned, step: Plan) -> dict[str, str]:
+        """Return the groups of a step that fail the check, with the reason; raise the error if all do."""
+        whole = _whole_plan(before, step)
+        names = find_inexact_groups(self.start.model, whole, before.plan.keep, self.check_device)
+        if len(names) in (0, len(step.keep)):
+            raise error
+        listed = shorten([repr(name) for name in names])
+        warnings.warn(f"groups that fail the exactness check stay whole: {listed}. {error}", stacklevel=3)
+        return dict.fromkeys(names, str(error))
 
 
 def _whole_plan(before: Pruned, step: Plan) -> Plan:
     return compose(before.plan, step) if before.plan.removes else step
-
-
-def _inexact_groups(
-    error: ExactnessError, start: Pruned, before: Pruned, step: Plan, check_device: Any
-) -> dict[str, str]:
-    """Return the groups of a step that fail the check, each with the reason; raise the error if all do."""
-    whole = _whole_plan(before, step)
-    names = find_inexact_groups(start.model, whole, before.plan.keep, check_device)
-    if len(names) in (0, len(step.keep)):
-        raise error
-    listed = shorten([repr(name) for name in names])
-    warnings.warn(f"groups that fail the exactness check stay whole: {listed}. {error}", stacklevel=3)
-    return dict.fromkeys(names, str(error))
 
 
 def call_back(
