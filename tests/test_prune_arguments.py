@@ -56,8 +56,10 @@ def test_measuring_checks_its_arguments() -> None:
         result.measure(batches(), "f1")
     with pytest.raises(InputError, match="empty"):
         result.measure(batches()[:0], "accuracy")
-    with pytest.raises(InputError, match="needs batches"):
+    with pytest.raises(InputError, match="'accuracy' needs batches"):
         result.measure(metric="accuracy")
+    with pytest.raises(InputError, match="'test' names batches, and there are none"):
+        result.measure(name="test")
 
 
 @pytest.mark.parametrize("method", ["", [], {}])

@@ -119,9 +119,14 @@ def _choose_metric(
     metric: str | Metric | None, holdout: Sequence[Any] | None, name: str | None
 ) -> str | Metric | None:
     """Return the metric: by default the accuracy, if the targets are class numbers."""
-    if holdout is None and (metric is not None or name is not None):
-        raise InputError(f"the metric {metric!r} needs batches: give measure(holdout, metric)")
-    return METRIC_BY_DEFAULT if metric is None and holdout is not None and _has_classes(holdout) else metric
+    if holdout is None and metric is not None:
+        what = metric_named(metric)[0]
+        raise InputError(f"the metric {what!r} needs batches: give measure(holdout, metric)")
+    if holdout is None:
+        if name is not None:
+            raise InputError(f"{name!r} names batches, and there are none: give measure(holdout, name=...)")
+        return None
+    return METRIC_BY_DEFAULT if metric is None and _has_classes(holdout) else metric
 
 
 def _has_classes(batches: Iterable[Any]) -> bool:

@@ -124,10 +124,10 @@ def prune(
 ) -> Result:
     """Prune a model: return a smaller model of the same classes; the original is not changed.
 
-    With data, the default is the method "matroid" and the repair "refit", for a causal language model
-    "taylor" and "fold", and under every budget but `Units` the measured losses of the groups decide which
-    gives how much; without data, or with a `Weights` budget, it is "magnitude" and no repair.
-    docs/real-networks.md and docs/language-models.md show why.
+    With data, the default method is "matroid" and the default repair "refit"; for a causal language model
+    they are "taylor" and "fold".  Budgets other than `Units` then measure what each group costs at the output
+    to decide how many units it keeps.  Without data, or with a `Weights` budget, the default is "magnitude"
+    without a repair.  docs/real-networks.md and docs/language-models.md show why.
 
     Args:
         model: Any module that `torch.export` can export, or parts of which it can (`inside`).
@@ -138,7 +138,7 @@ def prune(
             or dicts.  A repair keeps a fifth of them apart to judge itself.
         method: Name in `METHODS`, a class, or an instance.
         repair: A name ("fold", "refit", "finetune", "fold+finetune", "refit+finetune"), a value such as
-            ``Finetune(epochs=3)``, a tuple of values, or None.
+            ``Finetune(epochs=3)``, a tuple of values, or None.  "refit" folds first: ``(Fold(), Refit())``.
         schedule: `OneShot()`, `Steps(count)` or `Tolerance(drop, holdout)`.
         callback: Called after each step with a `StepInfo`; may change the model or return another one.
         loss: (outputs, targets) -> scalar, for gradients and fine-tuning; by default it fits the targets.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,41 +170,46 @@ class Report:
     def to_markdown(self) -> str:
         """Return the report as Markdown: a table of before and after, then one of what went where."""
         repair = self.repair or "no repair"
-        changes = [
-            {"": name, "before": before, "after": after, "ratio": "" if ratio is None else f"{ratio:.2f}x"}
-            for name, before, after, ratio in self._changes()
-        ]
-        where = [
-            {"where": name, "had": f"{counts[unit]} {unit}", "kept": counts["kept"]}
-            for unit, parts in (("units", self.groups), ("weights", self.masks))
-            for name, counts in parts.items()
-        ]
-        by_kind = [
-            {
-                "units": kind,
-                "had": f"{x['units']:,}",
-                "kept": f"{x['kept']:,}",
-                "parameters with them": f"{x['parameters']:,}",
-            }
-            for kind, x in self.kinds.items()
-        ]
         environment = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join(
             [
                 f"# {self.model}: {self.method}, {self.budget}, {repair}, seed {self.seed}",
                 "",
-                markdown_table(changes, right=("before", "after", "ratio")),
+                self._table_of_changes(),
                 "",
                 *([] if self.agreement is None else [f"{self._agreement()}.", ""]),
                 *(f"{describe_latency(note)}.\n" for note in self.notes.get("latency", ())),
-                *([markdown_table(by_kind, right=tuple(by_kind[0])[1:]), ""] if self._has_kinds() else []),
+                *([self._table_of_kinds(), ""] if self._has_kinds() else []),
                 *([f"{'; '.join(self.interface)}.", ""] if self.interface else []),
-                markdown_table(where, ("where", "had", "kept"), right=("had", "kept")),
+                self._table_of_groups(),
                 "",
                 f"{self.device}, {self.dtype}, {self.threads} threads; {environment}",
                 "",
             ]
         )
+
+    def _table_of_changes(self) -> str:
+        rows = [
+            {"": name, "before": before, "after": after, "ratio": "" if ratio is None else f"{ratio:.2f}x"}
+            for name, before, after, ratio in self._changes()
+        ]
+        return markdown_table(rows, right=("before", "after", "ratio"))
+
+    def _table_of_kinds(self) -> str:
+        counted = {"had": "units", "kept": "kept", "parameters with them": "parameters"}
+        rows = [
+            {"units": kind, **{column: f"{counts[key]:,}" for column, key in counted.items()}}
+            for kind, counts in self.kinds.items()
+        ]
+        return markdown_table(rows, right=tuple(counted))
+
+    def _table_of_groups(self) -> str:
+        rows = [
+            {"where": name, "had": f"{counts[unit]} {unit}", "kept": counts["kept"]}
+            for unit, parts in (("units", self.groups), ("weights", self.masks))
+            for name, counts in parts.items()
+        ]
+        return markdown_table(rows, ("where", "had", "kept"), right=("had", "kept"))
 
     def to_html(self, path: str | Path) -> None:
         """Write the report as one HTML page."""
@@ -213,36 +218,48 @@ class Report:
         write_html(self, path)
 
     def __repr__(self) -> str:
-        """Return a summary of at most 15 lines."""
-        lines = [f"{self.model} pruned by {self.method} to {self.budget}, repair: {self.repair or 'none'}"]
-        for name, before, after, ratio in self._changes()[:CHANGES]:
-            lines.append(f"  {name}: {before} -> {after}" + ("" if ratio is None else f" ({ratio:.2f}x)"))
+        """Return a summary: of at most 15 lines, unless there is more than usual to say."""
+        title = f"{self.model} pruned by {self.method} to {self.budget}, repair: {self.repair or 'none'}"
+        lines = [
+            f"{name}: {before} -> {after}" + ("" if ratio is None else f" ({ratio:.2f}x)")
+            for name, before, after, ratio in self._changes()[:CHANGES]
+        ]
         if self.agreement is not None:
-            lines.append(f"  {self._agreement()}")
+            lines.append(self._agreement())
+        lines += [*self._removed(), *self.interface, *self._predictions(), *self._failures()]
+        spent = ", ".join(f"{stage} {_seconds(x)}" for stage, x in self.seconds.items() if x >= SHORTEST)
+        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
+        return "\n  ".join([title, *lines, f"time: {spent}{memory}"])
+
+    def _removed(self) -> Iterator[str]:
+        """Describe what went: units, whole blocks, kinds of units."""
         had = sum(group["units"] for group in self.groups.values())
         kept = sum(group["kept"] for group in self.groups.values())
-        lines.append(f"  units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan")
+        yield f"units kept: {kept:,} of {had:,} in {len(self.groups)} groups; see result.plan"
         if blocks := self.notes.get("blocks gone"):
-            lines.append(f"  whole blocks gone: {len(blocks)}; see report.notes")
+            yield f"whole blocks gone: {len(blocks)}; see report.notes"
         if self._has_kinds():
-            lines.append(f"  {self._kinds()}")
-        lines += [f"  {line}" for line in self.interface]
+            yield self._kinds()
+
+    def _predictions(self) -> Iterator[str]:
+        """Describe what the plan predicted, and what was measured."""
         if "measured loss" in self.notes:
             predicted, measured = (self.notes.get(f"{how} loss") for how in ("predicted", "measured"))
             foreseen = f", predicted {predicted:.3g}" if predicted is not None else ""
-            lines.append(f"  divergence of the outputs on batches kept apart: {measured:.3g}{foreseen}")
-        lines += [f"  {describe_latency(note)}" for note in self.notes.get("latency", ())]
+            yield f"divergence of the outputs on batches kept apart: {measured:.3g}{foreseen}"
+        for note in self.notes.get("latency", ()):
+            yield describe_latency(note)
+
+    def _failures(self) -> Iterator[str]:
+        """Describe which groups, inputs and repairs failed."""
         if inexact := self.notes.get("inexact groups"):
-            lines.append(f"  groups whole because they failed the check: {len(inexact)}; see report.notes")
+            yield f"groups whole because they failed the check: {len(inexact)}; see report.notes"
         missing = [what for what in ("other inputs", "other batch size") if self.exactness.get(what) is False]
         if missing:
-            lines.append(f"  the exactness check could not use: {', '.join(missing)}")
+            yield f"the exactness check could not use: {', '.join(missing)}"
         for what in ("undone", "skipped"):
             if count := sum(_has(note, what) for note in self.folds.values()):
-                lines.append(f"  repair {what} on {count} of {len(self.folds)} weights; see report.folds")
-        spent = ", ".join(f"{stage} {_seconds(x)}" for stage, x in self.seconds.items() if x >= SHORTEST)
-        memory = "" if self.peak_memory is None else f"; peak memory {self.peak_memory / 2**30:.2f} GiB"
-        return "\n".join([*lines, f"  time: {spent}{memory}"])
+                yield f"repair {what} on {count} of {len(self.folds)} weights; see report.folds"
 
     def _has_kinds(self) -> bool:
         """Return whether the kinds say more than the number of all units."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class Result:
     plan: Plan
     report: Report
     graph: PruningGraph
-    original: nn.Module = field(repr=False)
+    original: nn.Module
 
     @one_at_a_time
     def measure(

@@ -91,8 +91,8 @@ TRAINING = {
 MethodName = Annotated[
     str,
     typer.Option(
-        help="auto (matroid with data, else magnitude), or a method with its options: "
-        "magnitude:p=2,over=both, file.py:Class, file.py:Class:option=value."
+        help="auto (with data matroid, for language models taylor; else magnitude), or a method with its "
+        "options: magnitude:p=2,over=both, file.py:Class, file.py:Class:option=value."
     ),
 ]
 BudgetTexts = Annotated[
@@ -119,8 +119,8 @@ Drop = Annotated[
 RepairName = Annotated[
     str,
     typer.Option(
-        help="auto (refit with data, else none), none, fold, refit, finetune, fold+finetune, or "
-        "refit+finetune."
+        help="auto (with data refit, for language models fold; else none), none, fold, refit, finetune, "
+        "fold+finetune, or refit+finetune."
     ),
 ]
 TuningSteps = Annotated[int | None, typer.Option(help="Steps of a fine-tuning, instead of epochs.")]

@@ -47,7 +47,7 @@ def _check_options(budget: Budget) -> None:
     scope, floor, round_to = budget.scope, budget.floor, budget.round_to
     if not isinstance(scope, str) or scope not in SCOPES:
         raise InputError(unknown("scope", str(scope), list(SCOPES)))
-    least = 0 if isinstance(budget, Latency) else 1
+    least = budget.least_round_to
     if not all(isinstance(x, Integral) and x >= low for x, low in ((floor, 1), (round_to, least))):
         raise InputError(
             f"floor and round_to must be integers of at least 1; got {brief(floor)} and {brief(round_to)}"
@@ -80,6 +80,7 @@ class Budget:
     """
 
     unit: ClassVar[str] = ""
+    least_round_to: ClassVar[int] = 1
 
     keep: Any
     scope: Scope = "layer"
@@ -283,6 +284,7 @@ class Latency(Budget):
     """
 
     unit: ClassVar[str] = "milliseconds"
+    least_round_to: ClassVar[int] = 0
 
     keep: Any = None
     scope: Scope = "auto"

@@ -105,18 +105,7 @@ def save(
     written: list[Path] = []
     is_new = not place.exists()
     try:
-        _files_of_last_save(place)  # refuses a folder of another origin early
-        place.mkdir(parents=True, exist_ok=True)
-        files = {"model": _write(place, "model", save_file, tensors, written)}
-        if arrays:
-            files["plan"] = _write(place, "plan", save_arrays, arrays, written)
-        text = _to_json({**body, "files": files})
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        written.append(draft := place / f".{DOCUMENT}-{uuid4().hex}.tmp")
-        draft.write_text(f'{{"format": {FORMAT},\n"sha256": "{digest}",\n"body": {text}}}', encoding="utf-8")
-        flush(draft)
-        old = _files_of_last_save(place)
-        draft.replace(place / DOCUMENT)
+        old = _replace_result(place, body, tensors, arrays, written)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"cannot save to {place}: {error}. Nothing there has changed; choose a folder that can be "
@@ -124,14 +113,35 @@ def save(
         ) from error
     finally:
         if written:
-            named = _files_of_last_save(
-                place
-            )  # after an interrupt, only plan.json says whether this was saved
+            # After an interrupt, only plan.json says whether this was saved.
+            named = _files_of_last_save(place)
             _remove([path for path in written if path not in named])
         if is_new:
             with suppress(OSError):
                 place.rmdir()  # if it is empty
     _remove(old)
+
+
+def _replace_result(
+    place: Path, body: Mapping[str, Any], tensors: Any, arrays: Any, written: list[Path]
+) -> list[Path]:
+    """Write the files of a result, plan.json last; return the files of the result that it replaced.
+
+    `written` gets each file before it is there, so that the caller can remove it after an error.
+    """
+    _files_of_last_save(place)  # refuses a folder of another origin early
+    place.mkdir(parents=True, exist_ok=True)
+    files = {"model": _write(place, "model", save_file, tensors, written)}
+    if arrays:
+        files["plan"] = _write(place, "plan", save_arrays, arrays, written)
+    text = _to_json({**body, "files": files})
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    written.append(draft := place / f".{DOCUMENT}-{uuid4().hex}.tmp")
+    draft.write_text(f'{{"format": {FORMAT},\n"sha256": "{digest}",\n"body": {text}}}', encoding="utf-8")
+    flush(draft)
+    old = _files_of_last_save(place)
+    draft.replace(place / DOCUMENT)
+    return old
 
 
 @one_at_a_time

@@ -178,13 +178,23 @@ def _choose(
             f"{file} holds {len(fits)} state dicts that fit {model}: {keys}. Choose one: "
             f"{file}:{fits[0].key} on the command line, key={fits[0].key!r} in Python"
         )
+    raise StoreError(_describe_misfit(found, shared, wanted, file, model))
+
+
+def _describe_misfit(
+    found: list[StateDict], shared: Mapping[str, int], wanted: Mapping[str, Tensor], file: Path, model: str
+) -> str:
+    """Return the message that no state dict fits: how the nearest one differs, and what to try.
+
+    `shared` has, for each key of a state dict, how many of the wanted names it holds.
+    """
     best = max(found, key=lambda s: (shared[s.key], len(s.tensors)))
     where = f"{file}:{best.key}" if best.key else str(file)
     index = next(iter(file.parent.glob("*.index.json")), None)
     shard = f" If this is one file of several, give {index}." if index and file != index else ""
     others = [repr(s.key or "the whole file") for s in found if s is not best and shared[s.key]]
     also = f" It also holds {shorten(others)}." if others else ""
-    raise StoreError(
+    return (
         f"{where} does not fit {model}: {_compare(best.tensors, wanted)}.{also}{shard} Give weights that "
         "were saved from this class with the same sizes, or load what fits with strict=False (--no-strict)"
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from secateur.core import InputError, brief, unknown
+from secateur.execution import check_calls
 from secateur.repair.features import check_features
 
 __all__ = [
@@ -55,7 +56,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Refit:
-    """Solve each reading layer again from what reaches it in the shrunk model; see `secateur.refit`."""
+    """Solve each reading layer again from what reaches it in the shrunk model; see `secateur.refit`.
+
+    It works best after a fold: the name "refit" stands for ``(Fold(), Refit())``.
+    """
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,7 @@ class Finetune:
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_training(self.epochs, self.steps, self.minutes, self.lr)
-        if self.loss is not None and not callable(self.loss):
-            raise InputError(f"loss must be a callable; got {type(self.loss).__name__}")
+        check_calls(loss=self.loss)
         if not (isinstance(self.teacher, bool) or (isinstance(self.teacher, str) and self.teacher == "auto")):
             raise InputError(f"teacher must be 'auto', True or False; got {brief(self.teacher)}")
         if self.teacher is True and self.loss is not None:

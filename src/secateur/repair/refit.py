@@ -199,11 +199,7 @@ class _Refit:
                 for cut in walk:
                     if not cut.once:
                         if turn == 0 and cut.key in self.layers:
-                            calls = outlined.calls[cut.key] * len(self.batches)
-                            fit = fits.setdefault(cut.key, self._fit(cut.key, outlined))
-                            fit.add(cut, calls)
-                            if not fit.finite():
-                                self._refuse_nan(cut)
+                            self._add_call(cut, outlined, fits)
                         continue
                     if cut.key in seen:
                         continue  # used again, or earlier, by some of the batches only
@@ -214,6 +210,13 @@ class _Refit:
             for key, fit in fits.items() if turn == 0 else ():
                 self._finish(key, fit)
         self._warn()
+
+    def _add_call(self, cut: Cut, outlined: Outline, fits: dict[str, WeightFit]) -> None:
+        """Add one call of a weight that is used several times to its fit, which is solved after the walk."""
+        fit = fits.setdefault(cut.key, self._fit(cut.key, outlined))
+        fit.add(cut, outlined.calls[cut.key] * len(self.batches))
+        if not fit.finite():
+            self._refuse_nan(cut)
 
     def _refuse_nan(self, cut: Cut) -> None:
         """Raise `InputError` with the layer and the batch if NaN or infinite values reach the weight."""
