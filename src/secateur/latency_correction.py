@@ -32,7 +32,7 @@ LISTED = 5  # layers that stand in the way
 
 @dataclass(frozen=True, eq=False)
 class _Attempt:
-    """A plan for a budget, and how long the network takes that it leaves."""
+    """A plan for a budget, and how long its network takes."""
 
     goal: Budget
     step: Plan

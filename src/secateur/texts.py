@@ -1,8 +1,8 @@
 """Texts as batches of token sequences: read, split, tokenise, pack.
 
-The first half of a calibration text is for methods and repairs; its second half judges.  Another text judges
-how far the model still is what it was.  Sequences are excerpts of one length, spread evenly over a text, each
-with the special tokens that the tokenizer puts around a text.
+The first half of a calibration text is for methods and repairs; its second half judges.  Another text shows
+whether the model still works on other texts.  Sequences are excerpts of one length, spread evenly over a
+text, each with the special tokens that the tokenizer puts around a text.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ __all__ = ["Decided"]
 
 @dataclass(frozen=True, eq=False)
 class Decided:
-    """Remove what a plan says, and look at nothing.
+    """Remove what a plan says, without looking at data.
 
-    The budget of `prune` then only stands in the report.
+    The budget of `prune` then only appears in the report.
 
     Attributes:
         made: The plan, of the same model.

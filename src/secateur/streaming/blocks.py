@@ -32,8 +32,7 @@ Call = Mapping[str, Any]  # the other arguments of a block
 class BlockModel(nn.Module):
     """A block with the names that its tensors have in the whole model.
 
-    Both networks walk along: it is called with the hidden states of the original and of the pruned one, and
-    reads those of one of them.
+    It is called with the hidden states of the original and of the pruned network, and reads one of the two.
 
     Args:
         name: Qualified name of the block in the model.

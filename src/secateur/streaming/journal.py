@@ -1,4 +1,4 @@
-"""The folder of an unfinished run: what is done is there whole, so another run can go on.
+"""The folder of an unfinished run: it holds finished parts only, so another run can continue from it.
 
 Every file and folder is written under another name and then renamed.  The record of a block is written last.
 """

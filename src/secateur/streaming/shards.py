@@ -1,6 +1,6 @@
 """The tensors of a transformers folder, read when they are needed.
 
-Files are mapped into memory: a tensor takes memory as it is looked at, and gives it back when it is dropped.
+Files are mapped into memory: a tensor takes memory when it is read, and frees it when it is dropped.
 """
 
 from __future__ import annotations

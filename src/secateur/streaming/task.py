@@ -1,4 +1,4 @@
-"""What a run of `prune_folder` does, what decides the bits of its result, and the space that it takes."""
+"""The task of a run of `prune_folder`: what it depends on, to the last bit, and the space that it takes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Walk through the blocks: decide, shrink, repair and write each one before the next is read.
 
-Two streams of hidden states walk along, as in `refit`: those of the original, and those of the pruned network
-as repaired so far.
+Two streams of hidden states pass through the blocks, as in `refit`: those of the original, and those
+of the pruned network as repaired so far.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def _require_chain(statistics: Statistics) -> Chain:
 
 
 def _unread_units(chain: Chain) -> dict[str, NDArray[np.bool_]]:
-    """Return by ReLU the units that no logit depends on: some weight is zero on every way to it."""
+    """Return by ReLU the units that no logit depends on: every path to a logit has a zero weight."""
     unread: dict[str, NDArray[np.bool_]] = {}
     read = np.ones(chain.steps[-1].width, bool)
     widths = [chain.inputs, *(step.width for step in chain.steps[:-1])]
