@@ -12,6 +12,7 @@ seen, at two batch sizes, in float64.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import multiprocessing
@@ -75,7 +76,7 @@ def judge(entry: Entry, original: nn.Module, small: nn.Module) -> tuple[str, flo
     """Return the verdict, the share of parameters left and the deviation of a pruned network."""
     left = oracles.size(small) / oracles.size(original)
     for example in oracles.other_examples(entry):
-        oracles.run(small, example)
+        oracles.run(copy.deepcopy(small), example)  # a model may keep the state of its last batch
     deviation = oracles.deviation(entry, original, small)
     if deviation < oracles.TOLERANCE:
         return ("exact" if left < 1 else "no-op"), left, deviation
