@@ -19,10 +19,11 @@ help:
 	@echo "make docs      build the API reference from the docstrings into build/api"
 	@echo "make packages  install Debian's packages with Fashion-MNIST and a browser (root only)"
 
+# --no-compile: Python compiles what it imports, a third of what comes.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Secateur needs Python 3.11 or later: make PYTHON=python3.11" * (sys.version_info < (3, 11)) or None)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 packages:

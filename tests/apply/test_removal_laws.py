@@ -53,7 +53,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("name", named())
+@pytest.mark.parametrize("name", named(every=2))
 def test_tracing_finds_the_units(name: str) -> None:
     entry, model, graph = traced(name)
     assert sum(g.size for g in graph.groups) >= entry.units
@@ -65,7 +65,7 @@ def test_tracing_finds_the_units(name: str) -> None:
     assert graph.shapes == {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
-@pytest.mark.parametrize("name", named())
+@pytest.mark.parametrize("name", named(every=2))
 def test_half_of_every_group_goes_exactly(name: str) -> None:
     entry, model, graph = traced(name)
     before, mode = state(model), model.training
@@ -125,7 +125,7 @@ def test_smaller_plans_give_nested_masks(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", named("fast", every=3))
+@pytest.mark.parametrize("name", named("fast", every=6))
 def test_ignored_layers_keep_their_units(name: str) -> None:
     entry, model, graph = traced(name)
     layers = graph.producers(graph.groups[0])
@@ -171,7 +171,7 @@ def test_shrunk_models_train(name: str) -> None:
     assert reached[0] == reached[1]
 
 
-@pytest.mark.parametrize("name", named("fast", every=3))
+@pytest.mark.parametrize("name", named("fast", every=6))
 def test_shrunk_models_can_be_traced_and_shrunk_again(name: str) -> None:
     """Pruning in steps: the oracle compares the second step with the very first model."""
     entry, model, graph = traced(name)

@@ -318,7 +318,8 @@ def test_positions_within_heads(family: str, tmp_path: Path) -> None:
     check_generation(loaded)
 
 
-@pytest.mark.parametrize("make_plan", [uneven_plan, pytest.param(positions_plan, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make_plan", [uneven_plan, positions_plan])
 def test_a_modelling_file_needs_no_secateur(make_plan: Any, tmp_path: Path) -> None:
     model = build("llama")
     plan = make_plan(model)

@@ -274,6 +274,7 @@ def test_equation_4_literally_over_deeper_networks(seed):
     compare(*perceptron(DEEP[0], seed), seed, "paper")
 
 
+@pytest.mark.slow
 def test_with_any_winner_of_a_maximum_the_optimum_can_be_lower(monkeypatch):
     """Equation (10) lets any candidate win; ours keeps the winner that the bounds single out."""
     monkeypatch.setitem(globals(), "EPSILON", 1e-5)

@@ -152,6 +152,7 @@ def test_weights_are_trained_once(tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_cell_has_all_that_is_defined_and_says_what_is_not():
     size = asdict(SIZES["digits", "LSTM"].tiny(200))
     methods = ["magnitude", "mip", "random"]
