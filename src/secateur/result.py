@@ -158,9 +158,9 @@ class Result:
     ) -> float:
         """Write the pruned language model as a GGUF file, for llama.cpp (extra hf).
 
-        Llama, Mistral, Qwen 2 and 3 and Gemma 3 whose layers keep equal counts are written as their own
-        architecture; Llama and Mistral with unequal counts as ``deci``.  The file is read back and compared
-        tensor by tensor before it gets its name.
+        Llama, Mistral, Mixtral, Qwen 2 and 3, Qwen 3 MoE and Gemma 3 whose layers keep equal counts are
+        written as their own architecture; Llama and Mistral with unequal counts as ``deci``.  The file is
+        read back and compared tensor by tensor before it gets its name.
 
         Args:
             path: The file, replaced if it exists.

@@ -42,7 +42,10 @@ ARCHITECTURES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma3_text": "gemma3",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
 }
+UNEVEN = ("llama", "mistral")  # whose unequal counts become deci, which has no experts
 PATTERN = 6  # llama.cpp takes every sixth layer of Gemma 3 for one of full attention
 LOCAL_THETA = 1e4  # and this base of the rotary embedding in the other layers
 
@@ -65,12 +68,19 @@ class _Checkpoint:
             self.config.hidden_size // self.config.num_attention_heads
         )
 
-    def rows(self, projection: str) -> list[int]:
-        """Return the number of rows of a projection in each layer."""
-        return [len(self.state[f"model.layers.{i}.{projection}.weight"]) for i in range(self.layers)]
+    @property
+    def experts(self) -> int:
+        """Number of experts in each layer; 0 for a model without them."""
+        return len(self.state.get("model.layers.0.mlp.experts.down_proj", ()))
+
+    def units(self) -> list[int]:
+        """Return the number of feed-forward units in each layer, or in each of its experts."""
+        name = "mlp.experts.down_proj" if self.experts else "mlp.down_proj.weight"
+        return [self.state[f"model.layers.{i}.{name}"].shape[-1] for i in range(self.layers)]
 
     def heads(self, projection: str) -> list[int]:
-        return [rows // self.head_dim for rows in self.rows(f"self_attn.{projection}")]
+        names = [f"model.layers.{i}.self_attn.{projection}.weight" for i in range(self.layers)]
+        return [len(self.state[name]) // self.head_dim for name in names]
 
 
 def write_gguf(
@@ -114,7 +124,7 @@ def _checkpoint(folder: Path, model: Any, plan: Plan) -> _Checkpoint:
         padded = padded_axes(plan.graph, plan.keep)
         save_pretrained(folder, model, plan, uneven="pad" if padded else "error")
     except InputError:
-        if ARCHITECTURES[kind] != "llama":
+        if kind not in UNEVEN:
             raise
         # A folder with zeros shows that heads of the original length and the rescaled norms are right.
         with warnings.catch_warnings():
@@ -142,6 +152,11 @@ def _check_graph(checkpoint: _Checkpoint) -> None:
             wrong.append("another rotary base in the layers of sliding attention")
         if config.final_logit_softcapping or config.attn_logit_softcapping:
             wrong.append("softcapping")
+    if checkpoint.architecture == "qwen3moe":
+        if config.mlp_only_layers or config.decoder_sparse_step != 1:
+            wrong.append("layers without experts")
+        if not config.norm_topk_prob:
+            wrong.append("weights of experts that do not add up to 1 (norm_topk_prob=False)")
     if _rope(config)["rope_type"] not in ("default", "linear", "llama3"):
         wrong.append(f"rotary embeddings of type {_rope(config)['rope_type']!r}")
     if wrong:
@@ -171,10 +186,9 @@ def _tensors(checkpoint: _Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]
     names = gguf.get_tensor_name_map(kind, checkpoint.layers)
     heads = {"q_proj": checkpoint.heads("q_proj"), "k_proj": checkpoint.heads("k_proj")}
     tied = checkpoint.config.tie_word_embeddings
-    for name, tensor in checkpoint.state.items():
+    for name, value in _separate_tensors(checkpoint.state):
         if tied and name == "lm_head.weight":
             continue
-        value = tensor.detach().float().cpu().numpy()
         parts = name.split(".")
         if checkpoint.architecture in ("llama", "deci") and parts[-2] in heads:
             value = _interleave(value, heads[parts[-2]][int(parts[2])])
@@ -186,6 +200,19 @@ def _tensors(checkpoint: _Checkpoint) -> Iterator[tuple[str, NDArray[np.float32]
         yield renamed, value
     if _rope(checkpoint.config)["rope_type"] == "llama3":
         yield "rope_freqs.weight", _llama3_factors(_rope(checkpoint.config), checkpoint.head_dim)
+
+
+def _separate_tensors(state: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield tensors in float32; those of stacked experts [experts, ...] with gates and ups apart."""
+    for name, tensor in state.items():
+        value, (module, _, last) = tensor.detach().float().cpu().numpy(), name.rpartition(".")
+        if not module.endswith(".experts"):
+            yield name, value
+        elif last == "gate_up_proj":
+            both = np.split(value, 2, axis=1)
+            yield from ((f"{module}.{x}_proj.weight", y) for x, y in zip(("gate", "up"), both, strict=True))
+        else:
+            yield f"{name}.weight", value
 
 
 def _interleave(value: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -215,7 +242,7 @@ def _write(
     writer.add_file_type(FILE_TYPES[dtype])
     add_tokenizer(writer, words, checkpoint.config, len(checkpoint.state["model.embed_tokens.weight"]))
     for name, value in tensors.items():
-        kind = gguf.GGMLQuantizationType[_type_of(value, dtype).upper()]
+        kind = gguf.GGMLQuantizationType[_type_of(name, value, dtype).upper()]
         writer.add_tensor(name, gguf.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -223,9 +250,9 @@ def _write(
     writer.close()
 
 
-def _type_of(value: NDArray[np.float32], dtype: str) -> str:
-    """Return the type of a tensor: vectors stay F32; rows that Q8_0 cannot pack are F16."""
-    if value.ndim < 2:
+def _type_of(name: str, value: NDArray[np.float32], dtype: str) -> str:
+    """Return the type of a tensor: vectors and routers stay F32; rows that Q8_0 cannot pack are F16."""
+    if value.ndim < 2 or "ffn_gate_inp" in name:
         return "f32"
     return "f16" if dtype == "q8_0" and value.shape[-1] % BLOCK else dtype
 
@@ -239,11 +266,15 @@ def _add_sizes(writer: Any, checkpoint: _Checkpoint) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(len(checkpoint.state["model.embed_tokens.weight"]))
     for add, counts in (
-        (writer.add_feed_forward_length, checkpoint.rows("mlp.gate_proj")),
+        (writer.add_feed_forward_length, checkpoint.units()),
         (writer.add_head_count, checkpoint.heads("q_proj")),
         (writer.add_head_count_kv, checkpoint.heads("k_proj")),
     ):
         add(counts if checkpoint.architecture == "deci" else counts[0])
+    if checkpoint.experts:
+        writer.add_expert_count(checkpoint.experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(checkpoint.units()[0])
     writer.add_key_length(checkpoint.head_dim)
     writer.add_value_length(checkpoint.head_dim)
     writer.add_rope_dimension_count(checkpoint.head_dim)
@@ -266,10 +297,10 @@ def _compare(path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str)
         read = gguf.dequantize(found[name].data, found[name].tensor_type).reshape(expected.shape)
         largest = float(np.abs(expected).max(initial=0)) or 1.0
         difference = float(np.abs(read - expected).max(initial=0)) / largest
-        if not difference <= ROUNDING[_type_of(expected, dtype)]:
+        if not difference <= ROUNDING[_type_of(name, expected, dtype)]:
             raise ExactnessError(
                 f"{name} differs by {difference:.1e} of its largest entry ({largest:.1e}) after writing it "
-                f"as {_type_of(expected, dtype)}: choose another dtype. Nothing was written"
+                f"as {_type_of(name, expected, dtype)}: choose another dtype. Nothing was written"
             )
         worst = max(worst, difference)
     return worst
