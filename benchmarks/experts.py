@@ -1,4 +1,4 @@
-"""Which whole experts to keep: the saliency of REAP beside how many tokens experts get, and random ones.
+"""Which whole experts to keep: those that add most, in sum or in the mean (REAP), most tokens, random ones.
 
 A small Mixtral is trained here, on the bytes of two kinds of text that Python comes with: the help topics of
 `pydoc`, and the source of the standard library.  The first four fifths of each train and calibrate, the rest
@@ -23,7 +23,6 @@ from transformers import MixtralConfig, MixtralForCausalLM
 import secateur as sc
 from secateur.apply.experts import drop_experts, find_mixtures
 from secateur.core.markdown import markdown_table
-from secateur.measure.expert_saliency import measure_expert_saliency
 from secateur.measure.expert_use import measure_expert_use
 from secateur.measure.metrics import perplexity
 
@@ -81,11 +80,9 @@ def choices(
     model: MixtralForCausalLM, batches: list[Any]
 ) -> Iterator[tuple[str, Callable[[int], list[dict[str, list[int]]]]]]:
     """Yield ways to choose: a name, and the number that stay -> the experts that stay, of each draw."""
-    saliency, use = measure_expert_saliency(model, batches), measure_expert_use(model, batches)
-    total = {name: x * use[name] for name, x in saliency.items()}
-    scored = {"saliency (REAP)": saliency, "its sum over tokens": total, "most tokens": use}
-    for name, scores in scored.items():
-        yield name, lambda n, s=scores: [{m: best(x, n) for m, x in s.items()}]
+    use = measure_expert_use(model, batches)
+    for by in ("total", "mean", "tokens"):
+        yield by, lambda n, by=by: [{m: best(getattr(x, by), n) for m, x in use.items()}]
     draw = torch.Generator().manual_seed(0)
     mixtures = list(find_mixtures(model))
     yield (

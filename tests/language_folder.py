@@ -1,4 +1,4 @@
-"""A tiny Llama with a byte-level BPE tokenizer in a folder of transformers, and texts for it."""
+"""A tiny Llama or Mixtral with a byte-level BPE tokenizer in a folder of transformers, and texts for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-__all__ = ["LIMIT", "is_about", "make_folder", "make_text", "make_tokenizer", "tiny_llama"]
+__all__ = ["LIMIT", "is_about", "make_folder", "make_mixtral", "make_text", "make_tokenizer", "tiny_llama"]
 
 LIMIT = 64  # tokens that the model takes
 WORDS = {
@@ -54,5 +60,15 @@ def tiny_llama(**changes: int) -> LlamaForCausalLM:
 def make_folder(folder: Path, **options: object) -> Path:
     """Save model and tokenizer; the options are those of `save_pretrained`."""
     tiny_llama().save_pretrained(folder, **options)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_mixtral(folder: Path) -> Path:
+    """Save a Mixtral with random weights, two layers of four experts, and a tokenizer."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    MixtralForCausalLM(MixtralConfig(**sizes, **heads, num_local_experts=4)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

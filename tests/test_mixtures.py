@@ -16,8 +16,8 @@ from secateur.core import ExactnessError, InputError, Plan, PlanError, SecateurE
 from secateur.formats.certificate import verify_folder
 from secateur.formats.plan_json import plan_from_json, plan_to_json
 from secateur.formats.store import load_plan
-from secateur.measure.expert_saliency import measure_expert_saliency
-from secateur.mixtures import choose_experts
+from secateur.measure.expert_use import measure_expert_use
+from secateur.mixtures import Experts, choose_experts
 from secateur.repair.loss_curves import Divergence
 from secateur.result import load_report
 from secateur.tracing.trace import trace
@@ -87,13 +87,36 @@ def result() -> Any:
 
 
 def test_the_experts_of_the_largest_saliency_stay(result: Any) -> None:
-    saliency = measure_expert_saliency(Net().eval(), BATCHES)
+    use = measure_expert_use(Net().eval(), BATCHES)
     for name in MIXTURES:
-        best = saliency[name].argsort(descending=True)[:3].sort().values
+        best = use[name].total.argsort(descending=True)[:3].sort().values
         assert result.plan.experts[name].tolist() == best.tolist()
         assert best.tolist() == [0, 2, 3]  # the second adds next to nothing
     assert {x.count for x in find_mixtures(result.model).values()} == {3}
     assert result.graph is result.plan.graph and len(result.original.layers[0].experts) == COUNT
+
+
+@pytest.mark.parametrize("by", ["total", "mean", "tokens"])
+def test_experts_are_chosen_by_what_is_asked_for(by: Any) -> None:
+    """The fourth expert adds much to few tokens."""
+
+    class Uneven(Net):
+        def __init__(self) -> None:
+            super().__init__((1.0, 0.5, 0.01, 9.0))
+            with torch.no_grad():
+                for layer in self.layers:
+                    layer.gate.weight[3] *= 0.1  # type: ignore[union-attr, index, operator]
+
+    model = Uneven().eval()
+    use = measure_expert_use(model, BATCHES)
+    options = {"method": "magnitude", "repair": None, "progress": False}
+    result = prune(model, X, Units(1.0), BATCHES, experts=Experts(3, by), **options)
+    for name in MIXTURES:
+        saliency = getattr(use[name], by)
+        expected = choose_experts(saliency, Mixture("", "", COUNT, CHOSEN), 3)
+        assert np.array_equal(result.plan.experts[name], expected)
+        note = result.report.notes["experts gone"][name]
+        assert note["by"] == by and note["saliency"] == saliency.tolist()
 
 
 def test_units_go_after_experts_under_one_budget(result: Any) -> None:
@@ -230,6 +253,7 @@ def test_experts_inside_of_a_model_that_cannot_be_exported(tmp_path: Path) -> No
         ({"layers.0": [0.0, 1.0]}, PlanError, "vector of integers"),
         ({"layers.7": 3}, InputError, "no mixture 'layers.7'"),
         ({3: [0, 1]}, InputError, "no mixture '3'"),
+        (Experts({"layers.7": 3}), InputError, "no mixture 'layers.7'"),
     ],
 )
 def test_bad_experts_are_errors(experts: Any, error: type[SecateurError], problem: str) -> None:
@@ -237,8 +261,13 @@ def test_bad_experts_are_errors(experts: Any, error: type[SecateurError], proble
         pruned(experts=experts)
 
 
+def test_an_unknown_saliency_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"no saliency of experts 'means'.*mean"):
+        Experts(3, "means")  # type: ignore[arg-type]
+
+
 def test_what_is_missing_is_said() -> None:
-    with pytest.raises(InputError, match=r"experts=3 keeps .* largest saliency .* pass data=batches"):
+    with pytest.raises(InputError, match=r"experts=3 keeps .* add most .* pass data=batches"):
         pruned(data=None, experts=3)
     mlp = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="Sequential has no mixture"):

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.allocation.amounts import with_shares
-from secateur.apply.experts import Mixture, check_count, drop_experts, find_mixtures
-from secateur.core import Budget, InputError, IntArray, PruningGraph, unknown
-from secateur.core.indices import check_units
+from secateur.apply.experts import Mixture, check_count, check_numbers, drop_experts, find_mixtures
+from secateur.core import Budget, InputError, IntArray, PruningGraph, brief, unknown
 from secateur.depth import trace_rest
 from secateur.execution import check_module
 from secateur.latency_budget import with_tables
 from secateur.measure.cost import parameters
-from secateur.measure.expert_saliency import measure_expert_saliency
+from secateur.measure.expert_use import measure_expert_use
 from secateur.tracing.trace import trace
 from secateur.views import view, without_view
 
 __all__ = ["Experts", "choose_experts", "trace_without_experts"]
 
-Experts = int | Mapping[str, int | Sequence[int]]
+Saliency = Literal["total", "mean", "tokens"]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How many whole experts stay in each mixture, and by what they are chosen.
+
+    Attributes:
+        keep: How many in each; or by name of a mixture how many, or the numbers of those that stay.
+        by: ``"total"``: the largest sums, over the tokens that are routed to an expert, of the weight that
+            the router gives it times the norm of its output; ``"mean"``: the largest means of that (REAP,
+            Lasby et al. 2025, arXiv:2510.13999); ``"tokens"``: the most tokens.
+
+    Raises:
+        InputError: If `keep` or `by` is none of these.
+    """
+
+    keep: int | Mapping[str, int | Sequence[int]]
+    by: Saliency = "total"
+
+    def __post_init__(self) -> None:
+        """Check what does not need the model."""
+        if self.by not in get_args(Saliency):
+            raise InputError(unknown("saliency of experts", str(self.by), list(get_args(Saliency))))
+        named = isinstance(self.keep, Mapping)
+        given = self.keep.values() if isinstance(self.keep, Mapping) else [self.keep]
+        listed = (list, tuple, range, np.ndarray) if named else ()
+        if not all(isinstance(x, listed) or _is_count(x) for x in given):
+            raise InputError(
+                "experts must be how many stay in each mixture, or map names of mixtures to how many or to "
+                f"the numbers of those that stay; got {brief(self.keep)}"
+            )
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, Integral) and not isinstance(x, bool)
 
 
 def choose_experts(saliency: Tensor, mixture: Mixture, count: int) -> IntArray:
@@ -50,7 +85,7 @@ def choose_experts(saliency: Tensor, mixture: Mixture, count: int) -> IntArray:
 
 def trace_without_experts(
     model: nn.Module,
-    experts: Experts | None,
+    experts: Experts | int | Mapping[str, Any] | None,
     budget: Budget,
     batches: Sequence[Any] | None,
     call: tuple[Any, ...],
@@ -60,8 +95,7 @@ def trace_without_experts(
 
     Args:
         model: The model; it is not changed.
-        experts: How many experts stay in each mixture, or by name of a mixture how many or which; None for
-            all.
+        experts: Which experts stay, or what `Experts` takes; None for all.
         budget: What stays of the whole model.
         batches: Batches to measure the saliency of experts on, unless `experts` has all numbers.
         call: Example inputs and what follows them, as `trace` takes them.
@@ -70,7 +104,7 @@ def trace_without_experts(
     Returns:
         The model without the experts, its graph, the budget as shares of what it has, the experts that stay,
         and for each mixture a note: the numbers that went ("gone"), of how many ("of"), the "parameters" that
-        went with them, and the "saliency" of all, if it was measured.
+        went with them, and, if it was measured, the "saliency" of all and what it is ("by").
 
     Raises:
         InputError: If `experts` is invalid, needs batches that are missing, or the saliency of the experts of
@@ -78,15 +112,17 @@ def trace_without_experts(
         PlanError: If numbers of experts are invalid.
         ExactnessError: If the router would choose otherwise.
     """
-    wanted = _wanted(model, experts, batches)
+    asked = experts if experts is None or isinstance(experts, Experts) else Experts(experts)
+    wanted = {} if asked is None else _wanted(model, asked, batches)
     graph = trace(model, *call).with_even_layers(budget.even)
     shares = with_shares(graph, with_tables(budget, model, graph))
-    if not wanted:
+    if asked is None or not wanted:
         return model, graph, shares, {}, {}
     mixtures = find_mixtures(model)
     counted = [name for name, x in wanted.items() if isinstance(x, int)]
     seen = view(model, graph.interface)
-    saliency = measure_expert_saliency(seen, batches or (), counted) if counted else {}
+    use = measure_expert_use(seen, batches or (), counted) if counted else {}
+    saliency: dict[str, Tensor] = {name: getattr(x, asked.by) for name, x in use.items()}
     kept = {
         name: choose_experts(saliency[name], mixtures[name], x) if isinstance(x, int) else x
         for name, x in wanted.items()
@@ -98,51 +134,30 @@ def trace_without_experts(
         before, after = (parameters(m.get_submodule(name)) for m in (model, left))
         gone = np.setdiff1d(np.arange(mixtures[name].count), numbers).tolist()
         notes[name] = {"gone": gone, "of": mixtures[name].count, "parameters": before - after}
-        notes[name] |= {"saliency": saliency[name].tolist()} if name in saliency else {}
+        notes[name] |= {"saliency": saliency[name].tolist(), "by": asked.by} if name in saliency else {}
     return left, *trace_rest(left, call, shares, model, graph), kept, notes
 
 
-def _wanted(model: nn.Module, experts: Any, batches: Any) -> dict[str, int | IntArray]:
+def _wanted(model: nn.Module, experts: Experts, batches: Any) -> dict[str, int | IntArray]:
     """Return by name of a mixture how many experts stay, or which; without mixtures that stay whole."""
-    if experts is None:
-        return {}
     check_module(model)
-    mixtures = find_mixtures(model)
+    mixtures, keep = find_mixtures(model), experts.keep
     if not mixtures:
         raise InputError(
-            f"experts={experts!r}, but {type(model).__name__} has no mixture: a module with experts (in an "
+            f"experts={keep!r}, but {type(model).__name__} has no mixture: a module with experts (in an "
             "nn.ModuleList, or stacked in tensors) and a router, whose weight has a row for each"
         )
-    given = experts if isinstance(experts, Mapping) else dict.fromkeys(mixtures, experts)
     wanted: dict[str, int | IntArray] = {}
-    for name, x in given.items():
-        if name not in mixtures:
-            raise InputError(unknown("mixture", str(name), list(mixtures)))
-        if given is not experts and not isinstance(x, Integral):
-            raise _not_experts(experts)
-        count, stays = mixtures[name].count, _stays(name, mixtures[name], x)
-        if isinstance(stays, int) and batches is None:
-            raise InputError(
-                f"experts={experts!r} keeps the experts of the largest saliency on data: pass data=batches, "
-                "or give the numbers of those that stay"
-            )
-        if (stays if isinstance(stays, int) else len(stays)) < count:
-            wanted[name] = stays
-    return wanted
-
-
-def _stays(name: str, mixture: Mixture, given: Any) -> int | IntArray:
-    """Return how many experts of a mixture stay, or which, after checking them."""
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        check_count(name, mixture, int(given))
-        return int(given)
-    if isinstance(given, (list, tuple, range, np.ndarray)):
-        return check_units(name, mixture.count, list(given) if isinstance(given, range) else given)
-    raise _not_experts(given)
-
-
-def _not_experts(given: Any) -> InputError:
-    return InputError(
-        "experts must be how many stay in each mixture, or map names of mixtures to how many or to the "
-        f"numbers of those that stay; got {given!r}"
-    )
+    for name, x in (keep if isinstance(keep, Mapping) else dict.fromkeys(mixtures, keep)).items():
+        if isinstance(x, Integral):
+            count = check_count(mixtures, name, int(x))
+            if batches is None:
+                raise InputError(
+                    f"experts={keep!r} keeps the experts that add most on data: pass data=batches, "
+                    "or give the numbers of those that stay"
+                )
+            wanted[name] = count
+        else:
+            wanted[name] = check_numbers(mixtures, name, list(x) if isinstance(x, range) else x)
+    counts = {name: x if isinstance(x, int) else len(x) for name, x in wanted.items()}
+    return {name: x for name, x in wanted.items() if counts[name] < mixtures[name].count}

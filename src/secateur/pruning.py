@@ -111,7 +111,7 @@ def prune(
     loss: Loss | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
     blocks: int | str | Sequence[str] = 0,
-    experts: Experts | None = None,
+    experts: Experts | int | Mapping[str, int | Sequence[int]] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     outputs: str | int | Iterable[str | int] | None = None,
     states: Mapping[str, str | int] | Iterable[tuple[str | int, str | int]] | None = None,
@@ -147,9 +147,9 @@ def prune(
         blocks: Whole blocks that go first: names (see `drop_blocks`), or how many, the least needed by
             trial on the data, or "auto": those that the integer program drops, which weighs blocks against
             units.  What is left has other numbers, which `ignored_layers` refers to.
-        experts: How many whole experts stay in each mixture, those of the largest saliency on the data
-            (Lasby et al. 2025); or by name of a mixture (see `find_mixtures`) how many, or the numbers of
-            those that stay.  The others go first, before blocks.
+        experts: How many whole experts stay in each mixture, those that add most on the data (see
+            `Experts` for more ways); or by name of a mixture (see `find_mixtures`) how many, or the numbers
+            of those that stay.  The others go first, before blocks.
         example_kwargs: More keyword arguments of the model.
         outputs: The outputs that count, if not all do, as in ``"logits"``, ``0``, ``"past.0"``: see `trace`.
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from secateur.apply import experts as module_under_test
 from secateur.apply.experts import Mixture, drop_experts, find_mixtures
 from secateur.core import ExactnessError, InputError, PlanError
-from secateur.measure.expert_use import measure_expert_use
 
 WIDTH, COUNT, CHOSEN = 6, 5, 2
 
@@ -126,14 +125,6 @@ def test_the_check_notices_wrong_experts(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bad_experts_are_errors(keep: Any, error: type[Exception], problem: str) -> None:
     with pytest.raises(error, match=problem):
         drop_experts(model_of(Mixing()), keep, X)
-
-
-def test_the_use_of_experts_is_counted() -> None:
-    model = model_of(Mixing())
-    shares = measure_expert_use(model, [X[:30], X[30:]])["0"]
-    chosen = model[0].gate(X).topk(CHOSEN).indices
-    expected = torch.tensor([float((chosen == e).any(-1).double().mean()) for e in range(COUNT)])
-    assert torch.allclose(shares, expected.double()) and float(shares.sum()) == pytest.approx(CHOSEN)
 
 
 class Grouped(Mixing):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import NET
-from language_folder import make_folder, make_text
+from language_folder import make_folder, make_mixtral, make_text
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -101,6 +101,29 @@ def test_two_processes_prune_as_one_does(tmp_path: Path) -> None:
     weights = [load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two")]
     for name, x in weights[0].items():
         torch.testing.assert_close(weights[1][name], x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_experts_of_one(tmp_path: Path) -> None:
+    """What experts add is summed over both; seven sequences do not divide evenly."""
+    make_mixtral(tmp_path / "mixtral")
+    (tmp_path / "gardens.txt").write_text(make_text("gardens"))
+    texts = ("--text", "gardens.txt", "--sequence-length", "32", "--samples", "7", "--holdout-samples", "1")
+    options = ("--experts", "3", "--method", "taylor", "--repair", "none", "--budget", "params=0.6,of=body")
+    done = two(tmp_path, *PRUNE, "mixtral", *options, *texts, "--out", "two")
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        alone = CliRunner().invoke(app, ["prune", "mixtral", *options, *texts, "--out", "one"])
+    assert alone.exit_code == 0, alone.output
+    one, both = (load_report(tmp_path / folder) for folder in ("one", "two"))
+    first, second = one.notes["experts gone"], both.notes["experts gone"]
+    assert [note["gone"] for note in first.values()] == [note["gone"] for note in second.values()]
+    for name, note in first.items():
+        assert second[name]["saliency"] == pytest.approx(note["saliency"], rel=1e-9)
+    assert one.groups == both.groups and any(x["kept"] < x["units"] for x in one.groups.values())
+    weights = [load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two")]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from secateur.core.indices import check_units
 from secateur.execution import check_module, duplicate, tensors_by_name
 from secateur.tracing.trace import as_call
 
-__all__ = ["Mixture", "check_count", "drop_experts", "find_mixtures"]
+__all__ = ["Mixture", "check_count", "check_numbers", "drop_experts", "find_mixtures"]
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
 CHOSEN = ("top_k", "num_experts_per_tok", "moe_top_k")
@@ -116,7 +116,9 @@ def drop_experts(
     """
     check_module(model)
     mixtures = find_mixtures(model)
-    kept = _check_experts(mixtures, keep)
+    if not isinstance(keep, Mapping):
+        raise InputError(f"keep must map names of mixtures to numbers of experts; got {type(keep).__name__}")
+    kept = {name: check_numbers(mixtures, name, numbers).tolist() for name, numbers in keep.items()}
     small = duplicate(model, _selected_tensors(model, mixtures, kept))
     for name, numbers in kept.items():
         _select_experts(small, name, mixtures[name], numbers)
@@ -135,8 +137,13 @@ def drop_experts(
     return small
 
 
-def check_count(name: str, mixture: Mixture, count: int) -> None:
-    """Raise `InputError` if a mixture cannot work with so many experts."""
+def check_count(mixtures: Mapping[str, Mixture], name: str, count: int) -> int:
+    """Return how many experts stay in a mixture, after checking that it exists and can work with them.
+
+    Raises:
+        InputError: If there is no such mixture, or it cannot work with so many experts.
+    """
+    mixture = _mixture_named(mixtures, name)
     stay = f"{count} of {mixture.count} experts of {name!r} would stay"
     if count > mixture.count:
         raise InputError(f"{name!r} has {mixture.count} experts: {count} cannot stay")
@@ -151,6 +158,32 @@ def check_count(name: str, mixture: Mixture, count: int) -> None:
         raise InputError(
             f"{stay}, and its router chooses {mixture.chosen} for each token{among}: keep at least {least}"
         )
+    return count
+
+
+def check_numbers(mixtures: Mapping[str, Mixture], name: str, numbers: Any) -> IntArray:
+    """Return the numbers of the experts that stay in a mixture, after checking them.
+
+    Raises:
+        InputError: If there is no such mixture, or it cannot work with these experts.
+        PlanError: If the numbers are not experts, each once, rising.
+    """
+    mixture = _mixture_named(mixtures, name)
+    units = check_units(name, mixture.count, numbers)
+    check_count(mixtures, name, len(units))
+    each = np.bincount(units * mixture.groups // mixture.count, minlength=mixture.groups)
+    if len(set(each.tolist())) > 1:
+        raise InputError(
+            f"the {mixture.groups} groups of experts of {name!r} would keep {each.tolist()}, and its "
+            "router needs groups of equal size: keep equally many of each"
+        )
+    return units
+
+
+def _mixture_named(mixtures: Mapping[str, Mixture], name: str) -> Mixture:
+    if name not in mixtures:
+        raise InputError(unknown("mixture", str(name), list(mixtures)))
+    return mixtures[name]
 
 
 def _count_experts(module: nn.Module) -> int:
@@ -173,26 +206,6 @@ def _stated(module: nn.Module, keys: Sequence[str], default: int = 1) -> int:
     """Return the largest number that a module or one inside it states under one of these names."""
     given = [getattr(m, key, None) for m in module.modules() for key in keys]
     return max((n for n in given if isinstance(n, int) and n > 0), default=default)
-
-
-def _check_experts(mixtures: Mapping[str, Mixture], keep: Any) -> dict[str, list[int]]:
-    if not isinstance(keep, Mapping):
-        raise InputError(f"keep must map names of mixtures to numbers of experts; got {type(keep).__name__}")
-    kept = {}
-    for name, numbers in keep.items():
-        if name not in mixtures:
-            raise InputError(unknown("mixture", str(name), list(mixtures)))
-        mixture = mixtures[name]
-        units = check_units(name, mixture.count, numbers)
-        check_count(name, mixture, len(units))
-        each = np.bincount(units * mixture.groups // mixture.count, minlength=mixture.groups)
-        if len(set(each.tolist())) > 1:
-            raise InputError(
-                f"the {mixture.groups} groups of experts of {name!r} would keep {each.tolist()}, and its "
-                "router needs groups of equal size: keep equally many of each"
-            )
-        kept[name] = units.tolist()
-    return kept
 
 
 def _selected_tensors(

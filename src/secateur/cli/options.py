@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.core import InputError, StoreError, brief
 from secateur.html.files import is_own_page
+from secateur.mixtures import Experts
 from secateur.repair.base import LEARNING_RATE
 from secateur.specs import Batches, example_of, make_model, try_inputs
 from secateur.user_code import run_user_code
@@ -135,7 +136,8 @@ WholeExperts = Annotated[
     typer.Option(
         "--experts",
         help="Whole experts of mixtures, which go before blocks and units: how many stay in each mixture "
-        "(those of the largest saliency on the data), or a mixture and the experts that stay in it, as in "
+        "(those that add most on the data; with 6,by=tokens those with the most tokens, with 6,by=mean those "
+        "that add most to each of their tokens), or a mixture and the experts that stay in it, as in "
         "model.layers.0.mlp:0,2,5, which may be repeated.",
     ),
 ]
@@ -224,25 +226,30 @@ def parse_blocks(text: str | None) -> int | str | list[str]:
     return int(text) if text.isdecimal() else text.split(",")
 
 
-def parse_experts(texts: list[str] | None) -> int | dict[str, list[int]] | None:
+def parse_experts(texts: list[str] | None) -> Experts | None:
     """Return the argument `experts` of `prune` for ``--experts``.
 
     Example:
-        >>> parse_experts(None), parse_experts(["6"]), parse_experts(["layers.0:0,2", "layers.1:1,3"])
-        (None, 6, {'layers.0': [0, 2], 'layers.1': [1, 3]})
+        >>> parse_experts(["6"]), parse_experts(["6,by=tokens"])
+        (Experts(keep=6, by='total'), Experts(keep=6, by='tokens'))
+        >>> parse_experts(None), parse_experts(["layers.0:0,2", "layers.1:1,3"])
+        (None, Experts(keep={'layers.0': [0, 2], 'layers.1': [1, 3]}, by='total'))
     """
-    if texts and len(texts) == 1 and texts[0].isdecimal():
-        return int(texts[0])
+    if not texts:
+        return None
+    count, _, by = texts[0].partition(",by=")
+    if len(texts) == 1 and count.isdecimal():
+        return Experts(int(count), by) if by else Experts(int(count))  # type: ignore[arg-type]
     kept: dict[str, list[int]] = {}
-    for text in texts or ():
+    for text in texts:
         name, _, numbers = text.rpartition(":")
         if not name or name in kept or not all(number.isdecimal() for number in numbers.split(",")):
             raise InputError(
-                "--experts takes one number, or a mixture and its experts that stay, as in "
-                f"model.layers.0.mlp:0,2,5; got {brief(text)}"
+                "--experts takes one number, as in 6 or 6,by=tokens, or a mixture and its experts that stay, "
+                f"as in model.layers.0.mlp:0,2,5; got {brief(text)}"
             )
         kept[name] = [int(number) for number in numbers.split(",")]
-    return kept or None
+    return Experts(kept)
 
 
 def check_writable(folder: Path, replaced: Iterable[str] = (), mark: str = "") -> None:

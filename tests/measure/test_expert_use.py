@@ -1,4 +1,4 @@
-"""The saliency of experts against sums over tokens and experts, in float64."""
+"""What experts do against sums over tokens and experts, in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import InputError
-from secateur.measure.expert_saliency import measure_expert_saliency
+from secateur.measure.expert_use import ExpertUse, measure_expert_use
 
 WIDTH, COUNT, CHOSEN = 6, 5, 2
 
@@ -70,13 +70,23 @@ class First(nn.Module):
         return self.layer(x)[0]
 
 
-def saliency(rows: list[tuple[int, float, Tensor]], count: int) -> Tensor:
-    """Return the mean over tokens of gate times norm, one pair of token and expert after the other."""
-    found = torch.zeros(count, dtype=torch.float64)
-    for number in range(count):
-        values = [gate * float(output.square().sum()) ** 0.5 for j, gate, output in rows if j == number]
-        found[number] = sum(values) / max(len(values), 1)
-    return found
+def use_of(rows: list[tuple[int, float, Tensor]], count: int) -> ExpertUse:
+    """Add up tokens and gate times norm, one pair of token and expert after the other."""
+    tokens, total = torch.zeros(2, count, dtype=torch.float64)
+    for number, gate, output in rows:
+        tokens[number] += 1
+        total[number] += gate * float(output.square().sum()) ** 0.5
+    return ExpertUse(tokens, total)
+
+
+def assert_same(found: ExpertUse, rows: list[tuple[int, float, Tensor]], **tolerance: float) -> None:
+    """Tokens, sums and means are those of the pairs."""
+    expected = use_of(rows, len(found.tokens))
+    assert torch.equal(found.tokens, expected.tokens) and found.total.dtype == torch.float64
+    assert torch.allclose(found.total, expected.total, **tolerance)
+    routed = expected.tokens > 0
+    assert torch.allclose(found.mean[routed], (expected.total / expected.tokens)[routed], **tolerance)
+    assert routed.any() and not found.mean[~routed].any()
 
 
 def batches(count: int = 2) -> list[Tensor]:
@@ -98,8 +108,9 @@ def test_experts_in_a_list(kind: type[Listed]) -> None:
             for g, e in zip(weights, index.tolist(), strict=True)
         ]
     state = {name: x.clone() for name, x in model.state_dict().items()}
-    found = measure_expert_saliency(model, batches())["0.layer"]
-    assert torch.allclose(found, saliency(rows, COUNT), rtol=1e-12, atol=0) and (found > 0).all()
+    found = measure_expert_use(model, batches())["0.layer"]
+    assert_same(found, rows, rtol=1e-12, atol=0)
+    assert (found.tokens > 0).all()
     assert model.training and all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
@@ -111,8 +122,9 @@ def test_an_expert_that_gets_no_token_has_none() -> None:
     layer.gate = nn.Linear(WIDTH, COUNT).double()
     with torch.no_grad():
         layer.gate.bias[3] = -100
-    found = measure_expert_saliency(nn.Sequential(First(layer)), batches())["0.layer"]
-    assert found[3] == 0 and (found[[0, 1, 2, 4]] > 0).all()
+    found = measure_expert_use(nn.Sequential(First(layer)), batches())["0.layer"]
+    for values in (found.tokens, found.total, found.mean):
+        assert values[3] == 0 and (values[[0, 1, 2, 4]] > 0).all()
 
 
 def swiglu(experts: Any, number: int, x: Tensor) -> Tensor:
@@ -161,8 +173,11 @@ def test_experts_stacked_in_tensors(family: str, options: dict[str, Any], comput
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
+        for name, buffer in model.named_buffers():
+            if "correction_bias" in name:  # then the largest scores are not what the router chooses
+                buffer.normal_(0, 2)
     ids = [torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    found = measure_expert_saliency(model, [{"input_ids": x} for x in ids])
+    found = measure_expert_use(model, [{"input_ids": x} for x in ids])
     rows: dict[str, list[Any]] = {name: [] for name in found}
 
     def see(name: str) -> Any:
@@ -182,9 +197,8 @@ def test_experts_stacked_in_tensors(family: str, options: dict[str, Any], comput
         for x in ids:
             model(x)
     assert len(found) == (1 if family == "DeepseekV3" else 2)
-    for name, values in found.items():
-        assert torch.allclose(values, saliency(rows[name], len(values)), rtol=2e-5, atol=1e-9), name
-        assert values.dtype == torch.float64 and values.any()
+    for name, use in found.items():
+        assert_same(use, rows[name], rtol=2e-5, atol=1e-9)
 
 
 class Stacked(nn.Module):
@@ -239,7 +253,7 @@ def test_what_cannot_be_observed_is_an_error_that_names_the_mixture(make: Any, p
     torch.manual_seed(0)
     model = nn.Sequential(First(make())).double()
     with pytest.raises(InputError, match=rf"'0.layer' cannot be observed: .*{problem}.*\[0, 1\]"):
-        measure_expert_saliency(model, batches())
+        measure_expert_use(model, batches())
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -253,4 +267,4 @@ def test_experts_that_the_model_does_not_call_are_an_error() -> None:
             return self.other(x)
 
     with pytest.raises(InputError, match="not called on their own"):
-        measure_expert_saliency(Unused().double(), batches())
+        measure_expert_use(Unused().double(), batches())
