@@ -53,6 +53,21 @@ def test_report_survives_json(notes: dict, value: float) -> None:
     assert "| a\\|b | 4 units | 2 |" in text
 
 
+def test_failed_repairs_are_those_of_the_fold_and_of_the_refit() -> None:
+    size = Measurement(ModelCost(10, 10, 40, 90))
+    folds = {
+        "a": {"undone": True, "why": "farther"},
+        "b": {"undone": False, "refit": {"undone": True, "why": "no better"}},
+        "c": {"skipped": "tied", "refit": {"undone": False}},
+        "d": {"undone": False},
+    }
+    report = Report("Net", "matroid", "Units(0.5)", "refit", 0, None, size, size, folds=folds)
+    assert report.failed_repairs("undone") == {"a": "farther", "b": "no better"}
+    assert report.failed_repairs("skipped") == {"c": "tied"}
+    assert "repair undone on 2 of 4 weights" in repr(report)
+    assert "repair skipped on 1 of 4 weights" in repr(report)
+
+
 @given(json_values)
 def test_plain_is_idempotent(value: object) -> None:
     once = plain(value)

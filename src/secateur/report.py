@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from secateur.measure.metrics import Agreement
 
 __all__ = ["Measurement", "Report"]
 
+OUTCOMES: tuple[Literal["undone", "skipped"], ...] = ("undone", "skipped")
 CHANGES = 9  # lines of before and after in a summary
 SHORTEST = 0.005  # seconds of a stage that a summary mentions
 COSTS = {
@@ -211,6 +212,17 @@ class Report:
         ]
         return markdown_table(rows, ("where", "had", "kept"), right=("had", "kept"))
 
+    def failed_repairs(self, outcome: Literal["undone", "skipped"]) -> dict[str, str]:
+        """Return the weights of which the fold or the refit was undone or skipped, with the reason."""
+        found = {}
+        notes = {name: note for name, note in self.folds.items() if isinstance(note, Mapping)}
+        for name, note in notes.items():
+            for step in (note, note.get("refit") or {}):
+                if reason := step.get(outcome):
+                    why = reason if isinstance(reason, str) else step.get("why")
+                    found.setdefault(name, why or "no reason was given")
+        return found
+
     def to_html(self, path: str | Path) -> None:
         """Write the report as one HTML page."""
         from secateur.html import write_html  # jinja2 and plotly take a while to import
@@ -257,9 +269,9 @@ class Report:
         missing = [what for what in ("other inputs", "other batch size") if self.exactness.get(what) is False]
         if missing:
             yield f"the exactness check could not use: {', '.join(missing)}"
-        for what in ("undone", "skipped"):
-            if count := sum(_has(note, what) for note in self.folds.values()):
-                yield f"repair {what} on {count} of {len(self.folds)} weights; see report.folds"
+        for outcome in OUTCOMES:
+            if count := len(self.failed_repairs(outcome)):
+                yield f"repair {outcome} on {count} of {len(self.folds)} weights; see report.folds"
 
     def _has_kinds(self) -> bool:
         """Return whether the kinds say more than the number of all units."""
@@ -316,11 +328,6 @@ def _measurement(values: Mapping[str, Any]) -> Measurement:
     rows = tuple(Timing(**row) for row in values["latency"])
     rates = values.get("rates") and TokenRates(**values["rates"])
     return Measurement(ModelCost(**values["cost"]), values["metric"], rows, values.get("metrics", {}), rates)
-
-
-def _has(note: Any, what: str) -> bool:
-    """Return whether a fold's note, or the refit's note in it, says that the repair was undone or skipped."""
-    return isinstance(note, Mapping) and bool(note.get(what) or _has(note.get("refit"), what))
 
 
 def _ratio(before: float, after: float) -> float | None:

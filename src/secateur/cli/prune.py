@@ -378,9 +378,9 @@ def print_result(result: Result, explain: bool = False) -> None:
     print_table(rows[:GROUPS])
     if len(rows) > GROUPS:
         print_line(f"and {len(rows) - GROUPS} more groups: the report lists them all")
-    undone = {name: note.get("why") for name, note in report.folds.items() if note.get("undone")}
+    undone = report.failed_repairs("undone")
     for name, why in list(undone.items())[:UNDONE]:
-        print_line(f"repair of {name} undone: {why or 'no reason was given'}")
+        print_line(f"repair of {name} undone: {why}")
     if len(undone) > UNDONE:
         print_line(f"and {len(undone) - UNDONE} more repairs undone: see folds in the report")
 
