@@ -214,7 +214,7 @@ class Report:
 
     def failed_repairs(self, outcome: Literal["undone", "skipped"]) -> dict[str, str]:
         """Return the weights of which the fold or the refit was undone or skipped, with the reason."""
-        found = {}
+        found: dict[str, str] = {}
         notes = {name: note for name, note in self.folds.items() if isinstance(note, Mapping)}
         for name, note in notes.items():
             for step in (note, note.get("refit") or {}):
