@@ -161,6 +161,36 @@ def test_blocks_go_before_units_do(machine: Machine, monkeypatch: pytest.MonkeyP
         assert note["measured"] == pytest.approx(left) and note["target"] == pytest.approx(0.6 * whole)
 
 
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.top_k = nn.Linear(32, 4, bias=False), 2
+        experts = (nn.Sequential(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 32)) for _ in range(4))
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, index = self.gate(x).softmax(-1).topk(self.top_k, -1)
+        weights = torch.zeros(len(x), len(self.experts)).scatter(-1, index, value)
+        return x + (torch.stack([expert(x) for expert in self.experts], -1) * weights[:, None]).sum(-1)
+
+
+def test_experts_go_before_units_do(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for, and what the report says, is the time of the model that has its experts."""
+    monkeypatch.setattr(depth, "time_models", lambda *a: machine.time_models(*a))
+    model = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 32), Mixing(), nn.Linear(32, 9)
+    )
+    batches = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    x = X[:1].repeat(64, 1, 1, 1)
+    whole = machine.network(model, x)
+    result = prune(model, sc.Latency(0.6, batch=64), data=batches, experts=3, repair=None)
+    left = machine.network(result.model, x)
+    (note,) = result.report.notes["latency"]
+    assert len(result.plan.experts["3"]) == 3 and result.plan.keep and 0.5 * whole <= left <= 0.63 * whole
+    assert note["holds"] and note["original"] == pytest.approx(whole)
+    assert note["measured"] == pytest.approx(left) and note["target"] == pytest.approx(0.6 * whole)
+
+
 @pytest.mark.parametrize("scope", ["auto", "program"])
 def test_losses_decide_under_a_latency(machine: Machine, scope: Any) -> None:
     batches = [torch.randn(8, 3, 16, 16) for _ in range(3)]

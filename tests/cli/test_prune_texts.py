@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from command_line import run
-from language_folder import make_folder, make_text, make_tokenizer
+from language_folder import make_folder, make_mixtral, make_text, make_tokenizer
 from safetensors.torch import load_file
 from sampled import sampled
-from transformers import AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, MixtralForCausalLM
 
+from secateur.cli.options import parse_experts
+from secateur.core import InputError
 from secateur.measure.metrics import perplexity
 from secateur.result import load_report
 from secateur.texts import read_texts
@@ -118,40 +120,60 @@ def test_whole_blocks_go_first(llama: Path, blocks: str) -> None:
     assert done.exit_code == 2 and "no block 'model.layers.7'" in done.stderr
 
 
-def test_whole_experts_go_first(place: Path) -> None:
+def mixtral(place: Path, *arguments: str) -> Result:
+    make_mixtral(place / "mixtral")
     (place / "gardens.txt").write_text(make_text("gardens"))
-    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 4, "num_local_experts": 4}
-    make_tokenizer().save_pretrained("mixtral")
-    config = MixtralConfig(**sizes, vocab_size=300, num_hidden_layers=2, num_key_value_heads=2)
-    MixtralForCausalLM(config).save_pretrained("mixtral")
     plain = ("--method", "magnitude", "--repair", "none", "--budget", "params=0.6,of=body")
+    return run("prune", "mixtral", *TEXTS, *plain, *arguments)
 
-    def mixtral(*arguments: str) -> Result:
-        return run("prune", "mixtral", *TEXTS, *plain, *arguments)
 
-    done = mixtral("--experts", "3", "--out", "small", "--explain")
+def test_whole_experts_go_first(place: Path) -> None:
+    done = mixtral(place, "--experts", "3,by=tokens", "--out", "small", "--explain")
     assert done.exit_code == 0 and "from_pretrained loads" in done.stdout, done.output
     assert "experts 2 of 8 (" in done.stdout and "experts that stay in model.layers.0.mlp: [" in done.stdout
     small = MixtralForCausalLM.from_pretrained("small")
     assert small.config.num_local_experts == 3 and small.config.intermediate_size < 16
-    assert load_report("small").kinds["experts"]["kept"] == 6
+    report = load_report("small")
+    assert report.kinds["experts"]["kept"] == 6
+    assert {note["by"] for note in report.notes["experts gone"].values()} == {"tokens"}
+
+
+@pytest.mark.slow
+def test_experts_by_name(place: Path) -> None:
     named = [x for n in (0, 1) for x in ("--experts", f"model.layers.{n}.mlp:{n},2,3")]
-    done = mixtral(*named, "--out", "other")
+    done = mixtral(place, *named, "--out", "other")
     assert done.exit_code == 0, done.output
     notes = load_report("other").notes["experts gone"]
     assert [note["gone"] for note in notes.values()] == [[1], [0]]
-    done = mixtral(*named[:2], "--out", "uneven")
+    done = mixtral(place, *named[:2], "--out", "uneven")
     assert done.exit_code == 0 and "unequal numbers of experts" in done.stderr, done.output
     assert "secateur.load reads" in done.stderr
-    for text, problem in (
-        ("1", "keep at least 2"),
-        ("model.layers.0.mlp", "--experts takes"),
-        ("mlp:0,x", "takes"),
-    ):
-        done = mixtral("--experts", text)
-        assert done.exit_code == 2 and problem in done.stderr
-    done = run("prune", "mixtral", "--stream", "--text", "gardens.txt", "--experts", "3", "--out", "streamed")
+    done = mixtral(place, "--experts", "1")
+    assert done.exit_code == 2 and "keep at least 2" in done.stderr
+
+
+def test_the_stream_takes_no_experts(place: Path) -> None:
+    """Nothing is read: the model is not there."""
+    streamed = ("--stream", "--text", "gardens.txt", "--experts", "3", "--out", "streamed")
+    done = run("prune", "not-there", *streamed)
     assert done.exit_code == 2 and "--experts needs the whole model in memory" in done.stderr
+    assert not (place / "streamed").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (["model.layers.0.mlp"], "--experts takes"),
+        (["mlp:0,x"], "takes one number, as in 6 or 6,by=tokens"),
+        (["6", "mlp:0,1"], "got '6'"),
+        (["mlp:0,1", "mlp:2,3"], "got 'mlp:2,3'"),
+        (["3,by=size"], "no saliency of experts 'size'"),
+        (["3,by"], "got '3,by'"),
+    ],
+)
+def test_experts_that_cannot_be_read(texts: list[str], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse_experts(texts)
 
 
 def test_the_tokenizer_may_be_elsewhere(llama: Path) -> None:
