@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core import InputError
+from secateur.core import InputError, shorten
 from secateur.user_code import run_user_code
 
 __all__ = ["INDEX", "ONE_FILE", "empty_model", "is_pretrained", "load_pretrained", "load_tokenizer"]
@@ -21,7 +21,6 @@ __all__ = ["INDEX", "ONE_FILE", "empty_model", "is_pretrained", "load_pretrained
 INDEX, ONE_FILE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = "pytorch_model*.bin"
 TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
-LISTED = 3  # names in a message
 
 
 def is_pretrained(name: str) -> bool:
@@ -67,7 +66,7 @@ def load_pretrained(path: str | Path) -> nn.Module:
     if missing := sorted(loaded["missing_keys"]):
         raise InputError(
             f"{path} lacks {len(missing)} tensors of {type(model).__name__}, which would have random values: "
-            f"{_listed(missing)}; save the whole model with save_pretrained"
+            f"{shorten(missing)}; save the whole model with save_pretrained"
         )
     model.config.use_cache = False
     return model
@@ -182,7 +181,7 @@ def _check_folder(folder: Path, transformers: Any) -> None:
     shards = sorted(set(_read_json(folder / INDEX, "")["weight_map"].values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise InputError(
-            f"{len(missing)} of {len(shards)} shards are missing in {folder}: {_listed(missing)}"
+            f"{len(missing)} of {len(shards)} shards are missing in {folder}: {shorten(missing)}"
         )
 
 
@@ -202,7 +201,3 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         raise InputError(missing) from error
     except (OSError, ValueError) as error:
         raise InputError(f"reading {path.parent} failed: {path.name}: {error}") from error
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

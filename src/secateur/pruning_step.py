@@ -12,7 +12,7 @@ from torch import nn
 from secateur.allocation.schedule import remaining_budget
 from secateur.apply.compose import compose, restrict
 from secateur.apply.inexact_groups import find_inexact_groups
-from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors, shorten
+from secateur.apply.kept_tensors import check_shapes, copy_kept_tensors
 from secateur.apply.shrink import check_shrunk, shrink
 from secateur.core import (
     Budget,
@@ -22,6 +22,7 @@ from secateur.core import (
     Plan,
     PruningGraph,
     Statistics,
+    shorten,
 )
 from secateur.core.indices import kept_shapes
 from secateur.methods import Method

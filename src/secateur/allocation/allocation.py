@@ -36,6 +36,7 @@ from secateur.core import (
     PruningGraph,
     Units,
     Weights,
+    shorten,
 )
 from secateur.core.budget import BY_LOSS, as_budget
 
@@ -302,7 +303,7 @@ def _targets(budget: Budget, total: np.ndarray) -> np.ndarray:
 def loss_by_count(losses: Mapping[str, LossCurve], names: list[str]) -> np.ndarray:
     """Return the loss by the number of units that groups of equal counts keep together."""
     if names[0] not in losses:
-        raise InputError(f"no measured loss of {names[0]!r}; given: {', '.join(map(repr, losses))}")
+        raise InputError(f"no measured loss of {names[0]!r}; given: {shorten(map(repr, losses))}")
     curve = losses[names[0]]
     ruin = max((loss for other in losses.values() for loss in other.losses), default=0.0)
     return predicted_losses(curve, ruin).repeat(len(names))[: len(names) * curve.size + 1]
@@ -361,7 +362,7 @@ def _amounts(
 def _checked(scores: Scores, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     for name, size in sizes.items():
         if name not in scores:
-            raise InputError(f"no scores for {name!r}; given: {', '.join(map(repr, scores)) or 'none'}")
+            raise InputError(f"no scores for {name!r}; given: {shorten(map(repr, scores)) or 'none'}")
         if scores[name].numel() != size:
             raise InputError(f"{name!r} has {size} entries to rank, but {scores[name].numel()} scores")
         if torch.isnan(scores[name]).any():

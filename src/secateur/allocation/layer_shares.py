@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from secateur.core import Group, InputError, PruningGraph, unknown
+from secateur.core import Group, InputError, PruningGraph, brief, shorten, unknown
 
 __all__ = ["layer_shares"]
 
@@ -45,8 +45,8 @@ def layer_shares(graph: PruningGraph, keep: Mapping[str, float]) -> dict[str, fl
         given = {name: shares[name] for name in tied if name in shares}
         if len(set(given.values())) > 1:
             raise InputError(
-                f"the groups {', '.join(map(repr, tied))} must keep equally many units; got the shares "
-                f"{given}: give one for all"
+                f"the groups {shorten(map(repr, tied), count=8)} must keep equally many units; got the "
+                f"shares {brief(given)}: give one for all"
             )
         shares |= dict.fromkeys(tied, *set(given.values())) if given else {}
     return {name: shares[name] for name in names if name in shares}

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.exactness import verify_call
-from secateur.apply.kept_tensors import shorten
-from secateur.core import InputError, unknown
+from secateur.core import InputError, shorten, unknown
 from secateur.execution import check_module, duplicate, tensors_by_name
 from secateur.tracing.trace import as_call
 

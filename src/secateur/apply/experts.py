@@ -23,8 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.apply.exactness import verify_call
-from secateur.apply.kept_tensors import shorten
-from secateur.core import InputError, IntArray, unknown
+from secateur.core import InputError, IntArray, shorten, unknown
 from secateur.core.indices import check_units
 from secateur.execution import check_module, duplicate, tensors_by_name
 from secateur.tracing.trace import as_call

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from secateur.core import IntArray, PlanError, PruningGraph
+from secateur.core import IntArray, PlanError, PruningGraph, shorten
 from secateur.core.indices import kept_axes
 from secateur.execution import plain_tensors, tensors_of
 from secateur.modules.padded_linear import PaddedLinear
 
 __all__ = [
-    "LISTED",
     "check_shapes",
     "copy_kept_tensors",
     "named_tensors",
     "places",
-    "shorten",
     "state_without_places",
 ]
-
-LISTED = 3
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -41,17 +37,6 @@ def state_without_places(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of a model without the buffers of `places`."""
     gone = places(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
-
-
-def shorten(items: Sequence[str], separator: str = ", ") -> str:
-    """Join the first items and count the rest.
-
-    Example:
-        >>> shorten(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return separator.join(items[:LISTED]) + more
 
 
 def check_shapes(model: nn.Module, expected: Mapping[str, tuple[int, ...]], what: str, remedy: str) -> None:

@@ -15,6 +15,7 @@ from secateur.core.errors import (
     SecateurError,
     StoreError,
     brief,
+    shorten,
     unknown,
 )
 from secateur.core.graph import Frozen, Layer, PruningGraph, SizeAttribute
@@ -63,5 +64,6 @@ __all__ = [
     "Units",
     "Weights",
     "brief",
+    "shorten",
     "unknown",
 ]

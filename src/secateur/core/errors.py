@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -55,10 +56,21 @@ def brief(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
+def shorten(items: Iterable[str], separator: str = ", ", count: int = 3) -> str:
+    """Join the first items and count the rest.
+
+    Example:
+        >>> shorten(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    listed = list(items)
+    more = f" and {len(listed) - count} more" if len(listed) > count else ""
+    return separator.join(listed[:count]) + more
+
+
 def unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the message for an unknown name, with similar names and the first of the known names."""
     near = get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    listed = ", ".join(map(repr, sorted(known)[:LISTED])) or "none"
-    return f"no {what} {brief(name)}{hint} Known: {listed}{more}"
+    listed = shorten(map(repr, sorted(known)), count=LISTED) or "none"
+    return f"no {what} {brief(name)}{hint} Known: {listed}"

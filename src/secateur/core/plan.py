@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.core.errors import PlanError, brief, unknown
+from secateur.core.errors import PlanError, brief, shorten, unknown
 from secateur.core.graph import PruningGraph
 from secateur.core.group import BoolArray, IntArray
 from secateur.core.indices import check_units
@@ -120,9 +120,9 @@ class Plan:
             counts = {name: len(self.keep[name]) if name in self.keep else sizes[name] for name in names}
             if len(set(counts.values())) > 1:
                 raise PlanError(
-                    f"the groups {', '.join(map(repr, names))} must keep equally many units, because one "
-                    f"number states how many they have (hidden_size, a config), or the budget is even; got "
-                    f"{list(counts.values())}"
+                    f"the groups {shorten(map(repr, names), count=8)} must keep equally many units, because "
+                    f"one number states how many they have (hidden_size, a config), or the budget is even; "
+                    f"got {brief(list(counts.values()))}"
                 )
 
     def _check_masks(self) -> None:

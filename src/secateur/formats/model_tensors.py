@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.apply.kept_tensors import check_shapes, named_tensors, places, shorten
-from secateur.core import PlanError, StoreError
+from secateur.apply.kept_tensors import check_shapes, named_tensors, places
+from secateur.core import PlanError, StoreError, shorten
 from secateur.tracing.export import first_names
 
 __all__ = ["describe_model", "different_settings", "gather_tensors", "restore_tensors", "tied_names"]

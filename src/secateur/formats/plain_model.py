@@ -16,8 +16,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from secateur.apply.experts import find_mixtures
-from secateur.apply.kept_tensors import shorten, state_without_places
-from secateur.core import Group, InputError, IntArray, Plan
+from secateur.apply.kept_tensors import state_without_places
+from secateur.core import Group, InputError, IntArray, Plan, shorten
 from secateur.core.indices import kept_shapes, padded_axes
 from secateur.formats.modelling_file import list_sizes
 from secateur.formats.plain_state import correct_embedding_scale, correct_norms, narrow_layer_norm

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
-from secateur.apply.kept_tensors import check_shapes, shorten
-from secateur.core import ExactnessError, InputError, Plan, StoreError, brief, unknown
+from secateur.apply.kept_tensors import check_shapes
+from secateur.core import ExactnessError, InputError, Plan, StoreError, brief, shorten, unknown
 from secateur.core.indices import kept_shapes
 from secateur.core.paths import flush, to_path
 from secateur.execution import call, duplicate, evaluating

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.apply.kept_tensors import LISTED, shorten
-from secateur.core import InputError, StoreError, unknown
+from secateur.core import InputError, StoreError, shorten, unknown
 from secateur.core.paths import read_bounded, to_path
 from secateur.formats.model_tensors import tied_names
 
 __all__ = ["load_weights", "split_key"]
 
 DEPTH = 5  # of mappings in mappings that are searched
+NEAR = 3  # missing names for which similar ones are searched
 LONGEST = 200  # characters of a prefix, and of a name in a message
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of a compiled module
 OPTIONAL = "num_batches_tracked"  # BatchNorm before torch 0.4.1 did not save it
@@ -229,7 +229,7 @@ def _compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str
     comparable = [name for name in only_file if len(name) < LONGEST]
     only_model: list[str] = []
     for name in (n for n in wanted if n not in tensors and not n.endswith(OPTIONAL)):
-        near = get_close_matches(name, comparable, n=1) if len(only_model) < LISTED else []
+        near = get_close_matches(name, comparable, n=1) if len(only_model) < NEAR else []
         only_model.append(f"{name!r} (the file has {near[0]!r})" if near else repr(name))
     parts = {
         "only the file has": [repr(name[:LONGEST]) for name in only_file],

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.apply.copying import check_tensors
-from secateur.core import InputError, IntArray, Layer, Plan, Statistics
+from secateur.core import InputError, IntArray, Layer, Plan, Statistics, shorten
 from secateur.core.indices import kept_indices
 from secateur.execution import check_calls, check_module
 from secateur.repair.consumer_fit import RIDGES, Consumer, Kept, fit_consumers
@@ -64,7 +64,7 @@ def merge(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
             foldable = {slot.tensor for _, slot in consumers}
             other = [slot.tensor for slot in group.slots_with("in") if slot.tensor not in foldable]
             raise InputError(
-                f"cannot merge units of {name!r} exactly: no fold can change how {other} read them"
+                f"cannot merge units of {name!r} exactly: no fold can change how {shorten(other)} read them"
             )
         coefficients, offset = torch.from_numpy(merged.coefficients), torch.from_numpy(merged.offset)
         for layer, slot in consumers:

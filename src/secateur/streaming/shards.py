@@ -13,8 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from secateur.apply.kept_tensors import shorten
-from secateur.core import InputError, StoreError
+from secateur.core import InputError, StoreError, shorten
 from secateur.formats.model_tensors import tied_names
 from secateur.pretrained import INDEX, ONE_FILE
 

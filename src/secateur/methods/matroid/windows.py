@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secateur.allocation import prunable
-from secateur.core import NothingToPrune, PruningGraph, Statistics
+from secateur.core import NothingToPrune, PruningGraph, Statistics, shorten
 from secateur.methods.matroid.upper_bound import Offer
 from secateur.methods.matroid.weight_rows import augmented_rows, eligible
 from secateur.structures.matroid import Tail, tail_partition
@@ -27,11 +27,11 @@ def partitions(
     """Return the partition of every eligible group, its units in their order.
 
     Raises:
-        NothingToPrune: If no group is eligible; the message gives the reason for each.
+        NothingToPrune: If no group is eligible; the message gives the first reasons.
     """
     reasons = {g.name: eligible(graph, g) for g in prunable(graph)}
     if all(reasons.values()):
-        raise NothingToPrune("ground='windows' needs rows of [W | b]: " + "; ".join(reasons.values()))
+        raise NothingToPrune("ground='windows' needs rows of [W | b]: " + shorten(reasons.values(), "; "))
     return {
         name: tail_partition(augmented_rows(graph, statistics, graph.group(name)), exact=exact, rtol=rtol)
         for name, reason in reasons.items()
