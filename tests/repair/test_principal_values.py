@@ -55,6 +55,20 @@ def test_the_function_stays(keys: int, bias: bool) -> None:
     assert all(x.equal(before[name]) for name, x in model.state_dict().items())
 
 
+@pytest.mark.parametrize("family", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "BloomForCausalLM"])
+def test_the_function_stays_where_one_layer_makes_all(family: str) -> None:
+    torch.manual_seed(0)
+    cls = getattr(transformers, family)
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = cls(cls.config_class(**sizes)).double().eval()
+    graph = sc.trace(model, {"input_ids": batches()[0]["input_ids"][:2]}, positions=True)
+    turned = turn_values(model, graph, batches())
+    for batch in batches():
+        torch.testing.assert_close(turned(**batch).logits, model(**batch).logits, rtol=1e-9, atol=1e-10)
+    changed = [n for n, x in turned.state_dict().items() if not x.equal(model.state_dict()[n])]
+    assert len([name for name in changed if name.endswith("weight")]) == 2
+
+
 def test_no_choice_of_positions_is_as_good_as_the_first_axes() -> None:
     """One query head for each key: the error is that of the best matrix of lower rank (Eckart, Young)."""
     model = llama(4)

@@ -29,6 +29,7 @@ SIZES: dict[str, Any] = {
 SHARED = {**SIZES, "num_key_value_heads": 2}
 OPT = {**SIZES, "ffn_dim": 24, "word_embed_proj_dim": 32}
 GPTJ = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
+GPT2 = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 # Heads of 8 positions; the rows of queries and keys that unit 1 owns, and the columns of value position 1.
 FAMILIES: dict[str, tuple[str, dict[str, Any], list[list[int]], list[int]]] = {
     "llama": ("LlamaForCausalLM", SHARED, [[1, 5, 9, 13], [1, 5]], [1, 9]),
@@ -66,6 +67,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], list[list[int]], list[int]]] = {
         {**SIZES, "rotary_pct": 0.5},
         [[1, 3], [9, 11]],
         [1],
+    ),
+    "gpt2, one Conv1D makes all": ("GPT2LMHeadModel", GPT2, [[1, 5], [33, 37]], [1]),
+    "bloom, products of three axes": (
+        "BloomForCausalLM",
+        {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+        [[1, 5], [9, 13]],
+        [1],
+    ),
+    "falcon, linear layers of its own": (
+        "FalconForCausalLM",
+        {**SHARED, "new_decoder_architecture": True, "num_kv_heads": 2},
+        [[1, 5, 9, 13], [17, 21]],
+        [1, 9],
     ),
     "opt, nothing turns": ("OPTForCausalLM", OPT, [[1, 5], [1, 5]], [1]),
     "bert": ("BertModel", SIZES, [[1, 5], [1, 5]], [1]),
@@ -118,7 +132,7 @@ def test_the_units_of_a_family(family: str) -> None:
         for slot in group.slots:
             assert len(np.unique(slot.index)) == slot.index.size
     read = values.slots_with("in")[0]
-    assert read.index.size == graph.shapes[read.tensor][1]
+    assert read.index.size == graph.shapes[read.tensor][read.axis]
     frozen = {(x.tensor, x.axis) for x in graph.frozen}
     assert not frozen & {(s.tensor, s.axis) for g in groups for s in g.slots}
 
@@ -131,7 +145,9 @@ def test_zeros_in_their_place_compute_what_the_masked_model_does(family: str, se
     plan = Plan(graph, "by hand", some_of_each(graph, seed))
     small = sc.shrink(model, plan)
     changed = [m for m in small.modules() if isinstance(m, PaddedLinear)]
-    assert len(changed) >= 2 and all(m.weight.shape == (m.out_features, m.in_features) for m in changed)
+    assert len(changed) >= 2
+    for m in changed:
+        assert m.weight.shape == (m.out_features, m.in_features)[:: -1 if m.transposed else 1]
     with torch.no_grad():
         a, b = (m(input_ids=tokens())[0] for m in (small, sc.mask(model, plan)))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
@@ -184,11 +200,13 @@ def test_models_without_such_heads() -> None:
     mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="positions within heads cannot go"):
         sc.trace(mlp, torch.ones(2, 4), positions=True)
-    gpt2 = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4)
+    codegen = transformers.CodeGenForCausalLM(  # its heads are in an order of its own
+        transformers.CodeGenConfig(
+            vocab_size=60, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=64
+        )
     )
-    with pytest.raises(InputError, match=r"nn\.Linear"):
-        sc.trace(gpt2, {"input_ids": tokens()}, positions=True)
+    with pytest.raises(InputError, match="whose heads can be found"):
+        sc.trace(codegen, {"input_ids": tokens()}, positions=True)
     with torch.device("meta"):
         empty = build("llama")
     with pytest.raises(InputError, match="weights are not here"):

@@ -22,7 +22,7 @@ from secateur.core import ExactnessError, InputError, IntArray, NothingToPrune, 
 from secateur.core.indices import kept_indices, kept_length, padded_axes
 from secateur.execution import check_flags, one_at_a_time
 from secateur.modules.narrow_norm import build_narrow_norm
-from secateur.modules.padded_linear import PaddedLinear
+from secateur.modules.padded_linear import PaddedLinear, feature_axes
 from secateur.modules.size_attributes import resize
 from secateur.modules.slim_attention import SlimAttention
 
@@ -176,24 +176,25 @@ def _pad_layers(model: nn.Module, plan: Plan) -> nn.Module:
             axes.setdefault(name, {})[axis] = places
     for name, padded in axes.items():
         layer: Any = model.get_submodule(name)
-        if type(layer) is not nn.Linear:
-            raise PlanError(f"{name!r} is a {type(layer).__name__}, but an nn.Linear in the traced model")
+        if feature_axes(layer) is None:
+            raise PlanError(f"{name!r} is a {type(layer).__name__}, but a linear layer in the traced model")
         model = _replace_module(model, name, _padded(layer, padded))
     return model
 
 
-def _padded(layer: nn.Linear, axes: Mapping[int, tuple[IntArray, int]]) -> PaddedLinear:
+def _padded(layer: Any, axes: Mapping[int, tuple[IntArray, int]]) -> PaddedLinear:
     """Return a layer with the tensors of another; for each axis of its weight, the places that are left."""
-    rows, columns = layer.weight.shape
-    places, length = axes.get(0, (None, None))
+    made, read = feature_axes(layer) or (0, 1)
+    outputs, inputs = layer.weight.shape[made], layer.weight.shape[read]
+    places, length = axes.get(made, (None, None))
     with torch.device("meta"):
-        padded = PaddedLinear(columns, rows, layer.bias is not None, 1 in axes, length)
+        padded = PaddedLinear(inputs, outputs, layer.bias is not None, read in axes, length, made == 1)
     padded.weight, padded.bias = layer.weight, layer.bias
     device = layer.weight.device
-    if 1 in axes:
-        padded.inputs = torch.from_numpy(axes[1][0]).to(device)
+    if read in axes:
+        padded.inputs = torch.from_numpy(axes[read][0]).to(device)
     if places is not None and length is not None:
-        table = torch.full((length,), rows)
-        table[torch.from_numpy(places)] = torch.arange(rows)
+        table = torch.full((length,), outputs)
+        table[torch.from_numpy(places)] = torch.arange(outputs)
         padded.outputs = table.to(device)
     return padded.train(layer.training)

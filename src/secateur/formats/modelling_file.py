@@ -42,10 +42,12 @@ class {name}({plain}):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         for name, (reads, length) in config.secateur["padded"].items():
-            rows, columns = config.secateur["shapes"][name + ".weight"]
-            bias = self.get_submodule(name).bias is not None
+            plain = self.get_submodule(name)
+            transposed = not isinstance(plain, nn.Linear)  # Conv1D
+            rows, columns = config.secateur["shapes"][name + ".weight"][:: -1 if transposed else 1]
+            padded = PaddedLinear(columns, rows, plain.bias is not None, reads, length, transposed)
             parent, _, last = name.rpartition(".")
-            setattr(self.get_submodule(parent), last, PaddedLinear(columns, rows, bias, reads, length))
+            setattr(self.get_submodule(parent), last, padded)
         for name, shape in config.secateur["shapes"].items():
             module, _, tensor = name.rpartition(".")
             shorten(self.get_submodule(module), tensor, shape)
@@ -65,7 +67,7 @@ def shorten(module, name, shape):
         module.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
         module.register_buffer(name, new)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not isinstance(module, PaddedLinear):
         module.out_features, module.in_features = module.weight.shape
     if isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape

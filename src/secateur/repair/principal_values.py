@@ -27,6 +27,7 @@ from secateur.views import view
 
 __all__ = ["turn_values"]
 
+WHOLE = ("heads", "key-value groups")
 RIDGE = 1e-8  # of the mean variance, so that M has an inverse
 
 
@@ -65,18 +66,21 @@ def _head_length(graph: PruningGraph, group: Group) -> int | None:
     """Return how many positions of a value share a key-value group; None where it is not known."""
     if group.kind != "value positions":
         return None
-    values, columns = group.slots_with("out")[0], group.slots_with("in")[0].index
-    if columns.shape[1] > 1:  # the heads that share a value come one after the other
-        return int(columns[0, 1] - columns[0, 0])
-    owned = (values.tensor, values.axis)
-    others = (s for g in graph.groups if g is not group for s in g.slots if (s.tensor, s.axis) == owned)
-    return next((slot.index.shape[1] for slot in others), None)
+    read = group.slots_with("in")[0]
+    if read.index.shape[1] > 1:  # the heads that share a value come one after the other
+        return int(read.index[0, 1] - read.index[0, 0])
+    jumps = np.flatnonzero(np.diff(group.slots_with("out")[0].index[:, 0]) != 1)
+    if len(jumps):  # queries and keys lie between the values of two heads
+        return int(jumps[0]) + 1
+    heads = (s for g in graph.groups if g.kind in WHOLE for s in g.slots)
+    return next((s.index.shape[1] for s in heads if (s.tensor, s.axis) == (read.tensor, read.axis)), None)
 
 
 def _turn(model: nn.Module, group: Group, layer: Layer, length: int, covariance: Tensor) -> None:
     """Turn the values of one attention, in place."""
-    output = model.get_parameter(layer.weight)
-    made = [model.get_parameter(slot.tensor) for slot in group.slots_with("out")]
+    axis = group.slots_with("in")[0].axis
+    output = model.get_parameter(layer.weight).movedim(axis, 1)
+    made = [model.get_parameter(s.tensor).movedim(s.axis, 0) for s in group.slots_with("out")]
     for rows, columns in _shared(group, length):
         C = torch.from_numpy(columns).to(output.device)
         W = output[:, C].double()  # [out, heads, positions]

@@ -11,7 +11,9 @@ rows are thought to be.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.core import Group, InputError, IntArray, Kind, Slot
 from secateur.execution import call, evaluating
+from secateur.modules.padded_linear import feature_axes
 from secateur.tracing.export import first_names, without_fused_attention
 from secateur.tracing.ignored import IgnoredLayer
 
@@ -32,8 +35,9 @@ __all__ = ["find_head_positions", "without_ignored"]
 QUERY, KEY, VALUE = range(3)
 SHARES = (1.0, 0.5, 0.25, 0.75, 0.4, 0.125)  # of a head that a rotary embedding turns
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
-NONE = "no attention has queries, keys and values from linear layers (nn.Linear) whose heads can be found"
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+ADDED = (torch.baddbmm, Tensor.baddbmm)
+NONE = "no attention has queries, keys and values from linear layers whose heads can be found"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,36 +65,59 @@ class _Attention:
 
 
 class _Recorder(TorchFunctionMode):
-    """Record linear layers and attentions in their order; keep some outputs of the layers at zero.
+    """Record attentions: the fused function, or a softmax between two products.
 
-    An attention is the fused function, or a softmax between two products.
+    Attributes:
+        calls: Linear layers, by whoever watches them, and attentions in their order.
     """
 
-    def __init__(self, names: Mapping[int, str], alive: Mapping[str, Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._names, self._alive = names, alive
         self._scored: tuple[Tensor, Tensor] | None = None  # queries and keys of the last product
-        self._weighted = False  # whether a softmax came after it
+        self._shape: torch.Size | None = None  # of the scores in the softmax after it
         self.calls: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is F.linear and (name := self._names.get(id(args[1]))) is not None:
-            if name in self._alive:
-                result = result * self._alive[name].to(result)
-            self.calls.append(_Use(name, args[0], result))
         if func is F.scaled_dot_product_attention:
             named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
             self.calls.append(tuple(named[name] for name in ("query", "key", "value")))
         elif func in SOFTMAX:
-            self._weighted = self._scored is not None
-        elif func in PRODUCTS and args[0].ndim == 4:
-            if self._weighted and self._scored is not None:
-                self.calls.append((*self._scored, args[1]))
-            self._scored = None if self._weighted else (args[0], args[1].transpose(-1, -2))
-            self._weighted = False
-        return result
+            self._shape = None if self._scored is None else args[0].shape
+        elif func in ADDED or (func in PRODUCTS and args[0].ndim > 2):
+            self._multiply(*([*args, *kwargs.values()][1:3] if func in ADDED else args[:2]))
+        return func(*args, **kwargs)
+
+    def _multiply(self, a: Tensor, b: Tensor) -> None:
+        if self._shape is None:
+            self._scored = a, b.transpose(-1, -2)
+            return
+        if self._scored is not None and len(self._shape) == 4:
+            inputs = (*self._scored, b)  # [batch * heads, ...] in Bloom
+            self.calls.append(tuple(x if x.ndim == 4 else x.unflatten(0, self._shape[:2]) for x in inputs))
+        self._scored = self._shape = None
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, names: Sequence[str], alive: Mapping[str, Tensor], calls: list[Any]
+) -> Iterator[None]:
+    """Record linear layers; keep some of their outputs at zero."""
+
+    def watch(name: str) -> Any:
+        def record(_: nn.Module, args: tuple[Tensor, ...], made: Tensor) -> Tensor:
+            made = made * alive[name].to(made) if name in alive else made
+            calls.append(_Use(name, args[0], made))
+            return made
+
+        return model.get_submodule(name).register_forward_hook(record)
+
+    hooks = [watch(name) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +154,14 @@ def find_head_positions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     names = _plain_linears(model)
 
     def run(alive: Mapping[str, Tensor]) -> list[_Attention]:
-        recorder = _Recorder(names, alive)
-        with evaluating(model), without_fused_attention(), torch.random.fork_rng(), recorder:
+        recorder = _Recorder()
+        with (
+            evaluating(model),
+            without_fused_attention(),
+            torch.random.fork_rng(),
+            _watching(model, names, alive, recorder.calls),
+            recorder,
+        ):
             torch.manual_seed(0)
             call(model, args, kwargs)
         return list(_attentions(recorder.calls))
@@ -161,14 +194,14 @@ def without_ignored(
     return left, tuple(others)
 
 
-def _plain_linears(model: nn.Module) -> dict[int, str]:
-    """Return the modules by the identity of their weights, of linear layers whose weights are not tied."""
-    first = list(first_names(model).values())
-    return {
-        id(module.weight): name
+def _plain_linears(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers whose weights are not tied."""
+    uses = Counter(first_names(model).values())
+    return [
+        name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and first.count(f"{name}.weight") == 1
-    }
+        if feature_axes(module) is not None and uses[f"{name}.weight"] == 1
+    ]
 
 
 def _attentions(calls: list[Any]) -> Iterator[_Attention]:
@@ -308,14 +341,20 @@ def _groups(model: nn.Module, heads: _Heads, pairs: IntArray) -> Iterator[Group]
     yield _group(query, "query-key positions", slots)
     values = heads.rows[VALUE].reshape(-1, 1)
     columns = np.arange(values.size * heads.shape[1]).reshape(*heads.shape, -1)
-    reader = Slot(f"{output}.weight", 1, columns.swapaxes(1, 2).reshape(values.size, -1), "in")
+    _, axis = _axes(model, output)
+    reader = Slot(f"{output}.weight", axis, columns.swapaxes(1, 2).reshape(values.size, -1), "in")
     yield _group(value, "value positions", (*_rows(model, value, values), reader))
 
 
 def _rows(model: nn.Module, name: str, index: IntArray) -> Iterator[Slot]:
-    yield Slot(f"{name}.weight", 0, index, "out")
+    yield Slot(f"{name}.weight", _axes(model, name)[0], index, "out")
     if model.get_submodule(name).bias is not None:
         yield Slot(f"{name}.bias", 0, index, "out")
+
+
+def _axes(model: nn.Module, name: str) -> tuple[int, int]:
+    """Return the axes of outputs and inputs of a layer's weight."""
+    return feature_axes(model.get_submodule(name)) or (0, 1)
 
 
 def _group(name: str, kind: Kind, slots: tuple[Slot, ...]) -> Group:
