@@ -155,7 +155,8 @@ def prune(
         states: Inputs whose next values the model returns, as in ``{"h": "hidden"}``: see `trace`.
         inside: Submodules to prune, or "auto", in a model that `torch.export` cannot export: see `trace`.
         positions: Whether positions within the heads of attention may go, too: see `trace`.  A repair then
-            first turns the values of each head into their principal axes.
+            first turns the values of each head into their principal axes.  In several steps, heads that have
+            lost positions stay from then on.
         check: Whether to compare every shrunk model with the masked one.
         check_device: Device of that comparison; by default the model's.
         progress: Whether to show progress on a terminal.
@@ -231,8 +232,6 @@ def _check_arguments(
     budget = as_budget(budget)
     check_seed(seed)
     check_flags(check=check, progress=progress, positions=positions)
-    if positions and getattr(schedule, "count", 1) > 1:
-        raise InputError("positions within heads go in one step: use OneShot() or Tolerance(...)")
     check_calls(callback=callback, loss=loss)
     return budget
 

@@ -23,6 +23,7 @@ from transformers import (
 from secateur.apply.shrink import shrink
 from secateur.batches import split_off_guard
 from secateur.core import InputError, Latency, NothingToPrune, Params, StoreError, Units
+from secateur.formats.modelling_file import import_class
 from secateur.measure.cost import cost
 from secateur.measure.metrics import perplexity
 from secateur.pruning import plan as decide
@@ -30,7 +31,9 @@ from secateur.repair.fold import fold
 from secateur.repair.refit import refit_in_place
 from secateur.statistics.collect import collect_statistics
 from secateur.streaming import prune_folder
+from secateur.streaming.blocks import BlockChain
 from secateur.streaming.journal import Journal
+from secateur.streaming.sizes import trace_chain
 from secateur.tracing.trace import trace
 
 SIZES = {
@@ -101,6 +104,40 @@ def test_it_is_what_the_same_steps_give_in_memory(family: str, tmp_path: Path) -
         counted = cost(m, torch.zeros(2, 13, dtype=torch.long), embeddings=graph.embeddings())
         assert measured.cost == dataclasses.replace(counted, nonzero=counted.parameters)
     assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_positions_within_heads_are_found_in_one_block_of_each_kind(tmp_path: Path) -> None:
+    model = make(tmp_path / "in", num_hidden_layers=2)
+    found = trace_chain(BlockChain(tmp_path / "in"), BUDGET, ["kind:value positions"], positions=True)
+    whole = trace(model, batches()[0], ["kind:hidden", "kind:value positions"], positions=True)
+    here, there = ([g for g in graph.groups if g.padded] for graph in (found, whole))
+    assert [(g.name, g.size, g.kind) for g in here] == [(g.name, g.size, g.kind) for g in there]
+    for a, b in zip(here, there, strict=True):
+        assert [(x.tensor, x.axis, x.index.tolist()) for x in a.slots] == [
+            (x.tensor, x.axis, x.index.tolist()) for x in b.slots
+        ]
+
+
+@pytest.mark.slow
+def test_positions_within_heads(tmp_path: Path) -> None:
+    """Each block loses its own; the modelling file states them."""
+    model = make(tmp_path / "in", "qwen3")
+    judged = {"text": [{**x, "labels": x["input_ids"]} for x in batches(2)]}
+    result = prune_folder(
+        tmp_path / "in", tmp_path / "out", BUDGET, batches(), positions=True, judged=judged, progress=False
+    )
+    gone = {g.kind for g in result.plan.graph.groups if len(result.plan.removed(g.name))}
+    assert {"query-key positions", "value positions"} <= gone
+    loaded, report = import_class(tmp_path / "out", model).from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values())
+    after = result.report.after
+    assert after.metrics["text"] == pytest.approx(perplexity(loaded.eval(), judged["text"]), rel=1e-5)
+    assert after.cost.parameters == sum(x.numel() for x in loaded.parameters())
+    ids = batches()[0]["input_ids"][:1]
+    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    assert loaded.generate(ids, **how).equal(loaded.generate(ids, **how, use_cache=False))
 
 
 class Killed(BaseException):

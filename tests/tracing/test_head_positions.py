@@ -12,8 +12,10 @@ from sampled import sampled
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.core import Group, InputError, Plan, PruningGraph
+from secateur.apply.compose import restrict
+from secateur.core import Group, InputError, Plan, PruningGraph, Statistics
 from secateur.modules.padded_linear import PaddedLinear
+from secateur.statistics.collect import collect_statistics
 
 transformers = pytest.importorskip("transformers")
 
@@ -213,11 +215,12 @@ def test_models_without_such_heads() -> None:
         sc.trace(empty, {"input_ids": tokens().to("meta")}, positions=True)
     with pytest.raises(InputError, match="positions"):
         sc.trace(build("llama"), {"input_ids": tokens()}, positions="yes")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="inside"):
-        sc.trace(build("llama"), {"input_ids": tokens()}, positions=True, inside="model")
 
 
-@pytest.mark.parametrize("method", ["taylor", "magnitude", "random", "sensitivity", "matroid", "snip"])
+@pytest.mark.parametrize(
+    "method",
+    ["taylor", "magnitude", "random", "sensitivity", "matroid", "snip", "activation", "wanda", "leverage"],
+)
 def test_they_go_with_everything_else(method: str) -> None:
     model = build("llama")
     batches = [{"input_ids": torch.randint(3, 60, (4, 7))} for _ in range(5)]
@@ -236,5 +239,90 @@ def test_they_go_with_everything_else(method: str) -> None:
     gone = {group.kind for group in result.graph.groups if len(result.plan.removed(group.name))}
     assert {"query-key positions", "value positions"} <= gone
     assert report.after.cost.parameters == sum(p.numel() for p in result.model.parameters())
-    with pytest.raises(InputError, match="one step"):
-        sc.prune(model, {"input_ids": tokens()}, sc.Params(0.7), positions=True, schedule=sc.Steps(2))
+
+
+def statistics_of(model: nn.Module, graph: PruningGraph) -> Statistics:
+    batch = {"input_ids": tokens(), "labels": tokens()}
+    return collect_statistics(model, graph, [batch], {"moments", "gram", "taylor"})
+
+
+FUSED = [x for x in FAMILIES if "one layer" in x or "Conv1D" in x]
+
+
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(x, marks=pytest.mark.slow) for x in FUSED)])
+def test_what_is_left_has_the_statistics_of_the_masked_model(family: str) -> None:
+    """Units of a shrunk model find the rows of their layers, and their heads, among the zeros."""
+    model, graph = traced(family)
+    by_kind = graph.by_kind()
+    heads = by_kind.get("key-value groups", by_kind.get("heads", ()))[0]
+    tied = next((names for names in graph.equal_counts if heads.name in names), (heads.name,))
+    keep = {name: kept for name, kept in some_of_each(graph).items() if graph.group(name).padded}
+    keep |= {name: np.arange(1, heads.size) for name in tied}
+    plan = Plan(graph, "by hand", keep)
+    small, left = sc.shrink(model, plan), restrict(graph, keep)
+    assert heads.name not in {g.name for g in left.groups}  # what is left of heads is unequal
+    here, whole = statistics_of(small, left), statistics_of(sc.mask(model, plan), graph)
+    groups = padded(left)
+    assert len(groups) >= 3 and any(g.size < len(keep[g.name]) for g in groups)
+    for group in groups:
+        alive = whole.taylor[group.name][keep[group.name]]
+        kept = keep[group.name][-group.size :]  # the first head has gone
+        torch.testing.assert_close(here.taylor[group.name], whole.taylor[group.name][kept], rtol=1e-3, atol=0)
+        assert int((alive != 0).sum()) <= group.size
+        if group.kind == "query-key positions":
+            for name in ("mean", "second", "variance"):
+                a, b = (getattr(x.logits[group.name], name) for x in (here, whole))
+                torch.testing.assert_close(a, b[kept], rtol=1e-3, atol=1e-6 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["taylor", "flap"])
+def test_several_steps(method: str) -> None:
+    """Each step cuts more positions; without a repair the result is the original without what went."""
+    model, plans = build("llama"), list[Plan]()
+    result = sc.prune(
+        model,
+        {"input_ids": tokens()},
+        sc.Params(0.5, of="body", scope="layer"),
+        [{"input_ids": tokens()}] * 5,
+        method=method,
+        repair=None,
+        schedule=sc.Steps(3),
+        positions=True,
+        progress=False,
+        callback=lambda step: plans.append(step.plan),
+    )
+    assert len(plans) == 3
+    for group in padded(result.graph):
+        first, _, last = (set(x.keep.get(group.name, range(group.size))) for x in plans)
+        assert last < first or (group.kind == "value positions" and last <= first)
+    with torch.no_grad():
+        a, b = (m(input_ids=tokens())[0] for m in (result.model, sc.shrink(model, result.plan)))
+    torch.testing.assert_close(a, b)
+
+
+class Branching(nn.Module):
+    """A model that nobody can export: what it calls depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = build("llama").model, build("llama").model.layers[0].self_attn
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.inner(input_ids).last_hidden_state
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def test_inside_submodules() -> None:
+    model = Branching()
+    graph = sc.trace(model, {"input_ids": tokens()}, positions=True, inside="inner")
+    groups = padded(graph)
+    assert len(groups) == 4
+    assert all(slot.tensor.startswith("inner.layers.") for group in groups for slot in group.slots)
+    plan = Plan(graph, "by hand", some_of_each(graph))
+    small = sc.shrink(model, plan)
+    assert any(isinstance(m, PaddedLinear) for m in small.modules())
+    with torch.no_grad():
+        a, b = (m(input_ids=tokens()) for m in (small, sc.mask(model, plan)))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+    with pytest.raises(InputError, match="positions within heads cannot go"):
+        sc.trace(model, {"input_ids": tokens()}, positions=True, inside="inner.layers.0.mlp")

@@ -24,15 +24,14 @@ Axis = tuple[str, int]
 def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     """Return the graph of the network that is left when only these units stay; its units are renumbered.
 
-    Heads from which positions can go own unequal numbers of them afterwards: all groups of their layers are
-    left out.
+    Heads that have lost positions own unequal numbers of them: they stay from here on.
 
     Raises:
         PlanError: If a unit does not exist, or if the units of a group would own unequal numbers of indices.
     """
+    keep = _without_lost_positions(graph, keep)
     left = kept_axes(graph, keep)
-    padded = {axis for group in graph.groups if group.padded for axis in _axes(group)}
-    last = {group.name for group in graph.groups if not padded.isdisjoint(_axes(group))}
+    last = _unequal_heads(graph, keep)
     groups = tuple(
         replace(group, size=len(keep.get(group.name, range(group.size))), slots=())
         if group.name in last
@@ -44,8 +43,11 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
     args, kwargs = narrow_example(graph, keep)
     convolved = {size.module: size.value for size in sizes if size.attribute == "groups"}
     layers = tuple(replace(x, groups=convolved.get(x.name, x.groups)) for x in graph.layers)
+    counts = {group.name: group.size for group in groups}
+    tied = (names for names in graph.equal_counts if len({counts[name] for name in names}) == 1)
     return replace(
         graph,
+        equal_counts=tuple(tied),
         groups=groups,
         layers=layers,
         sizes=sizes,
@@ -53,7 +55,37 @@ def restrict(graph: PruningGraph, keep: Mapping[str, IntArray]) -> PruningGraph:
         interface=interface,
         example_inputs=args,
         example_kwargs=kwargs,
-    ).without_groups(last, "positions within heads go in one step")
+    ).without_groups(last, "its heads have lost positions")
+
+
+def _without_lost_positions(graph: PruningGraph, keep: Mapping[str, IntArray]) -> Mapping[str, IntArray]:
+    """Return the units that stay without the positions of heads that go as a whole."""
+    heads = kept_axes(graph, {name: kept for name, kept in keep.items() if not graph.group(name).padded})
+    left = dict(keep)
+    for group in graph.groups if heads else ():
+        axes = [(heads[s.tensor, s.axis], s.index) for s in group.slots if (s.tensor, s.axis) in heads]
+        if group.padded and axes:
+            alive = np.logical_and.reduce([stays[index].any(1) for stays, index in axes])
+            kept = np.asarray(keep.get(group.name, np.arange(group.size)))
+            left[group.name] = kept[alive[kept]]
+    return left
+
+
+def _unequal_heads(graph: PruningGraph, keep: Mapping[str, IntArray]) -> set[str]:
+    """Return the groups of heads that have lost positions, and those of positions that have none left."""
+    whole = {name: kept for name, kept in keep.items() if not graph.group(name).padded}
+    most = _without_lost_positions(graph, whole)
+    cut: set[Axis] = set()
+    for group in graph.groups:
+        alive = len(most[group.name]) if group.name in most else group.size
+        if group.padded and group.name in keep and len(keep[group.name]) < alive:
+            cut |= _axes(group)
+    return {
+        group.name
+        for group in graph.groups
+        if not (group.padded or cut.isdisjoint(_axes(group)))
+        or (group.name in keep and not len(keep[group.name]))
+    }
 
 
 def _axes(group: Group) -> set[Axis]:
@@ -75,9 +107,9 @@ def compose(first: Plan, second: Plan) -> Plan:
             "a plan that rescales the weights that stay (factors) cannot follow another: prune in one step"
         )
     graph = first.graph
-    keep = dict(first.keep)
+    keep, units = dict(first.keep), _without_lost_positions(graph, first.keep)
     for name, kept in second.keep.items():
-        before = np.asarray(first.keep.get(name, np.arange(graph.group(name).size)))
+        before = np.asarray(units.get(name, np.arange(graph.group(name).size)))
         keep[name] = before[check_units(name, len(before), kept)]
     masks = {name: np.array(mask) for name, mask in first.masks.items()}
     left = kept_axes(graph, first.keep)

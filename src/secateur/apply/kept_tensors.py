@@ -74,10 +74,10 @@ def copy_kept_tensors(
         keep: Group name -> units that stay.
     """
     kept = kept_axes(graph, keep)
-    sources = dict(named_tensors(source))
+    sources, zeros = dict(named_tensors(source)), places(target)
     for name, tensor in named_tensors(target):
-        if name not in sources:
-            continue  # where zeros are
+        if name in zeros:
+            continue
         value = sources[name].detach()
         for axis in range(value.ndim):
             if (name, axis) in kept:

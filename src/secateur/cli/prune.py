@@ -230,11 +230,14 @@ def prune_command(
     check_divisible(share, stream)
     if stream:
         others: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "loss": loss, "metric": metric}
-        others |= {"weights": weights, "output": output, "state": state, "cut": cut, "blocks": blocks}
+        others |= {"weights": weights, "output": output, "state": state, "blocks": blocks}
         others |= {"data": data, "example-shape": example_shape, "onnx": onnx, "uneven": even is False}
         others |= {"device": None if device == "cpu" else device, "inside": inside, "latency": latency}
-        others |= {"modelling-file": modelling_file, "experts": experts}
-        prune_streamed(model, folder, share, chosen, repairs, texts, ignore or (), seed, explain, others)
+        inner = POSITIONS in (cut or ())
+        others |= {"modelling-file": modelling_file and not inner, "experts": experts}
+        others |= {"cut": [kind for kind in cut or () if kind != POSITIONS] or None}
+        whole = ignore or ()
+        prune_streamed(model, folder, share, chosen, repairs, texts, whole, seed, explain, inner, others)
         return
     user_metric = None if metric is None else make_metric(metric)
     user_loss = None if loss is None else make_loss(loss)

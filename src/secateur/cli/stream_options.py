@@ -39,6 +39,7 @@ def prune_streamed(
     ignored_layers: Sequence[str],
     seed: int,
     explain: bool,
+    positions: bool,
     others: Mapping[str, Any],
 ) -> None:
     """Prune a folder block by block and print the result.
@@ -53,6 +54,7 @@ def prune_streamed(
         ignored_layers: What stays whole.
         seed: The seed.
         explain: Whether to print what goes from each group.
+        positions: Whether positions within heads may go; the folder gets a modelling file.
         others: Options that need the whole model in memory, by name.
 
     Raises:
@@ -77,6 +79,7 @@ def prune_streamed(
         judged=read.judged,
         ignored_layers=ignored_layers,
         tokenizer=texts.tokenizer,
+        positions=positions,
         seed=seed,
     )
     if explain:

@@ -23,7 +23,7 @@ from secateur.core.group import KINDS, BoolArray, Group, IntArray, Kind, Role, S
 from secateur.core.interface import Interface, State, StateAxis
 from secateur.core.latency_table import LatencyTable, LayerTimes
 from secateur.core.plan import Merge, Plan
-from secateur.core.statistics import LossCurve, Moments, Statistics
+from secateur.core.statistics import LogitMoments, LossCurve, Moments, Statistics
 
 __all__ = [
     "KINDS",
@@ -43,6 +43,7 @@ __all__ = [
     "LatencyTable",
     "Layer",
     "LayerTimes",
+    "LogitMoments",
     "LossCurve",
     "Macs",
     "Merge",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["LossCurve", "Moments", "Statistics"]
+__all__ = ["LogitMoments", "LossCurve", "Moments", "Statistics"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +45,25 @@ class Moments:
         return f"Moments({self.count} rows of {len(self.mean)} features{gram})"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitMoments:
+    """What units of queries and keys add to the logits of attention.
+
+    `secateur.statistics.attention_logits` derives it.
+
+    Attributes:
+        mean: Mean of what each unit adds, float64 [units]; query heads that share a key add up.
+        second: Mean of its square, float64 [units].
+        variance: Mean of its variance over the keys of a query, float64 [units].
+        gram: Mean product of what two units add, float64 [units, units], or None; 0 between heads.
+    """
+
+    mean: Tensor
+    second: Tensor
+    variance: Tensor
+    gram: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LossCurve:
     """What it costs at the output to remove units of one group alone.
@@ -67,6 +86,7 @@ class Statistics:
     Attributes:
         weights: Every parameter and buffer, detached, by its first name.
         moments: By consuming weight (`PruningGraph.input_key`): its input (needs "moments", "gram").
+        logits: By group of query-key positions: what its units add to the logits (needs "moments").
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
         taylor: By group: sum over examples (tokens of a causal language model) of
             (d loss / d gate of the unit)^2 (needs "taylor").
@@ -85,6 +105,7 @@ class Statistics:
 
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    logits: Mapping[str, LogitMoments] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     taylor: Mapping[str, Tensor] = field(default_factory=dict)
     flow: Callable[..., Mapping[str, Tensor]] | None = None

@@ -116,6 +116,10 @@ class Activation(ScoreMethod):
 
     After a ReLU the mean equals the mean absolute value; elsewhere positive and negative values may cancel.
 
+    No weight reads positions of queries and keys.  Their activation is what they add to the logits of
+    attention, q_j k_j, over all pairs of a query and a key (`LogitMoments`): its mean, its mean square, or,
+    in place of the mean absolute value, which the moments do not give, the root of the mean square.
+
     Args:
         statistic: ``"absolute"``: mean |x|; ``"mean"``: the plain mean; ``"second"``: mean square.
         normalize: See `ScoreMethod`; True, because layers differ in scale.
@@ -134,6 +138,8 @@ class Activation(ScoreMethod):
         return {g.name: self._score(graph, statistics, g) for g in prunable(graph)}
 
     def _score(self, graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
+        if (logits := statistics.logits.get(group.name)) is not None:
+            return logits.second.sqrt() if self.statistic == "absolute" else getattr(logits, self.statistic)
         parts = []
         for layer, slot, moments in _measured(graph, statistics, group, graph.consumers(group)):
             values: Tensor = getattr(moments, self.statistic).double()
@@ -148,6 +154,11 @@ class Wanda(ScoreMethod):
     A unit's score is the sum over the weights that read it (as in FLAP's comparison, where it is called
     Wanda-sp), that produce it, or both.  Single weights compete within their output row, as published: each
     row of a layer loses equally many.
+
+    No weight reads positions of queries and keys: each is the weight that the other meets.  As consumer of
+    such a unit counts the root mean square of what it adds to the logits of attention, which for one position
+    is the product of the root mean squares of q_j and k_j, the score of type II of MoDeGPT (Lin et al., ICLR
+    2025, arXiv:2408.09632).
 
     Args:
         over: The weights that a unit's score sums: those that produce it, those that consume it, or both.
@@ -168,9 +179,10 @@ class Wanda(ScoreMethod):
         def score(group: Group) -> Tensor:
             read = graph.consumers(group) if self.over != "producers" else ()
             made = graph.producers(group) if self.over != "consumers" else ()
-            return _weighted_sums(
-                statistics, group, _measured(graph, statistics, group, read + made), _wanda_scores
-            )
+            logits = statistics.logits.get(group.name) if self.over != "producers" else None
+            both = _measured(graph, statistics, group, read + made) if logits is None or made else []
+            sums = _weighted_sums(statistics, group, both, _wanda_scores)
+            return sums if logits is None else sums + logits.second.sqrt().to(sums.device)
 
         return {g.name: score(g) for g in prunable(graph)}
 
@@ -200,6 +212,8 @@ class FLAP(ScoreMethod):
     """The variance of a unit times the squared norm of the weights that read it, summed over them.
 
     This is how much the consumers' outputs fluctuate because of the unit; its mean can move into a bias.
+    Of positions of queries and keys it is the variance, over the keys of a query, of what they add to the
+    logits of attention: the softmax does not see their mean.
 
     Args:
         normalize: See `ScoreMethod`; True. FLAP standardises the scores of each layer instead.
@@ -216,6 +230,8 @@ class FLAP(ScoreMethod):
         """Sum variance times squared weight over the weights that read each unit."""
 
         def score(group: Group) -> Tensor:
+            if (logits := statistics.logits.get(group.name)) is not None:
+                return logits.variance
             read = _measured(graph, statistics, group, graph.consumers(group))
             return _weighted_sums(statistics, group, read, _fluctuations)
 

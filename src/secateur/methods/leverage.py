@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from secateur.allocation import prunable
-from secateur.core import Budget, InputError, PruningGraph, Statistics
+from secateur.core import Budget, Group, InputError, PruningGraph, Statistics
 from secateur.methods.base import ScoreMethod, Scores
 from secateur.methods.unit_grams import reading
 from secateur.structures.matroid import ridge_leverages
@@ -25,7 +27,8 @@ class RidgeLeverage(ScoreMethod):
     """How badly other units replace a unit: its ridge leverage score [G (G + r I)^-1]_uu.
 
     G is the Gram matrix of the units as their consumers read them, centred where these have a bias.  Unlike a
-    basis (`Matroid`), the scores are of each unit alone: copies go together.
+    basis (`Matroid`), the scores are of each unit alone: copies go together.  No weight reads positions
+    of queries and keys: their Gram matrix is that of what they add to the logits of attention.
 
     Args:
         ridge: r relative to the mean of the diagonal of G.  A small one asks whether a unit depends on
@@ -42,11 +45,15 @@ class RidgeLeverage(ScoreMethod):
             raise InputError(f"RidgeLeverage.ridge must be a positive number; got {self.ridge!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Return the Gram matrices of the weights' inputs."""
-        return frozenset({"gram"})
+        """Return the Gram matrices of the weights' inputs, and of what units add to logits."""
+        return frozenset({"gram", "moments"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the leverage of each unit, between 0 and 1."""
-        return {
-            g.name: ridge_leverages(reading(graph, statistics, g).gram, self.ridge) for g in prunable(graph)
-        }
+
+        def gram(group: Group) -> Tensor:
+            logits = statistics.logits.get(group.name)
+            pairs = None if logits is None else logits.gram
+            return reading(graph, statistics, group).gram if pairs is None else pairs
+
+        return {g.name: ridge_leverages(gram(g), self.ridge) for g in prunable(graph)}

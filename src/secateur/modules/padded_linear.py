@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PaddedLinear", "feature_axes"]
+__all__ = ["PaddedLinear", "feature_axes", "output_places"]
 
 # Layers of transformers that compute what `nn.Linear` does: axes of outputs and inputs of their weights.
 LINEAR_LAYERS = {"Conv1D": (1, 0), "FalconLinear": (0, 1)}
@@ -79,3 +79,15 @@ def feature_axes(layer: nn.Module) -> tuple[int, int] | None:
     if kind is nn.Linear:
         return 0, 1
     return LINEAR_LAYERS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+
+
+def output_places(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """Return where the outputs that a layer computes are among those that it returns.
+
+    Args:
+        layer: Any layer; only a `PaddedLinear` returns more than it computes.
+        outputs: Numbers of computed outputs, of any shape.
+    """
+    if not isinstance(layer, PaddedLinear) or layer.outputs is None:
+        return outputs
+    return (layer.outputs < layer.out_features).nonzero()[:, 0].to(outputs.device)[outputs]

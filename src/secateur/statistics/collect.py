@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from secateur.execution import (
 )
 from secateur.processes import current_processes, sum_over_processes, undivided
 from secateur.statistics.activation_sample import ActivationSample
+from secateur.statistics.attention_logits import AttentionLogits
 from secateur.statistics.gradients import SynapticFlow, gradients
 from secateur.statistics.loss import Loss, default_loss, draw_projections, projection_loss
 from secateur.statistics.moments import InputMoments
@@ -118,6 +119,7 @@ def collect_statistics(
     return Statistics(
         weights=tensors_of(model),
         moments=_finished_moments(graph, moments),
+        logits={} if run.logits is None else run.logits.moments(),
         gradients=run.gradients,
         taylor=run.taylor,
         flow=SynapticFlow(model, graph) if "flow" in wanted else None,
@@ -139,6 +141,9 @@ class _Pass:
         self.taylor: dict[str, Tensor] = {}
         self.images: list[tuple[Any, Any]] = []
         self.sample = ActivationSample(graph) if "activations" in wanted else None
+        self.logits = None
+        if "moments" in wanted and any(map(gates_keys, graph.groups)):
+            self.logits = AttentionLogits(model, graph, "gram" in wanted)
         self._model, self._graph, self._wanted, self._loss = model, graph, wanted, loss
         self._generator = torch.Generator().manual_seed(seed)
         self._gates: Gates | TokenGates | None = None
@@ -148,9 +153,11 @@ class _Pass:
     ) -> None:
         """Add one batch."""
         with explain_errors(where, args, kwargs):
-            inputs = None
+            inputs: AbstractContextManager[Any] | None = None
             if moments or self.sample is not None:
                 inputs = observe_inputs(self._model, self._graph, self._recorder(moments))
+            if self.logits is not None:
+                self.logits.inputs, inputs = inputs, self.logits
             if self._wanted & _DERIVATIVES:
                 inputs = self._derive(where, args, kwargs, targets, inputs)
             if inputs is not None:
@@ -170,6 +177,8 @@ class _Pass:
         if current_processes().count > 1:
             for x in moments.values():
                 x.add_other_processes()
+            if self.logits is not None:
+                self.logits.add_other_processes()
             self.gradients = sum_over_processes(self.gradients)
             self.taylor = sum_over_processes(self.taylor)
 
@@ -188,8 +197,13 @@ class _Pass:
         return self._loss, targets
 
     def _derive(
-        self, where: str, args: Args, kwargs: Kwargs, targets: Any, inputs: InputHooks | None
-    ) -> InputHooks | None:
+        self,
+        where: str,
+        args: Args,
+        kwargs: Kwargs,
+        targets: Any,
+        inputs: AbstractContextManager[Any] | None,
+    ) -> AbstractContextManager[Any] | None:
         """Add the derivatives of the loss; return the hooks unless they saw the inputs on the way."""
         loss, targets = self._find_targets(args, kwargs, targets)
         if "gradients" in self._wanted:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.batches import predicts_next_token
 from secateur.core import Group, PruningGraph
 from secateur.execution import device_of
+from secateur.modules.padded_linear import output_places
 from secateur.statistics.loss import Loss
 from secateur.statistics.weight_inputs import InputHooks, WeightInput
 
@@ -58,10 +59,11 @@ class TokenGates:
             if gates_keys(group):
                 made = group.slots_with("out")[-1]
                 name = made.tensor.rpartition(".")[0]
-                self._keys[name] = model.get_submodule(name)
-                self._units[name].append((group.name, torch.from_numpy(made.index).to(device_of(model))))
-            for layer, slot in graph.consumers(group):
-                key, weight = graph.input_key(layer), parameters[layer.weight]
+                self._keys[name] = layer = model.get_submodule(name)
+                places = output_places(layer, torch.from_numpy(made.index))
+                self._units[name].append((group.name, places.to(device_of(model))))
+            for reader, slot in graph.consumers(group):
+                key, weight = graph.input_key(reader), parameters[reader.weight]
                 self._weights[key] = weight, slot.axis
                 self._units[key].append((group.name, torch.from_numpy(slot.index).to(weight.device)))
 
@@ -70,7 +72,7 @@ class TokenGates:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         targets: Tensor,
-        inputs: InputHooks | None = None,
+        inputs: AbstractContextManager[Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return, by group, the sum over the tokens of (d loss / d gate)^2, float64 [units].
 

@@ -24,8 +24,10 @@ from secateur.batches import as_batches, split_off_guard
 from secateur.comparison import start_report
 from secateur.core import Budget, InputError, IntArray, Latency, Plan, Units, Weights
 from secateur.core.budget import BY_LOSS, as_budget
+from secateur.core.indices import padded_axes
 from secateur.core.paths import to_path
-from secateur.execution import check_seed
+from secateur.execution import check_flags, check_seed
+from secateur.formats.modelling_file import auto_map, list_sizes, write_modelling_file
 from secateur.formats.plan_json import plan_digest
 from secateur.formats.transformers import KEY, write_companions
 from secateur.methods import Method, find_method
@@ -77,6 +79,7 @@ def prune_folder(
     judged: Mapping[str, Sequence[Any]] | None = None,
     ignored_layers: Iterable[str] = (),
     tokenizer: Any = None,
+    positions: bool = False,
     check: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -102,6 +105,8 @@ def prune_folder(
         judged: By name of a text, batches on which the perplexity before and after is measured.
         ignored_layers: Names or patterns of what stays whole, as for `trace`.
         tokenizer: A tokenizer, or its folder; by default that of `folder`.
+        positions: Whether positions within the heads of attention may go, too: see `prune`.  No config states
+            them, so the new folder has a modelling file, and loads with ``trust_remote_code=True``.
         check: Whether to compare each shrunk block with the masked one.
         seed: Seed of every random choice.
         progress: Whether to show progress on a terminal.
@@ -114,13 +119,13 @@ def prune_folder(
     """
     started = time.perf_counter()
     source, place = to_path(folder), to_path(out).resolve()
-    budget, chosen, repairs = _check_arguments(budget, method, repair, seed)
+    budget, chosen, repairs = _check_arguments(budget, method, repair, seed, positions)
     data, texts = as_batches(data), {name: list(batches) for name, batches in (judged or {}).items()}
     fitting, guard = split_off_guard(data) if repair_needs(repairs) else (data, None)
     batches = [*fitting, *(guard or ()), *(batch for text in texts.values() for batch in text)]
     chain = BlockChain(source)
     ignored = list(ignored_layers)
-    graph, counts, config = choose_sizes(chain, trace_chain(chain, budget, ignored), budget)
+    graph, counts, config = choose_sizes(chain, trace_chain(chain, budget, ignored, positions), budget)
     parts = len(fitting), len(fitting) + len(guard or ())
     task = StreamTask(chain, graph, budget, counts, ignored, chosen, repairs, batches, parts, check, seed)
     journal = Journal(place, identity_of(task))
@@ -139,10 +144,11 @@ def prune_folder(
 
 
 def _check_arguments(
-    budget: Any, method: Any, repair: Any, seed: int
+    budget: Any, method: Any, repair: Any, seed: int, positions: Any
 ) -> tuple[Budget, Method, tuple[Repair, ...]]:
     """Return budget, method and repairs, or raise `InputError` if they need more than one block."""
     check_seed(seed)
+    check_flags(positions=positions)
     budget = as_budget(budget)
     if budget.scope in ("global", *BY_LOSS):
         raise InputError(
@@ -224,8 +230,19 @@ def _assemble(task: StreamTask, journal: Journal, config: Any, plan: Plan, token
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     config = copy.deepcopy(config)
-    setattr(config, KEY, {"plan": plan_digest(plan)})
+    setattr(config, KEY, {"plan": plan_digest(plan), **_unstated_sizes(task, folder, plan, config)})
     config.save_pretrained(folder)
     if (chain.shards.folder / GENERATION).is_file():
         shutil.copyfile(chain.shards.folder / GENERATION, folder / GENERATION)
     write_companions(folder, chain.empty, tokenizer)
+
+
+def _unstated_sizes(task: StreamTask, folder: Path, plan: Plan, config: Any) -> dict[str, Any]:
+    """Return the sizes that the config does not state, and write the modelling file that sets them."""
+    if not padded_axes(plan.graph, plan.keep):
+        return {}
+    small = shrink(task.chain.empty, plan, check=False)
+    wide = {name: kept for name, kept in plan.keep.items() if not plan.graph.group(name).padded}
+    config.auto_map = auto_map(small)
+    write_modelling_file(folder, small)
+    return list_sizes(small, plan, wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,23 +14,56 @@ import torch
 
 from secateur.allocation import allocate
 from secateur.apply.shrink import shrink
-from secateur.core import Budget, InputError, NothingToPrune, Plan, PruningGraph
+from secateur.core import Budget, Group, InputError, NothingToPrune, Plan, PruningGraph
 from secateur.formats.plain_model import plain_models
 from secateur.streaming.blocks import BlockChain
-from secateur.tracing.trace import trace
+from secateur.tracing.head_positions import find_head_positions
+from secateur.tracing.trace import trace, trace_with_positions
 
-__all__ = ["EXAMPLE", "choose_sizes", "trace_chain"]
+__all__ = ["EXAMPLE", "choose_sizes", "example_of_block", "trace_chain"]
 
 ATTENTION = ("head positions", "heads", "key-value groups")
 EXAMPLE = (2, 13)  # sequences and tokens of example inputs
 
 
-def trace_chain(chain: BlockChain, budget: Budget, ignored_layers: Iterable[str]) -> PruningGraph:
+def trace_chain(
+    chain: BlockChain, budget: Budget, ignored_layers: Iterable[str], positions: bool = False
+) -> PruningGraph:
     """Return the graph of a model without weights; the units between blocks stay whole."""
     ids = torch.zeros(EXAMPLE, dtype=torch.long, device="meta")
-    model = copy.deepcopy(chain.empty).to("meta")
-    graph = trace(model, ids, [*ignored_layers, "kind:hidden"]).with_even_layers(budget.even)
-    return replace(graph, example_inputs=(), example_kwargs={})
+    model, ignored = copy.deepcopy(chain.empty).to("meta"), [*ignored_layers, "kind:hidden"]
+    if positions:
+        graph = trace_with_positions(model, ids, ignored, _head_positions(chain))
+    else:
+        graph = trace(model, ids, ignored)
+    return replace(graph.with_even_layers(budget.even), example_inputs=(), example_kwargs={})
+
+
+def example_of_block(chain: BlockChain, number: int) -> dict[str, Any]:
+    """Return what `BlockModel` is called with: hidden states of a few tokens."""
+    ids = torch.arange(math.prod(EXAMPLE)).reshape(EXAMPLE) % len(chain.empty.get_input_embeddings().weight)
+    ((hidden, calls),) = chain.calls([{"input_ids": ids}])
+    return {"original": hidden, "pruned": hidden, **calls[number]}
+
+
+def _head_positions(chain: BlockChain) -> list[Group]:
+    """Return the positions within the heads of all blocks; of blocks that look alike only one is read."""
+    known: dict[Any, tuple[str, list[Group]]] = {}
+    found: list[Group] = []
+    for number, name in enumerate(chain.names):
+        parameters = chain.empty.get_submodule(name).named_parameters()
+        alike = tuple((x, tuple(tensor.shape)) for x, tensor in parameters)
+        if alike not in known:
+            block, example = chain.block(number), example_of_block(chain, number)
+            known[alike] = name, find_head_positions(block, (), example)
+        first, groups = known[alike]
+        found += [_renamed(group, f"{first}.", f"{name}.") for group in groups]
+    return found
+
+
+def _renamed(group: Group, old: str, new: str) -> Group:
+    slots = (replace(slot, tensor=slot.tensor.replace(old, new, 1)) for slot in group.slots)
+    return replace(group, name=group.name.replace(old, new, 1), slots=tuple(slots))
 
 
 def choose_sizes(
@@ -64,6 +98,9 @@ def _config(chain: BlockChain, graph: PruningGraph, counts: Mapping[str, int]) -
         raise NothingToPrune(
             f"the counts round to the whole of every group: keep less\n{graph.describe_frozen()}"
         )
+    keep = {name: kept for name, kept in keep.items() if not graph.group(name).padded}
+    if not keep:
+        return chain.empty.config
     plan = Plan(graph, "counts", keep)
     small = shrink(chain.empty, plan, check=False)
     return next(iter(plain_models(small, plan, "error"))).config

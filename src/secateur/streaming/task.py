@@ -59,7 +59,9 @@ class StreamTask:
 def identity_of(task: StreamTask) -> dict[str, Any]:
     """Return what decides the bits of the result."""
     folder = task.chain.shards.folder
+    positions = any(group.padded for group in task.graph.groups)
     return {
+        **({"positions": True} if positions else {}),
         "folder": str(folder.resolve()),
         "files": sizes_of([folder / name for name in ("config.json", *task.chain.shards.files())]),
         "budget": repr(task.budget),

@@ -7,7 +7,6 @@ of the pruned network as repaired so far.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +21,13 @@ from secateur.methods.contract import check_step, needs_of
 from secateur.progress import progress_bar
 from secateur.repair.base import Fold, repair_needs
 from secateur.repair.fold import fold, merge
+from secateur.repair.principal_values import turn_values
 from secateur.repair.refit import refit_in_place
 from secateur.statistics.collect import collect_statistics
 from secateur.streaming.blocks import BlockChain, BlockModel, Call, graph_of_block
 from secateur.streaming.journal import Journal
 from secateur.streaming.shards import ShardReader
-from secateur.streaming.sizes import EXAMPLE
+from secateur.streaming.sizes import example_of_block
 from secateur.streaming.task import StreamTask
 
 __all__ = ["prune_blocks"]
@@ -96,15 +96,12 @@ def _prune_block(
     task: StreamTask, number: int, batches: _HiddenBatches
 ) -> tuple[BlockModel, BlockModel, dict[str, Any]]:
     """Return a block, the block pruned and repaired, and the record of it."""
-    original = task.chain.block(number)
-    ids = torch.arange(math.prod(EXAMPLE)).reshape(EXAMPLE) % len(
-        task.chain.empty.get_input_embeddings().weight
-    )
-    ((hidden, calls),) = task.chain.calls([{"input_ids": ids}])
-    example = {"original": hidden, "pruned": hidden, **calls[number]}
-    graph = graph_of_block(task.graph, original.name, example)
+    original: Any = task.chain.block(number)
+    graph = graph_of_block(task.graph, original.name, example_of_block(task.chain, number))
     shares = {g.name: task.counts[g.name] / g.size for g in graph.groups}
     fitting, guard = batches[: task.parts[0]], batches[slice(*task.parts)]
+    if task.repairs:
+        original = turn_values(original, graph, fitting, task.seed)
     small: Any = copy.deepcopy(original)
     plan = Plan(graph, task.method.name)
     needs = repair_needs(task.repairs)

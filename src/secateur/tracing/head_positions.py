@@ -20,23 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from secateur.core import Group, InputError, IntArray, Kind, Slot
 from secateur.execution import call, evaluating
 from secateur.modules.padded_linear import feature_axes
+from secateur.tracing.attentions import AttentionWatch
 from secateur.tracing.export import first_names, without_fused_attention
 from secateur.tracing.ignored import IgnoredLayer
+from secateur.tracing.replay import prefixes
 
 __all__ = ["find_head_positions", "without_ignored"]
 
 QUERY, KEY, VALUE = range(3)
 SHARES = (1.0, 0.5, 0.25, 0.75, 0.4, 0.125)  # of a head that a rotary embedding turns
-SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-ADDED = (torch.baddbmm, Tensor.baddbmm)
 NONE = "no attention has queries, keys and values from linear layers whose heads can be found"
 
 
@@ -62,40 +59,6 @@ class _Attention:
     before: tuple[_Use, ...]
     after: _Use
     inputs: tuple[Tensor, Tensor, Tensor]
-
-
-class _Recorder(TorchFunctionMode):
-    """Record attentions: the fused function, or a softmax between two products.
-
-    Attributes:
-        calls: Linear layers, by whoever watches them, and attentions in their order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._scored: tuple[Tensor, Tensor] | None = None  # queries and keys of the last product
-        self._shape: torch.Size | None = None  # of the scores in the softmax after it
-        self.calls: list[Any] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
-            self.calls.append(tuple(named[name] for name in ("query", "key", "value")))
-        elif func in SOFTMAX:
-            self._shape = None if self._scored is None else args[0].shape
-        elif func in ADDED or (func in PRODUCTS and args[0].ndim > 2):
-            self._multiply(*([*args, *kwargs.values()][1:3] if func in ADDED else args[:2]))
-        return func(*args, **kwargs)
-
-    def _multiply(self, a: Tensor, b: Tensor) -> None:
-        if self._shape is None:
-            self._scored = a, b.transpose(-1, -2)
-            return
-        if self._scored is not None and len(self._shape) == 4:
-            inputs = (*self._scored, b)  # [batch * heads, ...] in Bloom
-            self.calls.append(tuple(x if x.ndim == 4 else x.unflatten(0, self._shape[:2]) for x in inputs))
-        self._scored = self._shape = None
 
 
 @contextmanager
@@ -143,28 +106,37 @@ class _Heads:
         return int(self.rows[which].shape[2])
 
 
-def find_head_positions(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Group]:
+def find_head_positions(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], inside: Sequence[str] = ()
+) -> list[Group]:
     """Return the groups of positions, of queries with keys and of values, for each attention of a model.
+
+    Args:
+        model: The model.
+        args: What it is called with.
+        kwargs: What it is called with, by keyword.
+        inside: If given, the submodules that hold all layers of an attention.
 
     Raises:
         InputError: If there are none, with the reason.
     """
     if any(tensor.is_meta for tensor in model.parameters()):
         raise InputError("positions within heads are found by running the model, whose weights are not here")
-    names = _plain_linears(model)
+    below = prefixes(inside)
+    names = [name for name in _plain_linears(model) if not inside or name.startswith(below)]
 
     def run(alive: Mapping[str, Tensor]) -> list[_Attention]:
-        recorder = _Recorder()
+        calls: list[Any] = []
         with (
             evaluating(model),
             without_fused_attention(),
             torch.random.fork_rng(),
-            _watching(model, names, alive, recorder.calls),
-            recorder,
+            _watching(model, names, alive, calls),
+            AttentionWatch(lambda *inputs: calls.append(inputs)),
         ):
             torch.manual_seed(0)
             call(model, args, kwargs)
-        return list(_attentions(recorder.calls))
+        return list(_attentions(calls))
 
     whole = run({})
     owners = [_owners(run, whole, number) for number in range(3)]

@@ -8,7 +8,7 @@ operation without a rule freezes what it touches, and the frozen axes say so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -45,7 +45,15 @@ from secateur.tracing.propagate import Propagation, TensorAxes
 from secateur.tracing.replay import make_replay
 from secateur.tracing.sizes import match_sizes
 
-__all__ = ["LabelledExport", "as_call", "export_with_labels", "freeze_groups", "trace", "traced_model"]
+__all__ = [
+    "LabelledExport",
+    "as_call",
+    "export_with_labels",
+    "freeze_groups",
+    "trace",
+    "trace_with_positions",
+    "traced_model",
+]
 
 # A graph is a value and must not keep the model alive: both sides are weak.
 _MODELS: WeakKeyDictionary[PruningGraph, ref[nn.Module]] = WeakKeyDictionary()
@@ -99,17 +107,35 @@ def trace(
         >>> [(g.name, g.size) for g in graph.groups]
         [('0', 8)]
     """
+    check_flags(positions=positions)
+    call = (example_inputs, example_kwargs, outputs, states, inside)
+    return _trace(model, call, ignored_layers, find_head_positions if positions else None)
+
+
+@one_at_a_time
+def trace_with_positions(
+    model: nn.Module, example_inputs: Any, ignored_layers: Iterable[str], positions: Sequence[Group]
+) -> PruningGraph:
+    """Trace a model whose positions within heads are known: it may lie on the meta device."""
+    call = (example_inputs, None, None, None, None)
+    return _trace(model, call, ignored_layers, lambda *_: list(positions))
+
+
+def _trace(
+    model: nn.Module,
+    call: tuple[Any, ...],
+    ignored_layers: Iterable[str | nn.Module],
+    find_positions: Callable[..., list[Group]] | None,
+) -> PruningGraph:
+    example_inputs, example_kwargs, outputs, states, inside = call
     check_module(model)
     args, kwargs = as_call(example_inputs, example_kwargs)
     counted, pairs = check_outputs(outputs), check_states(states)
     ignored = find_ignored_layers(model, ignored_layers)
-    check_flags(positions=positions)
     inner: tuple[Group, ...] = ()
-    if positions:
-        inner, ignored = without_ignored(find_head_positions(model, args, kwargs), ignored)
-    if positions and inside is not None:
-        raise InputError("positions within heads need a model that is traced as a whole: leave out inside=")
     names = check_inside(model, args, kwargs, inside, counted, pairs)
+    if find_positions is not None:
+        inner, ignored = without_ignored(find_positions(model, args, kwargs, names), ignored)
     if names:
         replayed, calls = make_replay(model, names, args, kwargs)
         found = _analyse(replayed, (calls,), {}, ignored, Ports(Interface()))
