@@ -275,14 +275,14 @@ def test_what_is_left_has_the_statistics_of_the_masked_model(family: str) -> Non
                 torch.testing.assert_close(a, b[kept], rtol=1e-3, atol=1e-6 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("method", ["taylor", "flap"])
-def test_several_steps(method: str) -> None:
+@pytest.mark.parametrize("method, even", [("taylor", False), ("flap", True)])
+def test_several_steps(method: str, even: bool) -> None:
     """Each step cuts more positions; without a repair the result is the original without what went."""
     model, plans = build("llama"), list[Plan]()
     result = sc.prune(
         model,
         {"input_ids": tokens()},
-        sc.Params(0.5, of="body", scope="layer"),
+        sc.Params(0.5, of="body", scope="layer", even=even),
         [{"input_ids": tokens()}] * 5,
         method=method,
         repair=None,

@@ -118,7 +118,8 @@ class Plan:
             check_units(name, sizes[name], kept)
         for names in self.graph.equal_counts if self.keep else ():
             counts = {name: len(self.keep[name]) if name in self.keep else sizes[name] for name in names}
-            if len(set(counts.values())) > 1:
+            # No number states how many padded units there are: whole heads may have taken unequal ones.
+            if len(set(counts.values())) > 1 and not self.graph.group(names[0]).padded:
                 raise PlanError(
                     f"the groups {shorten(map(repr, names), count=8)} must keep equally many units, because "
                     f"one number states how many they have (hidden_size, a config), or the budget is even; "
