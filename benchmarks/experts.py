@@ -1,8 +1,9 @@
 """Which whole experts to keep: those that add most, in sum or in the mean (REAP), most tokens, random ones.
 
-A small Mixtral is trained here, on the bytes of two kinds of text that Python comes with: the help topics of
-`pydoc`, and the source of the standard library.  The first four fifths of each train and calibrate, the rest
-judges.  Prints the tables of docs/language-models.md, "Whole experts".
+A small Mixtral, and a small OLMoE whose weights of experts do not add up to 1, are trained here, on the
+bytes of two kinds of text that Python comes with: the help topics of `pydoc`, and the source of the standard
+library.  The first four fifths of each train and calibrate, the rest judges.  Prints the tables of
+docs/language-models.md, "Whole experts".
 
     python benchmarks/experts.py
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig
 
 import secateur as sc
 from secateur.apply.experts import drop_experts, find_mixtures
@@ -26,20 +27,27 @@ from secateur.core.markdown import markdown_table
 from secateur.measure.expert_use import measure_expert_use
 from secateur.measure.metrics import perplexity
 
-LENGTH, STEPS, BATCH, DRAWS = 64, 1200, 16, 5
+LENGTH, BATCH, DRAWS = 64, 16, 5
 MODULES = ("argparse", "asyncio.tasks", "collections", "datetime", "decimal", "inspect", "logging", "pathlib")
 MODULES += ("subprocess", "tarfile", "threading", "turtle", "typing", "unittest.mock", "zipfile")
-CONFIG = MixtralConfig(
-    vocab_size=256,
-    hidden_size=64,
-    intermediate_size=64,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=8,
-    max_position_embeddings=LENGTH,
-    output_router_logits=True,
-    router_aux_loss_coef=0.02,
+SIZES: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.02,
+}
+MIXTRAL = MixtralConfig(**SIZES, intermediate_size=64, num_local_experts=8)
+OLMOE = OlmoeConfig(
+    **SIZES,
+    intermediate_size=32,
+    num_experts=16,
+    num_experts_per_tok=4,
+    eos_token_id=None,
+    norm_topk_prob=False,
 )
 
 
@@ -60,13 +68,13 @@ def sequences(tokens: Tensor, count: int, seed: int) -> Tensor:
     return torch.stack([tokens[start : start + LENGTH] for start in starts.tolist()])
 
 
-def train(parts: dict[str, tuple[Tensor, Tensor]]) -> MixtralForCausalLM:
+def train(config: Any, steps: int, parts: dict[str, tuple[Tensor, Tensor]]) -> Any:
     """Return a model trained on both kinds of text."""
     torch.manual_seed(0)
-    model = MixtralForCausalLM(CONFIG)
+    model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for step in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
         ids = torch.cat([sequences(x, BATCH // 2, step) for x, _ in parts.values()])
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
@@ -77,17 +85,20 @@ def train(parts: dict[str, tuple[Tensor, Tensor]]) -> MixtralForCausalLM:
 
 
 def choices(
-    model: MixtralForCausalLM, batches: list[Any]
+    model: Any, batches: list[Any]
 ) -> Iterator[tuple[str, Callable[[int], list[dict[str, list[int]]]]]]:
     """Yield ways to choose: a name, and the number that stay -> the experts that stay, of each draw."""
     use = measure_expert_use(model, batches)
     for by in ("total", "mean", "tokens"):
         yield by, lambda n, by=by: [{m: best(getattr(x, by), n) for m, x in use.items()}]
     draw = torch.Generator().manual_seed(0)
-    mixtures = list(find_mixtures(model))
+    mixtures = find_mixtures(model)
     yield (
         f"random, {DRAWS} draws",
-        lambda n: [{m: best(torch.rand(8, generator=draw), n) for m in mixtures} for _ in range(DRAWS)],
+        lambda n: [
+            {m: best(torch.rand(x.count, generator=draw), n) for m, x in mixtures.items()}
+            for _ in range(DRAWS)
+        ],
     )
 
 
@@ -104,15 +115,17 @@ def judge(model: Any, parts: dict[str, tuple[Tensor, Tensor]]) -> list[float]:
 def compare_choices(model: Any, parts: dict[str, tuple[Tensor, Tensor]], batches: list[Any]) -> str:
     """Return a table of perplexities without experts, chosen in several ways."""
     whole = " / ".join(f"{x:.2f}" for x in judge(model, parts))
-    rows = [{"experts that stay": "all", "8 of 8": whole}]
+    total = next(iter(find_mixtures(model).values())).count
+    counts = {f"{count} of {total}": count for count in (total, 7 * total // 8, 6 * total // 8, total // 2)}
+    rows = [{"experts that stay": "all", f"{total} of {total}": whole}]
     for name, keep in choices(model, batches):
         row = {"experts that stay": name}
-        for count in (7, 6, 4):
+        for column, count in list(counts.items())[1:]:
             found = [judge(drop_experts(model, kept), parts) for kept in keep(count)]
             means = [statistics.mean(x) for x in zip(*found, strict=True)]
-            row[f"{count} of 8"] = " / ".join(f"{x:.2f}" for x in means)
+            row[column] = " / ".join(f"{x:.2f}" for x in means)
         rows.append(row)
-    return markdown_table(rows, right=[f"{count} of 8" for count in (8, 7, 6, 4)])
+    return markdown_table(rows, right=list(counts))
 
 
 def compare_axes(model: Any, parts: dict[str, tuple[Tensor, Tensor]], batches: list[Any]) -> str:
@@ -136,10 +149,11 @@ def compare_axes(model: Any, parts: dict[str, tuple[Tensor, Tensor]], batches: l
 def main() -> None:
     """Train, choose, judge."""
     parts = texts()
-    model = train(parts)
     batches = [{"input_ids": sequences(x, 8, 10_000 + i)} for i in range(4) for x, _ in parts.values()]
-    print(compare_choices(model, parts, batches))
-    print(compare_axes(model, parts, batches))
+    mixtral = train(MIXTRAL, 1200, parts)
+    print(compare_choices(mixtral, parts, batches))
+    print(compare_axes(mixtral, parts, batches))
+    print(compare_choices(train(OLMOE, 600, parts), parts, batches))
 
 
 if __name__ == "__main__":
