@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sampled import sampled
-from test_transformers import BASE, GROUPED, build, halve, ids
+from small_transformers import BASE, GROUPED, build, halve, ids
 
 import secateur as sc
 from secateur.apply.deviation import deviation

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_transformers import build, halve, ids
 from test_gguf import fields
-from test_transformers import build, halve, ids
 
 import secateur as sc
 from secateur.apply.deviation import deviation

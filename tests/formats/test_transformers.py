@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from functools import cache
@@ -15,117 +14,34 @@ import numpy as np
 import pytest
 import torch
 from sampled import sampled
-from torch import Tensor, nn
+from small_transformers import (
+    BASE,
+    DECODERS,
+    ENCODERS,
+    EVERY,
+    ONLY_UNITS,
+    build,
+    check_generation,
+    compared,
+    halve,
+    ids,
+)
+from torch import nn
 
 import secateur as sc
 from secateur.apply.deviation import deviation
 from secateur.apply.float64 import run_float64
 from secateur.core import ExactnessError, InputError, Plan, PlanError, StoreError
 from secateur.formats import transformers as folders
-from secateur.formats.modelling_file import import_class
 from secateur.formats.plan_json import plan_digest
 
 transformers = pytest.importorskip("transformers")
-
-BASE: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED = {**BASE, "num_key_value_heads": 2, "head_dim": 8}
-GEMMA = {**GROUPED, "query_pre_attn_scalar": 8}
-EXPERTS = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-GPT2 = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
-DISTIL = {"vocab_size": 90, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
-
-# Family -> class, options of its config, and the sizes in it after halving all units.
-HEADS = {"num_attention_heads": 1, "num_key_value_heads": 1}
-WIDTHS = {"hidden_size": 16, "intermediate_size": 24}
-DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
-    "llama": ("LlamaForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
-    "mistral": ("MistralForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
-    "qwen2": ("Qwen2ForCausalLM", {**GROUPED, "tie_word_embeddings": True}, {**HEADS, **WIDTHS}),
-    "qwen3": ("Qwen3ForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
-    "gemma2": ("Gemma2ForCausalLM", GEMMA, {**HEADS, **WIDTHS}),
-    "gemma3_text": ("Gemma3ForCausalLM", GEMMA, {**HEADS, **WIDTHS}),
-    "phi3": (
-        "Phi3ForCausalLM",
-        BASE,
-        {"num_attention_heads": 2, "num_key_value_heads": 2, **WIDTHS},
-    ),
-    "olmo2": ("Olmo2ForCausalLM", GROUPED, {**HEADS, **WIDTHS}),
-    "mixtral": ("MixtralForCausalLM", {**GROUPED, "num_local_experts": 4}, {**HEADS, **WIDTHS}),
-    "qwen2_moe": (
-        "Qwen2MoeForCausalLM",
-        {**EXPERTS, "shared_expert_intermediate_size": 24},
-        {**HEADS, "hidden_size": 16, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12},
-    ),
-    "qwen3_moe": (
-        "Qwen3MoeForCausalLM",
-        EXPERTS,
-        {**HEADS, "hidden_size": 16, "moe_intermediate_size": 8},
-    ),
-    "gpt_neox": ("GPTNeoXForCausalLM", BASE, {"intermediate_size": 24}),
-    "gpt2": ("GPT2LMHeadModel", GPT2, {"n_inner": 64}),
-    "opt": ("OPTForCausalLM", {**BASE, "ffn_dim": 48, "word_embed_proj_dim": 32}, {"ffn_dim": 24}),
-}
-ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
-    "bert": ("BertModel", BASE, {"intermediate_size": 24}),
-    "roberta": ("RobertaModel", BASE, {"intermediate_size": 24}),
-    "distilbert": ("DistilBertModel", DISTIL, {"hidden_dim": 24}),
-    "electra": (
-        "ElectraModel",
-        {**BASE, "embedding_size": 16},
-        {"embedding_size": 16, "intermediate_size": 24},
-    ),
-}
-EVERY = (*DECODERS, *ENCODERS)
-ONLY_UNITS = ("gpt_neox", "gpt2", "opt", *ENCODERS)
-
-
-def build(family: str, **options: Any) -> Any:
-    """Return a small model with random gains and biases, so that no axis is alike another."""
-    name, known, _ = {**DECODERS, **ENCODERS}[family]
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **{**known, **options})
-    model = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def ids() -> Tensor:
-    return torch.randint(3, 90, (2, 11), generator=torch.Generator().manual_seed(1))
-
-
-def halve(model: nn.Module, leave: str = "nothing", **options: Any) -> tuple[nn.Module, Plan]:
-    """Remove half of the units, in repeated layers equally many; groups with `leave` in their name stay."""
-    graph = sc.trace(model, {"input_ids": ids()})
-    whole = [group.name for group in graph.groups if any(x in group.name for x in leave.split())]
-    graph = graph.without_groups(whole, "they stay")
-    budget = sc.Units(**{"keep": 0.5, "even": True, **options})
-    plan = sc.plan(graph, "magnitude", budget, model=model)
-    return sc.shrink(model, plan, check=False), plan
 
 
 @cache
 def halved(family: str) -> tuple[nn.Module, Plan]:
     """Halve what the config of a family can state."""
     return halve(build(family), "embed wte attention attn" if family in ONLY_UNITS else "nothing")
-
-
-def compared(model: nn.Module, other: nn.Module) -> float:
-    with torch.no_grad():
-        first, second = (m(input_ids=ids())[0] for m in (model, other))
-    return deviation([first], [second])
 
 
 @pytest.mark.parametrize(
@@ -147,19 +63,6 @@ def test_a_family_loads_with_the_plain_class(family: str, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     if family in DECODERS:
         check_generation(loaded)
-
-
-def check_generation(model: Any) -> None:
-    """Compare generating with a cache with recomputing everything for each token."""
-    known = ids()[:1]
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    cached = model.generate(known, attention_mask=torch.ones_like(known), **options)
-    with torch.no_grad():
-        for _ in range(6):
-            scores = model(input_ids=known, use_cache=False).logits[:, -1]
-            scores[:, model.config.eos_token_id] = -torch.inf
-            known = torch.cat([known, scores.argmax(-1, keepdim=True)], 1)
-    assert cached.equal(known)
 
 
 @pytest.mark.parametrize("family", sampled(["llama", "qwen3", "gemma3_text", "olmo2"], "qwen3"))
@@ -254,93 +157,6 @@ def test_sizes_that_a_config_refuses_together(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="padded"):
         folders.save_pretrained(tmp_path / "out", small, plan, uneven="pad")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"] == 24
-
-
-def uneven_plan(model: Any) -> Plan:
-    """Keep other counts in each layer of heads and feed-forward units; of experts, multiples of 8."""
-    graph = sc.trace(model, {"input_ids": ids()})
-    groups = [
-        g for g in graph.groups if g.kind not in ("hidden", "vocabulary") and "embeddings" not in g.name
-    ]
-    order = {g.name: i for i, g in enumerate(groups)}
-    order |= {name: order[first] for first, *tied in graph.equal_counts for name in tied if name in order}
-    keep = {}
-    for g in groups:
-        gone = max(1, g.size * (1 + order[g.name] % 4) // 6)
-        keep[g.name] = np.arange(g.size - (8 * (order[g.name] < 4) if ".experts" in g.name else gone))
-    return Plan(graph, "by hand", keep)
-
-
-@pytest.mark.parametrize("family", sampled(EVERY, "gemma3_text", "mixtral", "gpt2"))
-def test_a_modelling_file_states_uneven_layers(family: str, tmp_path: Path) -> None:
-    model = build(family)
-    plan = uneven_plan(model)
-    small = sc.shrink(model, plan)
-    assert folders.save_pretrained(tmp_path / "out", small, plan, uneven="code") <= 1e-5
-    cls = import_class(tmp_path / "out", model)
-    loaded = cls.from_pretrained(tmp_path / "out").eval()
-    assert compared(small, loaded) <= 1e-5
-    shapes = {name: tensor.shape for name, tensor in loaded.named_parameters()}
-    assert shapes == {name: tensor.shape for name, tensor in small.named_parameters()}
-    if family in DECODERS:
-        check_generation(loaded)
-
-
-def positions_plan(model: Any) -> Plan:
-    """Keep other positions in each head, and other counts in each layer of everything else."""
-    plan = uneven_plan(model)
-    graph = sc.trace(model, {"input_ids": ids()}, positions=True)
-    draw = np.random.default_rng(0)
-    keep = {
-        g.name: np.sort(draw.choice(g.size, g.size - 1 - number, replace=False))
-        for number, g in enumerate(g for g in graph.groups if g.padded)
-    }
-    return Plan(graph, "by hand", {**plan.keep, **keep})
-
-
-HEADS = ("llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "gpt2", "opt")
-
-
-@pytest.mark.parametrize("family", sampled(HEADS, "gpt2"))
-def test_positions_within_heads(family: str, tmp_path: Path) -> None:
-    model = build(family)
-    plan = positions_plan(model)
-    small = sc.shrink(model, plan)
-    with pytest.raises(InputError, match=r"positions within heads have gone.*uneven='pad'"):
-        folders.save_pretrained(tmp_path / "out", small, plan)
-    with pytest.warns(UserWarning, match="padded with zeros"):
-        assert folders.save_pretrained(tmp_path / "zeros", small, plan, uneven="pad") <= 1e-5
-    assert compared(small, type(model).from_pretrained(tmp_path / "zeros").eval()) <= 1e-5
-    assert folders.save_pretrained(tmp_path / "code", small, plan, uneven="code") <= 1e-5
-    loaded = import_class(tmp_path / "code", model).from_pretrained(tmp_path / "code").eval()
-    assert compared(small, loaded) <= 1e-5
-    assert sum(x.numel() for x in loaded.parameters()) == sum(x.numel() for x in small.parameters())
-    check_generation(loaded)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make_plan", [uneven_plan, positions_plan])
-def test_a_modelling_file_needs_no_secateur(make_plan: Any, tmp_path: Path) -> None:
-    model = build("llama")
-    plan = make_plan(model)
-    small = sc.shrink(model, plan)
-    folders.save_pretrained(tmp_path / "out", small, plan, uneven="code")
-    torch.save((ids(), small(ids()).logits), tmp_path / "expected.pt")
-    code = f"""
-import sys
-sys.modules["secateur"] = None
-import torch
-from transformers import AutoModelForCausalLM
-ids, expected = torch.load({str(tmp_path / "expected.pt")!r})
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
-assert (model(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
-model.save_pretrained({str(tmp_path / "again")!r})
-again = AutoModelForCausalLM.from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
-assert again(ids).logits.equal(model(ids).logits)
-"""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
 
 
 # --- what travels along
