@@ -184,6 +184,21 @@ def test_a_pair_that_is_gone_takes_no_part_in_the_scores() -> None:
         assert not torch.allclose(model(tokens()).logits, before, atol=1e-3)
 
 
+def test_positions_that_a_norm_switches_off() -> None:
+    """In three layers of Gemma 3 270M the gain of some positions is 0."""
+    model = build("gemma3, one key")
+    for name in ("q_norm", "k_norm"):
+        norm = model.get_submodule(f"model.layers.0.self_attn.{name}")
+        with torch.no_grad():
+            norm.weight[[1, 2, 5]] = -1  # a gain of 1 + weight
+    graph = sc.trace(model, {"input_ids": tokens()}, positions=True)
+    assert [g.size for g in padded(graph)] == [4, 8, 4, 8]
+    plan = Plan(graph, "by hand", {padded(graph)[0].name: np.array([0, 1])})
+    with torch.no_grad():
+        a, b = (m(input_ids=tokens())[0] for m in (sc.shrink(model, plan), sc.mask(model, plan)))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
 def test_what_the_user_ignores_stays() -> None:
     def kinds(*ignored: str) -> set[str]:
         return {g.kind + g.name[13:14] for g in padded(traced("llama", ignored)[1])}

@@ -147,7 +147,7 @@ def find_head_positions(
         if found and used.isdisjoint(found[0].names):
             candidates[number] = found
             used.update(found[0].names)
-    groups = [g for heads, pairs in _find_pairs(run, candidates) for g in _groups(model, heads, pairs)]
+    groups = [g for heads, pairs in _find_pairs(run, whole, candidates) for g in _groups(model, heads, pairs)]
     if not groups:
         raise InputError(f"positions within heads cannot go: {NONE}")
     return groups
@@ -231,7 +231,9 @@ def _fused(attention: _Attention) -> list[_Heads]:
     ]
 
 
-def _find_pairs(run: Any, candidates: Mapping[int, list[_Heads]]) -> list[tuple[_Heads, IntArray]]:
+def _find_pairs(
+    run: Any, whole: Sequence[_Attention], candidates: Mapping[int, list[_Heads]]
+) -> list[tuple[_Heads, IntArray]]:
     """Return the heads that are as thought, with pairs [n, 2] of positions that only go together."""
     found: dict[int, tuple[_Heads, IntArray]] = {}
     for share in SHARES:
@@ -244,7 +246,7 @@ def _find_pairs(run: Any, candidates: Mapping[int, list[_Heads]]) -> list[tuple[
                     pairs = _pairs(heads[layout].length(QUERY), share, interleaved)
                     if pairs is not None:
                         trial[number] = heads[layout], pairs
-                found |= _confirmed(run, trial) if trial else {}
+                found |= _confirmed(run, whole, trial) if trial else {}
     return [found[number] for number in sorted(found)]
 
 
@@ -258,7 +260,9 @@ def _pairs(length: int, share: float, interleaved: bool) -> IntArray | None:
     return np.concatenate([pairs if interleaved else pairs.T, rest])
 
 
-def _confirmed(run: Any, trial: Mapping[int, tuple[_Heads, IntArray]]) -> dict[int, tuple[_Heads, IntArray]]:
+def _confirmed(
+    run: Any, whole: Sequence[_Attention], trial: Mapping[int, tuple[_Heads, IntArray]]
+) -> dict[int, tuple[_Heads, IntArray]]:
     """Return what is zero just where it should be while half of the units are zero."""
     generator = np.random.default_rng(0)
     alive: dict[str, Tensor] = {}
@@ -280,26 +284,30 @@ def _confirmed(run: Any, trial: Mapping[int, tuple[_Heads, IntArray]]) -> dict[i
     return {
         number: found
         for number, found in trial.items()
-        if number < len(seen) and _as_thought(seen[number], found[0], gone[number])
+        if number < len(seen) and _as_thought(seen[number], whole[number], found[0], gone[number])
     }
 
 
-def _as_thought(attention: _Attention, heads: _Heads, gone: list[Any]) -> bool:
+def _as_thought(attention: _Attention, whole: _Attention, heads: _Heads, gone: list[Any]) -> bool:
     """Return whether queries, keys, values and what is read of them are zero just where they should be."""
     shared, repeated = heads.shape
-    for which, x in enumerate(attention.inputs):
+    for which, (x, before) in enumerate(zip(attention.inputs, whole.inputs, strict=True)):
         times, rest = divmod(x.shape[1], shared)
-        if rest or not _zero_at(x.transpose(1, 2), np.repeat(gone[which], times, 0)):
+        dead = np.repeat(gone[which], times, 0)
+        if rest or not _zero_at(x.transpose(1, 2), before.transpose(1, 2), dead):
             return False
-    read = attention.after.read
-    read = read.reshape(-1, shared * repeated, heads.length(VALUE))
-    return _zero_at(read, np.repeat(gone[VALUE], repeated, 0))
+    shape = -1, shared * repeated, heads.length(VALUE)
+    read, before = (x.after.read.reshape(shape) for x in (attention, whole))
+    return _zero_at(read, before, np.repeat(gone[VALUE], repeated, 0))
 
 
-def _zero_at(x: Tensor, gone: IntArray) -> bool:
-    """Return whether the last axes of a tensor, heads and positions, are zero everywhere just at `gone`."""
-    zero = (x == 0).flatten(0, -3).all(0)
-    return zero.shape == gone.shape and bool((zero.cpu() == torch.from_numpy(gone)).all())
+def _zero_at(x: Tensor, before: Tensor, gone: IntArray) -> bool:
+    """Return whether the last axes of a tensor, heads and positions, became zero everywhere just at `gone`.
+
+    The gain of a norm may switch positions off, as in three layers of Gemma 3 270M: they were zero before.
+    """
+    zero, was = ((y == 0).flatten(0, -3).all(0).cpu() for y in (x, before))
+    return zero.shape == gone.shape and bool((zero == (was | torch.from_numpy(gone))).all())
 
 
 def _groups(model: nn.Module, heads: _Heads, pairs: IntArray) -> Iterator[Group]:
