@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import secateur as sc
-from secateur.core import InputError
 from secateur.methods import find_method
 from secateur.statistics.collect import collect_statistics
 
@@ -70,17 +69,6 @@ def test_the_moments_are_those_of_what_a_unit_adds(family: str, monkeypatch: pyt
         ("activation", logits.second.sqrt()),
         ("wanda", logits.second.sqrt()),
         ("flap", logits.variance),
+        ("matroid", logits.second.sqrt() / logits.second.sqrt().max()),
     ):
         torch.testing.assert_close(find_method(name).unit_scores(graph, found)[group.name], scores)  # type: ignore[attr-defined]
-
-
-def test_without_moments_the_message_says_so() -> None:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SIZES, **FAMILIES["LlamaForCausalLM"])
-    model = transformers.LlamaForCausalLM(config).eval()
-    ids = torch.randint(60, (2, 5))
-    graph = sc.trace(model, {"input_ids": ids}, positions=True)
-    found = collect_statistics(model, graph, [{"input_ids": ids}], {"gram"})
-    assert not found.logits
-    with pytest.raises(InputError, match="query-key positions"):
-        find_method("flap").unit_scores(graph, found)  # type: ignore[attr-defined]

@@ -86,7 +86,7 @@ class Statistics:
     Attributes:
         weights: Every parameter and buffer, detached, by its first name.
         moments: By consuming weight (`PruningGraph.input_key`): its input (needs "moments", "gram").
-        logits: By group of query-key positions: what its units add to the logits (needs "moments").
+        logits: By group of query-key positions: what its units add to the logits (needs "moments", "gram").
         gradients: By parameter: summed loss gradient over the batches (needs "gradients").
         taylor: By group: sum over examples (tokens of a causal language model) of
             (d loss / d gate of the unit)^2 (needs "taylor").

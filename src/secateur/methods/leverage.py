@@ -45,8 +45,8 @@ class RidgeLeverage(ScoreMethod):
             raise InputError(f"RidgeLeverage.ridge must be a positive number; got {self.ridge!r}")
 
     def needs(self, budget: Budget) -> frozenset[str]:
-        """Return the Gram matrices of the weights' inputs, and of what units add to logits."""
-        return frozenset({"gram", "moments"})
+        """Return the Gram matrices of the weights' inputs."""
+        return frozenset({"gram"})
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
         """Return the leverage of each unit, between 0 and 1."""

@@ -142,7 +142,7 @@ class _Pass:
         self.images: list[tuple[Any, Any]] = []
         self.sample = ActivationSample(graph) if "activations" in wanted else None
         self.logits = None
-        if "moments" in wanted and any(map(gates_keys, graph.groups)):
+        if wanted & {"gram", "moments"} and any(map(gates_keys, graph.groups)):
             self.logits = AttentionLogits(model, graph, "gram" in wanted)
         self._model, self._graph, self._wanted, self._loss = model, graph, wanted, loss
         self._generator = torch.Generator().manual_seed(seed)

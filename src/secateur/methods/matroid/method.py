@@ -23,6 +23,7 @@ from secateur.structures.matroid.tail import Order
 __all__ = ["Matroid"]
 
 UNREAD = "magnitude, because no layer reads the units"
+LOGITS = "root mean square of what the units add to the logits of attention"
 Ground = Literal["activations", "rows", "patterns", "windows"]
 
 
@@ -116,8 +117,8 @@ class Matroid(SetMethod):
                     graph, statistics, group, count, self.objective, self.swaps
                 )
             else:
-                order = ranked(_magnitudes(graph, statistics, group))
-                keep[name], notes[name] = np.sort(order[:count]), {"ground": UNREAD}
+                sizes, ground = _unread(graph, statistics, group)
+                keep[name], notes[name] = np.sort(ranked(sizes)[:count]), {"ground": ground}
         return Choice(keep, notes=notes)
 
     def unit_scores(self, graph: PruningGraph, statistics: Statistics) -> Scores:
@@ -126,7 +127,7 @@ class Matroid(SetMethod):
         scores = {}
         for group in prunable(graph):
             if not graph.consumers(group):
-                scores[group.name] = _magnitudes(graph, statistics, group)
+                scores[group.name], _ = _unread(graph, statistics, group)
                 continue
             _, basis = basis_order(graph, statistics, group, self.objective)
             left = torch.cummin(basis.residuals[:-1], 0).values
@@ -161,7 +162,14 @@ class Matroid(SetMethod):
             raise InputError(f"ground {self.ground!r} ranks no groups; use scope='layer' or 'erk'")
 
 
-def _magnitudes(graph: PruningGraph, statistics: Statistics, group: Group) -> Tensor:
-    """Return the L1 norm of what produces each unit, relative to the largest."""
-    norms = power_sums(statistics.weights, producer_slots(graph, group), group.size, 1)
-    return norms / norms.max().clamp_min(torch.finfo(norms.dtype).tiny)
+def _unread(graph: PruningGraph, statistics: Statistics, group: Group) -> tuple[Tensor, str]:
+    """Return the sizes of units that no layer reads, relative to the largest, and what they are.
+
+    Of positions of queries and keys it is what they add to the logits of attention, else the L1 norm of what
+    produces the unit.
+    """
+    if (logits := statistics.logits.get(group.name)) is not None:
+        sizes, ground = logits.second.sqrt(), LOGITS
+    else:
+        sizes, ground = power_sums(statistics.weights, producer_slots(graph, group), group.size, 1), UNREAD
+    return sizes / sizes.max().clamp_min(torch.finfo(sizes.dtype).tiny), ground
