@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.core import InputError, brief
+from secateur.html.confidence_intervals import t_quantile
 
 __all__ = [
     "LEVEL",
@@ -131,17 +132,10 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, draws: int = DRAWS,
     n, mean = len(x), float(x.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * _t_quantile(level, n - 1))
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t_quantile(level, n - 1))
     means = _means(x, draws, seed)
     low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
     return Interval(mean, float(low), float(high), n)
-
-
-def _t_quantile(level: float, degrees: int) -> float:
-    """Return t such that Student's t is in [-t, t] with probability `level`."""
-    from scipy.special import stdtrit  # scipy takes a while to import
-
-    return float(stdtrit(degrees, (1 + level) / 2))
 
 
 def _means(x: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
@@ -199,7 +193,7 @@ def _interval(differences: Sequence[float], level: float, seed: int, examples: f
     if examples is None or len(differences) < 2:
         return interval
     least = _least_error(np.asarray(differences, dtype=np.float64), examples)
-    half = _t_quantile(level, len(differences) - 1) * least
+    half = t_quantile(level, len(differences) - 1) * least
     mean = interval.estimate
     low, high = min(interval.low, mean - half), max(interval.high, mean + half)
     return Interval(mean, low, high, interval.count)

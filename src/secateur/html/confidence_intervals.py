@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from secateur.html.rows import IDENTITY, Row
 
-__all__ = ["mean_interval", "seed_intervals"]
+__all__ = ["mean_interval", "seed_intervals", "t_quantile"]
 
 LEVEL = 0.95
 
@@ -23,10 +23,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     n, mean = len(values), fmean(values)
     if n == 1:
         return mean, mean, mean
+    half = t_quantile(LEVEL, n - 1) * stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def t_quantile(level: float, degrees: int) -> float:
+    """Return t such that Student's t is in [-t, t] with probability `level`.
+
+    Example:
+        >>> round(t_quantile(0.95, 4), 3)
+        2.776
+    """
     from scipy.special import stdtrit  # scipy takes a while to import
 
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
-    return mean, mean - half, mean + half
+    return float(stdtrit(degrees, (1 + level) / 2))
 
 
 def seed_intervals(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
