@@ -6,12 +6,12 @@ What a batch may be is in `batches`, what a model may return in `outputs`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from numbers import Integral
 from threading import RLock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from secateur.batches import split_batch
 from secateur.core import InputError, SecateurError, brief
 
 __all__ = [
+    "Together",
     "all_finite",
     "call",
     "check_calls",
@@ -331,6 +332,21 @@ def check_finite(value: Any, where: str) -> None:
             if ((x == 0) | (x == -torch.inf)).all() and (x == 0).any():
                 continue
             raise InputError(f"{where} hold NaN or infinite values; clean them first")
+
+
+class Together(ExitStack):
+    """Contexts that are entered together, as often as needed: a batch may run sequence by sequence."""
+
+    def __init__(self, contexts: Sequence[AbstractContextManager[Any]]) -> None:
+        """Enter nothing yet."""
+        super().__init__()
+        self._contexts = contexts
+
+    def __enter__(self) -> Self:
+        """Enter all, in order."""
+        for context in self._contexts:
+            self.enter_context(context)
+        return self
 
 
 @contextmanager

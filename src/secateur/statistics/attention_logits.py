@@ -15,9 +15,9 @@ c_u varies with s: the same sum with the covariance of the keys.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from secateur.core import Group, LogitMoments, PruningGraph
 from secateur.modules.padded_linear import output_places
 from secateur.processes import sum_over_processes
+from secateur.statistics.token_gates import gates_keys
 from secateur.tracing.attentions import AttentionWatch
 
 __all__ = ["AttentionLogits"]
@@ -66,11 +67,9 @@ class AttentionLogits:
         gram: Whether moments of pairs of units are wanted.
     """
 
-    inputs: AbstractContextManager[Any] | None = None  # entered, too
-
     def __init__(self, model: nn.Module, graph: PruningGraph, gram: bool) -> None:
         """Find the layers that make keys."""
-        groups = [group for group in graph.groups if group.kind == "query-key positions"]
+        groups = filter(gates_keys, graph.groups)
         self._units = {units.layer: units for units in (_units(model, group) for group in groups)}
         self._gram, self._stack = gram, ExitStack()
         self._latest: tuple[_Units, int] | None = None  # the last layer of keys, and how many outputs it has
@@ -81,8 +80,6 @@ class AttentionLogits:
             hook = layer.register_forward_hook(lambda _, __, made, units=units: self._note(units, made))
             self._stack.callback(hook.remove)
         self._stack.enter_context(AttentionWatch(self._add))
-        if self.inputs is not None:
-            self._stack.enter_context(self.inputs)
         return self
 
     def __exit__(self, *_: object) -> None:

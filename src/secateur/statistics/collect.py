@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.batches import own_tokens, predicts_next_token
 from secateur.core import InputError, Layer, Moments, PruningGraph, Statistics, unknown
 from secateur.execution import (
+    Together,
     all_finite,
     check_seed,
     explain_errors,
@@ -153,11 +154,7 @@ class _Pass:
     ) -> None:
         """Add one batch."""
         with explain_errors(where, args, kwargs):
-            inputs: AbstractContextManager[Any] | None = None
-            if moments or self.sample is not None:
-                inputs = observe_inputs(self._model, self._graph, self._recorder(moments))
-            if self.logits is not None:
-                self.logits.inputs, inputs = inputs, self.logits
+            inputs = self._watch(moments)
             if self._wanted & _DERIVATIVES:
                 inputs = self._derive(where, args, kwargs, targets, inputs)
             if inputs is not None:
@@ -223,6 +220,13 @@ class _Pass:
         tokens = isinstance(targets, Tensor) and targets.ndim == 2 and not targets.is_floating_point()
         kind = TokenGates if read and tokens and takes_token_gates(self._model) else Gates
         return kind(self._model, self._graph, loss)
+
+    def _watch(self, moments: Mapping[str, InputMoments]) -> AbstractContextManager[Any] | None:
+        """Return what watches attentions and inputs of weights while the model runs, if anything does."""
+        watches: list[AbstractContextManager[Any]] = [] if self.logits is None else [self.logits]
+        if moments or self.sample is not None:
+            watches.append(observe_inputs(self._model, self._graph, self._recorder(moments)))
+        return Together(watches) if watches else None
 
     def _recorder(self, moments: Mapping[str, InputMoments]) -> Callable[[WeightInput], None]:
         def record(entry: WeightInput) -> None:
