@@ -150,12 +150,10 @@ def _explain(rows: Rows, key: str, printed: Printed, share: Printed | None, whol
     """Return what was measured about a number that differs."""
     chance = explain_chance([row[key] for row in rows if row.get(key) is not None], printed)
     if key == "ref":
-        facts = _explain_training(rows)
-    elif key == "pruned weights":
-        facts = _explain_share(rows)
-    else:
-        facts = _explain_accuracy(rows, key, printed, share, whole)
-    return _join(chance, facts)
+        return _join(chance, _explain_training(rows))
+    if key == "pruned weights":
+        return _join(chance, _explain_share(rows))
+    return _join(chance, *_explain_accuracy(rows, key, printed, share, whole))
 
 
 def _explain_training(rows: Rows) -> str:
@@ -170,11 +168,11 @@ def _explain_share(rows: Rows) -> str:
 
 def _explain_accuracy(
     rows: Rows, key: str, printed: Printed, share: Printed | None, whole: Printed | None
-) -> str:
+) -> list[str]:
     ref, ours = (mean(rows, name) or 0.0 for name in ("ref", key))
     apart = 0.0 if whole is None else ref - whole.mean
     if key != "lost" and abs(ours - printed.mean - apart) <= TOLERANCE:
-        return f"the whole network is {apart:+.1f} points apart"
+        return [f"the whole network is {apart:+.1f} points apart"]
     maps, removed = mean(rows, "maps") or 0.0, mean(rows, "maps removed") or 0.0
     control = mean(rows, "random everywhere")
     facts = []
@@ -184,7 +182,7 @@ def _explain_accuracy(
         facts.append(f"{removed:.1f} of {maps:.0f} feature maps removed")
     if control is not None and key in ("random scored", "critical") and share is not None:
         facts.append(f"random units, {share.mean:g} % of every layer: {control:.1f}")
-    return "; ".join(fact for fact in (*facts, _explain_less(rows, share)) if fact)
+    return [*facts, _explain_less(rows, share)]
 
 
 def _explain_less(rows: Rows, share: Printed | None) -> str:

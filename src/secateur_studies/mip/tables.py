@@ -222,16 +222,16 @@ def list_differences(rows: Rows) -> list[dict[str, Any]]:
             theirs = subtract(*(printed.get(name + after, printed.get(name)) for name in (one, other)))
             shown = " - ".join(TITLES.get(name, name) for name in (one, other))
             line = {"net": net, "data": data, "form": bounds, "difference": shown}
-            judged = _judge_difference(differences, theirs) if differences else None
-            if judged and theirs is not None and judged["verdict"] == "differs":
-                judged["measured"] = explain_difference(
-                    known, differences, theirs, printed.get("pruned weights")
+            if differences:
+                lines.append(
+                    line | _judge_difference(known, differences, theirs, printed.get("pruned weights"))
                 )
-            lines += [] if judged is None else [line | judged]
     return lines
 
 
-def _judge_difference(differences: Sequence[float], printed: Printed | None) -> dict[str, Any]:
+def _judge_difference(
+    rows: Rows, differences: Sequence[float], printed: Printed | None, share: Printed | None
+) -> dict[str, Any]:
     """Compare the sign of a difference over initialisations, and its size with the printed one."""
     comparison = compare(differences)
     if comparison is None:
@@ -250,7 +250,7 @@ def _judge_difference(differences: Sequence[float], printed: Printed | None) -> 
         "outcome": "one network" if comparison.count == 1 else comparison.outcome,
         "published": None if printed is None else printed.mean,
         "verdict": "" if printed is None else "differs" if differs else "reproduced",
-        "measured": "",
+        "measured": explain_difference(rows, differences, printed, share) if printed and differs else "",
     }
 
 
