@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from planted_comparison import bench, plant
+from sampled import sampled
 
 from secateur.bench.benchmark import Bench, make_trials, run_bench
 from secateur.bench.compare import compare_methods, failures, settings
@@ -23,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return plant(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("model", ["make", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", sampled(["make", "single"], "make"))
 def test_a_planted_winner_wins_and_twins_tie(model: str, place: Path) -> None:
     rows, seed_note = run_bench(bench(model), place / "out", engine="inline")
     assert ("the factory makes for each seed" in seed_note) == (model == "make")
@@ -188,9 +189,7 @@ def weights_left(model, batches):
 """
 
 
-@pytest.mark.parametrize(
-    "metric", ["agreement", pytest.param("unlabelled.py:weights_left", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("metric", sampled(["agreement", "unlabelled.py:weights_left"], "agreement"))
 def test_no_labels_are_needed(place: Path, metric: str) -> None:
     (place / "unlabelled.py").write_text(LABELS)
     one = Bench(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor
 
 import secateur as sc
@@ -60,7 +61,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, int]] = {
     "jamba": (JAMBA, "num_experts", 1),
     "qwen3_next": (NEXT, "num_experts", 2),
 }
-FAST = ("mixtral", "deepseek_v3")
 WHOLE = ("kind:hidden", "kind:heads", "kind:key-value groups")
 
 
@@ -88,9 +88,7 @@ def generated(model: Any, **options: Any) -> Tensor:
     return model.generate(known, attention_mask=torch.ones_like(known), **options)
 
 
-@pytest.mark.parametrize(
-    "family", [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in FAMILIES]
-)
+@pytest.mark.parametrize("family", sampled(FAMILIES, "mixtral", "deepseek_v3"))
 def test_a_family_loads_with_the_plain_class(family: str, tmp_path: Path) -> None:
     """The experts' units and whole experts go together; the config has the new numbers."""
     _, field, count = FAMILIES[family]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sampled import sampled
 from torch import nn
 
 from secateur.apply.shrink import shrink
@@ -160,7 +161,7 @@ def structured() -> tuple[nn.Sequential, torch.Tensor]:
     return model, inputs(50, 2)
 
 
-@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exact", sampled([False, True], False))
 def test_windows_remove_the_tail_and_say_how_it_was_found(exact):
     model, x = structured()
     method = Matroid(ground="windows", exact=exact, order="index")

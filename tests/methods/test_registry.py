@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import pytest
+from sampled import sampled
 
 from secateur.core import InputError
 from secateur.methods import METHODS, Magnitude, Matroid, ScoreMethod, register, registry
@@ -30,7 +31,7 @@ def test_built_in_methods_are_found_by_name() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["magnitude", "matroid", *(pytest.param(x, marks=pytest.mark.slow) for x in ("taylor", "synflow"))],
+    sampled(["magnitude", "matroid", "taylor", "synflow"], "magnitude", "matroid"),
 )
 def test_a_method_loads_only_what_it_needs(name: str) -> None:
     code = f"""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled import sampled
 
 from secateur.structures.order import (
     Poset,
@@ -15,11 +16,6 @@ from secateur.structures.order import (
 )
 
 QUIET = settings(derandomize=True, deadline=None, max_examples=60)
-
-
-def blocks(fast: int, slow: int) -> list:
-    """Return numbers of blocks of cases; those of `make test-all` only are marked."""
-    return [*range(fast), *(pytest.param(i, marks=pytest.mark.slow) for i in range(fast, fast + slow))]
 
 
 @QUIET
@@ -62,7 +58,7 @@ def _context_of(concepts, table):
     return concepts.Context(objects, attributes, [tuple(map(bool, row)) for row in table])
 
 
-@pytest.mark.parametrize("block", blocks(4, 30))
+@pytest.mark.parametrize("block", sampled(range(34), *range(4)))
 def test_1020_contexts_equal_the_concepts_library(block):
     concepts = pytest.importorskip("concepts")
     for seed in range(30 * block, 30 * block + 30):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled import sampled
 from scipy import sparse
 
 from secateur.structures.order import (
@@ -96,12 +97,7 @@ def random_digraph(seed: int) -> np.ndarray:
     return a
 
 
-def blocks(fast: int, slow: int) -> list:
-    """Return numbers of blocks of cases; those of `make test-all` only are marked."""
-    return [*range(fast), *(pytest.param(i, marks=pytest.mark.slow) for i in range(fast, fast + slow))]
-
-
-@pytest.mark.parametrize("block", blocks(10, 20))
+@pytest.mark.parametrize("block", sampled(range(30), *range(10)))
 def test_1500_random_digraphs_equal_brute_force(block):
     for seed in range(50 * block, 50 * block + 50):
         adjacency = random_digraph(seed)

@@ -6,6 +6,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from sampled import sampled
 
 from secateur.structures.matroid import (
     IntervalMatroid,
@@ -29,7 +30,7 @@ def small(seed: int) -> np.ndarray:
     return rng.integers(-2, 3, (n, d)).astype(float)
 
 
-BLOCKS = [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))]
+BLOCKS = sampled(range(20), 0, 1)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

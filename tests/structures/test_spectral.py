@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled import sampled
 from torch import Tensor
 
 from secateur.structures.spectral import effective_resistance, layer_graph, leverage
@@ -66,7 +67,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float(((a[finite] - b[finite]).abs() / b[finite]).max()) if finite.any() else 0.0
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 6))])
+@pytest.mark.parametrize("block", sampled(range(6), 0))
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_is_the_pseudo_inverse(kind: str, block: int) -> None:
     """Forty random graphs of each kind in a block, 200 in all; 1,200 in all blocks."""

@@ -264,7 +264,7 @@ def statistics_of(model: nn.Module, graph: PruningGraph) -> Statistics:
 FUSED = [x for x in FAMILIES if "one layer" in x or "Conv1D" in x]
 
 
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(x, marks=pytest.mark.slow) for x in FUSED)])
+@pytest.mark.parametrize("family", sampled(["llama", *FUSED], "llama"))
 def test_what_is_left_has_the_statistics_of_the_masked_model(family: str) -> None:
     """Units of a shrunk model find the rows of their layers, and their heads, among the zeros."""
     model, graph = traced(family)
