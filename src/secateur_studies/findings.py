@@ -135,7 +135,7 @@ def compare_published(ours: float | None, published: float | None, tolerance: fl
 
 
 def count_verdicts(tables: Sequence[Table]) -> dict[str, int]:
-    """Count the rows that are reproduced, that differ, and that cannot be run here."""
+    """Count the rows by verdict: reproduced, differs, not run here for lack of data."""
     counts = Counter(row["verdict"] for table in tables for row in table.rows if row.get("verdict"))
     return {word: counts[word] for word in VERDICTS}
 

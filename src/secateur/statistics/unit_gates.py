@@ -30,7 +30,7 @@ class Gates:
     gone.  A unit that no weight reads has its gate on all that produces it.
 
     If possible, the gates multiply the inputs of the weights, and one backward pass is enough for a batch.
-    Otherwise (recurrent kernels, units that nothing reads, models that cannot be vectorised over examples)
+    Otherwise (recurrent kernels, units that nothing reads, models that vmap does not take over examples)
     they multiply the weights, W[:, i] z_i, which is equivalent, and the examples are run one by one.
 
     Args:

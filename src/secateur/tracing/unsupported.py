@@ -1,4 +1,4 @@
-"""Detect modules that cannot be exported or pruned (compiled, scripted, quantised, DataParallel)."""
+"""Detect modules that Secateur neither exports nor prunes (compiled, scripted, quantised, DataParallel)."""
 
 from __future__ import annotations
 
